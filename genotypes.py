@@ -1,0 +1,371 @@
+"""What a cell is: `Genotype`, the primitives of the search, the published cells, and reading and writing genotypes.
+
+A cell has two inputs (nodes 0 and 1: the outputs of the two cells before it) and intermediate nodes 2, 3, ... Node i adds up the results of
+two edges; edges 2(i - 2) and 2(i - 2) + 1 of the list are its own, each an operation and the earlier node that it is applied to. The
+outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1). This file needs no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cli import UserError
+
+
+class Genotype(NamedTuple):
+    """A normal and a reduction cell: lists of (operation, input node), and the nodes that are concatenated."""
+
+    normal: Sequence[tuple[str, int]]
+    normal_concat: Sequence[int]
+    reduce: Sequence[tuple[str, int]]
+    reduce_concat: Sequence[int]
+
+
+# The candidates of every edge in the search, in the order of the alphas' columns (DARTS, section 3.1).
+PRIMITIVES = [
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+]
+
+# All that a genotype may name: the keys of `operations.OPS`.
+OPERATIONS = [*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7"]
+
+# Zoph et al. 2018 (1707.07012), the cell NASNet-A.
+NASNet = Genotype(
+    normal=[
+        ("sep_conv_5x5", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_5x5", 0),
+        ("sep_conv_3x3", 0),
+        ("avg_pool_3x3", 1),
+        ("skip_connect", 0),
+        ("avg_pool_3x3", 0),
+        ("avg_pool_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 1),
+    ],
+    normal_concat=[2, 3, 4, 5, 6],
+    reduce=[
+        ("sep_conv_5x5", 1),
+        ("sep_conv_7x7", 0),
+        ("max_pool_3x3", 1),
+        ("sep_conv_7x7", 0),
+        ("avg_pool_3x3", 1),
+        ("sep_conv_5x5", 0),
+        ("skip_connect", 3),
+        ("avg_pool_3x3", 2),
+        ("sep_conv_3x3", 2),
+        ("max_pool_3x3", 1),
+    ],
+    reduce_concat=[4, 5, 6],
+)
+
+# Real et al. 2019 (1802.01548), the cell AmoebaNet-A.
+AmoebaNet = Genotype(
+    normal=[
+        ("avg_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_5x5", 2),
+        ("sep_conv_3x3", 0),
+        ("avg_pool_3x3", 3),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 1),
+        ("skip_connect", 0),
+        ("avg_pool_3x3", 1),
+    ],
+    normal_concat=[4, 5, 6],
+    reduce=[
+        ("avg_pool_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("max_pool_3x3", 0),
+        ("sep_conv_7x7", 2),
+        ("sep_conv_7x7", 0),
+        ("avg_pool_3x3", 1),
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("conv_7x1_1x7", 0),
+        ("sep_conv_3x3", 5),
+    ],
+    reduce_concat=[3, 4, 6],
+)
+
+# Liu et al. 2019 (1806.09055), first order.
+DARTS_V1 = Genotype(
+    normal=[
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 2),
+    ],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+        ("skip_connect", 2),
+        ("avg_pool_3x3", 0),
+    ],
+    reduce_concat=[2, 3, 4, 5],
+)
+
+# The same, second order: the cell of the paper's 2.76% test error (Figures 4 and 5).
+DARTS_V2 = Genotype(
+    normal=[
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("skip_connect", 0),
+        ("dil_conv_3x3", 2),
+    ],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 1),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 1),
+    ],
+    reduce_concat=[2, 3, 4, 5],
+)
+
+DARTS = DARTS_V2
+
+# The two cells of NNI's DARTS tutorial: from its plain evaluator, and from the paper's recipe (97.12% after 600 epochs, by its authors).
+NNI_BASIC = Genotype(
+    normal=[
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 2),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("max_pool_3x3", 0),
+    ],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("dil_conv_5x5", 2),
+        ("sep_conv_3x3", 0),
+        ("dil_conv_5x5", 2),
+        ("sep_conv_5x5", 1),
+        ("sep_conv_5x5", 4),
+        ("dil_conv_5x5", 2),
+    ],
+    reduce_concat=[2, 3, 4, 5],
+)
+
+NNI_FULL = Genotype(
+    normal=[
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+    ],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[
+        ("max_pool_3x3", 0),
+        ("sep_conv_5x5", 1),
+        ("dil_conv_5x5", 2),
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 0),
+        ("sep_conv_3x3", 2),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+    ],
+    reduce_concat=[2, 3, 4, 5],
+)
+
+KNOWN = {
+    "NASNet": NASNet,
+    "AmoebaNet": AmoebaNet,
+    "DARTS_V1": DARTS_V1,
+    "DARTS_V2": DARTS_V2,
+    "DARTS": DARTS,
+    "NNI_BASIC": NNI_BASIC,
+    "NNI_FULL": NNI_FULL,
+}
+
+
+def read(arch: str) -> Genotype:
+    """The genotype that `arch` stands for, whatever its form.
+
+    Args:
+        arch: a name in `KNOWN`; a JSON file (see `from_json`) or the folder of a run that holds `genotype.json`; or the text
+            `Genotype(normal=[...], ...)`, as a search logs it, with or without what stands before it on its line.
+
+    Raises:
+        UserError: `arch` is none of these, or not a valid genotype.
+    """
+    if arch in KNOWN:
+        return KNOWN[arch]
+    if "Genotype(" in arch:
+        return parse(arch[arch.index("Genotype(") :])
+    path = Path(arch)
+    try:
+        if path.is_dir():
+            path = path / "genotype.json"
+        if path.suffix != ".json" and not path.is_file():
+            raise UserError(f"unknown architecture {_shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the architecture {_shorten(arch)}: {error.strerror or error}") from None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{_shorten(arch)} does not hold JSON: {error}") from None
+    return from_json(content)
+
+
+def parse(text: str) -> Genotype:
+    """The genotype that `repr` prints, parsed as a literal, never evaluated.
+
+    Args:
+        text: `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=[2, 3, 4, 5])`.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+            raise ValueError("it is not one Genotype(...)")
+        fields = dict(zip(Genotype._fields, map(_literal, call.args), strict=False))
+        fields |= {keyword.arg or "**": _literal(keyword.value) for keyword in call.keywords}
+        if len(call.args) + len(call.keywords) != 4 or set(fields) != set(Genotype._fields):
+            raise ValueError(f"it needs {', '.join(Genotype._fields)}, each once")
+    except UserError:
+        raise
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise UserError(f"cannot parse the genotype {_shorten(text)}: {error}") from None
+    return check(**fields)
+
+
+def _literal(node: ast.expr) -> Any:
+    """A Python literal, or `range` of integers, which is how the original prints `*_concat`."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
+        bounds = [ast.literal_eval(argument) for argument in node.args]
+        if not all(type(bound) is int and abs(bound) <= 1000 for bound in bounds):
+            raise ValueError("range() takes small integers")
+        return list(range(*bounds))
+    return ast.literal_eval(node)
+
+
+def from_json(content: Any) -> Genotype:
+    """The genotype in decoded JSON.
+
+    Args:
+        content: `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat": [...]}`, or the
+            flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`.
+
+    Raises:
+        UserError: `content` is no valid genotype.
+    """
+    if not isinstance(content, dict):
+        raise UserError("an architecture's JSON must be an object, with normal, normal_concat, reduce and reduce_concat")
+    if any(isinstance(key, str) and key.startswith(("normal/", "reduce/")) for key in content):
+        return _from_nni(content)
+    missing = [field for field in Genotype._fields if field not in content]
+    unknown = [key for key in content if key not in Genotype._fields]
+    if missing or unknown:
+        raise UserError(
+            f"an architecture's JSON needs {', '.join(Genotype._fields)}; missing: {missing}, unknown: {_shorten(str(unknown))}"
+        )
+    return check(**content)
+
+
+def to_json(genotype: Genotype) -> dict[str, list]:
+    """The JSON-ready form of `genotype`, which `from_json` reads."""
+    return {
+        "normal": [[operation, node] for operation, node in genotype.normal],
+        "normal_concat": list(genotype.normal_concat),
+        "reduce": [[operation, node] for operation, node in genotype.reduce],
+        "reduce_concat": list(genotype.reduce_concat),
+    }
+
+
+def _from_nni(content: dict[str, Any]) -> Genotype:
+    """NNI's flat dictionary: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1; all concatenated."""
+    remaining = dict(content)
+    cells = {}
+    for cell in ("normal", "reduce"):
+        edges = []
+        while f"{cell}/op_{len(edges) // 2 + 2}_{len(edges) % 2}" in remaining:
+            suffix = f"{len(edges) // 2 + 2}_{len(edges) % 2}"
+            operation = remaining.pop(f"{cell}/op_{suffix}")
+            node = remaining.pop(f"{cell}/input_{suffix}", None)
+            if isinstance(node, list) and len(node) == 1:  # NNI writes a choice of one input either way
+                node = node[0]
+            edges.append((operation, node))
+        cells[cell] = edges
+        cells[f"{cell}_concat"] = list(range(2, len(edges) // 2 + 2))
+    if remaining:
+        raise UserError(f"unexpected keys in NNI's architecture: {_shorten(', '.join(map(str, remaining)))}")
+    return check(**cells)
+
+
+def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
+    """A `Genotype` of these parts, if they make two cells that can be built.
+
+    Raises:
+        UserError: an unknown operation, a node that does not exist yet, an odd number of edges, or no edges or outputs at all.
+    """
+
+    def edges(cell: str, pairs: Any) -> list[tuple[str, int]]:
+        if not isinstance(pairs, list | tuple) or not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+            raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
+        if len(pairs) % 2:
+            raise UserError(f"the {cell} cell has {len(pairs)} edges: each node takes two, so their number must be even")
+        for edge, (operation, node) in enumerate(pairs):
+            if not isinstance(operation, str) or operation not in OPERATIONS:
+                raise UserError(f"unknown operation {_shorten(repr(operation))} in the {cell} cell: known are {', '.join(OPERATIONS)}")
+            newest = edge // 2 + 1
+            if type(node) is not int or not 0 <= node <= newest:
+                raise UserError(
+                    f"edge {edge} of the {cell} cell takes node {_shorten(repr(node))}; node {newest + 1} can only take nodes 0 to {newest}"
+                )
+        return [(operation, node) for operation, node in pairs]
+
+    def concat(cell: str, nodes: Any, edge_count: int) -> list[int]:
+        last = edge_count // 2 + 1
+        if not isinstance(nodes, list | tuple) or not nodes or not all(type(node) is int and 2 <= node <= last for node in nodes):
+            raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {_shorten(repr(nodes))}")
+        if len(set(nodes)) != len(nodes):
+            raise UserError(f"{cell}_concat names a node twice: {_shorten(repr(nodes))}")
+        return list(nodes)
+
+    normal, reduce = edges("normal", normal), edges("reduce", reduce)
+    return Genotype(normal, concat("normal", normal_concat, len(normal)), reduce, concat("reduce", reduce_concat, len(reduce)))
+
+
+def _shorten(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
