@@ -1,0 +1,149 @@
+"""How the alphas learn: the gradient of the validation loss with respect to the architecture (DARTS, section 2.3).
+
+`Architect` knows no dataset and no cell. It drives any *search model*: one with `arch_parameters()`, `weight_parameters()` and
+`forward(x) -> logits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+HVP = ("finite_difference", "exact")
+
+
+class Architect:
+    """Learns the alphas of `model` on validation batches.
+
+    Args:
+        model: a search model. Its attribute `criterion`, where it has one, is the loss; cross-entropy otherwise.
+        args: any object with `momentum` and `weight_decay` (of the weights' SGD), `arch_learning_rate` and `arch_weight_decay` (of the
+            alphas' Adam), and optionally `hvp`: how the second order multiplies with the mixed second derivative, by the paper's
+            `"finite_difference"` (the default) or `"exact"`.
+    """
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        self.model = model
+        self.criterion = getattr(model, "criterion", F.cross_entropy)
+        self.network_momentum = args.momentum
+        self.network_weight_decay = args.weight_decay
+        self.hvp = getattr(args, "hvp", HVP[0])
+        if self.hvp not in HVP:
+            raise ValueError(f"hvp is {self.hvp!r}; known are {', '.join(HVP)}")
+        self.optimizer = torch.optim.Adam(
+            model.arch_parameters(), lr=args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
+        )
+
+    def step(
+        self,
+        input_train: Tensor,
+        target_train: Tensor,
+        input_valid: Tensor,
+        target_valid: Tensor,
+        eta: float,
+        network_optimizer: torch.optim.Optimizer,
+        unrolled: bool,
+    ) -> None:
+        """One step on the alphas. Leaves the gradient that it used in each alpha's `.grad`, and changes no weight.
+
+        Args:
+            input_train, target_train: the batch that the weights will learn from next, (B, 3, H, W) and (B,); read only if `unrolled`.
+            input_valid, target_valid: a batch of the validation half.
+            eta: the virtual step's learning rate, xi in the paper.
+            network_optimizer: the weights' SGD, for its momentum buffers.
+            unrolled: second order (equation 6) if true, first order (xi = 0) otherwise.
+
+        The running statistics of BatchNorm advance as in the original: in the first order by the validation batch, in the second by the
+        training batch, once for each pass at w, w+ and w- (`exact` makes the one at w alone), and not at all by the pass at w'.
+        """
+        if unrolled:
+            gradient = self._unrolled_gradient(input_train, target_train, input_valid, target_valid, eta, network_optimizer)
+        else:
+            gradient = _grad(self._loss(input_valid, target_valid), self.model.arch_parameters())
+        for alpha, grad in zip(self.model.arch_parameters(), gradient, strict=True):
+            alpha.grad = grad
+        self.optimizer.step()
+
+    def _unrolled_gradient(
+        self,
+        input_train: Tensor,
+        target_train: Tensor,
+        input_valid: Tensor,
+        target_valid: Tensor,
+        eta: float,
+        network_optimizer: torch.optim.Optimizer,
+    ) -> list[Tensor]:
+        """Equation 7: d/dalpha L_val(w', alpha) - xi (d2/dalpha dw L_train(w, alpha)) v, with v = d/dw' L_val(w', alpha)."""
+        alphas, weights = self.model.arch_parameters(), self.model.weight_parameters()
+        exact = self.hvp == "exact"
+
+        # w' = w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay * w): the step that SGD is about to make, without clipping.
+        dw = _grad(self._loss(input_train, target_train), weights, create_graph=exact)
+        w = _flatten(weights)
+        direction = _flatten(dw).add_(w, alpha=self.network_weight_decay)
+        direction.add_(_flatten([_momentum_buffer(network_optimizer, weight) for weight in weights]), alpha=self.network_momentum)
+        w_virtual = torch.sub(w, direction, alpha=eta).requires_grad_()
+
+        # The pass at w' works on copies of the buffers: the network that it imagines leaves no trace in the running statistics.
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        loss_valid = self._loss(input_valid, target_valid, self._state(w_virtual) | buffers)
+        *dalpha, v = _grad(loss_valid, [*alphas, w_virtual])
+
+        if exact:
+            # d/dalpha <d/dw L_train(w, alpha), v>, v held constant, by differentiating the gradient once more.
+            product = _grad(_dot(dw, _unflatten(v, weights)), alphas)
+        else:
+            product = self._hessian_vector_product(w, v, input_train, target_train)
+        return [da.sub_(p, alpha=eta) for da, p in zip(dalpha, product, strict=True)]
+
+    def _hessian_vector_product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor, r: float = 1e-2) -> list[Tensor]:
+        """(d2/dalpha dw L_train) v by central differences: (d/dalpha L_train(w+) - d/dalpha L_train(w-)) / 2 epsilon (equation 8).
+
+        Args:
+            w, v: the weights and the vector, flat, (parameters,).
+            input, target: the training batch.
+            r: epsilon |v|, the length of the step from w to w+ = w + epsilon v and to w- = w - epsilon v (footnote 2 of the paper).
+        """
+        epsilon = r / v.norm()
+        alphas = self.model.arch_parameters()
+        dalpha_plus = _grad(self._loss(input, target, self._state(w + epsilon * v)), alphas)
+        dalpha_minus = _grad(self._loss(input, target, self._state(w - epsilon * v)), alphas)
+        return [(plus - minus).div_(2 * epsilon) for plus, minus in zip(dalpha_plus, dalpha_minus, strict=True)]
+
+    def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
+        """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
+        return self.criterion(functional_call(self.model, state or {}, (input,)), target)
+
+    def _state(self, flat: Tensor) -> dict[str, Tensor]:
+        """The weights named as the model names them, as views into one flat vector."""
+        weights = self.model.weight_parameters()
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {names[id(weight)]: view for weight, view in zip(weights, _unflatten(flat, weights), strict=True)}
+
+
+def _grad(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+    """Gradients of these inputs and no others; zeros for one that the loss does not depend on."""
+    return list(torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True))
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+
+
+def _flatten(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    return [part.view(tensor.shape) for part, tensor in zip(flat.split([tensor.numel() for tensor in like]), like, strict=True)]
+
+
+def _momentum_buffer(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor:
+    """SGD's running sum of gradients for this weight; zeros before its first step."""
+    buffer = optimizer.state.get(weight, {}).get("momentum_buffer")
+    return torch.zeros_like(weight) if buffer is None else buffer

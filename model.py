@@ -1,0 +1,185 @@
+"""The found network, discrete: the cells of a genotype stacked, for CIFAR-sized images and for ImageNet, with auxiliary heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genotypes import Genotype
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, drop_path
+
+
+class Cell(nn.Module):
+    """A cell of a genotype.
+
+    Inputs: the outputs of the two cells before, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W); output:
+    (B, multiplier * C, H, W), where `multiplier` nodes are concatenated, halved in height and width by a reduction cell.
+    """
+
+    def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> None:
+        super().__init__()
+        if reduction_prev:
+            self.preprocess0 = FactorizedReduce(C_prev_prev, C)
+        else:
+            self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
+        self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
+        edges, concat = (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
+        self._ops = nn.ModuleList(OPS[name](C, 2 if reduction and source < 2 else 1, True) for name, source in edges)
+        self._indices = [source for _, source in edges]
+        self._concat = list(concat)
+        self.multiplier = len(self._concat)
+
+    def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
+        """`drop_prob`: of each operation, in training; skip connections are never dropped."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for first in range(0, len(self._ops), 2):
+            edges = []
+            for op, source in zip(self._ops[first : first + 2], self._indices[first : first + 2], strict=True):
+                h = op(states[source])
+                if self.training and drop_prob > 0 and not isinstance(op, Identity):
+                    h = drop_path(h, drop_prob)
+                edges.append(h)
+            states.append(edges[0] + edges[1])
+        return torch.cat([states[node] for node in self._concat], dim=1)
+
+
+class _AuxiliaryPool(nn.Module):
+    """Average pooling to 2x2 with overlapping windows of 5/8 of the map, 3/8 apart: on 8x8, 5x5 at stride 3, as in the original."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = max(1, round(3 * x.size(-1) / 8))
+        return F.avg_pool2d(x, x.size(-1) - stride, stride, count_include_pad=False)
+
+
+class AuxiliaryHeadCIFAR(nn.Module):
+    """A second classifier, two thirds up: (B, C, S, S), any S from 2, to logits (B, num_classes). On 8x8 the original's head."""
+
+    def __init__(self, C: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            _AuxiliaryPool(),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class AuxiliaryHeadImageNet(nn.Module):
+    """A second classifier, two thirds up: (B, C, 7, 7) to logits (B, num_classes).
+
+    The second convolution has no BatchNorm after it: so it was in the paper's runs.
+    """
+
+    def __init__(self, C: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=2, count_include_pad=False),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class _Network(nn.Module):
+    """What the two discrete networks share: the stack of cells and the way through it.
+
+    `drop_path_prob`, 0 by default, is the probability of drop path in training; `train.py` raises it epoch by epoch.
+    """
+
+    def _build(
+        self,
+        C: int,
+        num_classes: int,
+        layers: int,
+        genotype: Genotype,
+        C_stem: int,
+        reduction_prev: bool,
+        auxiliary_head: type[nn.Module] | None,
+    ) -> None:
+        """The cells, the auxiliary head and the classifier on top of a stem of `C_stem` channels."""
+        if layers < 3:
+            raise ValueError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
+        self.drop_path_prob = 0.0
+        self._auxiliary_after = 2 * layers // 3
+        self.cells = nn.ModuleList()
+        C_prev_prev, C_prev = C_stem, C_stem
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            if reduction:
+                C *= 2
+            cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
+            self.cells.append(cell)
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, cell.multiplier * C
+            if i == self._auxiliary_after and auxiliary_head is not None:
+                self.auxiliary_head = auxiliary_head(C_prev, num_classes)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+
+    def _classify(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits_aux = None
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if i == self._auxiliary_after and self.training and hasattr(self, "auxiliary_head"):
+                logits_aux = self.auxiliary_head(s1)
+        return self.classifier(self.global_pooling(s1).flatten(1)), logits_aux
+
+
+class NetworkCIFAR(_Network):
+    """The network for CIFAR-10 and images of its size (DARTS, section 3.2).
+
+    Args:
+        C: channels of the first cells; doubled at each reduction.
+        num_classes: classes.
+        layers: cells, at least 3.
+        auxiliary: whether to add the auxiliary head.
+        genotype: the cells.
+    """
+
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+        super().__init__()
+        C_stem = 3 * C
+        self.stem = nn.Sequential(nn.Conv2d(3, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
+        self._build(C, num_classes, layers, genotype, C_stem, False, AuxiliaryHeadCIFAR if auxiliary else None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, S, S), S a multiple of 8, to logits (B, num_classes) and, in training with `auxiliary`, auxiliary logits."""
+        s0 = s1 = self.stem(x)
+        return self._classify(s0, s1)
+
+
+class NetworkImageNet(_Network):
+    """The network for ImageNet in the mobile setting (DARTS, section 3.3); arguments as `NetworkCIFAR`'s. The stem divides H and W by 8."""
+
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+        super().__init__()
+        self.stem0 = nn.Sequential(
+            nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C // 2),
+            nn.ReLU(),
+            nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C),
+        )
+        self.stem1 = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C))
+        self._build(C, num_classes, layers, genotype, C, True, AuxiliaryHeadImageNet if auxiliary else None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, 224, 224) to logits (B, num_classes) and, in training with `auxiliary`, auxiliary logits."""
+        s0 = self.stem0(x)
+        return self._classify(s0, self.stem1(s0))

@@ -1,0 +1,170 @@
+"""The supernet of the search: all edges and all operations at once, weighted by the softmax of the alphas.
+
+This is the continuous relaxation, op by op, as one reads it in the paper (DARTS, section 2.2). `Network.genotype` is the way back from
+alphas to a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genotypes import PRIMITIVES, Genotype
+from operations import OPS, FactorizedReduce, ReLUConvBN
+
+
+class MixedOp(nn.Module):
+    """One edge: the weighted sum of all candidate operations (DARTS, equation 2), (B, C, H, W) -> (B, C, H / stride, W / stride)."""
+
+    def __init__(self, C: int, stride: int) -> None:
+        super().__init__()
+        self._ops = nn.ModuleList()
+        for primitive in PRIMITIVES:
+            op = OPS[primitive](C, stride, False)
+            if "pool" in primitive:  # convolutions end in BatchNorm; pooling gets one too, so that all candidates are on one scale
+                op = nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
+            self._ops.append(op)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
+        return sum(weight * op(x) for weight, op in zip(weights, self._ops, strict=True))
+
+
+class Cell(nn.Module):
+    """A cell in which every node takes every node before it, through a `MixedOp`.
+
+    Inputs: the outputs of the two cells before, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W); output:
+    (B, multiplier * C, H, W), halved in height and width by a reduction cell.
+    """
+
+    def __init__(self, steps: int, multiplier: int, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self._steps = steps
+        self._multiplier = multiplier
+        if reduction_prev:  # the input from two cells back is still of the size before
+            self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
+        else:
+            self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
+        self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
+        # Edges in the order of the alphas' rows: those into node 2 (from 0, 1), into node 3 (from 0, 1, 2), ...
+        self._ops = nn.ModuleList(
+            MixedOp(C, stride=2 if reduction and source < 2 else 1) for step in range(steps) for source in range(2 + step)
+        )
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+        """`weights`: (edges, len(PRIMITIVES)), the softmaxed alphas of this kind of cell."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        edge = 0
+        for _ in range(self._steps):
+            incoming = range(edge, edge + len(states))
+            states.append(sum(self._ops[e](state, weights[e]) for e, state in zip(incoming, states, strict=True)))
+            edge = incoming.stop
+        return torch.cat(states[-self._multiplier :], dim=1)
+
+
+class Network(nn.Module):
+    """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling, classifier.
+
+    Args:
+        C: channels of the first cells; doubled at each reduction.
+        num_classes: classes.
+        layers: cells, at least 3.
+        criterion: the loss, `criterion(logits, target)`.
+        steps: intermediate nodes per cell.
+        multiplier: how many nodes, the last ones, are concatenated to a cell's output.
+        stem_multiplier: the stem's channels, in multiples of C.
+
+    All cells of a kind share their alphas: `alphas_normal` and `alphas_reduce`, (edges, len(PRIMITIVES)). They are parameters, so that they
+    move and are saved with the network, but never `weight_parameters()`.
+    """
+
+    def __init__(
+        self,
+        C: int,
+        num_classes: int,
+        layers: int,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        steps: int = 4,
+        multiplier: int = 4,
+        stem_multiplier: int = 3,
+    ) -> None:
+        super().__init__()
+        if layers < 3:
+            raise ValueError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
+        if not 1 <= multiplier <= steps:
+            raise ValueError(f"cannot concatenate the last {multiplier} of {steps} nodes")
+        self.criterion = criterion
+        self._steps = steps
+        self._multiplier = multiplier
+
+        C_curr = stem_multiplier * C
+        self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
+        C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
+        self.cells = nn.ModuleList()
+        reduction_prev = False
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            if reduction:
+                C_curr *= 2
+            self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev))
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, multiplier * C_curr
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+
+        edges = sum(2 + step for step in range(steps))
+        self.alphas_normal = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
+        self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W), H and W multiples of 4, to logits (B, num_classes)."""
+        weights_normal = F.softmax(self.alphas_normal, dim=-1)
+        weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
+        s0 = s1 = self.stem(x)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
+        return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(self(input), target)
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The alphas, alpha in the paper: normal, then reduction."""
+        return [self.alphas_normal, self.alphas_reduce]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """The network's weights, w in the paper: every parameter but the alphas."""
+        alphas = {id(alpha) for alpha in self.arch_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in alphas]
+
+    def genotype(self) -> Genotype:
+        """The discrete cells that the alphas stand for now (DARTS, section 2.4; see `derive_cell`)."""
+        concat = range(2 + self._steps - self._multiplier, self._steps + 2)
+        normal, reduce = (derive_cell(F.softmax(alphas.detach(), dim=-1).tolist(), self._steps) for alphas in self.arch_parameters())
+        return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
+
+
+def derive_cell(weights: list[list[float]], steps: int) -> list[tuple[str, int]]:
+    """Per node the two strongest edges, the stronger first, each with its strongest operation.
+
+    An edge is as strong as its strongest operation other than `none`, which takes part in the softmax, so weakens the edge, but is never
+    chosen. Among equals the earlier edge and the earlier operation win.
+
+    Args:
+        weights: per edge the softmaxed alphas of `PRIMITIVES`, edges as in `Cell`.
+        steps: intermediate nodes.
+    """
+    candidates = [index for index, primitive in enumerate(PRIMITIVES) if primitive != "none"]
+    cell = []
+    first_edge = 0
+    for step in range(steps):
+        edges = weights[first_edge : first_edge + 2 + step]
+        best = [max(candidates, key=edge.__getitem__) for edge in edges]
+        strongest = sorted(range(len(edges)), key=lambda source: -edges[source][best[source]])[:2]
+        cell += [(PRIMITIVES[best[source]], source) for source in strongest]
+        first_edge += len(edges)
+    return cell

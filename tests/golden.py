@@ -1,0 +1,55 @@
+"""The published implementation's numbers (tests/golden/), and how its networks and batches were filled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def load(name: str):
+    return json.loads((FOLDER / name).read_text())
+
+
+def fill(model: torch.nn.Module) -> None:
+    """Fills parameters and buffers by their names, so that no random number generator has to agree."""
+    for key, tensor in model.state_dict().items():
+        if "alphas" in key or key.endswith("num_batches_tracked"):
+            continue
+        r, shape = np.random.RandomState(zlib.crc32(key.encode())), tuple(tensor.shape)
+        if key.endswith("running_var"):
+            values = 1 + 0.5 * r.rand(*shape)
+        elif key.endswith("running_mean"):
+            values = 0.1 * r.randn(*shape)
+        elif len(shape) <= 1:
+            values = (1 if key.endswith("weight") else 0) + 0.1 * r.randn(*shape)
+        else:
+            values = r.randn(*shape) * np.sqrt(2 / np.prod(shape[1:]))
+        tensor.copy_(torch.as_tensor(values))
+
+
+def fill_alphas(model: torch.nn.Module, seed: int, scale: float = 0.5) -> None:
+    r = np.random.RandomState(seed)
+    with torch.no_grad():
+        for alphas in model.arch_parameters():
+            alphas.copy_(torch.as_tensor(scale * r.randn(14, 8)))
+
+
+def batch(seed: int, size: int, classes: int = 10, image_size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    r = np.random.RandomState(seed)
+    return torch.as_tensor(r.randn(size, 3, image_size, image_size)), torch.as_tensor(r.randint(0, classes, size))
+
+
+def keys_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
+    """{name: shape} of all that the original's state_dict() holds."""
+    return {key: list(value.shape) for key, value in model.state_dict().items() if "alphas" not in key and "num_batches_tracked" not in key}
+
+
+def sha256(shapes: dict[str, list[int]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(shapes.items())).encode()).hexdigest()
