@@ -1,0 +1,511 @@
+"""Images to learn from: datasets by name, augmentation, and the search split.
+
+    data = load("cifar10", "data")
+    train, test = train_batches(data, batch_size=96, cutout_length=16, seed=0, workers=2, device="cuda")
+    for epoch in range(600):
+        train.set_epoch(epoch)
+        for x, y in train:
+            ...
+
+Images are decoded without any randomness. A whole batch is augmented at once, on its device, each image with its own draws. Every draw
+is a function of the seed, the epoch and the step, and of nothing else: the number of workers changes no result, and a run goes on from
+the middle of an epoch without any stored random state.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cli import UserError
+
+DATASETS = ("cifar10", "cifar100", "digits", "folder")
+
+# A folder whose decoded images take at most this much is decoded once; a larger one by workers, again in every epoch.
+IN_MEMORY_BYTES = 2**30
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset by name.
+
+    Items of `train` and `test` are (uint8 image (3, H, W), int label); `__getitems__(indices)` gives a batch, (uint8 (B, 3, H, W),
+    int64 (B,)). `mean` and `std` are those of the training pixels, red, green and blue, as fractions of white. `flip` says whether a
+    mirrored image still shows its class.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: Triple
+    std: Triple
+    image_size: int
+    flip: bool
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def load(name: str, root: str, image_size: int = 32, workers: int = 2) -> ImageData:
+    """The dataset `name`, in the folder `root`.
+
+    Args:
+        name: `cifar10` or `cifar100`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits that come with scikit-learn;
+            or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*.
+        root: the folder of the data; `digits` needs none.
+        image_size: height and width in pixels; only a `folder` has a choice.
+        workers: processes that decode a `folder`.
+
+    Raises:
+        UserError: an unknown name, another size than the dataset has, or images that are missing or cannot be read.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    if name != "folder" and image_size != 32:
+        raise UserError(f"{name} has images of 32 pixels, not {image_size}: only --dataset folder has a choice of size")
+    if name == "digits":
+        return _digits()
+    if name == "folder":
+        return _folder(Path(root), image_size, workers)
+    return _cifar(name, root)
+
+
+# ---- Datasets
+
+
+class MemoryImages(Dataset):
+    """Decoded images: uint8 (N, 3, H, W) and int64 labels (N,)."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        indices = torch.as_tensor(indices)
+        return self.images[indices], self.labels[indices]
+
+
+class FileImages(Dataset):
+    """Images in files, decoded when asked for: the centre square, resized to `image_size`."""
+
+    def __init__(self, samples: Sequence[tuple[str, int]], image_size: int) -> None:
+        self.samples = samples
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        return _decode(path, self.image_size), label
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = zip(*(self[int(index)] for index in indices), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+
+Images = MemoryImages | FileImages
+
+
+def _decode(path: str, size: int) -> Tensor:
+    """The image as uint8 (3, size, size); transparency is dropped."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode[0] in "IF":
+                    raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
+                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise UserError(f"cannot decode the image {path}: {error}") from None
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _cifar(name: str, root: str) -> ImageData:
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    try:
+        train, test = (kind(root, train=part, download=True) for part in (True, False))  # downloads nothing that is there and intact
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): put {kind.url} there by hand, "
+            "name the folder that holds it with --data, or choose --dataset digits or --dataset folder"
+        ) from None
+
+    def images(part) -> MemoryImages:
+        return MemoryImages(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+
+    mean, std = {
+        "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),  # the original's
+        "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
+    }[name]
+    return ImageData(name, images(train), images(test), tuple(train.classes), mean, std, 32, flip=True)
+
+
+def _digits() -> ImageData:
+    """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 to train on, 360 to test on, both with all digits in proportion."""
+    from sklearn.datasets import load_digits  # takes a second, and only this dataset needs it
+
+    bunch = load_digits()
+    order = _interleave(bunch.target)  # scikit-learn's order is by writer: its end would be other people's hands
+    images = torch.from_numpy(bunch.images[order]).float().mul(255 / 16)[:, None]  # 16 is white
+    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
+    images, labels = images.repeat(1, 3, 1, 1), torch.from_numpy(bunch.target[order]).long()
+    train, test = MemoryImages(images[:1437], labels[:1437]), MemoryImages(images[1437:], labels[1437:])
+    mean, std = _mean_std(_count_levels(train.images))
+    # A mirrored digit is no digit, so no flip.
+    return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
+
+
+def _folder(root: Path, image_size: int, workers: int) -> ImageData:
+    found = {part: _walk(root, part) for part in ("train", "test")}
+    classes, samples = found["train"]
+    if different := set(classes) ^ set(found["test"][0]):
+        raise UserError(
+            f"{root / 'train'} and {root / 'test'} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
+        )
+    if len(classes) < 2:
+        raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
+    # The files come sorted by class, and the search split takes the first part of the list.
+    samples = [samples[index] for index in _interleave(np.array([label for _, label in samples]))]
+    train, test = FileImages(samples, image_size), FileImages(found["test"][1], image_size)
+    fits = (len(train) + len(test)) * 3 * image_size**2 <= IN_MEMORY_BYTES
+    if fits:
+        decoded = _decode_all(train, workers)
+        mean, std = _mean_std(_count_levels(decoded.images))
+        return ImageData("folder", decoded, _decode_all(test, workers), classes, mean, std, image_size, flip=True)
+    mean, std = _measure(train, root / f"statistics-{image_size}.json", workers)
+    return ImageData("folder", train, test, classes, mean, std, image_size, flip=True)
+
+
+def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+    """The classes in `root`/`part`, sorted, and its files with their labels, sorted by class and name."""
+    layout = f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/ with images in every class"
+    if not (root / part).is_dir():
+        raise UserError(f"there is no folder {root / part}: {layout}")
+    try:
+        found = torchvision.datasets.ImageFolder(root / part)
+    except OSError as error:  # also for a class without images
+        raise UserError(f"cannot use the folder {root / part}: {error} ({layout})") from None
+    return tuple(found.classes), found.samples
+
+
+def _interleave(labels: np.ndarray) -> np.ndarray:
+    """A random order of `labels` in which every stretch holds the classes in proportion, so that both parts of a split know all of them.
+
+    It is always the same, whatever the run's seed, as CIFAR-10's own order is: runs with other seeds search on the same two halves, and can
+    be compared. `RandomState`, because NumPy promises never to change its numbers.
+    """
+    random = np.random.RandomState(0)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        place[members] = (np.arange(len(members)) + random.rand(len(members))) / len(members)
+    return np.argsort(place)
+
+
+def _stream(files: FileImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order, as (uint8 (B, 3, H, W), int64 (B,)), decoded by `workers` processes."""
+    batches = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
+    yield from _plain_errors(
+        DataLoader(files, batch_sampler=batches, collate_fn=_unchanged, num_workers=workers, generator=torch.Generator())
+    )
+
+
+def _decode_all(files: FileImages, workers: int) -> MemoryImages:
+    images = torch.empty(len(files), 3, files.image_size, files.image_size, dtype=torch.uint8)
+    start = 0
+    for batch, _ in _stream(files, workers):
+        images[start : start + len(batch)] = batch  # copied at once: every batch that a worker sends holds a file open
+        start += len(batch)
+    return MemoryImages(images, torch.tensor([label for _, label in files.samples]))
+
+
+def _plain_errors(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `loader`. A worker's `UserError` comes with the worker's traceback in front, which is taken off."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Triple]:
+    """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
+    try:
+        key = {"files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
+        known = json.loads(cache.read_text())
+        if {name: known[name] for name in key} == key:
+            (a, b, c), (d, e, f) = known["mean"], known["std"]
+            return (float(a), float(b), float(c)), (float(d), float(e), float(f))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # no such file, or not one of ours: measure
+    logging.info("measuring mean and deviation of %d images, once", len(images))
+    mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), torch.zeros(3, 256, dtype=torch.long)))
+    try:
+        cache.write_text(json.dumps(key | {"mean": mean, "std": std}))
+    except OSError:
+        logging.info("cannot write %s: it will be measured again", cache)
+    return mean, std
+
+
+def _count_levels(images: Tensor) -> Tensor:
+    """How often each of the 256 levels occurs in each channel: (3, 256), from uint8 (N, 3, H, W)."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+
+
+def _mean_std(counts: Tensor) -> tuple[Triple, Triple]:
+    """Exact mean and standard deviation, as fractions of white, from `_count_levels`."""
+    share = counts.double() / counts.sum(1, keepdim=True)
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean = (share * level).sum(1)
+    std = (share * (level - mean[:, None]) ** 2).sum(1).sqrt()
+    std[std == 0] = 1.0  # a channel of one colour: nothing to scale, and no division by 0
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+# ---- Augmentation
+
+
+class Augment:
+    """What the original does to a CIFAR image, for a whole batch, each image with its own draws.
+
+    In training: pad with black and crop at random, flip at random (if the dataset allows), normalise, then cut out a square (DeVries &
+    Taylor 2017, 1708.04552). As in the original, the padding is 4 pixels (of 32; an eighth of any size) of black before normalisation; the
+    square's centre is anywhere in the image, what lies outside is lost, and it is filled with 0, the mean. Otherwise: normalise.
+
+    Args:
+        data: whose statistics and `flip` to use.
+        cutout_length: the square's side in pixels, made even by rounding down, as in the original; 0 for none.
+        train: whether to augment.
+    """
+
+    def __init__(self, data: ImageData, cutout_length: int = 0, train: bool = True) -> None:
+        self.flip = data.flip
+        self.cutout_length = cutout_length
+        self.train = train
+        self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 3, H, W) on the same device. A CPU generator draws the same numbers whatever the device."""
+        if not self.train:
+            return self._normalise(images)
+        batch, _, height, width = images.shape
+        padding = height // 8
+
+        def draw(high: int) -> Tensor:
+            return torch.randint(high, (batch,), generator=generator, device=generator.device if generator else None)
+
+        draws = [draw(2 * padding + 1), draw(2 * padding + 1), draw(2), draw(height), draw(width)]
+        top, left, mirrored, y, x = torch.stack(draws).to(images.device, non_blocking=True)[..., None]  # (B, 1) each
+
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device)
+        from_rows = rows + top  # (B, H), in the padded image
+        from_columns = (torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns) + left  # (B, W)
+        source = from_rows[:, :, None] * (width + 2 * padding) + from_columns[:, None, :]  # (B, H, W)
+        padded = F.pad(images, [padding] * 4).flatten(2)
+        cropped = padded.gather(2, source.flatten(1)[:, None].expand(-1, 3, -1)).view(batch, 3, height, width)
+
+        normalised = self._normalise(cropped)
+        if self.cutout_length:
+            half = self.cutout_length // 2
+            cut_rows = (rows >= y - half) & (rows < y + half)  # (B, H)
+            cut_columns = (columns >= x - half) & (columns < x + half)  # (B, W)
+            normalised.masked_fill_((cut_rows[:, :, None] & cut_columns[:, None, :])[:, None], 0.0)
+        return normalised
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+# ---- Batches
+
+# Streams of random numbers: two that never meet, because the number goes into the seed.
+_TRAIN_ORDER, _TRAIN_AUGMENT, _DRAWS_ORDER, _DRAWS_AUGMENT, _VALIDATION_AUGMENT = range(5)
+
+# Indices of the images of every batch of an epoch.
+Plan = Callable[[int], Sequence[Any]]
+
+
+def _sequence(seed: int, stream: int, epoch: int, step: int = 0) -> np.random.SeedSequence:
+    """Hashes its arguments, so that neighbouring seeds, epochs and steps have nothing in common. The seed, of any length, stands last."""
+    return np.random.SeedSequence([stream, epoch, step, seed])
+
+
+class Batches:
+    """The batches of one epoch: (float32 images (B, 3, H, W), int64 labels (B,)) on `device`. Can be iterated over again and again.
+
+    Which images, in which order, is `plan(epoch)`; how they are augmented, a function of (`seed`, `stream`, epoch, step). The length is
+    that of a whole epoch. `start_step` is the number of batches at its beginning that are left out, and not even decoded: to resume a run.
+    """
+
+    def __init__(
+        self,
+        dataset: Images,
+        plan: Plan,
+        steps: int,
+        augment: Augment,
+        *,
+        seed: int,
+        stream: int,
+        workers: int,
+        device: torch.device | str,
+    ) -> None:
+        self.augment = augment
+        self.epoch = 0
+        self.start_step = 0
+        self._plan, self._steps, self._seed, self._stream = plan, steps, seed, stream
+        self._device = torch.device(device)
+        self._indices: list[Any] = []  # what the loader reads; filled at the beginning of an epoch
+        workers = 0 if isinstance(dataset, MemoryImages) else workers
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._indices,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # its own: it would draw from torch's, and a resumed run would differ from one that never stopped
+        )
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """The next iteration gives the batches of `epoch` (from 0 on), from `start_step` on."""
+        self.epoch = epoch
+        self.start_step = start_step
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, start = self.epoch, self.start_step
+        self._indices[:] = self._plan(epoch)[start : self._steps]
+        for step, (images, labels) in enumerate(_plain_errors(self._loader), start):
+            state = _sequence(self._seed, self._stream, epoch, step).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(state[0]))
+            yield self.augment(images.to(self._device, non_blocking=True), generator), labels.to(self._device, non_blocking=True)
+
+
+def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
+    return lambda epoch: _split(indices, batch_size)
+
+
+def _shuffled(indices: np.ndarray, batch_size: int, seed: int, stream: int) -> Plan:
+    return lambda epoch: _split(np.random.default_rng(_sequence(seed, stream, epoch)).permutation(indices), batch_size)
+
+
+def _drawn(indices: np.ndarray, batch_size: int, steps: int, seed: int, stream: int) -> Plan:
+    def plan(epoch: int) -> Sequence[np.ndarray]:
+        generators = (np.random.default_rng(_sequence(seed, stream, epoch, step)) for step in range(steps))
+        return [generator.choice(indices, batch_size, replace=False) for generator in generators]
+
+    return plan
+
+
+def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def _training_steps(images: int, batch_size: int) -> int:
+    """A last, smaller batch is kept, as in the original, unless it is a single image: batch normalisation of 1x1 maps needs two values."""
+    single = batch_size > 1 and images % batch_size == 1
+    return math.ceil(images / batch_size) - single
+
+
+def search_batches(
+    data: ImageData,
+    *,
+    batch_size: int,
+    train_portion: float,
+    cutout_length: int,
+    seed: int,
+    workers: int,
+    device: torch.device | str,
+) -> tuple[Batches, Batches, Batches]:
+    """The search split (DARTS, section 3.1): the training images halved, to learn w on one half and alpha on the other.
+
+    The first floor(`train_portion` * n) training images are for w, the others for alpha. As in the original, both halves are augmented as
+    for training, even to measure the supernet's accuracy.
+
+    Returns:
+        train: all images for w in a new random order, for the weight steps.
+        validation_draws: as many batches of images for alpha, each drawn from all of them without replacement, for the alpha steps. (The
+            original restarts its shuffled loader at every step: the same distribution, at the price of starting its workers every time.)
+        validation: all images for alpha in order, to measure accuracy on.
+
+    Raises:
+        UserError: a half holds fewer images than a batch.
+    """
+    count = len(data.train)
+    split = math.floor(train_portion * count)
+    for half, images in (("weights", split), ("alphas", count - split)):
+        if images < batch_size:
+            raise UserError(
+                f"the search split leaves {images} of {count} images for the {half}, less than a batch of {batch_size}: "
+                "lower --batch_size or change --train_portion"
+            )
+    for_w, for_alpha = np.arange(split), np.arange(split, count)
+    steps = _training_steps(split, batch_size)
+    augment = Augment(data, cutout_length)
+
+    def batches(plan: Plan, steps: int, stream: int) -> Batches:
+        return Batches(data.train, plan, steps, augment, seed=seed, stream=stream, workers=workers, device=device)
+
+    return (
+        batches(_shuffled(for_w, batch_size, seed, _TRAIN_ORDER), steps, _TRAIN_AUGMENT),
+        batches(_drawn(for_alpha, batch_size, steps, seed, _DRAWS_ORDER), steps, _DRAWS_AUGMENT),
+        batches(_in_order(for_alpha, batch_size), math.ceil(len(for_alpha) / batch_size), _VALIDATION_AUGMENT),
+    )
+
+
+def train_batches(
+    data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str
+) -> tuple[Batches, Batches]:
+    """For a fixed network: all training images in a new random order, augmented, and all test images in order, only normalised.
+
+    Raises:
+        UserError: fewer training images than a batch.
+    """
+    count = len(data.train)
+    if count < batch_size:
+        raise UserError(f"there are only {count} training images, less than a batch of {batch_size}: lower --batch_size")
+
+    def batches(dataset: Images, plan: Plan, steps: int, augment: Augment) -> Batches:
+        return Batches(dataset, plan, steps, augment, seed=seed, stream=_TRAIN_AUGMENT, workers=workers, device=device)
+
+    shuffled = _shuffled(np.arange(count), batch_size, seed, _TRAIN_ORDER)
+    in_order = _in_order(np.arange(len(data.test)), batch_size)
+    return (
+        batches(data.train, shuffled, _training_steps(count, batch_size), Augment(data, cutout_length)),
+        batches(data.test, in_order, math.ceil(len(data.test) / batch_size), Augment(data, train=False)),
+    )
