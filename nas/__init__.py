@@ -1,0 +1,1 @@
+"""Search spaces made of choices: what can vary (`nas.mutables`), who decides (`nas.mutators`), and the known spaces (`nas.spaces`)."""

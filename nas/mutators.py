@@ -1,0 +1,516 @@
+"""Who decides: mutators, applied to a model that holds choices (`nas/mutables.py`), and fixed architectures.
+
+A mutator of one's own is a class with two methods, `sample_search` and `sample_final`; see docs/search_spaces.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cli import UserError
+from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
+
+Decisions = dict[str, Tensor]
+Architecture = dict[str, Any]
+
+
+@dataclass
+class SpaceNode:
+    """A search space as a tree: its mutables in the order of their construction, those of a scope below it. The root has none."""
+
+    mutable: Mutable | None = None
+    children: list[SpaceNode] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Mutable]:
+        if self.mutable is not None:
+            yield self.mutable
+        for child in self.children:
+            yield from child
+
+
+def find_space(model: nn.Module) -> SpaceNode:
+    """The mutables of `model`, as a tree.
+
+    Raises:
+        UserError: a choice inside a choice, or one key for two choices that differ in what they choose from.
+    """
+    root, seen, by_key = SpaceNode(), set(), {}
+
+    def walk(module: nn.Module, node: SpaceNode, choice: Choice | None) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        if isinstance(module, Mutable):
+            if choice is not None:
+                raise UserError(f"{module.key} stands inside a candidate of {choice.key}: choices do not nest")
+            first = by_key.setdefault(module.key, module)
+            if _question(first) != _question(module):
+                raise UserError(f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose from")
+            node.children.append(node := SpaceNode(module))
+            choice = module if isinstance(module, Choice) else None
+        for child in module.children():
+            walk(child, node, choice)
+
+    walk(model, root, None)
+    return root
+
+
+def _question(mutable: Mutable) -> tuple:
+    """All that a decision depends on."""
+    if isinstance(mutable, LayerChoice):
+        return "layer", *mutable.names
+    if isinstance(mutable, InputChoice):
+        return "input", mutable.n_chosen, *mutable.choose_from
+    return ("scope",)
+
+
+class Mutator(nn.Module):
+    """Decides for every choice of `model`, which it does not contain: its own parameters are no part of the model's, nor the other way.
+
+    A decision is a mask over the candidates, a tensor (candidates,): of booleans, or of weights that multiply the candidates' outputs.
+    Candidates with a zero mask do not run.
+
+    Args:
+        model: any module that holds choices.
+
+    Raises:
+        UserError: see `find_space`; or the model has a mutator already.
+    """
+
+    differentiable = False
+    """Whether the decisions are a function of the mutator's parameters, so that they are made anew for every pass through the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._space = find_space(model)
+        self._by_key: dict[str, Mutable] = {}
+        for mutable in self._space:
+            mutable.set_mutator(self)
+            self._by_key.setdefault(mutable.key, mutable)
+        self._decisions: Decisions = {}
+        self._running: dict[str, list[int]] = {}
+
+    @property
+    def mutables(self) -> list[Mutable]:
+        """The mutables of the space, scopes included, one of each key."""
+        return list(self._by_key.values())
+
+    @property
+    def layer_choices(self) -> list[LayerChoice]:
+        """The layer choices of the space, one of each key."""
+        return [mutable for mutable in self.mutables if isinstance(mutable, LayerChoice)]
+
+    @property
+    def input_choices(self) -> list[InputChoice]:
+        """The input choices of the space, one of each key."""
+        return [mutable for mutable in self.mutables if isinstance(mutable, InputChoice)]
+
+    def sample_search(self) -> Decisions:
+        """{key: mask} for every choice, as the search is to run next."""
+        raise NotImplementedError(f"{type(self).__name__} lacks sample_search()")
+
+    def sample_final(self) -> Decisions:
+        """{key: mask} for every choice, as the search has found it."""
+        raise NotImplementedError(f"{type(self).__name__} lacks sample_final()")
+
+    def reset(self) -> None:
+        """Decides anew, for all passes through the model until the next call."""
+        self.decide(self.sample_search())
+
+    def decide(self, decisions: Decisions) -> None:
+        """Takes these decisions, {key: mask}.
+
+        Raises:
+            UserError: they are not one mask of the right length for each choice.
+        """
+        self._decisions = self._checked(decisions)
+        self._running = {key: mask.detach().nonzero().flatten().tolist() for key, mask in self._decisions.items()}
+
+    def export(self) -> Architecture:
+        """The final architecture, JSON-ready: {key: what was chosen}, a name or, where there are none, an index; or a list of these."""
+        return self._named(self.sample_final())
+
+    def current(self) -> Architecture:
+        """The architecture that the decisions of now make, as `export` writes it."""
+        return self._named(self._decisions)
+
+    def status(self) -> dict[str, list]:
+        """The decisions of now: {key: mask as a list}."""
+        return {key: mask.tolist() for key, mask in self._decisions.items()}
+
+    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """(output, mask): the candidates that were chosen, applied to the arguments and reduced."""
+        mask, chosen = self._decision(mutable)
+        return reduce([_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction), mask
+
+    def on_forward_input_choice(self, mutable: InputChoice, inputs: list[Any]) -> tuple[Any, Tensor]:
+        """(output, mask): the inputs that were chosen, reduced."""
+        mask, chosen = self._decision(mutable)
+        return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction), mask
+
+    def enter_mutable_scope(self, scope: MutableScope) -> None:
+        """Called before the forward of a scope."""
+
+    def exit_mutable_scope(self, scope: MutableScope) -> None:
+        """Called after the forward of a scope."""
+
+    def _decision(self, mutable: Choice) -> tuple[Tensor, list[int]]:
+        if mutable.key not in self._decisions:
+            raise UserError(f"nothing is decided for {mutable.key}: call reset() on the mutator before the model")
+        return self._decisions[mutable.key], self._running[mutable.key]
+
+    def _checked(self, decisions: Decisions) -> Decisions:
+        choices = {key: mutable for key, mutable in self._by_key.items() if isinstance(mutable, Choice)}
+        if decisions.keys() != choices.keys():
+            missing, unknown = sorted(choices.keys() - decisions.keys()), sorted(decisions.keys() - choices.keys())
+            raise UserError(f"{type(self).__name__} must decide for each choice: missing {missing}, unknown {unknown}")
+        decisions = {key: torch.as_tensor(decisions[key]) for key in choices}
+        for key, mask in decisions.items():
+            if mask.shape != (len(choices[key]),):
+                raise UserError(
+                    f"{type(self).__name__} decides {key} by a mask of shape {tuple(mask.shape)}, for {len(choices[key])} candidates"
+                )
+        return decisions
+
+    def _named(self, decisions: Decisions) -> Architecture:
+        architecture = {}
+        for key, mask in self._checked(decisions).items():
+            chosen = [label for label, on in zip(self._by_key[key].labels, mask.tolist(), strict=True) if on]
+            architecture[key] = chosen[0] if len(chosen) == 1 else chosen
+        return architecture
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: a decision is a tensor inside an autograd graph, which cannot be copied. The value is; `reset` makes a new graph."""
+        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()} | {
+            "_decisions": {key: mask.detach() for key, mask in self._decisions.items()}
+        }
+
+
+def _weighted(output: Any, mask: Tensor, index: int) -> Any:
+    return output if mask.dtype == torch.bool else mask[index] * output
+
+
+class RandomMutator(Mutator):
+    """Every candidate with the same probability; inputs, where any number may be chosen, each with probability 1/2."""
+
+    def sample_search(self) -> Decisions:
+        return {mutable.key: _random_mask(mutable) for mutable in [*self.layer_choices, *self.input_choices]}
+
+    def sample_final(self) -> Decisions:
+        return self.sample_search()
+
+
+def _random_mask(mutable: LayerChoice | InputChoice) -> Tensor:
+    if isinstance(mutable, InputChoice) and mutable.n_chosen is None:
+        return torch.rand(len(mutable)) < 0.5
+    n_chosen = 1 if isinstance(mutable, LayerChoice) else mutable.n_chosen
+    return _mask(torch.randperm(len(mutable))[:n_chosen], len(mutable))
+
+
+def _mask(chosen: Tensor, length: int) -> Tensor:
+    """(length,) booleans, true at the indices `chosen`."""
+    return torch.zeros(length, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
+
+
+class DartsMutator(Mutator):
+    """The continuous relaxation (DARTS, section 2.2), for any space: all candidates at once, weighted by the softmax of their alphas.
+
+    Every layer choice has one alpha more than candidates, the last: that of `none`, which takes its part of the softmax and gives nothing.
+    Input choices have no alphas. In the search, all inputs take part; at the end, the `n_chosen` whose layer choices (those that
+    `choose_from` names) have the strongest best candidates (section 2.4), or all, where any number may be chosen. An input that no
+    layer choice stands behind has strength 0, and among equals the earlier wins.
+    """
+
+    differentiable = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.alphas = nn.ParameterList(nn.Parameter(1e-3 * torch.randn(len(mutable) + 1)) for mutable in self.layer_choices)
+
+    @property
+    def choices(self) -> dict[str, nn.Parameter]:
+        """The alphas by their choice's key, each (candidates + 1,)."""
+        return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas, strict=True)}
+
+    def sample_search(self) -> Decisions:
+        everything = {mutable.key: torch.ones(len(mutable), dtype=torch.bool) for mutable in self.input_choices}
+        return everything | {key: F.softmax(alpha, dim=-1)[:-1] for key, alpha in self.choices.items()}
+
+    @torch.no_grad()
+    def sample_final(self) -> Decisions:
+        weights = {key: F.softmax(alpha, dim=-1)[:-1] for key, alpha in self.choices.items()}
+        decisions = {key: _mask(weight.argmax().view(1), len(weight)) for key, weight in weights.items()}
+        strength = {key: weight.max().item() for key, weight in weights.items()}
+        for mutable in self.input_choices:
+            strengths = [strength.get(label, 0.0) for label in mutable.choose_from]
+            ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)
+            decisions[mutable.key] = _mask(torch.tensor(ranked[: mutable.n_chosen]), len(mutable))
+        return decisions
+
+
+class EnasMutator(Mutator):
+    """ENAS's controller (Pham et al. 2018): an LSTM that writes an architecture, one decision a step, each step reading the one before.
+
+    A layer choice is a softmax over its candidates. An input choice attends over the steps at which its candidates were made (those that
+    closed the scope, or made the choice, that `choose_from` names): one or more of them by a softmax, or, where any number may be chosen,
+    each by a coin of its own. After `reset`, `sample_log_prob`, `sample_entropy` and `sample_skip_penalty` are those of the sample, with
+    gradients; `nas.search.Reinforce` learns from them.
+
+    Args:
+        model: the space.
+        lstm_size: hidden units.
+        tanh_constant: logits are bounded to +- this, by a tanh; None for no bound.
+        temperature: logits are divided by it first; None for 1.
+        skip_target: the share of skip connections (inputs of which any number may be chosen) that the penalty pulls towards.
+        branch_bias: added to the logits of convolutions, taken from those of the others, in the choices of reduction layers: modules
+            with a true attribute `reduction`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lstm_size: int = 64,
+        tanh_constant: float | None = 1.5,
+        temperature: float | None = None,
+        skip_target: float = 0.4,
+        branch_bias: float = 0.25,
+    ) -> None:
+        super().__init__(model)
+        self.tanh_constant = tanh_constant
+        self.temperature = temperature
+        self.skip_target = skip_target
+        most = max((len(mutable) for mutable in self.layer_choices), default=1)
+        self.lstm = nn.LSTMCell(lstm_size, lstm_size, bias=False)
+        self.embedding = nn.Embedding(most + 1, lstm_size)  # of each candidate's position; the last is what the first step reads
+        self.classify = nn.Linear(lstm_size, most, bias=False)
+        self.attend_anchor = nn.Linear(lstm_size, lstm_size, bias=False)
+        self.attend_query = nn.Linear(lstm_size, lstm_size, bias=False)
+        self.attend = nn.Linear(lstm_size, 1, bias=False)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.1, 0.1)
+        self._bias = {}
+        for layer in model.modules():
+            if getattr(layer, "reduction", False) is True:
+                for mutable in layer.modules():
+                    if isinstance(mutable, LayerChoice):
+                        self._bias[mutable.key] = [branch_bias if _is_convolution(candidate) else -branch_bias for candidate in mutable]
+
+    def sample_search(self) -> Decisions:
+        self._input = self.embedding.weight[-1:]
+        self._hidden = self._cell = torch.zeros_like(self._input)
+        self._anchors: dict[str, Tensor] = {}
+        self.sample_log_prob = self.sample_entropy = self.sample_skip_penalty = self._input.new_zeros(())
+        decisions: Decisions = {}
+        self._sample(self._space, decisions)
+        del self._hidden, self._cell, self._input, self._anchors
+        return decisions
+
+    def sample_final(self) -> Decisions:
+        with torch.no_grad():
+            return self.sample_search()
+
+    def _sample(self, node: SpaceNode, decisions: Decisions) -> None:
+        mutable = node.mutable
+        if isinstance(mutable, Choice) and mutable.key not in decisions:
+            sample = self._sample_layer if isinstance(mutable, LayerChoice) else self._sample_input
+            decisions[mutable.key] = sample(mutable)
+        for child in node.children:
+            self._sample(child, decisions)
+        if isinstance(mutable, LayerChoice | MutableScope):
+            self._anchors.setdefault(mutable.key, self._hidden)
+
+    def _step(self) -> None:
+        self._hidden, self._cell = self.lstm(self._input, (self._hidden, self._cell))
+
+    def _sample_layer(self, mutable: LayerChoice) -> Tensor:
+        self._step()
+        logits = self._bounded(self.classify(self._hidden)[0, : len(mutable)])
+        if mutable.key in self._bias:
+            logits = logits + logits.new_tensor(self._bias[mutable.key])
+        chosen = self._draw(logits, 1)
+        self._input = self.embedding(chosen)
+        return _mask(chosen, len(mutable))
+
+    def _sample_input(self, mutable: InputChoice) -> Tensor:
+        anchors = torch.cat([self._anchor(label or f"input {index}") for index, label in enumerate(mutable.choose_from)])
+        self._step()
+        query = torch.tanh(self.attend_anchor(anchors) + self.attend_query(self._hidden))
+        logits = self._bounded(self.attend(query)[:, 0])
+        if mutable.n_chosen is None:
+            mask = self._draw_any(logits)
+            self._input = anchors[mask].sum(0, keepdim=True) / (1 + mask.sum())
+        else:
+            mask = _mask(self._draw(logits, mutable.n_chosen), len(mutable))
+            self._input = anchors[mask].mean(0, keepdim=True)
+        return mask
+
+    def _anchor(self, label: str) -> Tensor:
+        """The hidden state at which `label` was made; for one that comes from outside of the space, of a step of its own."""
+        if label not in self._anchors:
+            self._step()
+            self._anchors[label] = self._hidden
+        return self._anchors[label]
+
+    def _bounded(self, logits: Tensor) -> Tensor:
+        if self.temperature is not None:
+            logits = logits / self.temperature
+        return logits if self.tanh_constant is None else self.tanh_constant * torch.tanh(logits)
+
+    def _draw(self, logits: Tensor, count: int) -> Tensor:
+        """`count` different candidates, one after the other, by the softmax over those that are left."""
+        chosen: list[int] = []
+        for _ in range(count):
+            log_probs = F.log_softmax(logits.index_fill(0, torch.tensor(chosen, dtype=torch.long, device=logits.device), -torch.inf), dim=0)
+            chosen.append(int(torch.multinomial(log_probs.detach().exp(), 1)))
+            self._record(log_probs[chosen[-1]], log_probs[log_probs > -torch.inf])
+        return torch.tensor(chosen, device=logits.device)
+
+    def _draw_any(self, logits: Tensor) -> Tensor:
+        """Each candidate by a coin; the penalty is the divergence of their probabilities from the target, KL(p || target)."""
+        log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
+        mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
+        for log_prob, on in zip(log_probs, mask.tolist(), strict=True):
+            self._record(log_prob[int(on)], log_prob)
+        target = logits.new_tensor([1 - self.skip_target, self.skip_target])
+        self.sample_skip_penalty = self.sample_skip_penalty + (log_probs.exp() * (log_probs - target.log())).sum()
+        return mask
+
+    def _record(self, log_prob: Tensor, log_probs: Tensor) -> None:
+        self.sample_log_prob = self.sample_log_prob + log_prob
+        self.sample_entropy = self.sample_entropy - (log_probs.exp() * log_probs).sum()
+
+
+def _is_convolution(candidate: nn.Module) -> bool:
+    """Whether it looks at more than one pixel with weights: the 1x1 convolutions of a skip connection that halves do not count."""
+    return any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in candidate.modules())
+
+
+def apply_fixed_architecture(model: nn.Module, architecture: Architecture | str | Path) -> nn.Module:
+    """Replaces every choice of `model` by what was chosen, and lets go of the rest.
+
+    Args:
+        model: a space without a mutator; changed in place.
+        architecture: what `Mutator.export` gives, NNI's included, or a JSON file of it: {key: a name or an index, or a list of these}.
+
+    Returns:
+        The model; another one only where the model itself was a choice.
+
+    Raises:
+        UserError: the file cannot be read, or the architecture is not one of this space.
+    """
+    if isinstance(architecture, str | Path):
+        architecture = read_architecture(architecture)
+    if not isinstance(architecture, Mapping):
+        raise UserError("an architecture is an object, {key of a choice: what was chosen}")
+    space = list(find_space(model))
+    choices = [mutable for mutable in space if isinstance(mutable, Choice)]
+    keys = {mutable.key for mutable in choices}
+    missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
+    if missing or unknown:
+        raise UserError(f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}")
+    if any(mutable.has_mutator for mutable in space):
+        raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
+    fixed = {mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in fixed:
+                parent._modules[name] = fixed[child]
+    return fixed.get(model, model)
+
+
+def read_architecture(path: str | Path) -> Architecture:
+    """The architecture in a JSON file, or in the `architecture.json` of a run's folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "architecture.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the architecture {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} does not hold JSON: {error}") from None
+
+
+def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
+    """The indices that an architecture's entry for this choice stands for."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) == len(mutable) and all(isinstance(on, bool) for on in values):  # a mask, as NNI 1 wrote it
+        values = [index for index, on in enumerate(values) if on]
+    names = mutable.names if isinstance(mutable, LayerChoice) else mutable.choose_from
+    chosen = []
+    for entry in values:
+        index = names.index(entry) if isinstance(entry, str) and entry and entry in names else entry
+        if type(index) is not int or not 0 <= index < len(mutable):
+            raise UserError(f"{mutable.key} cannot choose {entry!r}: its candidates are {_few(mutable.labels)}")
+        chosen.append(index)
+    if len(set(chosen)) != len(chosen):
+        raise UserError(f"{mutable.key} chooses the same candidate twice: {value!r}")
+    if isinstance(mutable, LayerChoice) and not chosen:
+        raise UserError(f"{mutable.key} chooses nothing: its candidates are {_few(mutable.labels)}")
+    if isinstance(mutable, InputChoice) and mutable.n_chosen not in (None, len(chosen)):
+        raise UserError(f"{mutable.key} takes {mutable.n_chosen} of its inputs, not {len(chosen)}")
+    return sorted(chosen)
+
+
+def _fixed(mutable: LayerChoice | InputChoice, chosen: list[int]) -> nn.Module:
+    if isinstance(mutable, InputChoice):
+        return FixedInputChoice(mutable, chosen)
+    if len(chosen) == 1 and not mutable.return_mask and mutable.reduction != "none":
+        return mutable[chosen[0]]
+    return FixedLayerChoice(mutable, chosen)
+
+
+class _Fixed(nn.Module):
+    mask: Tensor
+
+    def __init__(self, mutable: LayerChoice | InputChoice, chosen: list[int]) -> None:
+        super().__init__()
+        self.reduction = mutable.reduction
+        self.return_mask = mutable.return_mask
+        self.register_buffer("mask", _mask(torch.tensor(chosen, dtype=torch.long), len(mutable)), persistent=False)
+
+    def _reduced(self, outputs: list[Any]) -> Any:
+        output = reduce(outputs, self.reduction)
+        return (output, self.mask) if self.return_mask else output
+
+
+class FixedLayerChoice(_Fixed):
+    """What a layer choice becomes where it was more than one layer, or its surroundings want a mask or a list."""
+
+    def __init__(self, mutable: LayerChoice, chosen: list[int]) -> None:
+        super().__init__(mutable, chosen)
+        self.candidates = nn.ModuleList(mutable[index] for index in chosen)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._reduced([candidate(*args, **kwargs) for candidate in self.candidates])
+
+
+class FixedInputChoice(_Fixed):
+    """What an input choice becomes."""
+
+    def __init__(self, mutable: InputChoice, chosen: list[int]) -> None:
+        super().__init__(mutable, chosen)
+        self.key = mutable.key
+        self.choose_from = mutable.choose_from
+        self._chosen = chosen
+
+    def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
+        inputs = pick_inputs(self.key, self.choose_from, optional_inputs)
+        return self._reduced([inputs[index] for index in self._chosen])
+
+
+def _few(items: list, limit: int = 8) -> str:
+    shown = ", ".join(map(repr, items[:limit]))
+    return f"[{shown}{', ...' if len(items) > limit else ''}]"

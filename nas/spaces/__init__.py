@@ -1,0 +1,1 @@
+"""Search spaces of the literature: `darts`, `enas` (micro and macro) and `nasbench201`."""

@@ -1,0 +1,230 @@
+"""The two spaces of ENAS (Pham et al., ICML 2018, 1802.03268): cells of two-input nodes (micro), and whole networks with skips (macro)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cli import UserError
+from nas.mutables import InputChoice, LayerChoice, MutableScope
+from operations import OPS, FactorizedReduce
+
+
+def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
+    """1x1 convolution, BatchNorm, ReLU: the calibration before an operation."""
+    return nn.Sequential(nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
+
+
+def _separable(C: int, kernel_size: int) -> list[nn.Module]:
+    return [nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2, groups=C, bias=False), nn.Conv2d(C, C, 1, bias=False)]
+
+
+def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
+    """The factorised reduction, without the ReLU that it has in DARTS."""
+    reduction = FactorizedReduce(C_in, C_out, affine=False)
+    reduction.relu = nn.Identity()
+    return reduction
+
+
+# Micro: section 2.4.
+
+
+class _MicroInput(nn.Module):
+    """One of a node's two inputs: which earlier node, and which operation on it."""
+
+    def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
+        super().__init__()
+        self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, return_mask=True, key=f"{key}_input")
+        self.op_choice = LayerChoice(
+            [
+                nn.Sequential(nn.ReLU(), *_separable(channels, 3), nn.BatchNorm2d(channels)),
+                nn.Sequential(nn.ReLU(), *_separable(channels, 5), nn.BatchNorm2d(channels)),
+                OPS["avg_pool_3x3"](channels, 1, False),
+                OPS["max_pool_3x3"](channels, 1, False),
+                OPS["skip_connect"](channels, 1, False),
+            ],
+            key=f"{key}_op",
+        )
+
+    def forward(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
+        x, used = self.input_choice(states)
+        return self.op_choice(x), used != 0
+
+
+class ENASMicroNode(MutableScope):
+    """Two inputs, each any earlier node through any operation, added up; returns the sum and which earlier nodes were used."""
+
+    def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
+        super().__init__(key)
+        self.x = _MicroInput(f"{key}_x", prev_labels, channels)
+        self.y = _MicroInput(f"{key}_y", prev_labels, channels)
+
+    def forward(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
+        (x, used_x), (y, used_y) = self.x(states), self.y(states)
+        return x + y, used_x | used_y
+
+
+class ENASMicroLayer(nn.Module):
+    """A cell; keys `normal_node_0_x_input`, `normal_node_0_x_op`, ... or `reduce_...`.
+
+    Args:
+        num_nodes: nodes beside the two inputs.
+        in_channels_pp, in_channels_p: channels of the outputs of the two layers before.
+        out_channels: C, channels of every node and of the output.
+        reduction: whether the layer halves height and width, its inputs' to begin with.
+    """
+
+    def __init__(self, num_nodes: int, in_channels_pp: int, in_channels_p: int, out_channels: int, reduction: bool) -> None:
+        super().__init__()
+        self.reduction = reduction
+        if reduction:
+            self.reduce0 = _reduce(in_channels_pp, out_channels)
+            self.reduce1 = _reduce(in_channels_p, out_channels)
+            in_channels_pp = in_channels_p = out_channels
+        self.preproc0 = nn.Identity() if in_channels_pp == out_channels else _pointwise(in_channels_pp, out_channels)
+        self.preproc1 = nn.Identity() if in_channels_p == out_channels else _pointwise(in_channels_p, out_channels)
+        kind = "reduce" if reduction else "normal"
+        labels = [InputChoice.NO_KEY, InputChoice.NO_KEY, *(f"{kind}_node_{node}" for node in range(num_nodes))]
+        self.nodes = nn.ModuleList(ENASMicroNode(labels[2 + node], labels[: 2 + node], out_channels) for node in range(num_nodes))
+        self.final_conv_w = nn.Parameter(torch.empty(out_channels, num_nodes + 2, out_channels, 1, 1))
+        nn.init.kaiming_normal_(self.final_conv_w)
+        self.bn = nn.BatchNorm2d(out_channels, affine=False)
+
+    def forward(self, pp: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, in_channels_pp, H, W) and (B, in_channels_p, H, W) to (previous, output), the pair that the next layer takes:
+        p, halved in a reduction layer, and (B, out_channels, H', W')."""
+        if self.reduction:
+            pp, p = self.reduce0(pp), self.reduce1(p)
+        states = [self.preproc0(pp), self.preproc1(p)]
+        unused = [True, True]
+        for node in self.nodes:
+            output, used = node(states)
+            unused = [free and not taken for free, taken in zip(unused, used.tolist(), strict=True)] + [True]
+            states.append(output)
+        loose = [index for index, free in enumerate(unused) if free]
+        x = F.relu(torch.cat([states[index] for index in loose], dim=1))
+        x = F.conv2d(x, self.final_conv_w[:, loose].flatten(1, 2))
+        return p, self.bn(x)
+
+
+class ENASMicroNetwork(nn.Module):
+    """Stem, `num_layers` normal layers with a reduction layer after each third of them but the last, global pooling, classifier.
+
+    Args:
+        num_layers: normal layers, at least 3.
+        num_nodes: nodes per layer.
+        out_channels: channels of the first layers, the stem's are 3 times as many; doubled at each reduction.
+        in_channels, num_classes: of the dataset.
+        dropout_rate: before the classifier.
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 6,
+        num_nodes: int = 5,
+        out_channels: int = 20,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_layers < 3:
+            raise UserError(f"{num_layers} layers: at least 3 are needed, with a reduction after each third of them")
+        channels_pp = channels_p = 3 * out_channels
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p))
+        self.layers = nn.ModuleList()
+        for layer in range(num_layers):
+            if layer in (num_layers // 3, 2 * num_layers // 3):
+                out_channels *= 2
+                self.layers.append(ENASMicroLayer(num_nodes, channels_pp, channels_p, out_channels, reduction=True))
+                channels_pp = channels_p = out_channels
+            self.layers.append(ENASMicroLayer(num_nodes, channels_pp, channels_p, out_channels, reduction=False))
+            channels_pp, channels_p = channels_p, out_channels
+        self.dropout = nn.Dropout(dropout_rate)
+        self.classifier = nn.Linear(channels_p, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
+        p = output = self.stem(x)
+        for layer in self.layers:
+            p, output = layer(p, output)
+        return self.classifier(self.dropout(F.relu(output).mean((2, 3))))
+
+
+# Macro: section 2.3.
+
+
+def _conv_branch(C_in: int, C_out: int, conv: list[nn.Module]) -> nn.Sequential:
+    return nn.Sequential(_pointwise(C_in, C_out), *conv, nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
+
+
+def _pool_branch(C_in: int, C_out: int, pool: str) -> nn.Sequential:
+    return nn.Sequential(_pointwise(C_in, C_out), OPS[pool](C_out, 1, False), nn.BatchNorm2d(C_out, affine=False))
+
+
+class ENASMacroLayer(MutableScope):
+    """One of six branches applied to the layer before, plus any of the layers before that.
+
+    Args:
+        key: the layer's key, a label for the layers after it.
+        prev_labels: the labels of what may be added: all but the last of the list that forward takes.
+        in_filters, out_filters: channels.
+    """
+
+    def __init__(self, key: str, prev_labels: list[str], in_filters: int, out_filters: int) -> None:
+        super().__init__(key)
+        self.branch = LayerChoice(
+            [
+                _conv_branch(in_filters, out_filters, [nn.Conv2d(out_filters, out_filters, 3, padding=1)]),
+                _conv_branch(in_filters, out_filters, _separable(out_filters, 3)),
+                _conv_branch(in_filters, out_filters, [nn.Conv2d(out_filters, out_filters, 5, padding=2)]),
+                _conv_branch(in_filters, out_filters, _separable(out_filters, 5)),
+                _pool_branch(in_filters, out_filters, "avg_pool_3x3"),
+                _pool_branch(in_filters, out_filters, "max_pool_3x3"),
+            ]
+        )
+        self.skipconnect = InputChoice(choose_from=prev_labels) if prev_labels else None
+        self.batch_norm = nn.BatchNorm2d(out_filters, affine=False)
+
+    def forward(self, prev_layers: list[Tensor]) -> Tensor:
+        """`prev_layers`: the outputs of the stem and of all layers so far, (B, C, H, W) each."""
+        out = self.branch(prev_layers[-1])
+        skips = self.skipconnect(prev_layers[:-1]) if self.skipconnect is not None else None
+        return self.batch_norm(out if skips is None else out + skips)
+
+
+class ENASMacroGeneralModel(nn.Module):
+    """Stem, `num_layers` layers, global pooling, dropout, classifier. After each third of the depth but the last, the outputs of all
+    layers so far are halved in height and width, all by the same factorised reduction.
+
+    Args:
+        num_layers: layers, at least 3. Their keys are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input
+            of layer i: `layer_0` is the stem's output.
+        out_filters: channels of every layer.
+        in_channels, num_classes: of the dataset.
+        dropout_rate: before the classifier.
+    """
+
+    def __init__(
+        self, num_layers: int = 12, out_filters: int = 24, in_channels: int = 3, num_classes: int = 10, dropout_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        if num_layers < 3:
+            raise UserError(f"{num_layers} layers: at least 3 are needed, with a reduction after each third of them")
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters))
+        labels = [f"layer_{layer}" for layer in range(num_layers)]
+        self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels))
+        third = num_layers // 3
+        self.reductions = nn.ModuleDict({str(layer): _reduce(out_filters, out_filters) for layer in (third - 1, 2 * third - 1)})
+        self.dropout = nn.Dropout(dropout_rate)
+        self.classifier = nn.Linear(out_filters, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
+        outputs = [self.stem(x)]
+        for i, layer in enumerate(self.layers):
+            outputs.append(layer(outputs))
+            if str(i) in self.reductions:
+                outputs = [self.reductions[str(i)](output) for output in outputs]
+        return self.classifier(self.dropout(outputs[-1].mean((2, 3))))

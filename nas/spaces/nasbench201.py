@@ -1,0 +1,178 @@
+"""NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625 cells.
+
+The benchmark, which has trained them all, knows a cell by a string; `to_string` and `from_string` go there and back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from cli import UserError
+from nas.mutables import LayerChoice
+from operations import FactorizedReduce, Identity, ReLUConvBN, Zero
+
+NODES = 4
+
+# The candidates' names, as NNI has them, and as the benchmark's strings do.
+CANDIDATES = {
+    "none": "none",
+    "avg_pool_3x3": "avg_pool_3x3",
+    "conv_3x3": "nor_conv_3x3",
+    "conv_1x1": "nor_conv_1x1",
+    "skip_connect": "skip_connect",
+}
+
+
+class NASBench201Cell(nn.Module):
+    """A cell: every node is the sum of all nodes before it, each through the operation chosen for this edge; keys `0_1`, `0_2`, `1_2`, ...
+
+    Args:
+        cell_id: a name for this cell, kept as an attribute. All cells share their keys, so their decisions.
+        C_in, C_out: channels of the input and of the output.
+        stride: of the edges from the input.
+        bn_affine, bn_momentum, bn_track_running_stats: of BatchNorm.
+    """
+
+    def __init__(
+        self,
+        cell_id: str | int,
+        C_in: int,
+        C_out: int,
+        stride: int,
+        bn_affine: bool = True,
+        bn_momentum: float = 0.1,
+        bn_track_running_stats: bool = True,
+    ) -> None:
+        super().__init__()
+        self.cell_id = cell_id
+        norm = {"affine": bn_affine, "momentum": bn_momentum, "track_running_stats": bn_track_running_stats}
+        self.edges = nn.ModuleDict()
+        for node in range(1, NODES):
+            for source in range(node):
+                shape = (C_in, C_out, stride) if source == 0 else (C_out, C_out, 1)
+                key = f"{source}_{node}"
+                self.edges[key] = LayerChoice(_candidates(*shape, norm), reduction="mean", key=key)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
+        nodes = [x]
+        for node in range(1, NODES):
+            nodes.append(sum(self.edges[f"{source}_{node}"](nodes[source]) for source in range(node)))
+        return nodes[-1]
+
+
+class NASBench201Network(nn.Module):
+    """The benchmark's network: three stages of cells at C, 2C and 4C channels, a residual block of stride 2 between two stages.
+
+    Args:
+        channels: C, 16 in the benchmark.
+        cells: cells per stage, 5 in the benchmark.
+        num_classes, in_channels: of the dataset.
+    """
+
+    def __init__(self, channels: int = 16, cells: int = 5, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.layers = nn.ModuleList()
+        for stage in range(3):
+            if stage:
+                self.layers.append(ResidualBlock(channels, 2 * channels))
+                channels *= 2
+            self.layers.extend(NASBench201Cell(f"{stage}_{cell}", channels, channels, 1) for cell in range(cells))
+        self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.classifier(self.norm(x).mean((2, 3)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, the first of stride 2, beside a pooled 1x1 one: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2)."""
+
+    def __init__(self, C_in: int, C_out: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(ReLUConvBN(C_in, C_out, 3, 2, 1), ReLUConvBN(C_out, C_out, 3, 1, 1))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, stride=2), nn.Conv2d(C_in, C_out, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.convs(x)
+
+
+def to_string(architecture: Mapping[str, Any]) -> str:
+    """The benchmark's name of an architecture of this space, `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`.
+
+    Raises:
+        UserError: it is not one.
+    """
+    keys = [f"{source}_{node}" for node in range(1, NODES) for source in range(node)]
+    if set(architecture) != set(keys):
+        raise UserError(f"a NAS-Bench-201 architecture has the keys {', '.join(keys)}, not {', '.join(sorted(map(str, architecture))[:8])}")
+    for key in keys:
+        if not isinstance(architecture[key], str) or architecture[key] not in CANDIDATES:
+            raise UserError(f"{key} is {architecture[key]!r}: known are {', '.join(CANDIDATES)}")
+    nodes = ([f"{CANDIDATES[architecture[f'{source}_{node}']]}~{source}" for source in range(node)] for node in range(1, NODES))
+    return "+".join(f"|{'|'.join(edges)}|" for edges in nodes)
+
+
+def from_string(text: str) -> dict[str, str]:
+    """The architecture that the benchmark calls `text`.
+
+    Raises:
+        UserError: it is not one of its names.
+    """
+    names = {name: candidate for candidate, name in CANDIDATES.items()}
+    architecture = {}
+    nodes = text.strip().split("+")
+    for node, edges in enumerate(nodes, start=1):
+        for source, edge in enumerate(edges.strip("|").split("|")):
+            match = re.fullmatch(r"(\w+)~(\d)", edge)
+            if not match or match[1] not in names or int(match[2]) != source or not source < node < NODES:
+                raise UserError(f"{edge!r} in {text[:120]!r} is no edge to node {node}: <operation>~<node>, of {', '.join(names)}")
+            architecture[f"{source}_{node}"] = names[match[1]]
+    if to_string(architecture) != text.strip():
+        raise UserError(f"{text[:120]!r} is no name of NAS-Bench-201")
+    return architecture
+
+
+def _candidates(C_in: int, C_out: int, stride: int, norm: dict[str, Any]) -> OrderedDict[str, nn.Module]:
+    """Where input and output agree, pooling and skipping have no weights; where they differ, convolutions of 1x1 see to it."""
+    same = C_in == C_out
+    pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
+    if stride == 2:
+        skip: nn.Module = FactorizedReduce(C_in, C_out)
+        skip.bn = nn.BatchNorm2d(C_out, **norm)
+    else:
+        skip = Identity() if same else _conv(C_in, C_out, 1, 1, norm)
+    return OrderedDict(
+        none=Zero(stride) if same else _ZeroOf(C_out, stride),
+        avg_pool_3x3=pool if same else nn.Sequential(_conv(C_in, C_out, 1, 1, norm), pool),
+        conv_3x3=_conv(C_in, C_out, 3, stride, norm),
+        conv_1x1=_conv(C_in, C_out, 1, stride, norm),
+        skip_connect=skip,
+    )
+
+
+def _conv(C_in: int, C_out: int, kernel_size: int, stride: int, norm: dict[str, Any]) -> ReLUConvBN:
+    conv = ReLUConvBN(C_in, C_out, kernel_size, stride, kernel_size // 2)
+    conv.op[2] = nn.BatchNorm2d(C_out, **norm)
+    return conv
+
+
+class _ZeroOf(Zero):
+    """Zeros of another number of channels."""
+
+    def __init__(self, C_out: int, stride: int) -> None:
+        super().__init__(stride)
+        self.C_out = C_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :1].expand(-1, self.C_out, -1, -1))
