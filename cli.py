@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
@@ -55,3 +55,36 @@ positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
 proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+    """Which images: the same for every stage."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=datasets, default=datasets[0], help="digits needs no download; folder reads your own images")
+    group.add_argument(
+        "--data", default="../data", help="the folder of CIFAR (downloaded if absent), or of train/<class>/ and test/<class>/"
+    )
+    group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
+    group.add_argument("--workers", type=non_negative_int, default=2, help="processes that decode images; never changes a result")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The device, the run's folder and its log: the same for both stages that train."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
+    group.add_argument("--save", default="EXP", help="name in the run's default folder")
+    group.add_argument("--run_dir", help="the run's folder, exactly")
+    group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
+    group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
+    group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
+
+
+def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:
+    """Flags of the original with `nargs` values that change nothing: taken, with a warning, so that its commands still work."""
+    for flag in flags:
+        parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+class _Unread(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(f"warning: {option_string} has no effect here", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""Stage 3: the accuracy of saved weights on the test set, those of the original authors included.
+
+    python test.py --auxiliary --model_path cifar10_model.pt --gpu 0      # the authors' weights of DARTS_V2: 97.37% by their account
+    python test.py --arch eval-EXP-20260101-120000 --model_path eval-EXP-20260101-120000/weights.pt --auxiliary --gpu 0
+
+Expect one number. The arguments that shape the network must be those of its training: train.py ends by printing the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import nn
+
+import cli
+import data
+import experiment
+import genotypes
+import utils
+from model import NetworkCIFAR
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Measure the accuracy of saved weights on the test set.")
+    cli.add_data_arguments(parser, data.DATASETS)
+    parser.add_argument("--gpu", type=cli.device_number, default=0, help="number of the CUDA device; -1 for the CPU")
+    cli.accept_unread(parser, "--seed", "--cutout_length", "--drop_path_prob", nargs=1)
+    cli.accept_unread(parser, "--cutout", nargs=0)
+    parser.add_argument("--batch_size", type=cli.positive_int, default=96)
+    parser.add_argument("--report_freq", type=cli.positive_int, default=50, help="steps between two printed lines")
+    parser.add_argument(
+        "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a run's folder; or Genotype(...) from a log"
+    )
+    parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
+    parser.add_argument("--init_channels", type=cli.positive_int, default=36, help="channels of the first cells")
+    parser.add_argument("--layers", type=cli.cell_count, default=20, help="cells")
+    parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    genotype = genotypes.read(args.arch)
+    device = utils.select_device(args.gpu)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    model = NetworkCIFAR(args.init_channels, images.num_classes, args.layers, args.auxiliary, genotype)
+    experiment.load_weights(model, args.model_path)
+    model.to(device)
+    print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")
+    _, test_batches = data.train_batches(
+        images, batch_size=args.batch_size, cutout_length=0, seed=args.seed, workers=args.workers, device=device
+    )
+    meters = utils.evaluate(
+        model,
+        test_batches,
+        nn.CrossEntropyLoss(),
+        lambda step, meters: step % args.report_freq or print(f"test {step:03d} {meters}"),
+    )
+    print(f"test_acc {meters.top1.avg:f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,148 @@
+"""The second order against the gradient of the expression that it stands for, differentiated directly; and what a step leaves alone."""
+
+from types import SimpleNamespace
+
+import golden
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from architect import Architect
+from model_search import Network
+
+ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
+EXACT = SimpleNamespace(**vars(ARGS), hvp="exact")
+ETA = 0.025
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+class Toy(torch.nn.Module):
+    """A search model by contract alone: two mixed linear maps, and a weight that nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.maps = torch.nn.ModuleList(torch.nn.Linear(12, 5) for _ in range(2))
+        self.idle = torch.nn.Parameter(torch.ones(3))
+        self.alpha = torch.nn.Parameter(torch.randn(2))
+
+    def arch_parameters(self):
+        return [self.alpha]
+
+    def weight_parameters(self):
+        return [*self.maps.parameters(), self.idle]
+
+    def forward(self, x):
+        mixed = sum(w * m(x.flatten(1)) for w, m in zip(F.softmax(self.alpha, -1), self.maps, strict=True))
+        return torch.tanh(mixed)
+
+
+def network():
+    model = Network(2, 10, 3, torch.nn.CrossEntropyLoss())
+    golden.fill(model)
+    golden.fill_alphas(model, 5)
+    return model
+
+
+def batches(model, size=3):
+    if isinstance(model, Toy):
+        return [(x[:, :, :2, :2], y % 5) for x, y in (golden.batch(seed, size) for seed in (1, 2))]
+    return [golden.batch(seed, size) for seed in (1, 2)]
+
+
+def sgd(model, steps=2):
+    """The weights' optimizer with momentum buffers that are not zero."""
+    optimizer = torch.optim.SGD(model.weight_parameters(), ETA, momentum=ARGS.momentum, weight_decay=ARGS.weight_decay)
+    for step in range(steps):
+        (x, y), _ = batches(model)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x + step), y).backward(inputs=model.weight_parameters())
+        optimizer.step()
+    return optimizer
+
+
+def direct_gradient(model, train, valid, optimizer, eta=ETA):
+    """d/dalpha of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay w), alpha), by autograd."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    weights = model.weight_parameters()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    loss = F.cross_entropy(functional_call(model, buffers, (train[0],)), train[1])
+    dw = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True, materialize_grads=True)
+    virtual = {}
+    for w, g in zip(weights, dw, strict=True):
+        buffer = optimizer.state[w]["momentum_buffer"] if w in optimizer.state else torch.zeros_like(w)
+        virtual[names[id(w)]] = w - eta * (ARGS.momentum * (0 if buffer is None else buffer) + g + ARGS.weight_decay * w)
+    loss = F.cross_entropy(functional_call(model, buffers | virtual, (valid[0],)), valid[1])
+    return torch.autograd.grad(loss, model.arch_parameters())
+
+
+def relative_error(actual, expected):
+    actual, expected = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (actual, expected))
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("build", [network, Toy])
+@pytest.mark.parametrize("sgd_steps", [0, 2], ids=["first step", "with momentum"])
+def test_exact_is_the_gradient_of_the_unrolled_loss(build, sgd_steps):
+    model = build()
+    optimizer = sgd(model, sgd_steps)
+    train, valid = batches(model)
+    expected = direct_gradient(model, train, valid, optimizer)
+    Architect(model, EXACT).step(*train, *valid, ETA, optimizer, unrolled=True)
+    assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-10
+
+    # The term is there and matters: without it, the same comparison fails.
+    first_order = direct_gradient(model, train, valid, optimizer, eta=0.0)
+    assert relative_error(first_order, expected) > 1e-3
+
+
+def test_finite_difference_approaches_the_exact_product():
+    model = Toy()
+    (x, y), _ = batches(model)
+    architect = Architect(model, ARGS)
+    weights = model.weight_parameters()
+    flat = torch.cat([w.detach().flatten() for w in weights])
+    v = torch.randn_like(flat)
+    dw = torch.autograd.grad(F.cross_entropy(model(x), y), weights, create_graph=True, allow_unused=True, materialize_grads=True)
+    product = torch.autograd.grad(torch.cat([g.flatten() for g in dw]) @ v, model.arch_parameters())
+    errors = [relative_error(architect._hessian_vector_product(flat, v, x, y, r), product) for r in (1e-1, 1e-2, 1e-3)]
+    # Central differences: the error falls with the square of the step.
+    assert errors[0] > 50 * errors[1] > 50 * 50 * errors[2]
+    assert errors[2] < 1e-6
+
+
+@pytest.mark.parametrize("hvp", ["finite_difference", "exact"])
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_a_step_changes_the_alphas_and_nothing_else(hvp, unrolled):
+    model = network()
+    optimizer = sgd(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    momentum = [optimizer.state[w]["momentum_buffer"].clone() for w in model.weight_parameters()]
+    gradients = [w.grad.clone() for w in model.weight_parameters()]
+    train, valid = batches(model)
+    Architect(model, SimpleNamespace(**vars(ARGS), hvp=hvp)).step(*train, *valid, ETA, optimizer, unrolled)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not name.startswith("alphas")), name
+    for w, buffer, gradient in zip(model.weight_parameters(), momentum, gradients, strict=True):
+        assert torch.equal(optimizer.state[w]["momentum_buffer"], buffer)
+        assert torch.equal(w.grad, gradient)
+    # First order: one pass over the validation batch. Second: over the training batch at w, w+ and w-, none of the virtual w'.
+    passes = {(False, "finite_difference"): 1, (False, "exact"): 1, (True, "finite_difference"): 3, (True, "exact"): 1}
+    counter = "cells.0.preprocess0.op.2.num_batches_tracked"
+    assert model.state_dict()[counter] - before[counter] == passes[unrolled, hvp]
+
+
+@pytest.mark.parametrize("criterion", [F.cross_entropy, lambda logits, target: 3 * F.cross_entropy(logits, target)])
+def test_first_order_is_the_gradient_of_the_models_own_criterion(criterion):
+    model = Network(2, 10, 3, criterion)
+    _, (x, y) = batches(model)
+    expected = torch.autograd.grad(criterion(model(x), y), model.arch_parameters())
+    Architect(model, ARGS).step(None, None, x, y, ETA, None, unrolled=False)  # and reads neither training batch nor optimizer
+    assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-12
+
+
+def test_unknown_hvp():
+    with pytest.raises(ValueError, match=r"finite_difference.*exact"):
+        Architect(Toy(), SimpleNamespace(**vars(ARGS), hvp="forward"))

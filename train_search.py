@@ -1,0 +1,174 @@
+"""Stage 1, the search: learns the alphas and the weights of the supernet together and writes the cells that it finds.
+
+    python train_search.py --unrolled --gpu 0               # CIFAR-10, second order: the paper's setting
+    python train_search.py --gpu 0                          # first order: about a third of the time
+    python train_search.py --dataset digits --gpu -1 --epochs 6 --init_channels 4 --layers 4 --batch_size 32
+
+Expect genotype.json and pictures of both cells in the run's folder, and at the end the command that trains them. The accuracies on the way
+are the supernet's; what the found network is worth, only train.py can tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+import cli
+import data
+import experiment
+import genotypes
+import utils
+import visualize
+from architect import HVP, Architect
+from model_search import Network
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Search for cells with DARTS.")
+    cli.add_data_arguments(parser, data.DATASETS)
+    cli.add_run_arguments(parser)
+    cli.accept_unread(parser, "--model_path", "--drop_path_prob")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=2, help="of weights, alphas, data order and augmentation")
+    group = parser.add_argument_group("supernet")
+    group.add_argument("--init_channels", type=cli.positive_int, default=16, help="channels of the first cells")
+    group.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
+    group = parser.add_argument_group("weights")
+    group.add_argument("--epochs", type=cli.positive_int, default=50)
+    group.add_argument("--batch_size", type=cli.positive_int, default=64)
+    group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch")
+    group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.001, help="that the cosine schedule descends to")
+    group.add_argument("--momentum", type=cli.probability, default=0.9)
+    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4)
+    group.add_argument("--grad_clip", type=cli.positive_float, default=5, help="largest norm of the gradient")
+    group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
+    group.add_argument("--cutout_length", type=cli.positive_int, default=16)
+    group = parser.add_argument_group("alphas")
+    group.add_argument("--unrolled", action="store_true", help="second order: the validation loss after one step of the weights")
+    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
+    group.add_argument(
+        "--train_portion", type=cli.proportion, default=0.5, help="of the training images for the weights; the rest for alphas"
+    )
+    group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4)
+    group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = utils.select_device(args.gpu)
+    utils.seed_everything(args.seed, args.deterministic)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    train_batches, alpha_batches, valid_batches = data.search_batches(
+        images,
+        batch_size=args.batch_size,
+        train_portion=args.train_portion,
+        cutout_length=args.cutout_length if args.cutout else 0,
+        seed=args.seed,
+        workers=args.workers,
+        device=device,
+    )
+    steps = 2 if args.fast_dev_run else None  # None: all
+    epochs = 1 if args.fast_dev_run else args.epochs
+
+    criterion = nn.CrossEntropyLoss()
+    model = Network(args.init_channels, images.num_classes, args.layers, criterion).to(device)
+    architect = Architect(model, args)
+    optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
+
+    run = experiment.Run(args.run_dir or experiment.default_folder("search", args.save), args)
+    run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
+    for epoch in range(epochs):
+        started = time.perf_counter()
+        lr = scheduler.get_last_lr()[0]
+        genotype = model.genotype()
+        run.log("epoch %d lr %e", epoch, lr)
+        run.log("genotype = %s", genotype)
+        for alphas in model.arch_parameters():
+            run.log("%s", torch.softmax(alphas.detach(), dim=-1).cpu())
+
+        for batches in (train_batches, alpha_batches, valid_batches):
+            batches.set_epoch(epoch)
+        train_meters = train(
+            islice(zip(train_batches, alpha_batches, strict=True), steps), model, architect, criterion, optimizer, lr, args, run
+        )
+        run.log("train_acc %f (supernet)", train_meters.top1.avg)
+        valid_meters = utils.evaluate(
+            model,
+            islice(valid_batches, steps),
+            criterion,
+            lambda step, meters: step % args.report_freq or run.log("valid %03d %s", step, meters),
+        )
+        run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
+        scheduler.step()
+
+        genotype = model.genotype()
+        run.write_weights(model)
+        run.write_json("genotype.json", genotypes.to_json(genotype))
+        run.append_metrics(
+            {
+                "epoch": epoch,
+                "lr": lr,
+                "train_loss": train_meters.loss.avg,
+                "train_acc": train_meters.top1.avg,
+                "valid_loss": valid_meters.loss.avg,
+                "valid_acc": valid_meters.top1.avg,
+                "alphas": [torch.softmax(alphas.detach(), dim=-1).tolist() for alphas in model.arch_parameters()],
+                "genotype": genotypes.to_json(genotype),
+                "seconds": time.perf_counter() - started,
+            }
+        )
+
+    run.log("genotype = %s", genotype)
+    pictures = visualize.draw(genotype, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
+    run.log("pictures: %s", ", ".join(map(str, pictures)))
+    run.log("train what was found: %s", train_command(args, run))
+
+
+def train(
+    batches: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+    model: Network,
+    architect: Architect,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    args: argparse.Namespace,
+    run: experiment.Run,
+) -> utils.Meters:
+    """One epoch of the paper's algorithm 1, over pairs of a training batch and a validation batch."""
+    model.train()
+    meters = utils.Meters()
+    weights = model.weight_parameters()
+    for step, ((x, y), (x_valid, y_valid)) in enumerate(batches):
+        # 1. Update the alphas by descending the validation loss.
+        architect.step(x, y, x_valid, y_valid, lr, optimizer, unrolled=args.unrolled)
+
+        # 2. Update the weights by descending the training loss; the alphas need no gradient here.
+        optimizer.zero_grad()
+        logits = model(x)
+        loss = criterion(logits, y)
+        loss.backward(inputs=weights)
+        nn.utils.clip_grad_norm_(weights, args.grad_clip)
+        optimizer.step()
+
+        meters.update(loss, logits, y)
+        if step % args.report_freq == 0:
+            run.log("train %03d %s", step, meters)
+    return meters
+
+
+def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
+    """The command that trains the found network by the paper's recipe on the same data."""
+    command = ["python", "train.py", "--arch", str(run.folder / "genotype.json"), "--auxiliary", "--cutout", "--gpu", str(args.gpu)]
+    command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    return shlex.join(command)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,125 @@
+"""Small things with no better home: the device, the seeds, accuracy, meters, evaluation, and the size of a network."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cli import UserError
+
+
+def select_device(gpu: int) -> torch.device:
+    """CUDA device `gpu`, or the CPU for -1; also the CPU, with one warning on standard error, where CUDA is absent.
+
+    Raises:
+        UserError: there are GPUs, but none with this number.
+    """
+    if gpu < 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        print(f"warning: --gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)", file=sys.stderr)
+        return torch.device("cpu")
+    if gpu >= torch.cuda.device_count():
+        raise UserError(f"--gpu {gpu}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seeds Python, NumPy and torch. `deterministic` also keeps CUDA to kernels that repeat their results, which are slower."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+        torch.use_deterministic_algorithms(True)
+
+
+def accuracy(logits: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
+    """Per k the percentage of images whose class is among the k most likely; with fewer than k classes, among all.
+
+    Args:
+        logits: (B, classes).
+        target: (B,).
+    """
+    k_max = min(max(topk), logits.size(1))
+    correct = logits.topk(k_max, dim=1).indices.eq(target[:, None])  # (B, k_max)
+    return [correct[:, :k].any(dim=1).double().mean() * 100 for k in topk]
+
+
+class AverageMeter:
+    """A running average over images. Values may be tensors on any device: only reading `avg` waits for them."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | float = 0.0
+        self.count = 0
+
+    def update(self, value: Tensor | float, n: int) -> None:
+        """Adds the average `value` of `n` images."""
+        self.sum = self.sum + (value.detach().double() if isinstance(value, Tensor) else value) * n
+        self.count += n
+
+    @property
+    def avg(self) -> float:
+        return float(self.sum) / self.count
+
+
+class Meters:
+    """Loss, top-1 and top-5 accuracy of an epoch, and the original's line about them."""
+
+    def __init__(self) -> None:
+        self.loss, self.top1, self.top5 = AverageMeter(), AverageMeter(), AverageMeter()
+
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        top1, top5 = accuracy(logits.detach(), target, topk=(1, 5))
+        for meter, value in ((self.loss, loss), (self.top1, top1), (self.top5, top5)):
+            meter.update(value, target.size(0))
+
+    def __str__(self) -> str:
+        return f"{self.loss.avg:e} {self.top1.avg:f} {self.top5.avg:f}"
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    report: Callable[[int, Meters], None] = lambda step, meters: None,
+) -> Meters:
+    """Loss and accuracy of `model` in evaluation mode over `batches` of (images, classes); `report` is called after every batch."""
+    model.eval()
+    meters = Meters()
+    for step, (x, y) in enumerate(batches):
+        output = model(x)
+        logits = output[0] if isinstance(output, tuple) else output  # the discrete networks return auxiliary logits, too
+        meters.update(criterion(logits, y), logits, y)
+        report(step, meters)
+    return meters
+
+
+def count_parameters_in_MB(model: nn.Module) -> float:
+    """Millions of parameters, the auxiliary head left out, as the paper counts."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if "auxiliary" not in name) / 1e6
+
+
+def count_multiply_adds(model: nn.Module, image_size: int) -> float:
+    """Millions of multiply-adds for one image, the papers' "FLOPs": those of convolutions and linear layers, and nothing else.
+
+    BatchNorm, pooling, activations and additions are not counted, nor is the auxiliary head, which evaluation does not run.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    model.train(training)
+    return counter.get_total_flops() / 2 / 1e6
