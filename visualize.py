@@ -57,7 +57,15 @@ def cell(edges: Sequence[tuple[str, int]], concat: Sequence[int], caption: str) 
     """
     # Arial's metrics are built into graphviz-pure, and known to every other renderer.
     graph = graphviz.Digraph(
-        graph_attr={"rankdir": "LR", "nodesep": "0.2", "ranksep": "0.55", "pad": "0.1", "fontname": "Arial", "fontsize": "15"},
+        graph_attr={
+            "rankdir": "LR",
+            "nodesep": "0.2",
+            "ranksep": "0.55",
+            "pad": "0.1",
+            "margin": "0",
+            "fontname": "Arial",
+            "fontsize": "15",
+        },
         node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "fontname": "Arial", "fontsize": "15", "width": "0.5"},
         edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
     )
