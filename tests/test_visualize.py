@@ -159,7 +159,9 @@ def test_no_renderer_is_a_users_error(tmp_path, without_dot, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("script", ["echo no fonts >&2; exit 1", "exit 3", "exit 0"], ids=["says why", "silent", "empty"])
+@pytest.mark.parametrize(
+    "script", ["echo no fonts >&2; exit 1", "exit 3", "echo half; exit 1", "exit 0"], ids=["says why", "silent", "half", "empty"]
+)
 def test_failing_renderer_is_a_users_error(tmp_path, monkeypatch, script):
     fake_program(tmp_path / "bin", "dot", script)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -189,6 +191,11 @@ def test_command_line_draws_into_the_current_folder(tmp_path):
     done = run("DARTS_V2", "--format", "svg", cwd=tmp_path)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["normal.svg", "reduction.svg"], "")
     assert "DARTS_V2: normal cell" in texts(tmp_path / "normal.svg")
+
+
+def test_command_line_draws_pdf_without_dot_and_without_noise(tmp_path, without_dot):
+    done = run("DARTS_V2", "--format", "pdf", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["normal.pdf", "reduction.pdf"], "")
 
 
 def test_command_line_draws_a_run_into_its_folder(tmp_path):
