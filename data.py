@@ -252,6 +252,7 @@ def _plain_errors(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except UserError as error:
+        error.__traceback__ = None  # it would keep the loader until a garbage collection, which takes seconds to end idle workers
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
 
 
