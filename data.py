@@ -232,7 +232,7 @@ def _interleave(labels: np.ndarray) -> np.ndarray:
 
 def _stream(files: FileImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, as (uint8 (B, 3, H, W), int64 (B,)), decoded by `workers` processes."""
-    batches = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
+    batches: list[Any] = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
     yield from _plain_errors(
         DataLoader(files, batch_sampler=batches, collate_fn=_unchanged, num_workers=workers, generator=torch.Generator())
     )
@@ -252,6 +252,7 @@ def _plain_errors(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except UserError as error:
+        error.__traceback__ = None  # it would keep the loader until a garbage collection, which takes seconds to end idle workers
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
 
 

@@ -1,0 +1,589 @@
+"""Proofs for data.py: the augmentation against torchvision's and the original's, the search split, reproducibility, and every error."""
+
+from __future__ import annotations
+
+import pickle
+import urllib.error
+from collections import Counter
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import torchvision.transforms.functional as TF
+from PIL import Image
+from scipy.stats import chi2_contingency, chisquare
+from sklearn.datasets import load_digits
+
+import data
+from cli import UserError
+
+
+def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:
+    """Images of noise whose labels are their numbers, so that a batch tells which images are in it."""
+    pixels = torch.randint(256, (count + tests, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    train = data.MemoryImages(pixels[:count], torch.arange(count))
+    test = data.MemoryImages(pixels[count:], torch.arange(tests))
+    return data.ImageData("noise", train, test, ("a", "b"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), size, flip)
+
+
+def search(images: data.ImageData, seed: int = 0, batch_size: int = 4, train_portion: float = 0.5, workers: int = 0):
+    return data.search_batches(
+        images, batch_size=batch_size, train_portion=train_portion, cutout_length=2, seed=seed, workers=workers, device="cpu"
+    )
+
+
+def labels(batches: data.Batches) -> list[list[int]]:
+    return [y.tolist() for _, y in batches]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(batches))
+
+
+def same(first, second) -> bool:
+    first, second = list(first), list(second)
+    return len(first) == len(second) > 0 and all(
+        torch.equal(x, other_x) and torch.equal(y, other_y) for (x, y), (other_x, other_y) in zip(first, second, strict=True)
+    )
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def save(path, pixels: np.ndarray, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of noise, 9 and 7 images to train on, 3 each to test on, 16x16."""
+    random = np.random.RandomState(3)
+    for part, name, count in (("train", "cat", 9), ("train", "dog", 7), ("test", "cat", 3), ("test", "dog", 3)):
+        for number in range(count):
+            save(tmp_path / part / name / f"{number}.png", random.randint(256, size=(16, 16, 3)).astype(np.uint8))
+    return tmp_path
+
+
+# ---- Augmentation
+
+
+def crops_and_flips(image: torch.Tensor, images: data.ImageData, flips: bool) -> list[bytes]:
+    """All results of torchvision's RandomCrop with padding, RandomHorizontalFlip, ToTensor and Normalize."""
+    size = image.shape[-1]
+    padded = TF.pad(TF.to_pil_image(image), size // 8)
+    results = []
+    for top in range(2 * (size // 8) + 1):
+        for left in range(2 * (size // 8) + 1):
+            crop = TF.crop(padded, top, left, size, size)
+            for view in (crop, TF.hflip(crop)) if flips else (crop,):
+                results.append(TF.normalize(TF.to_tensor(view), images.mean, images.std).numpy().tobytes())
+    return results
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_crop_and_flip_are_torchvisions(flip):
+    images = make(1, size=32, flip=flip)
+    image = images.train[0][0]
+    possible = crops_and_flips(image, images, flip)
+    assert len(set(possible)) == (162 if flip else 81)
+    augment, generator = data.Augment(images), seeded(1)
+    seen = Counter(x.numpy().tobytes() for _ in range(len(possible)) for x in augment(image.expand(40, -1, -1, -1), generator))
+    assert set(seen) == set(possible)
+    assert chisquare(list(seen.values())).pvalue > 0.001
+
+
+def original_cutout(y: int, x: int, size: int, length: int) -> bytes:
+    kept = np.ones((size, size), dtype=bool)
+    rows, columns = (np.clip([centre - length // 2, centre + length // 2], 0, size) for centre in (y, x))
+    kept[rows[0] : rows[1], columns[0] : columns[1]] = False
+    return kept.tobytes()
+
+
+@pytest.mark.parametrize("length", [4, 5, 20])
+def test_cutout_is_the_originals(length):
+    size = 8
+    possible = Counter(original_cutout(y, x, size, length) for y in range(size) for x in range(size))
+    augment = data.Augment(make(1), length)
+    x = augment(torch.full((64 * 60, 3, size, size), 255, dtype=torch.uint8), seeded(2))
+    assert torch.equal(x == 0, (x == 0)[:, :1].expand(-1, 3, -1, -1))  # no pixel is 0 but by cutout: neither white nor black is the mean
+    seen = Counter(kept.numpy().tobytes() for kept in x[:, 0] != 0)
+    assert set(seen) == set(possible)
+    if len(possible) > 1:
+        assert chisquare([seen[mask] for mask in possible], [60 * possible[mask] for mask in possible]).pvalue > 0.001
+
+
+def test_cutout_covers_what_would_be_there_without_it():
+    images = make(50)
+    batch = images.train.images
+    plain, cut = data.Augment(images)(batch, seeded(3)), data.Augment(images, 4)(batch, seeded(3))
+    assert torch.equal(cut, torch.where(cut == 0, cut, plain))
+    assert not torch.equal(cut, plain)
+
+
+def test_images_of_a_batch_are_augmented_independently():
+    images = make(1)
+    pair = images.train.images.expand(2, -1, -1, -1)
+    number = {result: index for index, result in enumerate(crops_and_flips(pair[0], images, flips=True))}
+    augment, generator = data.Augment(images), seeded(4)
+    table = np.zeros((len(number), len(number)), dtype=int)
+    for _ in range(18 * 18 * 10):
+        first, second = augment(pair, generator)
+        table[number[first.numpy().tobytes()], number[second.numpy().tobytes()]] += 1
+    assert chi2_contingency(table).pvalue > 0.001
+
+
+def test_crop_and_cutout_are_independent():
+    augment = data.Augment(make(1, flip=False), 2)
+    x = augment(torch.full((9 * 64 * 20, 3, 8, 8), 255, dtype=torch.uint8), seeded(5))[:, 0]
+    black = x.amin(dim=(1, 2))[:, None, None]
+    # The border of a crop that cutout leaves: enough of it to tell top, left and both; the cut's rows tell the centre's.
+    top, left = ((x[:, 0] == black[:, 0]).sum(1) > 4).int(), ((x[:, :, 0] == black[:, 0]).sum(1) > 4).int()
+    cut = (x == 0).any(2).int().argmax(1)
+    table = np.zeros((4, 8), dtype=int)
+    np.add.at(table, ((top * 2 + left).numpy(), cut.numpy()), 1)
+    assert chi2_contingency(table[:, table.sum(0) > 0]).pvalue > 0.001
+
+
+def test_without_training_images_are_only_normalised():
+    images = make(6)
+    expected = [TF.normalize(TF.to_tensor(TF.to_pil_image(image)), images.mean, images.std) for image in images.train.images]
+    assert torch.equal(data.Augment(images, 4, train=False)(images.train.images, None), torch.stack(expected))
+
+
+def test_augmentation_does_not_depend_on_the_memory_format():
+    images = make(20)
+    augment, batch = data.Augment(images, 4), images.train.images
+    assert torch.equal(augment(batch, seeded(6)), augment(batch.contiguous(memory_format=torch.channels_last), seeded(6)))
+
+
+def test_augmentation_leaves_the_images_alone():
+    images = make(20)
+    before = images.train.images.clone()
+    data.Augment(images, 4)(images.train.images, None)
+    assert torch.equal(images.train.images, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gets_the_same_batches():
+    images = make(40)
+    arguments = {"batch_size": 8, "cutout_length": 4, "seed": 1, "workers": 0}
+    (x, y), (gpu_x, gpu_y) = (next(iter(data.train_batches(images, **arguments, device=device)[0])) for device in ("cpu", "cuda"))
+    assert gpu_x.is_cuda
+    assert gpu_y.is_cuda
+    assert torch.equal(y, gpu_y.cpu())
+    torch.testing.assert_close(x, gpu_x.cpu())
+
+
+# ---- The search split and the order of the images
+
+
+def test_the_search_split():
+    train, draws, validation = search(make(30), train_portion=0.46)  # 13 images for w, 17 for alpha
+    assert [len(batch) for batch in labels(train)] == [4, 4, 4]  # 12 of 13: a last batch of one image is left out
+    assert [len(batch) for batch in labels(validation)] == [4, 4, 4, 4, 1]
+    assert flat(labels(validation)) == list(range(13, 30))
+    assert len(labels(draws)) == len(draws) == len(train) == 3
+    seen = set()
+    for epoch in range(20):
+        train.set_epoch(epoch)
+        draws.set_epoch(epoch)
+        once = flat(labels(train))
+        assert len(once) == len(set(once))
+        assert set(once) <= set(range(13))
+        for batch in labels(draws):
+            assert len(batch) == len(set(batch)) == 4
+            seen |= set(batch)
+    assert seen == set(range(13, 30))
+
+
+def test_draws_are_uniform_and_start_afresh_at_every_step():
+    _, draws, _ = search(make(2000), batch_size=4, train_portion=0.99)  # 495 steps, each draws 4 of 20
+    batches = labels(draws)
+    counts = Counter(flat(batches))
+    assert len(counts) == 20
+    assert chisquare(list(counts.values())).pvalue > 0.001
+    repeated = sum(len(set(a) & set(b)) for a, b in pairwise(batches))
+    assert 300 < repeated < 500  # 494 * 4 * 4 / 20 = 395 expected, with a deviation of 16; shuffling once would give less
+
+
+def test_a_smaller_last_batch_is_kept():
+    train, test = data.train_batches(make(10, tests=5), batch_size=4, cutout_length=0, seed=0, workers=0, device="cpu")
+    assert [len(batch) for batch in labels(train)] == [4, 4, 2]
+    assert sorted(flat(labels(train))) == list(range(10))
+    assert labels(test) == [[0, 1, 2, 3], [4]]  # measured in evaluation mode, where one image is enough
+    assert (len(train), len(test)) == (3, 2)
+
+
+def test_batches_of_one_image_are_kept_when_asked_for():
+    train, _ = data.train_batches(make(3), batch_size=1, cutout_length=0, seed=0, workers=0, device="cpu")
+    assert len(labels(train)) == 3
+
+
+def test_both_halves_are_augmented_and_the_test_set_is_not():
+    images = make(30)
+    plain = data.Augment(images, train=False)(images.train.images, None)
+    for batches in search(images):
+        x, y = next(iter(batches))
+        assert x.dtype == torch.float32
+        assert y.dtype == torch.int64
+        assert (x == 0).any(dim=1).sum() > 0  # cutout
+        assert not torch.equal(x != 0, plain[y] != 0)
+        assert not any(torch.equal(a[a != 0], b[a != 0]) for a, b in zip(x, plain[y], strict=True))  # crop
+    _, test = data.train_batches(images, batch_size=5, cutout_length=2, seed=0, workers=0, device="cpu")
+    [(x, _)] = test
+    assert torch.equal(x, data.Augment(images, train=False)(images.test.images, None))
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_step():
+    images = make(40)
+    for batches, again, other in zip(search(images, 1), search(images, 1), search(images, 2), strict=True):
+        first = list(batches)
+        assert same(first, batches)  # iterating again changes nothing
+        assert same(first, again)
+        assert not same(first, other)
+        batches.set_epoch(1)
+        assert not same(first, batches)
+        batches.set_epoch(0)
+        assert same(first, batches)
+
+
+def test_the_loaders_streams_are_independent():
+    pixels = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8, generator=seeded(0)).expand(40, -1, -1, -1)
+    images = make(40)
+    one = data.ImageData("one", data.MemoryImages(pixels, torch.arange(40)), images.test, images.classes, images.mean, images.std, 8, True)
+    (train, _), (draw, _), (validation, _) = (next(iter(batches)) for batches in search(one, batch_size=8))
+    assert not torch.equal(train, draw)
+    assert not torch.equal(train, validation)
+    assert not torch.equal(draw, validation)
+
+
+def test_every_number_of_the_seed_counts():
+    states = [
+        tuple(data._sequence(seed, stream, epoch, step).generate_state(2))
+        for seed in (0, 1, 2**32, 2**32 + 1)
+        for stream in range(3)
+        for epoch in range(3)
+        for step in range(3)
+    ]
+    assert len(set(states)) == len(states)
+
+
+def test_batches_leave_the_global_random_state_alone():
+    train, *_ = search(make(40))
+    before = torch.get_rng_state()
+    list(train)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Recorded(data.MemoryImages):
+    def __getitems__(self, indices):
+        self.asked.append(len(indices))
+        return super().__getitems__(indices)
+
+
+def test_an_epoch_goes_on_from_a_step():
+    images = make(42)
+    recorded = Recorded(images.train.images, images.train.labels)
+    recorded.asked = []
+    images = data.ImageData("noise", recorded, images.test, images.classes, images.mean, images.std, 8, True)
+    for batches in search(images):
+        batches.set_epoch(3)
+        whole = list(batches)
+        recorded.asked.clear()
+        batches.set_epoch(3, start_step=4)
+        assert same(batches, whole[4:])
+        assert sum(recorded.asked) == sum(len(y) for _, y in whole[4:])
+        assert len(batches) == len(whole)
+        batches.set_epoch(3, start_step=len(whole))
+        assert list(batches) == []
+        batches.set_epoch(4)
+        assert len(list(batches)) == len(whole)
+
+
+def test_too_large_a_batch():
+    with pytest.raises(UserError, match="4 of 10 images for the weights, less than a batch of 5"):
+        search(make(10), batch_size=5, train_portion=0.4)
+    with pytest.raises(UserError, match="4 of 10 images for the alphas, less than a batch of 5"):
+        search(make(10), batch_size=5, train_portion=0.6)
+    with pytest.raises(UserError, match="only 10 training images, less than a batch of 11"):
+        data.train_batches(make(10), batch_size=11, cutout_length=0, seed=0, workers=0, device="cpu")
+
+
+# ---- Datasets
+
+
+def check_stats(images: data.ImageData) -> None:
+    pixels = images.train.images.numpy() / 255.0
+    np.testing.assert_allclose(images.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-10)
+    np.testing.assert_allclose(images.std, pixels.std(axis=(0, 2, 3)), rtol=1e-10)
+
+
+def test_digits():
+    images = data.load("digits", "nowhere")
+    assert (len(images.train), len(images.test), images.num_classes, images.image_size, images.flip) == (1437, 360, 10, 32, False)
+    image, label = images.train[0]
+    assert (image.shape, image.dtype, type(label)) == ((3, 32, 32), torch.uint8, int)
+    check_stats(images)
+    # Split: disjoint and complete, the classes in proportion.
+    both = torch.cat([images.train.images, images.test.images])
+    assert len({pixels.numpy().tobytes() for pixels in both}) == len({pixels.tobytes() for pixels in load_digits().images}) == 1797
+    assert torch.cat([images.train.labels, images.test.labels]).bincount().tolist() == np.bincount(load_digits().target).tolist()
+    for part in (images.train.labels, images.test.labels, images.train.labels[:718], images.train.labels[718:]):
+        share = part.bincount() / len(part)
+        assert share.min() > 0.09
+        assert share.max() < 0.11
+
+
+def test_digits_keep_their_labels_and_pixels():
+    images, source = data.load("digits", "nowhere"), load_digits()
+    # Enlarging leaves the corner pixel as it is, and the average nearly.
+    known = {(int(label), round(corner * 255 / 16)) for label, corner in zip(source.target, source.images[:, -1, -1], strict=True)}
+    assert {(int(y), int(x[0, -1, -1])) for x, y in zip(images.train.images, images.train.labels, strict=True)} <= known
+    for digit in range(10):
+        mine = images.train.images[images.train.labels == digit][:, 0].float().mean(0)
+        theirs = torch.from_numpy(source.images[source.target == digit].mean(0) * 255 / 16)
+        blocks = mine.view(8, 4, 8, 4).mean(dim=(1, 3))
+        assert torch.corrcoef(torch.stack([blocks.flatten().double(), theirs.flatten()]))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(("name", "key", "names"), [("cifar10", "labels", "label_names"), ("cifar100", "fine_labels", "fine_label_names")])
+def test_cifar(tmp_path, monkeypatch, name, key, names):
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, attribute, [[file, None] for file, _ in getattr(kind, attribute)])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": None})
+    pixels = np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8)
+    (tmp_path / kind.base_folder).mkdir()
+    for file, _ in kind.train_list + kind.test_list:
+        (tmp_path / kind.base_folder / file).write_bytes(pickle.dumps({"data": pixels, key: [1, 0]}))
+    (tmp_path / kind.base_folder / kind.meta["filename"]).write_bytes(pickle.dumps({names: ["a", "b"]}))
+    images = data.load(name, str(tmp_path))
+    assert (len(images.train), len(images.test)) == (2 * len(kind.train_list), 2)
+    image, label = images.test[1]
+    assert torch.equal(image, torch.from_numpy(pixels[1].reshape(3, 32, 32)))
+    assert (label, images.classes, images.flip) == (0, ("a", "b"), True)
+    assert images.train.images.is_contiguous()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_cifar_that_cannot_be_downloaded(tmp_path, monkeypatch, damaged):
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    if damaged:
+        (tmp_path / "cifar-10-batches-py").mkdir()
+        (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"no route to host.*cifar-10-python.tar.gz.*--dataset digits") as caught:
+        data.load("cifar10", str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_unknown_names_and_sizes():
+    with pytest.raises(UserError, match=r"unknown dataset 'mnist'.*cifar10, cifar100, digits, folder"):
+        data.load("mnist", "nowhere")
+    for name in ("cifar10", "cifar100", "digits"):
+        with pytest.raises(UserError, match=f"{name} has images of 32 pixels, not 64"):
+            data.load(name, "nowhere", image_size=64)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder(folder, workers):
+    images = data.load("folder", str(folder), image_size=16, workers=workers)
+    assert isinstance(images.train, data.MemoryImages)
+    assert (images.classes, images.image_size, len(images.train), len(images.test)) == (("cat", "dog"), 16, 16, 6)
+    check_stats(images)
+    # Every file is there once, as it is, with its class.
+    for part, dataset in (("train", images.train), ("test", images.test)):
+        expected = sorted(
+            (np.array(Image.open(path)).transpose(2, 0, 1).tobytes(), images.classes.index(path.parent.name))
+            for path in (folder / part).glob("*/*.png")
+        )
+        assert sorted((x.numpy().tobytes(), y) for x, y in (dataset[index] for index in range(len(dataset)))) == expected
+
+
+def test_every_part_of_a_folder_holds_the_classes_in_proportion():
+    sorted_by_class = np.repeat([0, 1, 2], [10, 40, 50])
+    order = data._interleave(sorted_by_class)
+    assert sorted(order) == list(range(100))
+    for portion in (20, 50, 80):
+        counts = np.bincount(sorted_by_class[order[:portion]], minlength=3)
+        assert np.abs(counts - portion * np.array([0.1, 0.4, 0.5])).max() <= 1.5
+    within = order[sorted_by_class[order] == 2]
+    assert list(within) != sorted(within)  # nor are the files of a class in the order of their names
+
+
+def test_the_split_of_a_folder_does_not_depend_on_the_seed(folder):
+    halves = []
+    for seed in (1, 2):
+        images = data.load("folder", str(folder), image_size=16, workers=0)
+        _, _, validation = search(images, seed)
+        halves.append([images.train[index][0].sum().item() for index in range(8, 16)] + labels(validation))
+    assert halves[0] == halves[1]
+
+
+def test_kinds_of_images(tmp_path):
+    """Wide and tall images keep their centre; grey, palette and transparent ones become RGB."""
+    stripes = np.zeros((20, 60, 3), dtype=np.uint8)
+    stripes[:, 20:40] = (255, 0, 0)
+    red = np.full((8, 8, 3), (204, 0, 0), dtype=np.uint8)
+    save(tmp_path / "train" / "a" / "wide.png", stripes)
+    save(tmp_path / "train" / "a" / "tall.png", stripes.transpose(1, 0, 2))
+    save(tmp_path / "train" / "b" / "grey.png", np.full((40, 40), 77, dtype=np.uint8), "L")
+    save(tmp_path / "train" / "b" / "palette.png", red, "P")
+    save(tmp_path / "train" / "b" / "transparent.png", np.dstack([red, np.full((8, 8), 9, dtype=np.uint8)]), "RGBA")
+    (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
+    for name in "ab":
+        save(tmp_path / "test" / name / "0.jpg", np.full((8, 8, 3), 77, dtype=np.uint8))
+    images = data.load("folder", str(tmp_path), image_size=16, workers=0)
+    assert images.train.images.shape == (5, 3, 16, 16)
+    inside = images.train.images[:, :, 1:-1, 1:-1]  # at the very border, resizing mixes in what lies beyond the square
+    colours = [{tuple(colour) for colour in image.flatten(1).T.tolist()} for image in inside]
+    assert sorted(map(sorted, colours)) == sorted([[(255, 0, 0)], [(255, 0, 0)], [(77, 77, 77)], [(204, 0, 0)], [(204, 0, 0)]])
+    assert (images.test.images == 77).all()
+
+
+def break_no_root(root):
+    for path in sorted(root.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    return "there is no folder .*train"
+
+
+def break_no_test(root):
+    (root / "test").rename(root / "validation")
+    return "there is no folder .*test"
+
+
+def break_no_classes(root):
+    for name in ("cat", "dog"):
+        (root / "train" / name).rename(root / name)
+    return "cannot use the folder .*train"
+
+
+def break_empty_class(root):
+    (root / "train" / "emu").mkdir()
+    return "cannot use the folder .*train: .*emu"
+
+
+def break_other_classes(root):
+    (root / "test" / "dog").rename(root / "test" / "eel")
+    return "same classes; in only one of them: dog, eel"
+
+
+def break_one_class(root):
+    for part in ("train", "test"):
+        (root / part / "dog").rename(root / f"{part}-dog")
+    return "only one class, cat"
+
+
+def break_truncated(root):
+    path = root / "train" / "cat" / "4.png"
+    path.write_bytes(path.read_bytes()[:200])
+    return "^cannot decode the image .*train/cat/4.png: "
+
+
+def break_no_image(root):
+    (root / "test" / "dog" / "1.png").write_text("no image")
+    return "^cannot decode the image .*test/dog/1.png: "
+
+
+def break_deep_colour(root):
+    Image.fromarray(np.full((16, 16), 4000, dtype=np.uint16)).save(root / "train" / "dog" / "2.png")
+    return "^cannot decode the image .*train/dog/2.png: it has more than 8 bits"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", [function for name, function in sorted(globals().items()) if name.startswith("break_")])
+def test_errors_of_a_folder(folder, damage, workers):
+    message = damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        data.load("folder", str(folder), image_size=16, workers=workers)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [100, 200])  # Pillow raises an error above twice its limit, but only warns below
+def test_decompression_bombs(folder, monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError, match=r"cannot decode the image .*\.png: .*decompression bomb"):
+        data.load("folder", str(folder), image_size=16, workers=0)
+
+
+# ---- Folders that do not fit into memory
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+
+
+def test_a_large_folder_is_the_same_data(folder, monkeypatch):
+    small = data.load("folder", str(folder), image_size=16, workers=0)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
+    assert isinstance(data.load("folder", str(folder), image_size=16, workers=0).train, data.MemoryImages)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
+    lazy = data.load("folder", str(folder), image_size=16, workers=2)
+    assert isinstance(lazy.train, data.FileImages)
+    assert (lazy.mean, lazy.std) == (small.mean, small.std)
+    for batches, expected in zip(search(lazy), search(small), strict=True):
+        assert same(batches, expected)
+
+
+def test_workers_change_nothing(folder, large):
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for alone, helped in zip(search(images, batch_size=2), search(images, batch_size=2, workers=2), strict=True):
+        next(iter(helped))  # an epoch left early leaves nothing behind
+        for epoch, start in ((0, 0), (1, 0), (1, 2)):
+            alone.set_epoch(epoch, start)
+            helped.set_epoch(epoch, start)
+            assert same(alone, helped)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_statistics_are_kept_until_the_folder_changes(folder, large, monkeypatch):
+    def load():
+        images = data.load("folder", str(folder), image_size=16, workers=0)
+        return images.mean, images.std
+
+    cache = folder / "statistics-16.json"
+    first = load()
+    assert cache.is_file()
+    with monkeypatch.context() as context:
+        context.setattr(data, "_stream", None)  # measuring would fail
+        assert load() == first
+        assert isinstance(load()[0], tuple)
+    for nonsense in ("{", "[]", "{}", '{"files": 16}', cache.read_text().replace('"mean"', '"men"')):
+        cache.write_text(nonsense)
+        assert load() == first
+    save(folder / "train" / "cat" / "new.png", np.full((16, 16, 3), 255, dtype=np.uint8))
+    assert load() != first
+
+
+def test_statistics_that_cannot_be_written(folder, large):
+    (folder / "statistics-16.json").mkdir()
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert 0.4 < images.mean[0] < 0.6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_damaged_later(folder, large, workers):
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    break_truncated(folder)
+    train, _ = data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=workers, device="cpu")
+    with pytest.raises(UserError, match=r"^cannot decode the image .*train/cat/4.png: ") as caught:
+        list(train)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_images_of_one_colour_do_not_divide_by_zero(tmp_path):
+    for part in ("train", "test"):
+        for name in "ab":
+            save(tmp_path / part / name / "0.png", np.full((8, 8, 3), 50, dtype=np.uint8))
+    images = data.load("folder", str(tmp_path), image_size=8, workers=0)
+    assert images.std == (1.0, 1.0, 1.0)
+    assert data.Augment(images, 4)(images.train.images, None).isfinite().all()

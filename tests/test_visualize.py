@@ -1,0 +1,249 @@
+"""The pictures of cells: their edges, their formats, who draws them, and what happens when nobody can."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import genotypes
+import visualize
+from cli import UserError
+from genotypes import KNOWN, OPERATIONS, Genotype
+
+SCRIPT = Path(visualize.__file__)
+MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-1.", "svg": b"<?xml "}
+
+
+def some_genotype(seed: int) -> Genotype:
+    rng = random.Random(seed)
+
+    def edges(count: int) -> list[tuple[str, int]]:
+        return [(rng.choice(OPERATIONS), rng.randrange(node)) for node in range(2, count + 2) for _ in range(2)]
+
+    return genotypes.check(edges(5), sorted(rng.sample(range(2, 7), 3)), edges(3), [4])
+
+
+def cells(genotype: Genotype) -> list[tuple]:
+    return [(genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)]
+
+
+def drawn(source: str) -> tuple[Counter, Counter]:
+    """The (input, operation, output) and the (node, output) edges in a picture's DOT source."""
+    labels = dict(re.findall(r"^\s*(edge\d+) \[.*?label=(\w+)", source, re.MULTILINE))
+    arrows = re.findall(r'^\s*("[^"]+"|\w+)(?::\w)? -> ("[^"]+"|\w+)(?::\w)? \[', source, re.MULTILINE)
+    arrows = [(tail.strip('"'), head.strip('"')) for tail, head in arrows]
+    assert len(arrows) == source.count("->")
+    into = {head: tail for tail, head in arrows if head in labels}
+    assert set(into) == set(labels)
+    operations = Counter((into[tail], labels[tail], head) for tail, head in arrows if tail in labels)
+    assert sum(operations.values()) == len(labels)
+    return operations, Counter((tail, head) for tail, head in arrows if tail not in labels and head not in labels)
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def assert_user_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def texts(svg: Path) -> Counter:
+    return Counter("".join(text.itertext()) for text in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
+
+
+def fake_program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def without_dot(monkeypatch, tmp_path_factory):
+    """Nothing is on PATH: graphviz-pure must be found beside Python."""
+    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
+
+
+@pytest.mark.parametrize("genotype", [*KNOWN.values(), some_genotype(0), some_genotype(1)], ids=[*KNOWN, "random0", "random1"])
+def test_picture_has_exactly_the_genotypes_edges(genotype):
+    for edges, concat in cells(genotype):
+        names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(edges) // 2))]
+        operations, outputs = drawn(visualize.cell(edges, concat, "").source)
+        assert operations == Counter((names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges))
+        assert outputs == Counter((names[node], "c_{k}") for node in concat)
+
+
+def test_only_the_concatenated_nodes_reach_the_output():
+    assert set(drawn(visualize.cell(*cells(KNOWN["AmoebaNet"])[1], "").source)[1]) == {("1", "c_{k}"), ("2", "c_{k}"), ("4", "c_{k}")}
+
+
+def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
+    def luminance(colour: str) -> float:  # WCAG 2.1, relative luminance
+        channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert list(visualize.OPERATION_COLOURS) == OPERATIONS
+    assert len(set(visualize.OPERATION_COLOURS.values())) == len(OPERATIONS)
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in visualize.OPERATION_COLOURS.values())
+
+
+@pytest.mark.parametrize("format", visualize.FORMATS)
+@pytest.mark.parametrize("renderer", ["graphviz-pure", "whatever is installed"])
+def test_every_format_is_written_and_written_again(tmp_path, format, renderer, request, capfd):
+    if renderer == "graphviz-pure":
+        request.getfixturevalue("without_dot")
+    for genotype in (KNOWN["NASNet"], KNOWN["DARTS_V2"]):
+        paths = visualize.draw(genotype, tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
+        assert paths == [tmp_path / "new" / "folder" / f"{name}.{format}" for name in ("normal", "reduction")]
+        for path in paths:
+            assert path.read_bytes().startswith(MAGIC[format])
+            assert path.stat().st_size > 2500
+    assert sorted((tmp_path / "new" / "folder").iterdir()) == sorted(paths)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_png_stays_well_formed_when_signed(tmp_path):
+    content = visualize.draw(KNOWN["DARTS_V2"], tmp_path)[0].read_bytes()
+    position, kinds = 8, []
+    while position < len(content):
+        (length,) = struct.unpack(">I", content[position : position + 4])
+        body = content[position + 4 : position + 8 + length]
+        assert struct.unpack(">I", content[position + 8 + length : position + 12 + length]) == (zlib.crc32(body),)
+        kinds.append(body[:4])
+        position += 12 + length
+    assert kinds[-2:] == [b"tEXt", b"IEND"]
+
+
+def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_dot):
+    caption = r'<b>sök & "run" \N\l'
+    normal, reduction = visualize.draw(KNOWN["NASNet"], tmp_path, "svg", caption)
+    expected = Counter(operation for operation, _ in KNOWN["NASNet"].normal)
+    assert {text: count for text, count in texts(normal).items() if text in OPERATIONS} == expected
+    assert texts(normal)[f"{caption}: normal cell"] == 1
+    assert texts(reduction)[f"{caption}: reduction cell"] == 1
+
+
+def test_pdf_without_dot_refuses_letters_that_it_would_lose(tmp_path, without_dot):
+    with pytest.raises(UserError, match="'日'"):
+        visualize.draw(KNOWN["DARTS_V2"], tmp_path, "pdf", "日")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dot_is_preferred_and_gets_the_format(tmp_path, monkeypatch):
+    for name in ("dot", "graphviz-pure"):
+        fake_program(tmp_path / "bin", name, f'echo "{name} $*"')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert all(path.read_bytes().startswith(b"dot -Tpdf") for path in visualize.draw(KNOWN["DARTS_V2"], tmp_path, "pdf"))
+    (tmp_path / "bin" / "dot").unlink()
+    assert all(path.read_bytes().startswith(b"graphviz-pure -Tsvg") for path in visualize.draw(KNOWN["DARTS_V2"], tmp_path, "svg"))
+
+
+def test_no_renderer_is_a_users_error(tmp_path, without_dot, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match="pip install graphviz-pure"):
+        visualize.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "script", ["echo no fonts >&2; exit 1", "exit 3", "echo half; exit 1", "exit 0"], ids=["says why", "silent", "half", "empty"]
+)
+def test_failing_renderer_is_a_users_error(tmp_path, monkeypatch, script):
+    fake_program(tmp_path / "bin", "dot", script)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match=r"cannot draw this as png.*pip install graphviz-pure") as caught:
+        visualize.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+    assert ("no fonts" in str(caught.value)) == ("no fonts" in script)
+    assert not (tmp_path / "out").exists()
+
+
+def test_renderer_that_cannot_start_is_a_users_error(tmp_path, monkeypatch):
+    fake_program(tmp_path / "bin", "dot", "")
+    (tmp_path / "bin" / "dot").write_text("#!/nonexistent/interpreter\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match="cannot run"):
+        visualize.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+
+
+def test_foreign_pictures_are_kept(tmp_path):
+    (tmp_path / "reduction.png").write_bytes(b"a holiday")
+    with pytest.raises(UserError, match=r"reduction\.png exists"):
+        visualize.draw(KNOWN["DARTS_V2"], tmp_path)
+    assert (tmp_path / "reduction.png").read_bytes() == b"a holiday"
+    assert not (tmp_path / "normal.png").exists()
+
+
+def test_command_line_draws_into_the_current_folder(tmp_path):
+    done = run("DARTS_V2", "--format", "svg", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["normal.svg", "reduction.svg"], "")
+    assert "DARTS_V2: normal cell" in texts(tmp_path / "normal.svg")
+
+
+def test_command_line_draws_pdf_without_dot_and_without_noise(tmp_path, without_dot):
+    done = run("DARTS_V2", "--format", "pdf", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["normal.pdf", "reduction.pdf"], "")
+
+
+def test_command_line_draws_a_run_into_its_folder(tmp_path):
+    (tmp_path / "search-7").mkdir()
+    (tmp_path / "search-7" / "genotype.json").write_text(json.dumps(genotypes.to_json(KNOWN["NASNet"])))
+    done = run("search-7", "--format", "svg", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "search-7: reduction cell" in texts(tmp_path / "search-7" / "reduction.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["search-7"]
+
+    done = run("search-7/genotype.json", "--format", "svg", "--out", "a/b", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, ["a/b/normal.svg", "a/b/reduction.svg"])
+    assert "search-7: normal cell" in texts(tmp_path / "a" / "b" / "normal.svg")
+
+
+def test_command_line_draws_a_literal_with_its_caption(tmp_path):
+    done = run(repr(KNOWN["DARTS_V1"]), "--format", "svg", "--caption", "epoch 50", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "epoch 50: normal cell" in texts(tmp_path / "normal.svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["DARTS_V3"], ["DARTS_V3", "DARTS_V2"]),
+        (["DARTS_V2", "--format", "gif"], ["gif", "png"]),
+        (["broken.json"], ["broken.json", "JSON"]),
+        (["missing.json"], ["missing.json"]),
+        (["."], ["cannot read"]),
+        (["Genotype(1, 2)"], ["Genotype"]),
+        (["DARTS_V2", "--out", "broken.json"], ["broken.json"]),
+        (["DARTS_V2", "--out", "broken.json/below"], ["broken.json/below"]),
+        ([], ["arch"]),
+    ],
+)
+def test_users_mistakes_end_in_one_line(tmp_path, arguments, words):
+    (tmp_path / "broken.json").write_text("{")
+    assert_user_error(run(*arguments, cwd=tmp_path), *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
+
+
+def test_unknown_format_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match="'gif'"):
+        visualize.draw(KNOWN["DARTS_V2"], tmp_path, "gif")
+
+
+def test_import_needs_no_torch_and_leaves_no_trace(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import visualize; assert not {{'torch', 'fpdf'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
