@@ -40,6 +40,17 @@ PRIMITIVES = [
 # All that a genotype may name: the keys of `operations.OPS`.
 OPERATIONS = [*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7"]
 
+# What NNI, and so nas/spaces/darts.py, calls the candidates of an edge.
+CHOICES = {
+    "maxpool": "max_pool_3x3",
+    "avgpool": "avg_pool_3x3",
+    "skipconnect": "skip_connect",
+    "sepconv3x3": "sep_conv_3x3",
+    "sepconv5x5": "sep_conv_5x5",
+    "dilconv3x3": "dil_conv_3x3",
+    "dilconv5x5": "dil_conv_5x5",
+}
+
 # Zoph et al. 2018 (1707.07012), the cell NASNet-A.
 NASNet = Genotype(
     normal=[
@@ -280,20 +291,32 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
+_NNI_KEYS = ("normal/", "reduce/")
+_CHOICE_KEYS = ("normal_n2", "reduce_n2")
+
+
+def is_meant(content: dict[str, Any]) -> bool:
+    """Whether decoded JSON is meant as a genotype, in any of the forms that `from_json` reads, be it right or wrong."""
+    return any(key in Genotype._fields or key.startswith(_NNI_KEYS + _CHOICE_KEYS) for key in map(str, content))
+
+
 def from_json(content: Any) -> Genotype:
     """The genotype in decoded JSON.
 
     Args:
         content: `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat": [...]}`, or the
-            flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`.
+            flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`, or that of NNI 2.0
+            and of `nas/`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`.
 
     Raises:
         UserError: `content` is no valid genotype.
     """
     if not isinstance(content, dict):
         raise UserError("an architecture's JSON must be an object, with normal, normal_concat, reduce and reduce_concat")
-    if any(isinstance(key, str) and key.startswith(("normal/", "reduce/")) for key in content):
+    if any(key.startswith(_NNI_KEYS) for key in map(str, content)):
         return _from_nni(content)
+    if any(key.startswith(_CHOICE_KEYS) for key in map(str, content)):
+        return _from_choices(content)
     missing = [field for field in Genotype._fields if field not in content]
     unknown = [key for key in content if key not in Genotype._fields]
     if missing or unknown:
@@ -331,6 +354,59 @@ def _from_nni(content: dict[str, Any]) -> Genotype:
     if remaining:
         raise UserError(f"unexpected keys in NNI's architecture: {_shorten(', '.join(map(str, remaining)))}")
     return check(**cells)
+
+
+def _from_choices(content: dict[str, Any]) -> Genotype:
+    """NNI 2.0's: an operation for every edge, `<cell>_n<node>_p<source>`, and the two that are used, `<cell>_n<node>_switch`."""
+    remaining = dict(content)
+    cells: dict[str, list] = {}
+    for cell in ("normal", "reduce"):
+        edges: list[tuple[Any, int]] = []
+        node = 2
+        while (switch := f"{cell}_n{node}_switch") in remaining:
+            keys = [f"{cell}_n{node}_p{source}" for source in range(node)]
+            operations = [remaining.pop(key, None) for key in keys]
+            chosen = remaining.pop(switch)
+            if not isinstance(chosen, list) or len(chosen) != 2 or not all(key in keys for key in chosen):
+                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {_shorten(repr(chosen))}")
+            for source in map(keys.index, chosen):
+                operation = operations[source]
+                if not isinstance(operation, str) or operation not in CHOICES:
+                    raise UserError(f"{keys[source]} is {_shorten(repr(operation))}: known are {', '.join(CHOICES)}")
+                edges.append((CHOICES[operation], source))
+            node += 1
+        cells[cell] = edges
+        cells[f"{cell}_concat"] = list(range(2, node))
+    if remaining:
+        raise UserError(f"unexpected keys in NNI's architecture: {_shorten(', '.join(map(str, remaining)))}")
+    return check(**cells)
+
+
+def to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
+    """The architecture of the space `nas/spaces/darts.py` that is `genotype`; an edge that it does not use gets a skip connection.
+
+    Raises:
+        UserError: the space lacks it: another operation, a node that takes one node twice, or not all nodes concatenated.
+    """
+    names = {operation: name for name, operation in CHOICES.items()}
+    architecture: dict[str, str | list[str]] = {}
+    for cell, edges, concat in (
+        ("normal", genotype.normal, genotype.normal_concat),
+        ("reduce", genotype.reduce, genotype.reduce_concat),
+    ):
+        nodes = range(2, len(edges) // 2 + 2)
+        if sorted(concat) != list(nodes):
+            raise UserError(f"the DARTS space concatenates nodes {list(nodes)} of the {cell} cell, not {list(concat)}")
+        for node in nodes:
+            used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
+            if len(used) < 2:
+                raise UserError(f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two")
+            unknown = [operation for operation in used.values() if operation not in names]
+            if unknown:
+                raise UserError(f"{unknown[0]} is no operation of the DARTS space: known are {', '.join(names)}")
+            architecture |= {f"{cell}_n{node}_p{source}": names[used.get(source, "skip_connect")] for source in range(node)}
+            architecture[f"{cell}_n{node}_switch"] = [f"{cell}_n{node}_p{source}" for source in sorted(used)]
+    return architecture
 
 
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:

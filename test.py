@@ -17,7 +17,7 @@ import data
 import experiment
 import genotypes
 import utils
-from model import NetworkCIFAR
+from nas import search
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,19 +31,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a run's folder; or Genotype(...) from a log"
     )
+    parser.add_argument("--space", default="darts", help=search.SPACE_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
-    parser.add_argument("--init_channels", type=cli.positive_int, default=36, help="channels of the first cells")
-    parser.add_argument("--layers", type=cli.cell_count, default=20, help="cells")
+    parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
+    parser.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    genotype = genotypes.read(args.arch)
+    search.set_sizes(args, init_channels=36, layers=20)
+    architecture = search.read(args)
     device = utils.select_device(args.gpu)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
-    model = NetworkCIFAR(args.init_channels, images.num_classes, args.layers, args.auxiliary, genotype)
+    model = search.build_discrete(args, images.num_classes, architecture)
     experiment.load_weights(model, args.model_path)
     model.to(device)
     print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")

@@ -23,7 +23,7 @@ import data
 import experiment
 import genotypes
 import utils
-from model import NetworkCIFAR
+from nas import search
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,11 +33,12 @@ def parse_arguments() -> argparse.Namespace:
     cli.accept_unread(parser, "--model_path")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
+    group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument(
         "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
     )
-    group.add_argument("--init_channels", type=cli.positive_int, default=36, help="channels of the first cells")
-    group.add_argument("--layers", type=cli.cell_count, default=20, help="cells")
+    group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
+    group.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=cli.positive_int, default=600)
@@ -47,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4)
     group.add_argument("--grad_clip", type=cli.positive_float, default=5, help="largest norm of the gradient")
     group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="of the auxiliary head's loss")
-    group.add_argument("--drop_path_prob", type=cli.probability, default=0.2, help="that drop path grows to, linearly with the epochs")
+    group.add_argument(
+        "--drop_path_prob", type=cli.probability, default=0.2, help="that drop path grows to, linearly with the epochs; in cells"
+    )
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=cli.positive_int, default=16)
     return parser.parse_args()
@@ -55,7 +58,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    genotype = genotypes.read(args.arch)
+    search.set_sizes(args, init_channels=36, layers=20)
+    architecture = search.read(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
@@ -71,13 +75,14 @@ def main() -> None:
     epochs = 1 if args.fast_dev_run else args.epochs
 
     criterion = nn.CrossEntropyLoss()
-    model = NetworkCIFAR(args.init_channels, images.num_classes, args.layers, args.auxiliary, genotype).to(device)
+    model = search.build_discrete(args, images.num_classes, architecture).to(device)
     optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
     run = experiment.Run(args.run_dir or experiment.default_folder("eval", args.save), args)
-    run.log("genotype = %s", genotype)
-    run.write_json("genotype.json", genotypes.to_json(genotype))
+    run.log("%s", search.describe(architecture))
+    for name, content in search.files(architecture).items():
+        run.write_json(name, content)
     run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
     run.log(
         "multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)",
@@ -126,7 +131,7 @@ def main() -> None:
 
 def train(
     batches: Iterable[tuple[Tensor, Tensor]],
-    model: NetworkCIFAR,
+    model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     args: argparse.Namespace,
@@ -137,7 +142,8 @@ def train(
     meters = utils.Meters()
     for step, (x, y) in enumerate(batches):
         optimizer.zero_grad()
-        logits, logits_aux = model(x)
+        output = model(x)
+        logits, logits_aux = output if isinstance(output, tuple) else (output, None)  # only the network of cells has an auxiliary head
         loss = criterion(logits, y)
         if logits_aux is not None:
             loss = loss + args.auxiliary_weight * criterion(logits_aux, y)
@@ -155,7 +161,10 @@ def test_command(args: argparse.Namespace, run: experiment.Run) -> str:
     """The command that measures the saved weights' accuracy."""
     command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    command += ["--init_channels", str(args.init_channels), "--layers", str(args.layers), *["--auxiliary"][: args.auxiliary]]
+    for name in ("init_channels", "layers"):
+        if getattr(args, name) is not None:
+            command += [f"--{name}", str(getattr(args, name))]
+    command += [*["--auxiliary"][: args.auxiliary], *([] if args.space == "darts" else ["--space", args.space])]
     return shlex.join(command)
 
 

@@ -3,9 +3,11 @@
     python train_search.py --unrolled --gpu 0               # CIFAR-10, second order: the paper's setting
     python train_search.py --gpu 0                          # first order: about a third of the time
     python train_search.py --dataset digits --gpu -1 --epochs 6 --init_channels 4 --layers 4 --batch_size 32
+    python train_search.py --space nasbench201 --strategy enas --gpu 0
+    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 10 --batch_size 32
 
-Expect genotype.json and pictures of both cells in the run's folder, and at the end the command that trains them. The accuracies on the way
-are the supernet's; what the found network is worth, only train.py can tell.
+Expect architecture.json, for cells genotype.json as well, and pictures in the run's folder, and at the end the command that trains them.
+The accuracies on the way are the supernet's; what the found network is worth, only train.py can tell.
 """
 
 from __future__ import annotations
@@ -22,22 +24,23 @@ from torch import Tensor, nn
 import cli
 import data
 import experiment
-import genotypes
 import utils
 import visualize
-from architect import HVP, Architect
-from model_search import Network
+from architect import HVP
+from nas import search
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Search for cells with DARTS.")
+    parser = cli.Parser(description="Search for an architecture: with DARTS for cells, or with another strategy or in another space.")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
     parser.add_argument("--seed", type=cli.non_negative_int, default=2, help="of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
-    group.add_argument("--init_channels", type=cli.positive_int, default=16, help="channels of the first cells")
-    group.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
+    group.add_argument("--space", default="darts", help=search.SPACE_HELP)
+    group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")
+    group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
+    group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
     group = parser.add_argument_group("weights")
     group.add_argument("--epochs", type=cli.positive_int, default=50)
     group.add_argument("--batch_size", type=cli.positive_int, default=64)
@@ -61,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    search.set_sizes(args, init_channels=16, layers=8)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
@@ -77,8 +81,7 @@ def main() -> None:
     epochs = 1 if args.fast_dev_run else args.epochs
 
     criterion = nn.CrossEntropyLoss()
-    model = Network(args.init_channels, images.num_classes, args.layers, criterion).to(device)
-    architect = Architect(model, args)
+    model, architect = search.build(args, images.num_classes, criterion, device)
     optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
@@ -87,11 +90,10 @@ def main() -> None:
     for epoch in range(epochs):
         started = time.perf_counter()
         lr = scheduler.get_last_lr()[0]
-        genotype = model.genotype()
         run.log("epoch %d lr %e", epoch, lr)
-        run.log("genotype = %s", genotype)
-        for alphas in model.arch_parameters():
-            run.log("%s", torch.softmax(alphas.detach(), dim=-1).cpu())
+        run.log("%s", search.describe(search.found(model)))
+        for line in search.alpha_lines(model):
+            run.log("%s", line)
 
         for batches in (train_batches, alpha_batches, valid_batches):
             batches.set_epoch(epoch)
@@ -99,6 +101,7 @@ def main() -> None:
             islice(zip(train_batches, alpha_batches, strict=True), steps), model, architect, criterion, optimizer, lr, args, run
         )
         run.log("train_acc %f (supernet)", train_meters.top1.avg)
+        architect.settle(valid_batches)
         valid_meters = utils.evaluate(
             model,
             islice(valid_batches, steps),
@@ -108,9 +111,10 @@ def main() -> None:
         run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
         scheduler.step()
 
-        genotype = model.genotype()
+        found = search.files(search.found(model))
         run.write_weights(model)
-        run.write_json("genotype.json", genotypes.to_json(genotype))
+        for name, content in found.items():
+            run.write_json(name, content)
         run.append_metrics(
             {
                 "epoch": epoch,
@@ -119,22 +123,23 @@ def main() -> None:
                 "train_acc": train_meters.top1.avg,
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
-                "alphas": [torch.softmax(alphas.detach(), dim=-1).tolist() for alphas in model.arch_parameters()],
-                "genotype": genotypes.to_json(genotype),
+                "alphas": search.alphas(model),
+                **{name.removesuffix(".json"): content for name, content in found.items()},
                 "seconds": time.perf_counter() - started,
             }
         )
 
-    run.log("genotype = %s", genotype)
-    pictures = visualize.draw(genotype, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
+    architecture = search.found(model)
+    run.log("%s", search.describe(architecture))
+    pictures = visualize.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
     run.log("pictures: %s", ", ".join(map(str, pictures)))
     run.log("train what was found: %s", train_command(args, run))
 
 
 def train(
     batches: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
-    model: Network,
-    architect: Architect,
+    model: nn.Module,
+    architect: search.Learner,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr: float,
@@ -165,8 +170,9 @@ def train(
 
 def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
     """The command that trains the found network by the paper's recipe on the same data."""
-    command = ["python", "train.py", "--arch", str(run.folder / "genotype.json"), "--auxiliary", "--cutout", "--gpu", str(args.gpu)]
+    command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
     return shlex.join(command)
 
 

@@ -1,15 +1,18 @@
-"""Cells as pictures: both cells of a genotype, drawn left to right, with every operation in a colour of its own.
+"""Architectures as pictures: both cells of a genotype, or a network of a space of `nas/`, every operation in a colour of its own.
 
     python visualize.py DARTS_V2
     python visualize.py search-EXP/ --format pdf
     python visualize.py "Genotype(normal=[('sep_conv_3x3', 0), ...], ...)" --out pictures/
+    python visualize.py search-EXP/architecture.json
 
-Writes normal.png and reduction.png, prints their paths, and takes about a second. Graphviz's `dot` draws them where it is installed, the
-program of the package graphviz-pure everywhere else. A picture of that name which this program did not draw is never overwritten.
+Writes normal.png and reduction.png, or architecture.png where there are no such cells, prints their paths, and takes about a second.
+Graphviz's `dot` draws them where it is installed, the program of the package graphviz-pure everywhere else. A picture of that name which
+this program did not draw is never overwritten.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +22,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import graphviz
 
@@ -41,6 +45,16 @@ OPERATION_COLOURS = {
     "sep_conv_7x7": "#2A0A6E",
     "conv_7x1_1x7": "#6A4BE0",
 }
+# Operations of other spaces, in the colours of those that these spaces lack.
+_COLOURS = OPERATION_COLOURS | {
+    "conv_1x1": OPERATION_COLOURS["sep_conv_7x7"],
+    "conv_3x3": OPERATION_COLOURS["dil_conv_3x3"],
+    "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
+}
+
+# What the numbers in the architectures of nas/spaces/enas.py stand for.
+MICRO_OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
+MACRO_BRANCHES = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
 
 FORMATS = ("png", "pdf", "svg")
 INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphviz.org)"
@@ -55,6 +69,27 @@ def cell(edges: Sequence[tuple[str, int]], concat: Sequence[int], caption: str) 
         concat: the nodes whose outputs are concatenated into the cell's own, as in `Genotype.normal_concat`.
         caption: the line under the picture.
     """
+    graph = _graph(caption)
+    inputs, nodes = ["c_{k-2}", "c_{k-1}"], [str(node) for node in range(len(edges) // 2)]
+    for name in inputs:
+        graph.node(name, **_INPUT)
+    for name in nodes:
+        graph.node(name, **_NODE)
+    graph.node("c_{k}", **_OUTPUT)
+    names = inputs + nodes
+    for edge, (operation, node) in enumerate(edges):
+        _edge(graph, f"edge{edge}", operation, names[node], nodes[edge // 2])
+    for node in concat:
+        graph.edge(names[node], "c_{k}", color="#8C8C8C", penwidth="1.2")
+    return graph
+
+
+_INPUT = {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"}
+_NODE = {"fillcolor": "#DCE9F5", "height": "0.6"}
+_OUTPUT = {"fillcolor": "#FBF0CF", "height": "0.42", "margin": "0.08,0.03"}
+
+
+def _graph(caption: str) -> graphviz.Digraph:
     # Arial's metrics are built into graphviz-pure, and known to every other renderer.
     graph = graphviz.Digraph(
         graph_attr={
@@ -70,48 +105,131 @@ def cell(edges: Sequence[tuple[str, int]], concat: Sequence[int], caption: str) 
         edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
     )
     graph.attr(label=graphviz.escape("\n" + " ".join(caption.split())))
-    inputs, nodes = ["c_{k-2}", "c_{k-1}"], [str(node) for node in range(len(edges) // 2)]
-    for name in inputs:
-        graph.node(name, fillcolor="#D9EAD9", height="0.42", margin="0.08,0.03")
-    for name in nodes:
-        graph.node(name, fillcolor="#DCE9F5", height="0.6")
-    graph.node("c_{k}", fillcolor="#FBF0CF", height="0.42", margin="0.08,0.03")
-
-    # An edge's label is a node in the middle of it: Graphviz then leaves it room, so that labels meet neither each other nor foreign edges.
-    names = inputs + nodes
-    for edge, (operation, node) in enumerate(edges):
-        colour = OPERATION_COLOURS[operation]
-        label = {"label": operation, "fontsize": "13", "fontcolor": "white", "height": "0.28", "margin": "0.09,0.02"}
-        graph.node(f"edge{edge}", color=colour, fillcolor=colour, **label)
-        graph.edge(names[node], f"edge{edge}:w", color=colour, dir="none")
-        graph.edge(f"edge{edge}:e", nodes[edge // 2], color=colour)
-    for node in concat:
-        graph.edge(names[node], "c_{k}", color="#8C8C8C", penwidth="1.2")
     return graph
 
 
-def draw(genotype: Genotype, folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
-    """Draws both cells of `genotype`.
+def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: str) -> None:
+    """An edge with an operation on it.
+
+    Its label is a node in the middle of it: Graphviz then leaves it room, so that labels meet neither each other nor foreign edges.
+    """
+    _operation(graph, name, operation)
+    graph.edge(tail, f"{name}:w", color=_COLOURS[operation], dir="none")
+    graph.edge(f"{name}:e", head, color=_COLOURS[operation])
+
+
+def _operation(graph: graphviz.Digraph, name: str, operation: str) -> None:
+    colour = _COLOURS[operation]
+    graph.node(name, label=operation, color=colour, fillcolor=colour, fontsize="13", fontcolor="white", height="0.28", margin="0.09,0.02")
+
+
+def micro_cells(architecture: dict[str, Any]) -> dict[str, tuple[list[tuple[str, int]], list[int]]]:
+    """The cells of an architecture of ENAS's micro space, {name: (edges, concat)} as for `cell`; empty if it is not one."""
+    cells = {}
+    remaining = dict(architecture)
+    for name, kind in (("normal", "normal"), ("reduction", "reduce")):
+        edges = []
+        while (node := f"{kind}_node_{len(edges) // 2}_{'xy'[len(edges) % 2]}") + "_op" in remaining:
+            operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
+            if operation not in range(len(MICRO_OPERATIONS)) or source not in range(len(edges) // 2 + 2):
+                return {}
+            edges.append((MICRO_OPERATIONS[operation], source))
+        if edges:
+            used = {source for _, source in edges}
+            cells[name] = (edges, [node for node in range(len(edges) // 2 + 2) if node not in used])
+    return {} if remaining else cells
+
+
+def network(architecture: dict[str, Any], caption: str) -> graphviz.Digraph:
+    """An architecture of a space of `nas/` as one graph: a cell of NAS-Bench-201, a network of ENAS's macro space, or else a table.
 
     Args:
-        genotype: what to draw.
-        folder: where normal.FORMAT and reduction.FORMAT go; made if it is missing.
+        architecture: {key: what was chosen}, as `nas.mutators.Mutator.export` gives it.
+        caption: the line under the picture.
+    """
+    graph = _graph(caption)
+    if set(architecture) == {"0_1", "0_2", "1_2", "0_3", "1_3", "2_3"} and all(_is_operation(chosen) for chosen in architecture.values()):
+        _nasbench201(graph, architecture)
+    elif layers := _macro_layers(architecture):
+        _macro(graph, layers)
+    else:
+        _table(graph, architecture)
+    return graph
+
+
+def _is_operation(chosen: Any) -> bool:
+    return isinstance(chosen, str) and chosen in _COLOURS
+
+
+def _nasbench201(graph: graphviz.Digraph, architecture: dict[str, str]) -> None:
+    for node, style in (("0", _INPUT), ("1", _NODE), ("2", _NODE), ("3", _OUTPUT)):
+        graph.node(node, **style)
+    for key, operation in architecture.items():
+        _edge(graph, f"edge{key}", operation, *key.split("_"))
+
+
+def _macro_layers(architecture: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    """(branch, layers that are added) of every layer of ENAS's macro space; empty if this is not one of its architectures."""
+    values = [chosen if isinstance(chosen, list) else [chosen] for chosen in architecture.values()]
+    branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
+    labels = {f"layer_{layer}": layer for layer in range(len(branches))}
+    known = all(len(branch) == 1 and branch[0] in range(len(MACRO_BRANCHES)) for branch in branches)
+    earlier = all(isinstance(label, str) and labels.get(label, layer) < layer for layer, chosen in enumerate(skips) for label in chosen)
+    if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
+        return []
+    return [(MACRO_BRANCHES[branch[0]], [labels[label] for label in chosen]) for branch, chosen in zip(branches, skips, strict=True)]
+
+
+def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None:
+    """A chain; `layer_i` means the input of layer i, so what is added comes from the layer before that."""
+    names = ["stem", *(f"layer{layer}" for layer in range(len(layers)))]
+    graph.node("stem", **_INPUT)
+    for layer, (branch, skips) in enumerate(layers):
+        _operation(graph, names[layer + 1], branch)
+        graph.edge(names[layer], names[layer + 1], weight="10")
+        for source in skips:
+            graph.edge(names[source], names[layer + 1], color="#8C8C8C", penwidth="1.2")
+    graph.node("classifier", **_OUTPUT)
+    graph.edge(names[-1], "classifier", weight="10")
+
+
+def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
+    """Every choice beside what was chosen, in the order of the file."""
+    for row, (key, chosen) in enumerate(architecture.items()):
+        graph.node(f"key{row}", label=graphviz.escape(str(key)), **_NODE)
+        text = ", ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen)
+        graph.node(f"chosen{row}", label=graphviz.escape(text or "nothing"), **_OUTPUT)
+        graph.edge(f"key{row}", f"chosen{row}")
+
+
+def draw(architecture: Genotype | dict[str, Any], folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
+    """Draws both cells of a genotype, or an architecture of a space of `nas/`.
+
+    Args:
+        architecture: what to draw.
+        folder: where normal.FORMAT and reduction.FORMAT, or architecture.FORMAT go; made if it is missing.
         format: one of `FORMATS`.
         caption: what the pictures show, such as the run's name, epoch and seed.
 
     Returns:
-        The paths of the normal and the reduction cell's picture.
+        The paths of the pictures.
 
     Raises:
         UserError: nothing that draws is installed, it fails, or a file is in the way; no picture is written then.
     """
     if format not in FORMATS:
         raise UserError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
-    cells = {"normal": (genotype.normal, genotype.normal_concat), "reduction": (genotype.reduce, genotype.reduce_concat)}
-    pictures = {}
-    for name, (edges, concat) in cells.items():
-        title = f"{caption}: {name} cell" if caption else f"{name} cell"
-        pictures[Path(folder) / f"{name}.{format}"] = _sign(_render(cell(edges, concat, title).source, format), format)
+    if isinstance(architecture, Genotype):
+        normal, reduction = (architecture.normal, architecture.normal_concat), (architecture.reduce, architecture.reduce_concat)
+        cells: dict[str, Any] = {"normal": normal, "reduction": reduction}
+    else:
+        cells = micro_cells(architecture)
+    graphs = {
+        name: cell(edges, concat, f"{caption}: {name} cell" if caption else f"{name} cell") for name, (edges, concat) in cells.items()
+    }
+    if not graphs:
+        graphs["architecture"] = network(architecture, caption)
+    pictures = {Path(folder) / f"{name}.{format}": _sign(_render(graph.source, format), format) for name, graph in graphs.items()}
     try:
         for path in pictures:
             if path.exists() and SIGNATURE not in path.read_bytes():
@@ -174,26 +292,42 @@ def _sign(picture: bytes, format: str) -> bytes:
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
-    """What the pictures of `arch`, which `genotypes.read` has accepted, are called and where they go, if the command line does not say."""
+    """What the pictures of `arch`, which `read` has accepted, are called and where they go, if the command line does not say."""
     if arch in genotypes.KNOWN:
         return arch, "."
     if "Genotype(" in arch:
         return "", "."
     path = Path(arch).resolve()
-    return (path.parent if path.name == "genotype.json" else path).name, arch if path.is_dir() else "."
+    return (path.parent if path.name in ("genotype.json", "architecture.json") else path).name, arch if path.is_dir() else "."
+
+
+def read(arch: str) -> Genotype | dict[str, Any]:
+    """The genotype that `arch` stands for (see `genotypes.read`), or an architecture of a space of `nas/`: a JSON file or a run's folder.
+
+    Raises:
+        UserError: `arch` is neither.
+    """
+    path = Path(arch)
+    try:
+        if path.is_dir() and not (path / "genotype.json").exists():
+            path = path / "architecture.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # no such file, which genotypes.read knows what to make of
+        return genotypes.read(arch)
+    return content if isinstance(content, dict) and content and not genotypes.is_meant(content) else genotypes.read(str(path))
 
 
 def main() -> None:
-    parser = cli.Parser(description="Draw both cells of a genotype.")
+    parser = cli.Parser(description="Draw both cells of a genotype, or the architecture of another search space.")
     parser.add_argument("arch", help=f"one of {', '.join(genotypes.KNOWN)}, a JSON file, a run's folder, or Genotype(...)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the pictures")
     parser.add_argument("--out", default="", help="folder for the pictures; if empty, the run's folder or else the current one")
     parser.add_argument("--caption", default="", help="what the pictures show; if empty, the name in arch")
     args = parser.parse_args()
 
-    genotype = genotypes.read(args.arch)
+    architecture = read(args.arch)
     name, folder = _name_and_folder(args.arch)
-    for path in draw(genotype, args.out or folder, args.format, args.caption or name):
+    for path in draw(architecture, args.out or folder, args.format, args.caption or name):
         print(path)
 
 

@@ -296,6 +296,8 @@ class EnasMutator(Mutator):
         self.attend = nn.Linear(lstm_size, 1, bias=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1)
+        self.baseline: Tensor
+        self.register_buffer("baseline", torch.tensor(torch.nan))  # of the rewards; kept here to be saved with the controller
         self._bias = {}
         for layer in model.modules():
             if getattr(layer, "reduction", False) is True:

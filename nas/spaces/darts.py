@@ -1,32 +1,20 @@
 """The cells of DARTS (1806.09055, section 3.1) as choices: the space of `model_search.py`, for any mutator.
 
-Architectures convert to a `Genotype` and back, so what is found here is trained by `model.py`.
+`genotypes.from_json` makes an exported architecture a `Genotype`, which `model.py` trains; `genotypes.to_choices` is the way back.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import genotypes
 from cli import UserError
-from genotypes import Genotype
+from genotypes import CHOICES
 from nas.mutables import InputChoice, LayerChoice
 from operations import OPS, FactorizedReduce, ReLUConvBN
 
-# The candidates' names, as NNI has them, and what they are in a genotype.
-CANDIDATES = {
-    "maxpool": "max_pool_3x3",
-    "avgpool": "avg_pool_3x3",
-    "skipconnect": "skip_connect",
-    "sepconv3x3": "sep_conv_3x3",
-    "sepconv5x5": "sep_conv_5x5",
-    "dilconv3x3": "dil_conv_3x3",
-    "dilconv5x5": "dil_conv_5x5",
-}
 NODES = 4
 
 
@@ -108,67 +96,10 @@ class DartsNetwork(nn.Module):
         return self.classifier(s1.mean((2, 3)))
 
 
-def to_genotype(architecture: dict[str, Any]) -> Genotype:
-    """The genotype of an architecture of this space, exported by any mutator.
-
-    Raises:
-        UserError: it is not one.
-    """
-    cells: dict[str, Any] = {}
-    remaining = set(architecture)
-    for kind in ("normal", "reduce"):
-        edges, node = [], 2
-        while f"{kind}_n{node}_switch" in architecture:
-            keys = [f"{kind}_n{node}_p{source}" for source in range(node)]
-            remaining -= {f"{kind}_n{node}_switch", *keys}
-            switch = architecture[f"{kind}_n{node}_switch"]
-            if not isinstance(switch, list) or len(switch) != 2:
-                raise UserError(f"{kind}_n{node}_switch must name two of {keys}, not {switch!r}")
-            for chosen in switch:
-                source = keys.index(chosen) if chosen in keys else chosen
-                name = architecture.get(f"{kind}_n{node}_p{source}")
-                if not isinstance(name, str) or name not in CANDIDATES:
-                    raise UserError(f"no operation for {chosen!r}, chosen by {kind}_n{node}_switch: {name!r}, of {', '.join(CANDIDATES)}")
-                edges.append((CANDIDATES[name], source))
-            node += 1
-        cells[kind] = edges
-        cells[f"{kind}_concat"] = list(range(2, node))
-    if remaining:
-        raise UserError(f"not keys of the DARTS space: {', '.join(sorted(map(str, remaining))[:8])}")
-    return genotypes.check(**cells)
-
-
-def from_genotype(genotype: Genotype) -> dict[str, Any]:
-    """The architecture of this space that a genotype stands for. An edge that it leaves out, and so is open, skips.
-
-    Raises:
-        UserError: it is no cell of this space: another operation, both edges of a node from one source, or not all nodes concatenated.
-    """
-    names = {primitive: name for name, primitive in CANDIDATES.items()}
-    architecture: dict[str, Any] = {}
-    for kind, edges, concat in (
-        ("normal", genotype.normal, genotype.normal_concat),
-        ("reduce", genotype.reduce, genotype.reduce_concat),
-    ):
-        if sorted(concat) != list(range(2, len(edges) // 2 + 2)):
-            raise UserError(f"the DARTS space concatenates all nodes of the {kind} cell, not only {list(concat)}")
-        for node in range(2, len(edges) // 2 + 2):
-            pair = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
-            if len(pair) < 2:
-                raise UserError(f"in the DARTS space, node {node} of the {kind} cell takes two different nodes, not {[*pair, *pair]}")
-            for source in range(node):
-                operation = pair.get(source, "skip_connect")
-                if operation not in names:
-                    raise UserError(f"{operation} is no operation of the DARTS space: {', '.join(names)}")
-                architecture[f"{kind}_n{node}_p{source}"] = names[operation]
-            architecture[f"{kind}_n{node}_switch"] = [f"{kind}_n{node}_p{source}" for source in sorted(pair)]
-    return architecture
-
-
 def _candidates(channels: int, stride: int) -> OrderedDict[str, nn.Module]:
     """In the search without affine parameters; pooling followed by BatchNorm, so that all candidates are on one scale."""
     candidates: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, primitive in CANDIDATES.items():
+    for name, primitive in CHOICES.items():
         op = OPS[primitive](channels, stride, False)
         candidates[name] = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in name else op
     return candidates
