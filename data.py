@@ -264,6 +264,9 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Tri
     """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
     try:
         key = {"files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
+    except OSError as error:
+        raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
+    try:
         known = json.loads(cache.read_text())
         if {name: known[name] for name in key} == key:
             (a, b, c), (d, e, f) = known["mean"], known["std"]
@@ -347,7 +350,7 @@ class Augment:
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
-        return images.float().div_(255).sub_(mean).div_(std)
+        return (images / 255).sub_(mean).div_(std)
 
 
 # ---- Batches
@@ -360,8 +363,8 @@ Plan = Callable[[int], Sequence[Any]]
 
 
 def _sequence(seed: int, stream: int, epoch: int, step: int = 0) -> np.random.SeedSequence:
-    """Hashes its arguments, so that neighbouring seeds, epochs and steps have nothing in common. The seed, of any length, stands last."""
-    return np.random.SeedSequence([stream, epoch, step, seed])
+    """Hashes its arguments, so that neighbouring seeds, epochs and steps have nothing in common."""
+    return np.random.SeedSequence([seed, stream, epoch, step])
 
 
 class Batches:
@@ -439,8 +442,7 @@ def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 def _training_steps(images: int, batch_size: int) -> int:
     """A last, smaller batch is kept, as in the original, unless it is a single image: batch normalisation of 1x1 maps needs two values."""
-    single = batch_size > 1 and images % batch_size == 1
-    return math.ceil(images / batch_size) - single
+    return math.ceil(images / batch_size) - (images % batch_size == 1)
 
 
 def search_batches(

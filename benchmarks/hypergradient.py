@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(
     args: argparse.Namespace, batches: list[tuple[Tensor, Tensor]], dtype: torch.dtype, unrolled: bool, hvp: str, r: float | None
-) -> tuple[Tensor, float, float]:
+) -> tuple[list[float], float, float]:
     """The alphas' gradient by one method, (alphas,), the seconds that it took and the process's peak memory in MiB.
 
     `batches`: a training and a validation batch for each step of the search before, and then those to compare on.
@@ -95,7 +95,8 @@ def measure(
         memory = torch.cuda.max_memory_allocated(device) / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return torch.cat([alpha.grad.double().flatten().cpu() for alpha in model.arch_parameters()]), seconds, memory
+    gradient = torch.cat([alpha.grad.double().flatten() for alpha in model.arch_parameters()])
+    return gradient.tolist(), seconds, memory
 
 
 def _synchronize(device: torch.device) -> None:

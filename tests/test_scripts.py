@@ -1,0 +1,272 @@
+"""The stages as a user runs them: search, train, test; what they write, what they say, and what they refuse."""
+
+import importlib.util
+import json
+import math
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import experiment
+import genotypes
+from model import NetworkCIFAR
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
+
+
+def load(name):
+    """The script as a module; by its path, because the standard library has a `test`, too."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch, capsys, tmp_path):
+    """Runs a script's `main` in an empty folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        try:
+            cli.run(load(name).main)
+            status = 0
+        except SystemExit as exit:
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def log_lines(folder):
+    """The log without its times."""
+    return [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def test_search_then_train_then_test(script, tmp_path):
+    status, out, _ = script("train_search", *TINY, "--fast_dev_run", "--unrolled", "--batch_size", "8", "--run_dir", "search")
+    assert status == 0
+    folder = tmp_path / "search"
+    expected = {"log.txt", "config.json", "metrics.jsonl", "genotype.json", "weights.pt", "normal.png", "reduction.png"}
+    assert {path.name for path in folder.iterdir()} == expected
+    lines = log_lines(folder)
+    assert lines == [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in out.splitlines()]
+    for pattern in (
+        r"epoch 0 lr 2\.500000e-02",
+        r"genotype = Genotype\(normal=\[.*reduce_concat=range\(2, 6\)\)",
+        r"tensor\(\[\[0\.12\d\d, .*",
+        r"train 000 \d\.\d{6}e[+-]\d\d \d+\.\d{6} \d+\.\d{6}",
+        r"train_acc \d+\.\d{6} \(supernet\)",
+        r"valid_acc \d+\.\d{6} \(supernet\)",
+    ):
+        assert any(re.fullmatch(pattern, line) for line in lines), pattern
+    genotype = genotypes.read("search")
+    [metrics] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert metrics["genotype"] == genotypes.to_json(genotype)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["arguments"]["unrolled"] is True
+    assert config["arguments"]["arch_learning_rate"] == 3e-4
+    assert config["versions"]["torch"] == torch.__version__
+
+    command = shlex.split(lines[-1].removeprefix("train what was found: "))
+    assert command[:2] == ["python", "train.py"]
+    status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
+    assert status == 0
+    assert genotypes.read("eval") == genotype
+    assert "(the auxiliary head left out)" in out
+    assert "(test set)" in out
+    assert "picked on the test set" in out
+
+    command = shlex.split(log_lines(tmp_path / "eval")[-1].removeprefix("test the weights again: "))
+    assert command[:2] == ["python", "test.py"]
+    status, out, _ = script("test", *command[2:])
+    assert status == 0
+    assert re.search(r"^test_acc \d+\.\d{6}$", out, re.MULTILINE)
+
+
+def test_trained_weights_test_as_they_did_when_trained(script, tmp_path):
+    script("train", *TINY, "--arch", "DARTS_V1", "--epochs", "2", "--batch_size", "160", "--run_dir", "eval", "--drop_path_prob", "0.3")
+    metrics = [json.loads(line) for line in (tmp_path / "eval" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["drop_path_prob"] for row in metrics] == [0.0, pytest.approx(0.15)]
+    assert [row["lr"] for row in metrics] == [pytest.approx(0.025), pytest.approx(0.0125)]
+    command = shlex.split(log_lines(tmp_path / "eval")[-1].removeprefix("test the weights again: "))
+    _, out, _ = script("test", *command[2:], "--batch_size", "160")
+    assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(metrics[-1]["test_acc"], abs=1e-6)
+
+
+def test_learning_rate_of_the_search_and_xi(script, tmp_path, monkeypatch):
+    module = load("train_search")
+    seen = []
+
+    class Spy(module.Architect):
+        def step(self, x, y, x_valid, y_valid, eta, optimizer, unrolled):
+            seen.append((eta, optimizer.param_groups[0]["lr"]))
+
+    module.Architect = Spy
+    arguments = [*TINY, "--epochs", "3", "--train_portion", "0.05", "--batch_size", "64", "--run_dir", "run"]
+    monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
+    monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])
+    module.main()
+    expected = [0.001 + (0.025 - 0.001) * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
+    per_epoch = len(seen) // 3
+    for epoch, rate in enumerate(expected):
+        for eta, lr in seen[epoch * per_epoch : (epoch + 1) * per_epoch]:
+            assert eta == lr == pytest.approx(rate, rel=1e-12)
+
+
+def module_meters(module):
+    meters = module.utils.Meters()
+    meters.update(torch.tensor(1.0), torch.eye(10), torch.arange(10))
+    return meters
+
+
+def test_same_seed_same_log(script, tmp_path, monkeypatch):
+    logs = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--cutout")
+        logs.append(log_lines(tmp_path / name / "run"))
+    assert logs[0] == logs[1]
+    monkeypatch.chdir(tmp_path)
+    script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "other", "--cutout", "--seed", "3")
+    assert log_lines(tmp_path / "other")[2:] != logs[0][2:]
+
+
+def test_default_folders_have_the_originals_names(script, tmp_path):
+    script("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--save", "NAME")
+    [folder] = tmp_path.iterdir()
+    assert re.fullmatch(r"eval-NAME-\d{8}-\d{6}", folder.name)
+
+
+def test_flags_that_the_original_never_read_are_taken_with_a_warning(script):
+    status, _, err = script("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--model_path", "saved_models")
+    assert status == 0
+    assert err == "warning: --model_path has no effect here\n"
+
+
+def test_where_cuda_is_absent_one_warning(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _, err = script("train", *TINY, "--gpu", "0", "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
+    assert status == 0
+    assert err.count("\n") == 1
+    assert "CUDA is not available" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("train", ["--arch", "DARTS_V3"], "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
+        ("train", ["--arch", "Genotype(1)"], "cannot parse"),
+        ("train", ["--layers", "2"], "at least 3"),
+        ("train", ["--epochs", "-1"], "--epochs"),
+        ("train", ["--batch_size", "0"], "--batch_size"),
+        ("train", ["--learning_rate", "nan"], "--learning_rate"),
+        ("train", ["--drop_path_prob", "1"], "--drop_path_prob"),
+        ("train", ["--batch_size", "100000"], "1437.*batch of 100000"),
+        ("train", ["--image_size", "30"], "multiple of 8"),
+        ("train", ["--dataset", "mnist"], "--dataset"),
+        ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
+        ("train_search", ["--train_portion", "1.0"], "--train_portion"),
+        ("train_search", ["--batch_size", "719"], "718 of 1437"),
+        ("train_search", ["--hvp", "wrong"], "finite_difference.*exact"),
+        ("train_search", ["--gpu", "-2"], "--gpu"),
+        ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, name, arguments, words):
+    run_dir = [] if name == "test" else ["--run_dir", "run"]
+    status, out, err = script(name, *TINY, *run_dir, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert re.search(words, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_anything_is_refused(script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").write_text("precious")
+    for name in ("train_search", "train"):
+        status, _, err = script(name, *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
+        assert status == 2
+        assert "never overwritten" in err
+    assert (tmp_path / "run" / "log.txt").read_text() == "precious"
+    assert len(list((tmp_path / "run").iterdir())) == 1
+
+
+def test_a_mistake_ends_the_process_without_a_traceback():
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--arch", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"train\.py: error: unknown architecture nonsense.*\n", done.stderr)
+
+
+def test_importing_anything_does_nothing(tmp_path):
+    modules = [path.stem for path in ROOT.glob("*.py")]
+    assert "train_search" in modules
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-c", code, "--bad-flag"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Weights
+
+
+def network(C=2):
+    return NetworkCIFAR(C, 10, 3, True, genotypes.DARTS_V2)
+
+
+def test_weights_of_2018_load(tmp_path):
+    """The authors' files come from before BatchNorm counted its batches."""
+    old = {key: value for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "weights.pt")
+    model = network()
+    experiment.load_weights(model, str(tmp_path / "weights.pt"))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in old.items())
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    torch.save(network(4).state_dict(), tmp_path / "wide.pt")
+    with pytest.raises(cli.UserError, match=r"stem\.0\.weight is 12x3x3x3 in the file, 6x3x3x3 here"):
+        experiment.load_weights(network(), str(tmp_path / "wide.pt"))
+    without = {key: value for key, value in network().state_dict().items() if "auxiliary" not in key}
+    torch.save(without, tmp_path / "without.pt")
+    with pytest.raises(cli.UserError, match=r"leave out --auxiliary.*auxiliary_head"):
+        experiment.load_weights(network(), str(tmp_path / "without.pt"))
+    torch.save(network().state_dict(), tmp_path / "with.pt")
+    with pytest.raises(cli.UserError, match=r"add --auxiliary.*auxiliary_head"):
+        experiment.load_weights(NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2), str(tmp_path / "with.pt"))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path):
+    trap = tmp_path / "trap"
+    torch.save({"stem.0.weight": Bomb(trap)}, tmp_path / "bomb.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Bomb(trap)))
+    torch.save(network().state_dict(), tmp_path / "whole.pt")
+    (tmp_path / "truncated.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    for name in ("bomb.pt", "pickle.pt", "truncated.pt", "empty.pt", "list.pt"):
+        with pytest.raises(cli.UserError, match=name) as raised:
+            experiment.load_weights(network(), str(tmp_path / name))
+        assert "\n" not in str(raised.value)
+    assert not trap.exists()
