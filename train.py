@@ -81,8 +81,7 @@ def main() -> None:
 
     run = experiment.Run(args.run_dir or experiment.default_folder("eval", args.save), args)
     run.log("%s", search.describe(architecture))
-    for name, content in search.files(architecture).items():
-        run.write_json(name, content)
+    run.write_json(*search.record(architecture))
     run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
     run.log(
         "multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)",

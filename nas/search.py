@@ -7,7 +7,6 @@ epoch. `architect.Architect` is the learner of `darts`; the learners of `enas` a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import inspect
 import sys
@@ -311,14 +310,17 @@ def found(model: nn.Module) -> genotypes.Genotype | Architecture:
     return genotypes.from_json(model.export()) if model.space == "darts" else model.export()
 
 
+def record(architecture: genotypes.Genotype | Architecture) -> tuple[str, Any]:
+    """The name and the JSON content of the file that keeps it in a run's folder."""
+    if isinstance(architecture, genotypes.Genotype):
+        return "genotype.json", genotypes.to_json(architecture)
+    return "architecture.json", architecture
+
+
 def files(architecture: genotypes.Genotype | Architecture) -> dict[str, Any]:
-    """{name: JSON content} of the files that keep it in a run's folder."""
-    if not isinstance(architecture, genotypes.Genotype):
-        return {"architecture.json": architecture}
-    content = {"genotype.json": genotypes.to_json(architecture)}
-    with contextlib.suppress(UserError):  # published cells need not lie in the space
-        content["architecture.json"] = genotypes.to_choices(architecture)
-    return content
+    """{name: JSON content} of what a search leaves: always `architecture.json`, the choices, and for cells `genotype.json` as well."""
+    choices = genotypes.to_choices(architecture) if isinstance(architecture, genotypes.Genotype) else architecture
+    return {"architecture.json": choices, **dict([record(architecture)])}
 
 
 def describe(architecture: genotypes.Genotype | Architecture) -> str:
