@@ -1,7 +1,7 @@
 """Images to learn from: datasets by name, augmentation, and the search split.
 
     data = load("cifar10", "data")
-    train, test = train_batches(data, batch_size=96, cutout_length=16, seed=0, workers=2, device="cuda")
+    train = train_batches(data, batch_size=96, cutout_length=16, seed=0, workers=2, device="cuda")
     for epoch in range(600):
         train.set_epoch(epoch)
         for x, y in train:
@@ -491,10 +491,8 @@ def search_batches(
     )
 
 
-def train_batches(
-    data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str
-) -> tuple[Batches, Batches]:
-    """For a fixed network: all training images in a new random order, augmented, and all test images in order, only normalised.
+def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str) -> Batches:
+    """For a fixed network: all training images in a new random order, augmented.
 
     Raises:
         UserError: fewer training images than a batch.
@@ -502,13 +500,20 @@ def train_batches(
     count = len(data.train)
     if count < batch_size:
         raise UserError(f"there are only {count} training images, less than a batch of {batch_size}: lower --batch_size")
-
-    def batches(dataset: Images, plan: Plan, steps: int, augment: Augment) -> Batches:
-        return Batches(dataset, plan, steps, augment, seed=seed, stream=_TRAIN_AUGMENT, workers=workers, device=device)
-
-    shuffled = _shuffled(np.arange(count), batch_size, seed, _TRAIN_ORDER)
-    in_order = _in_order(np.arange(len(data.test)), batch_size)
-    return (
-        batches(data.train, shuffled, _training_steps(count, batch_size), Augment(data, cutout_length)),
-        batches(data.test, in_order, math.ceil(len(data.test) / batch_size), Augment(data, train=False)),
+    return Batches(
+        data.train,
+        _shuffled(np.arange(count), batch_size, seed, _TRAIN_ORDER),
+        _training_steps(count, batch_size),
+        Augment(data, cutout_length),
+        seed=seed,
+        stream=_TRAIN_AUGMENT,
+        workers=workers,
+        device=device,
     )
+
+
+def test_batches(data: ImageData, *, batch_size: int, workers: int, device: torch.device | str) -> Batches:
+    """All test images in order, only normalised."""
+    plan = _in_order(np.arange(len(data.test)), batch_size)
+    steps = math.ceil(len(data.test) / batch_size)
+    return Batches(data.test, plan, steps, Augment(data, train=False), seed=0, stream=0, workers=workers, device=device)

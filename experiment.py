@@ -100,8 +100,8 @@ def load_weights(model: nn.Module, path: str) -> None:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
-    except Exception as error:  # torch.load meets a file that is no checkpoint with many kinds of errors
-        raise UserError(f"{path} does not hold saved weights that can be loaded safely: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
+        raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path} does not hold a state_dict: a dictionary of tensors")
     own = model.state_dict()

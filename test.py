@@ -49,9 +49,7 @@ def main() -> None:
     experiment.load_weights(model, args.model_path)
     model.to(device)
     print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")
-    _, test_batches = data.train_batches(
-        images, batch_size=args.batch_size, cutout_length=0, seed=args.seed, workers=args.workers, device=device
-    )
+    test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
     meters = utils.evaluate(
         model,
         test_batches,

@@ -63,7 +63,7 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
-    train_batches, test_batches = data.train_batches(
+    train_batches = data.train_batches(
         images,
         batch_size=args.batch_size,
         cutout_length=args.cutout_length if args.cutout else 0,
@@ -71,6 +71,7 @@ def main() -> None:
         workers=args.workers,
         device=device,
     )
+    test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
     steps = 2 if args.fast_dev_run else None  # None: all
     epochs = 1 if args.fast_dev_run else args.epochs
 
@@ -95,8 +96,7 @@ def main() -> None:
         lr = scheduler.get_last_lr()[0]
         run.log("epoch %d lr %e", epoch, lr)
         model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
-        for batches in (train_batches, test_batches):
-            batches.set_epoch(epoch)
+        train_batches.set_epoch(epoch)
         train_meters = train(islice(train_batches, steps), model, criterion, optimizer, args, run)
         run.log("train_acc %f", train_meters.top1.avg)
         test_meters = utils.evaluate(

@@ -171,7 +171,7 @@ def test_augmentation_leaves_the_images_alone():
 def test_a_gpu_gets_the_same_batches():
     images = make(40)
     arguments = {"batch_size": 8, "cutout_length": 4, "seed": 1, "workers": 0}
-    (x, y), (gpu_x, gpu_y) = (next(iter(data.train_batches(images, **arguments, device=device)[0])) for device in ("cpu", "cuda"))
+    (x, y), (gpu_x, gpu_y) = (next(iter(data.train_batches(images, **arguments, device=device))) for device in ("cpu", "cuda"))
     assert gpu_x.is_cuda
     assert gpu_y.is_cuda
     assert torch.equal(y, gpu_y.cpu())
@@ -211,7 +211,9 @@ def test_draws_are_uniform_and_start_afresh_at_every_step():
 
 
 def test_a_smaller_last_batch_is_kept():
-    train, test = data.train_batches(make(10, tests=5), batch_size=4, cutout_length=0, seed=0, workers=0, device="cpu")
+    images = make(10, tests=5)
+    train = data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=0, device="cpu")
+    test = data.test_batches(images, batch_size=4, workers=0, device="cpu")
     assert [len(batch) for batch in labels(train)] == [4, 4, 2]
     assert sorted(flat(labels(train))) == list(range(10))
     assert labels(test) == [[0, 1, 2, 3], [4]]  # measured in evaluation mode, where one image is enough
@@ -219,7 +221,7 @@ def test_a_smaller_last_batch_is_kept():
 
 
 def test_batches_of_one_image_are_kept_when_asked_for():
-    train, _ = data.train_batches(make(3), batch_size=1, cutout_length=0, seed=0, workers=0, device="cpu")
+    train = data.train_batches(make(3), batch_size=1, cutout_length=0, seed=0, workers=0, device="cpu")
     assert len(labels(train)) == 3
 
 
@@ -232,7 +234,8 @@ def test_both_halves_are_augmented_and_the_test_set_is_not():
         assert y.dtype == torch.int64
         assert (x == 0).all(dim=1).flatten(1).any(dim=1).all()  # cutout, in every image: no pixel has the mean colour
         assert not any(torch.equal(a[a != 0], b[a != 0]) for a, b in zip(x, plain[y], strict=True))  # crop
-    train, test = data.train_batches(images, batch_size=5, cutout_length=2, seed=0, workers=0, device="cpu")
+    train = data.train_batches(images, batch_size=5, cutout_length=2, seed=0, workers=0, device="cpu")
+    test = data.test_batches(images, batch_size=5, workers=0, device="cpu")
     assert all((x == 0).all(dim=1).flatten(1).any(dim=1).all() for x, _ in train)
     [(x, _)] = test
     assert torch.equal(x, data.Augment(images, train=False)(images.test.images, None))
@@ -580,7 +583,7 @@ def test_an_image_that_is_gone(folder, large):
 def test_an_image_damaged_later(folder, large, workers):
     images = data.load("folder", str(folder), image_size=16, workers=0)
     break_truncated(folder)
-    train, _ = data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=workers, device="cpu")
+    train = data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=workers, device="cpu")
     with pytest.raises(UserError, match=r"^cannot decode the image .*train/cat/4.png: ") as caught:
         list(train)
     assert "Traceback" not in str(caught.value)
