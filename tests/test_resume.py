@@ -30,21 +30,7 @@ ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "3"))
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "4"]
-TRAIN = [
-    "train",
-    "--arch",
-    "DARTS_V2",
-    "--auxiliary",
-    "--cutout",
-    "--init_channels",
-    "2",
-    "--layers",
-    "3",
-    "--epochs",
-    "2",
-    "--batch_size",
-    "8",
-]
+TRAIN = ["train", "--arch", "DARTS_V2", "--auxiliary", "--cutout", *SEARCH[1:7], "--batch_size", "8"]
 COMMANDS = {
     "first order": SEARCH,
     "second order": [*SEARCH, "--unrolled"],
