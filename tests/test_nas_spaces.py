@@ -47,8 +47,9 @@ class CellClassifier(torch.nn.Module):
         return self.classifier(torch.tanh(self.cell(x)).mean((2, 3)))
 
 
-def relaxed(network):
+def relaxed(build):
     torch.manual_seed(3)
+    network = build()
     model = SearchModel("test", network, DartsMutator(network))
     with torch.no_grad():
         for alpha in model.arch_parameters():
@@ -64,13 +65,13 @@ def batches():
 @pytest.mark.parametrize("network", [CellClassifier, lambda: CellClassifier(stride=2), example], ids=["nasbench201", "stride 2", "example"])
 @pytest.mark.parametrize("sgd_steps", [0, 2])
 def test_second_order_is_the_exact_gradient(network, sgd_steps, monkeypatch):
-    model = relaxed(network())
+    model = relaxed(network)
     monkeypatch.setattr("test_architect.batches", lambda model: batches())
     optimizer = sgd(model, sgd_steps)
     train, valid = batches()
     expected = direct_gradient(model, train, valid, optimizer)
     first_order = direct_gradient(model, train, valid, optimizer, eta=0.0)
-    assert relative_error(first_order, expected) > 1e-3
+    assert relative_error(first_order, expected) > 1e-4
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
     Architect(model, ARGS).step(*train, *valid, ETA, optimizer, unrolled=False)
@@ -103,7 +104,7 @@ def test_the_space_of_darts_is_the_paper_s():
                 assert PRIMITIVES[0] == "none"
                 space.mutator.choices[edge].copy_(torch.cat([row[1:], row[:1]]))
 
-    x, y = golden.batch(8, 3, image_size=16)
+    x, y = golden.batch(8, 2, image_size=8)
     expected, actual = paper(x), space(x)
     assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
     F.cross_entropy(expected, y).backward()
@@ -142,8 +143,9 @@ def test_genotypes_convert_to_architectures_and_back(name):
 
 def test_architectures_of_the_darts_space_convert_to_genotypes():
     torch.manual_seed(0)
+    mutator = RandomMutator(DartsNetwork(2, 3))
     for _ in range(20):
-        architecture = RandomMutator(DartsNetwork(2, 3)).export()
+        architecture = mutator.export()
         genotype = genotypes.from_json(architecture)
         back = genotypes.to_choices(genotype)
         for kind, edges in (("normal", genotype.normal), ("reduce", genotype.reduce)):
