@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter, OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -509,3 +510,10 @@ def test_an_architecture_cannot_be_fixed_under_a_mutator():
     RandomMutator(model)
     with pytest.raises(UserError, match="a mutator already decides"):
         apply_fixed_architecture(model, ARCHITECTURE)
+
+
+def test_the_documentation_runs():
+    text = (Path(__file__).parent.parent / "docs" / "search_spaces.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    exec("\n".join(blocks), {"__name__": "documentation"})

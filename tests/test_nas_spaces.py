@@ -116,11 +116,10 @@ def test_the_space_of_darts_is_the_paper_s():
 
 def copy_weights(paper, network):
     """By position: both have stem, then per cell the preprocessing and the edges, each operation in the order of the primitives."""
-    state = network.state_dict()
-    ours = [key for key in state if "num_batches" not in key]
-    theirs = [key for key in paper.state_dict() if "num_batches" not in key and "alphas" not in key]
-    for key, other in zip(ours, theirs, strict=True):
-        state[key].copy_(paper.state_dict()[other])
+    ours = [value for key, value in network.state_dict().items() if "num_batches" not in key]
+    theirs = [value for key, value in paper.state_dict().items() if "num_batches" not in key and "alphas" not in key]
+    for own, other in zip(ours, theirs, strict=True):
+        own.copy_(other)
 
 
 def as_sorted(genotype):
