@@ -66,6 +66,7 @@ def test_search_then_train_then_test(script, tmp_path):
         "normal.png",
         "reduction.png",
     }
+    expected |= {"checkpoint.pt", "checkpoint.prev.pt", ".lock"}
     assert {path.name for path in folder.iterdir()} == expected
     lines = log_lines(folder)
     assert lines == [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in out.splitlines()]
