@@ -1,0 +1,127 @@
+"""Depthwise convolutions whose gradients are as fast as their forward pass on CPUs.
+
+`depthwise(x, weight, stride, padding)` is `F.conv2d(x, weight, None, stride, padding, groups=channels)`. In `channels_last` on the CPU,
+PyTorch has fast kernels for it, except for the gradient of a kernel more than 3 wide and for all gradients of a dilated one: 10 to 50 times
+the time of the forward pass. Both are the same as gradients that it is fast at:
+
+- A kernel 5 wide. Seen in pairs of columns, an image is half as wide and has twice the channels: the even columns', then the odd ones'
+  (in `channels_last` the same memory). Columns an even distance apart are of the same half, at most one pair away; an odd distance, of
+  opposite halves, at most one pair away: two gradients of kernels 3 wide.
+- Dilation 2. The image falls apart into the four images of its even and odd rows and columns (`split`, `join`), on which the convolution
+  is an ordinary one; at stride 2 only the first of them is looked at.
+
+What is not float on a CPU in `channels_last` goes the ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """Depthwise convolution of x, (B, C, H, W), by `weight`, (n C, 1, k, k), to (B, n C, H', W').
+
+    With n > 1, C kernels are applied to x, then the next C kernels to x again, ...: n convolutions of one image.
+    """
+    if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu"):
+        return _Depthwise.apply(x, weight, stride, padding)
+    return _depthwise(x, weight, stride, padding)
+
+
+def split(x: Tensor) -> Tensor:
+    """The four images of even and odd rows and columns, (B, C, H, W) -> (4B, C, H / 2, W / 2), in `channels_last`."""
+    B, C, H, W = x.shape
+    parts = x.permute(0, 2, 3, 1).reshape(B, H // 2, 2, W // 2, 2, C).permute(2, 4, 0, 1, 3, 5)
+    return parts.reshape(4 * B, H // 2, W // 2, C).permute(0, 3, 1, 2)
+
+
+def join(x: Tensor) -> Tensor:
+    """The inverse of `split`, (4B, C, H, W) -> (B, C, 2H, 2W)."""
+    B, C, H, W = x.shape
+    parts = x.permute(0, 2, 3, 1).reshape(2, 2, B // 4, H, W, C).permute(2, 3, 0, 4, 1, 5)
+    return parts.reshape(B // 4, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
+
+
+def vector_jacobian(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Any], grads: Any, needed: Sequence[bool]
+) -> list:
+    """The gradients of a plain `function`, differentiable once more: what a custom backward returns under `create_graph`."""
+    with torch.enable_grad():
+        outputs = function(*inputs)
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    return F.conv2d(_copies(x, weight), weight, None, stride, padding, groups=weight.size(0))
+
+
+def _copies(x: Tensor, weight: Tensor) -> Tensor:
+    """x as often as there are kernels for each of its channels."""
+    n = weight.size(0) // x.size(1)
+    return x if n == 1 else x.permute(0, 2, 3, 1).repeat(1, 1, 1, n).permute(0, 3, 1, 2)
+
+
+class _Depthwise(torch.autograd.Function):
+    """`_depthwise`, keeping x but not its copies."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return _depthwise(x, weight, stride, padding)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
+        if torch.is_grad_enabled():
+            return *vector_jacobian(lambda *xw: _depthwise(*xw, stride, padding), (x, weight), grad, ctx.needs_input_grad[:2]), None, None
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _input_gradient(x, weight, grad, stride, padding)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(_copies(x, weight), weight, grad, stride, padding)
+        return grad_x, grad_weight, None, None
+
+
+def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
+    copies, (B, C, H, W) = weight.size(0) // x.size(1), x.shape
+    k = weight.size(-1)
+    if stride == 1 and 2 * padding == k - 1:  # then it is the convolution by the kernel turned half round
+        grad_x = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0))
+    else:
+        like = x if copies == 1 else x.new_empty(B, H, W, copies * C).permute(0, 3, 1, 2)
+        grad_x, _, _ = _backward(grad, like, weight, stride, (padding, padding), [True, False, False])
+    return grad_x if copies == 1 else grad_x.permute(0, 2, 3, 1).view(B, H, W, copies, C).sum(3).permute(0, 3, 1, 2)
+
+
+def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
+    B, C, H, W = x.shape
+    k = weight.size(-1)
+    if not (k == 5 and stride == 1 and padding == 2 and W % 2 == 0 and W >= 8):
+        return _backward(grad, x, weight, stride, (padding, padding), [False, True, False])[1]
+    x_pairs = x.permute(0, 2, 3, 1).view(B, H, W // 2, 2, C)
+    grad_pairs = grad.permute(0, 2, 3, 1).view(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
+    narrow = weight.new_empty(2 * C, 1, 5, 3)
+    result = torch.empty_like(weight)
+    for halves, columns in ((x_pairs, "same"), (x_pairs.flip(3), "opposite")):
+        image = halves.view(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
+        even, odd = _backward(grad_pairs, image, narrow, 1, (2, 1), [False, True, False])[1].split(C)
+        if columns == "same":  # columns -2, 0 and 2
+            result[..., 0::2] = even + odd
+        else:  # columns -1 and 1: to an even column the odd ones of the pair before and its own, to an odd one the even of its own and next
+            result[..., 1::2] = even[..., :2] + odd[..., 1:]
+    return result
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], mask: list[bool]):
+    groups = weight.size(0)
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], groups, mask)
