@@ -30,7 +30,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> T
     """
     if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu"):
         return _Depthwise.apply(x, weight, stride, padding)
-    return _depthwise(x, weight, stride, padding)
+    return convolve(x, weight, stride, padding)
 
 
 def split(x: Tensor) -> Tensor:
@@ -58,68 +58,73 @@ def vector_jacobian(
     return [next(found) if need else None for need in needed]
 
 
-def _depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return F.conv2d(_copies(x, weight), weight, None, stride, padding, groups=weight.size(0))
+def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """`depthwise` in plain operations; the result is in `channels_last`."""
+    result = F.conv2d(copies(x, weight.size(0) // x.size(1)), weight, None, stride, padding, groups=weight.size(0))
+    return result.contiguous(memory_format=torch.channels_last)  # already is, where PyTorch has fast kernels
 
 
-def _copies(x: Tensor, weight: Tensor) -> Tensor:
-    """x as often as there are kernels for each of its channels."""
-    n = weight.size(0) // x.size(1)
+def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
+    """The gradient of x, where `grad` is that of `convolve(x, weight, stride, padding)`."""
+    n, k = weight.size(0) // x.size(1), weight.size(-1)
+    if stride == 1 and 2 * padding == k - 1:  # then it is the convolution by the kernel turned half round
+        return sum_copies(F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0)), n)
+    B, C, H, W = x.shape
+    like = x if n == 1 else x.new_empty(B, H, W, n * C).permute(0, 3, 1, 2)
+    return sum_copies(_backward(grad, like, weight, stride, (padding, padding), [True, False, False])[0], n)
+
+
+def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
+    """The gradient of `weight`, where `grad` is that of `convolve(x, weight, stride, padding)`."""
+    x = copies(x, weight.size(0) // x.size(1))
+    B, C, H, W = x.shape
+    k = weight.size(-1)
+    if not (k == 5 and stride == 1 and padding == 2 and W % 2 == 0 and W >= 8):
+        return _backward(grad, x, weight, stride, (padding, padding), [False, True, False])[1]
+    narrow = weight.new_empty(2 * C, 1, 5, 3)
+    grad = grad.permute(0, 2, 3, 1).reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
+    halves = x.permute(0, 2, 3, 1).reshape(B, H, W // 2, 2, C)
+    same, opposite = (
+        _backward(grad, half.reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2), narrow, 1, (2, 1), [False, True, False])[1].split(C)
+        for half in (halves, halves.flip(3))
+    )
+    result = torch.empty_like(weight)
+    result[..., 0::2] = same[0] + same[1]
+    # To an even column the odd ones of the pair before and of its own are next; to an odd one, the even ones of its own pair and the next.
+    result[..., 1::2] = opposite[0][..., :2] + opposite[1][..., 1:]
+    return result
+
+
+def copies(x: Tensor, n: int) -> Tensor:
+    """n copies of x's channels, one after the other, (B, n C, H, W) in `channels_last`."""
     return x if n == 1 else x.permute(0, 2, 3, 1).repeat(1, 1, 1, n).permute(0, 3, 1, 2)
 
 
+def sum_copies(x: Tensor, n: int) -> Tensor:
+    """The sum of n copies, (B, n C, H, W) -> (B, C, H, W)."""
+    return x if n == 1 else x.permute(0, 2, 3, 1).unflatten(3, (n, -1)).sum(3).permute(0, 3, 1, 2)
+
+
 class _Depthwise(torch.autograd.Function):
-    """`_depthwise`, keeping x but not its copies."""
+    """`convolve`, keeping x but not its copies."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return _depthwise(x, weight, stride, padding)
+        return convolve(x, weight, stride, padding)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        stride, padding = ctx.stride, ctx.padding
+        geometry = ctx.stride, ctx.padding
+        need_x, need_weight, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            return *vector_jacobian(lambda *xw: _depthwise(*xw, stride, padding), (x, weight), grad, ctx.needs_input_grad[:2]), None, None
+            return *vector_jacobian(lambda *xw: convolve(*xw, *geometry), (x, weight), grad, (need_x, need_weight)), None, None
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(x, weight, grad, stride, padding)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(_copies(x, weight), weight, grad, stride, padding)
+        grad_x = input_gradient(x, weight, grad, *geometry) if need_x else None
+        grad_weight = weight_gradient(x, weight, grad, *geometry) if need_weight else None
         return grad_x, grad_weight, None, None
-
-
-def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
-    copies, (B, C, H, W) = weight.size(0) // x.size(1), x.shape
-    k = weight.size(-1)
-    if stride == 1 and 2 * padding == k - 1:  # then it is the convolution by the kernel turned half round
-        grad_x = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0))
-    else:
-        like = x if copies == 1 else x.new_empty(B, H, W, copies * C).permute(0, 3, 1, 2)
-        grad_x, _, _ = _backward(grad, like, weight, stride, (padding, padding), [True, False, False])
-    return grad_x if copies == 1 else grad_x.permute(0, 2, 3, 1).view(B, H, W, copies, C).sum(3).permute(0, 3, 1, 2)
-
-
-def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
-    B, C, H, W = x.shape
-    k = weight.size(-1)
-    if not (k == 5 and stride == 1 and padding == 2 and W % 2 == 0 and W >= 8):
-        return _backward(grad, x, weight, stride, (padding, padding), [False, True, False])[1]
-    x_pairs = x.permute(0, 2, 3, 1).view(B, H, W // 2, 2, C)
-    grad_pairs = grad.permute(0, 2, 3, 1).view(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
-    narrow = weight.new_empty(2 * C, 1, 5, 3)
-    result = torch.empty_like(weight)
-    for halves, columns in ((x_pairs, "same"), (x_pairs.flip(3), "opposite")):
-        image = halves.view(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
-        even, odd = _backward(grad_pairs, image, narrow, 1, (2, 1), [False, True, False])[1].split(C)
-        if columns == "same":  # columns -2, 0 and 2
-            result[..., 0::2] = even + odd
-        else:  # columns -1 and 1: to an even column the odd ones of the pair before and its own, to an odd one the even of its own and next
-            result[..., 1::2] = even[..., :2] + odd[..., 1:]
-    return result
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], mask: list[bool]):

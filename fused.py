@@ -25,15 +25,17 @@ in model_search.py. Hooks on the modules inside a cell's edges are not called wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import depthwise
 import model_search
-from depthwise import depthwise, join, split, vector_jacobian
+from depthwise import join, split, vector_jacobian
 from model_search import MixedOp
 from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
 
@@ -73,13 +75,16 @@ class _Node:
     def __init__(self, x: Tensor) -> None:
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.relu = F.relu(self.x)
-        self.split_relu: Tensor | None = None
         self.size = tuple(x.shape[2:])  # H', W' of what the edges make; N = B H' W'
-        self.scaled: list[tuple[Tensor, Tensor]] = []  # pixels (1, N, C) and what each edge scales them by, (n, 1, C or 1)
-        self.products: list[tuple[Tensor, Tensor]] = []  # pixels (n, N, K) and each edge's matrix, (n, K, C)
-        self.split_products: list[tuple[Tensor, Tensor]] = []  # the same, the pixels in the order of `depthwise.split`
         self.shifts: list[Tensor] = []  # (n, 1, C)
+        self.scaled: list[Tensor] = []  # alternating: pixels (1, N, C) and what the n edges scale them by, (n, 1, C)
+        self.chains: list[tuple] = []  # arguments of `_Chain`, whose pixels are in the order of x
+        self.split_chains: list[tuple] = []  # and in the order of `depthwise.split`
         self.images: list[list[Tensor]] = []  # each edge's, (B, C, H', W')
+
+    @cached_property
+    def split_relu(self) -> Tensor:
+        return split(self.relu)
 
     def mix(self, edges: Sequence[MixedOp], weights: Tensor) -> list[Tensor]:
         """What the edges make of the node, n times (B, C, H', W'). `weights`: (n, len(PRIMITIVES)), their softmaxed alphas."""
@@ -88,20 +93,17 @@ class _Node:
             if add is None or any(type(op) is not type(ops[0]) for op in ops) or not add(self, ops, alpha[:, None, None]):
                 self.images.append([weight * op(self.x) for weight, op in zip(alpha, ops, strict=True)])
                 self.size = tuple(self.images[-1][0].shape[2:])
-        return self._sums(len(edges))
 
-    def _sums(self, n: int) -> list[Tensor]:
         (B, C), (H, W) = self.x.shape[:2], self.size
-        zeros = self.x.new_zeros(1, 1, 1)
-        total = sum(self.shifts, zeros).expand(n, B * H * W, C)
-        for pixels, scale in self.scaled:
-            total = torch.addcmul(total, pixels, scale)
-        if self.products:
-            total = _AddProducts.apply(total, *_flat(self.products))
-        images = [[_image(pixels[None], B, H, W) for pixels in total.unbind()]]
-        if self.split_products:
-            total = _AddProducts.apply(zeros.expand_as(total), *_flat(self.split_products))
-            images.append([join(_image(pixels[None], 4 * B, H // 2, W // 2)) for pixels in total.unbind()])
+        total = _Scaled.apply(sum(self.shifts, self.x.new_zeros(len(edges), 1, C)), B * H * W, *self.scaled)
+        for chain in self.chains:
+            total = _Chain.apply(total, *chain)
+        images = [[_image(pixels[None], H, W) for pixels in total.unbind()]]
+        if self.split_chains:
+            total = torch.zeros_like(total)
+            for chain in self.split_chains:
+                total = _Chain.apply(total, *chain)
+            images.append([join(_image(pixels[None], H // 2, W // 2)) for pixels in total.unbind()])
         return [_sum(terms) for terms in zip(*images, *self.images, strict=True)]
 
 
@@ -115,7 +117,7 @@ def _add_zero(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
 
 
 def _add_skip(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
-    node.scaled.append((_pixels(node.x), alpha))
+    node.scaled += [_pixels(node.x), alpha.expand(-1, 1, node.x.size(1))]
     return True
 
 
@@ -125,15 +127,16 @@ def _add_pool(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
         return False
     image = pools[0](node.x)
     pixels = _pixels(image)
-
-    def statistics() -> tuple[Tensor, Tensor]:
+    if norms[0].training:
         mean = pixels.mean(1, keepdim=True)
-        return mean, (pixels - mean).square().mean(1, keepdim=True)
-
-    scale, shift = _normalisation(norms, pixels.size(1), statistics)
+        var = (pixels - mean).square().mean(1, keepdim=True)
+        _advance(norms, mean, var, pixels.size(1))
+    else:
+        mean, var = _running(norms)
+    scale = alpha * (var + norms[0].eps).rsqrt()
     node.size = tuple(image.shape[2:])
-    node.scaled.append((pixels, alpha * scale))
-    node.shifts.append(alpha * shift)
+    node.scaled += [pixels, scale]
+    node.shifts.append(-mean * scale)
     return True
 
 
@@ -145,11 +148,8 @@ def _add_factorized_reduce(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bo
     image = torch.cat([node.relu[:, :, ::2, ::2], node.relu[:, :, 1::2, 1::2]], dim=1)
     upper, lower = _matrices(first), _matrices(second)  # (n, C, C / 2) each: the two halves of the result see different pixels
     matrices = torch.cat([F.pad(upper, (0, lower.size(2))), F.pad(lower, (upper.size(2), 0))], dim=1)
-    pixels = _pixels(image)
-    matrices, shift = _normalised(pixels, matrices, norms)
     node.size = tuple(image.shape[2:])
-    node.products.append((pixels.expand(len(ops), -1, -1), alpha * matrices))
-    node.shifts.append(alpha * shift)
+    node.chains.append((image, [_Stage(norms)], alpha, None, matrices))
     return True
 
 
@@ -158,20 +158,17 @@ def _add_dil_conv(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
     if layers is None or not _is_depthwise(layers[1], dilation=2) or not _is_pointwise(layers[2]):
         return False
     _, spatial, pointwise, norms = layers
-    stride, padding, (H, W) = spatial[0].stride[0], spatial[0].padding[0] // 2, node.x.shape[2:]
-    if stride == 2:
-        image, products = node.relu[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), node.products
+    stage = _Stage(norms, 1, spatial[0].padding[0] // 2)
+    parameters = alpha, _weights(spatial), _matrices(pointwise)
+    if spatial[0].stride[0] == 2:
+        image = node.relu[:, :, ::2, ::2]
         node.size = tuple(image.shape[2:])
-    elif H % 2 == 0 and W % 2 == 0:
-        node.split_relu = split(node.relu) if node.split_relu is None else node.split_relu
-        image, products = node.split_relu, node.split_products
-        node.size = H, W
-    else:
+        node.chains.append((image, [stage], *parameters))
+        return True
+    if any(size % 2 for size in node.x.shape[2:]):
         return False
-    pixels = _pixels(depthwise(image, _weights(spatial), 1, padding), len(ops))
-    matrices, shift = _normalised(pixels, _matrices(pointwise), norms)
-    products.append((pixels, alpha * matrices))
-    node.shifts.append(alpha * shift)
+    node.size = tuple(node.x.shape[2:])
+    node.split_chains.append((node.split_relu, [stage], *parameters))
     return True
 
 
@@ -181,16 +178,12 @@ def _add_sep_conv(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
     if layers is None or not all(_is_depthwise(layers[i], dilation=1) and _is_pointwise(layers[i + 1]) for i in (1, 5)):
         return False
     _, first, first_pointwise, first_norms, _, second, second_pointwise, second_norms = layers
-    n = len(ops)
-    image = depthwise(node.relu, _weights(first), first[0].stride[0], first[0].padding[0])
-    (B, _, H, W), pixels = image.shape, _pixels(image, n)
-    matrices, shift = _normalised(pixels, _matrices(first_pointwise), first_norms)
-    pixels = F.relu(_AddProducts.apply(shift.expand_as(pixels), pixels, matrices))
-    pixels = _pixels(depthwise(_image(pixels, B, H, W), _weights(second), 1, second[0].padding[0]), n)
-    matrices, shift = _normalised(pixels, _matrices(second_pointwise), second_norms)
-    node.size = H, W
-    node.products.append((pixels, alpha * matrices))
-    node.shifts.append(alpha * shift)
+    stride, padding = first[0].stride[0], first[0].padding[0]
+    stages = [_Stage(first_norms, stride, padding), _Stage(second_norms, 1, second[0].padding[0])]
+    node.size = tuple(-(-size // stride) for size in node.x.shape[2:])
+    node.chains.append(
+        (node.relu, stages, alpha, _weights(first), _matrices(first_pointwise), _weights(second), _matrices(second_pointwise))
+    )
     return True
 
 
@@ -254,95 +247,236 @@ def _matrices(convs: Sequence[nn.Conv2d]) -> Tensor:
     return torch.stack([conv.weight.flatten(1) for conv in convs]).transpose(1, 2)
 
 
-# --- BatchNorm, as a scale and a shift.
+# --- The sums, with backward passes that keep little. Both go through the pixels in chunks that fit into a processor's cache, where what is
+# computed from a chunk then finds it: the network is bound by memory traffic, not by arithmetic.
+
+_CHUNK = 2**18  # numbers
 
 
-def _normalised(pixels: Tensor, matrices: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
-    """Matrices (n, K, C) and shifts (n, 1, C) such that `pixels @ matrices + shifts` are the normalised `pixels @ matrices` given.
-
-    `pixels`: (n or 1, N, K).
-    """
-
-    def statistics() -> tuple[Tensor, Tensor]:
-        mean, covariance = _Moments.apply(pixels)
-        return mean @ matrices, ((covariance @ matrices) * matrices).sum(1, keepdim=True).clamp_min(0)
-
-    scale, shift = _normalisation(norms, pixels.size(1), statistics)
-    return matrices * scale, shift
-
-
-def _normalisation(norms: Sequence[nn.BatchNorm2d], count: int, statistics: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What n BatchNorms scale their channels by and add to them, (n, 1, C) each (n or 1 in training).
-
-    In training by `statistics()`, mean and variance over `count` pixels, (n or 1, 1, C), and the running statistics advance.
-    """
-    if not norms[0].training:
-        mean = torch.stack([norm.running_mean for norm in norms])[:, None]
-        var = torch.stack([norm.running_var for norm in norms])[:, None]
-    else:
-        mean, var = statistics()
-        with torch.no_grad():
-            for running, batch in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
-                batches = batch.detach().expand(len(norms), 1, -1)[:, 0].unbind()
-                torch._foreach_lerp_([getattr(norm, running) for norm in norms], list(batches), norms[0].momentum)
-            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
-    scale = (var + norms[0].eps).rsqrt()
-    return scale, -mean * scale
-
-
-class _Moments(torch.autograd.Function):
-    """Mean, (n, 1, K), and covariance, (n, K, K), of pixels, (n, N, K)."""
+class _Scaled(torch.autograd.Function):
+    """`shift` (n, 1, C) plus the sum over `pixels * scale`, (1, N, C) and (n, 1, C), alternating in `terms`: (n, N, C)."""
 
     @staticmethod
-    def forward(ctx, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        mean, covariance = _moments(pixels)
-        ctx.save_for_backward(pixels, mean)
-        return mean, covariance
-
-    @staticmethod
-    def backward(ctx, grad_mean: Tensor, grad_covariance: Tensor):
-        pixels, mean = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return vector_jacobian(_moments, (pixels,), (grad_mean, grad_covariance), (True,))[0]
-        symmetric = (grad_covariance + grad_covariance.transpose(1, 2)) / pixels.size(1)
-        shift = grad_mean / pixels.size(1) - mean @ symmetric
-        return torch.baddbmm(shift, pixels, symmetric, out=_interleaved(pixels, pixels.size(0), pixels.size(2)))
-
-
-def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    mean = pixels.mean(1, keepdim=True)
-    centred = pixels - mean
-    return mean, centred.transpose(1, 2) @ centred / pixels.size(1)
-
-
-class _AddProducts(torch.autograd.Function):
-    """`start` (n, N, C) and the products of pixels (n, N, K) and matrices (n, K, C), alternating in `factors`, added up."""
-
-    @staticmethod
-    def forward(ctx, start: Tensor, *factors: Tensor) -> Tensor:
-        ctx.save_for_backward(*factors)
-        total = _interleaved(start, start.size(0), start.size(2))
-        for pixels, matrices in zip(factors[::2], factors[1::2], strict=True):
-            start = torch.baddbmm(start, pixels, matrices, out=total)
+    def forward(ctx, shift: Tensor, count: int, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(*terms)
+        total = shift.new_empty(shift.size(0), count, shift.size(2))
+        for rows in _chunks(count, total):
+            part = total[:, rows].copy_(shift)
+            for pixels, scale in zip(terms[::2], terms[1::2], strict=True):
+                part.addcmul_(pixels[:, rows], scale)
         return total
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        factors = ctx.saved_tensors
+        terms = ctx.saved_tensors
         needed = ctx.needs_input_grad
+        grad_shift = grad.sum(1, keepdim=True)
         if torch.is_grad_enabled():
-            return grad, *vector_jacobian(_products, factors, grad, needed[1:])
-        grads: list[Tensor | None] = [grad]
-        for i in range(0, len(factors), 2):
-            pixels, matrices = factors[i : i + 2]
-            out = _interleaved(pixels, pixels.size(0), pixels.size(2)) if needed[i + 1] else None
-            grads.append(torch.bmm(grad, matrices.transpose(1, 2), out=out) if needed[i + 1] else None)
-            grads.append(torch.bmm(pixels.transpose(1, 2), grad) if needed[i + 2] else None)
-        return tuple(grads)
+            return grad_shift, None, *vector_jacobian(_scaled, terms, grad, needed[2:])
+        grads = [torch.zeros_like(term) if need else None for term, need in zip(terms, needed[2:], strict=True)]
+        for rows in _chunks(grad.size(1), grad):
+            part = grad[:, rows]
+            for i in range(0, len(terms), 2):
+                if needed[2 + i]:
+                    grads[i][:, rows] = (part * terms[i + 1]).sum(0, keepdim=True)
+                if needed[3 + i]:
+                    grads[i + 1] += (part * terms[i][:, rows]).sum(1, keepdim=True)
+        return grad_shift, None, *grads
 
 
-def _products(*factors: Tensor) -> Tensor:
-    return sum(pixels @ matrices for pixels, matrices in zip(factors[::2], factors[1::2], strict=True))
+def _scaled(*terms: Tensor) -> Tensor:
+    return sum(pixels * scale for pixels, scale in zip(terms[::2], terms[1::2], strict=True))
+
+
+class _Stage(NamedTuple):
+    """A stage of a chain, apart from its parameters: the depthwise convolution's stride and padding, and the BatchNorms."""
+
+    norms: Sequence[nn.BatchNorm2d]
+    stride: int = 1
+    padding: int = 0
+
+
+class _Chain(torch.autograd.Function):
+    """Adds to `total`, (n, N, C), in place, `alpha`, (n, 1, 1), times what n chains of stages make of x, (B, C, H, W).
+
+    A stage is a depthwise convolution, a pointwise one, BatchNorm, and a ReLU, unless it is the last. `parameters` are, stage by stage, the
+    depthwise kernels of all n, (n C, 1, k, k), or None for n copies of x, and the pointwise ones as matrices, (n, K, C). Kept for the
+    backward pass are x and the results z of the depthwise convolutions, from which the rest is a matrix product away.
+    """
+
+    @staticmethod
+    def forward(ctx, total: Tensor, x: Tensor, stages: Sequence[_Stage], alpha: Tensor, *parameters: Tensor) -> Tensor:
+        n = alpha.size(0)
+        images: Iterable[Tensor] = x.split(_images_per_chunk(x, n))
+        saved: list[Tensor | None] = [x, alpha, *parameters]
+        for stage, spatial, matrices in zip(stages, parameters[::2], parameters[1::2], strict=True):
+            norm = stage.norms[0]
+            zs, moments = [], _Moments()
+            for image in images:
+                z = _convolve(image, spatial, stage, n)
+                zs.append(z)
+                if norm.training:
+                    moments.add(_pixels(z, n))
+            if norm.training:
+                mean_z, covariance = moments.result()
+                mean, var = mean_z @ matrices, ((covariance @ matrices) * matrices).sum(1, keepdim=True).clamp_min_(0)
+                _advance(stage.norms, mean, var, moments.count)
+            else:
+                (mean, var), mean_z, covariance = _running(stage.norms), None, None
+            rstd = (var + norm.eps).rsqrt()
+            saved += [mean_z, covariance, mean, rstd, *zs]
+            if stage is not stages[-1]:
+                images = _rectified(zs, matrices * rstd, -mean * rstd)
+        scale = alpha * rstd
+        factor, shift = matrices * scale, -mean * scale
+        start = 0
+        for z in zs:
+            pixels = _pixels(z, n)
+            part = total[:, start : start + pixels.size(1)]
+            part.baddbmm_(pixels, factor).add_(shift)
+            start += pixels.size(1)
+        ctx.save_for_backward(*saved)
+        ctx.stages = stages
+        ctx.mark_dirty(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        stages, saved = ctx.stages, ctx.saved_tensors
+        _, need_x, _, need_alpha, *need = ctx.needs_input_grad
+        x, alpha, *rest = saved
+        parameters, rest = rest[: 2 * len(stages)], rest[2 * len(stages) :]
+        each = len(rest) // len(stages)
+        records = [rest[i : i + each] for i in range(0, len(rest), each)]
+        if torch.is_grad_enabled():
+            statistics = [None if stage.norms[0].training else record[2:4] for stage, record in zip(stages, records, strict=True)]
+            grads = vector_jacobian(partial(_chain, stages, statistics), (x, alpha, *parameters), grad, (need_x, need_alpha, *need))
+            return grad, grads[0], None, *grads[1:]
+
+        n, count = grad.shape[:2]
+        grad_x, grad_alpha = None, None
+        grad_images: list[Tensor] = []
+        grad_parameters: list[Tensor | None] = [None] * len(parameters)
+        for i in reversed(range(len(stages))):
+            stage, spatial, matrices = stages[i], parameters[2 * i], parameters[2 * i + 1]
+            mean_z, covariance, mean, rstd, *zs = records[i]
+            if i == len(stages) - 1:
+                results, scale = grad.split([_pixels(z, n).size(1) for z in zs], dim=1), alpha * rstd
+            else:
+                results, scale = grad_images, rstd
+
+            # result = z factor + shift, where factor = matrices scale and shift = -mean scale
+            factor = matrices * scale
+            grad_factor = sum(_pixels(z, n).transpose(1, 2) @ result for z, result in zip(zs, results, strict=True))
+            grad_shift = sum(result.sum(1, keepdim=True) for result in results)
+            grad_scale = (grad_factor * matrices).sum(1, keepdim=True) - grad_shift * mean
+            grad_matrices = grad_factor * scale
+            if i == len(stages) - 1:
+                grad_alpha = (grad_scale * rstd).sum(2, keepdim=True)
+                grad_scale = grad_scale * alpha
+            if mean_z is not None:
+                # mean = mean_z matrices, rstd^-2 = diag(matrices^T covariance matrices) + eps; mean_z and covariance are of z
+                count = sum(result.size(1) for result in results)
+                grad_mean = -grad_shift * scale
+                grad_var = -0.5 * grad_scale * rstd**3
+                weighted = matrices * grad_var
+                grad_matrices += mean_z.transpose(1, 2) @ grad_mean + 2 * covariance @ weighted
+                through_covariance = (2 / count) * weighted @ matrices.transpose(1, 2)
+                offset = grad_mean @ matrices.transpose(1, 2) / count - mean_z @ through_covariance
+            grad_parameters[2 * i + 1] = grad_matrices
+
+            if i == 0:
+                images: Iterable[Tensor] = x.split(_images_per_chunk(x, n))
+            else:
+                _, _, mean, rstd, *before = records[i - 1]
+                images = _rectified(before, parameters[2 * i - 1] * rstd, -mean * rstd)
+            grad_images = []
+            for image, z, result in zip(images, zs, results, strict=True):
+                grad_z = torch.empty_like(z)
+                pixels = _pixels(grad_z, n)
+                torch.bmm(result, factor.transpose(1, 2), out=pixels)
+                if mean_z is not None:
+                    pixels.baddbmm_(_pixels(z, n), through_covariance).add_(offset)
+                if need[2 * i]:
+                    gradient = depthwise.weight_gradient(image, spatial, grad_z, stage.stride, stage.padding)
+                    grad_parameters[2 * i] = gradient if grad_parameters[2 * i] is None else grad_parameters[2 * i] + gradient
+                if i > 0:
+                    grad_image = depthwise.input_gradient(image, spatial, grad_z, stage.stride, stage.padding)
+                    grad_images.append(_pixels(torch.ops.aten.threshold_backward(grad_image, image, 0), n))
+                elif need_x and spatial is None:
+                    grad_images.append(depthwise.sum_copies(grad_z, n))
+                elif need_x:
+                    grad_images.append(depthwise.input_gradient(image, spatial, grad_z, stage.stride, stage.padding))
+        if need_x:
+            grad_x = torch.cat(grad_images)
+        return grad, grad_x, None, grad_alpha, *grad_parameters
+
+
+def _chain(stages: Sequence[_Stage], statistics: Sequence[Any], x: Tensor, alpha: Tensor, *parameters: Tensor) -> Tensor:
+    """What `_Chain` adds, in plain operations. `statistics`: each stage's mean and 1 / deviation, (n, 1, C), None for the batch's."""
+    n = alpha.size(0)
+    for stage, given, spatial, matrices in zip(stages, statistics, parameters[::2], parameters[1::2], strict=True):
+        z = _convolve(x, spatial, stage, n)
+        result = _pixels(z, n) @ matrices
+        if given is None:
+            var, mean = torch.var_mean(result, 1, correction=0, keepdim=True)
+            given = mean, (var + stage.norms[0].eps).rsqrt()
+        result = (result - given[0]) * given[1]
+        x = _image(F.relu(result), *z.shape[2:])
+    return alpha * result
+
+
+def _convolve(image: Tensor, spatial: Tensor | None, stage: _Stage, n: int) -> Tensor:
+    if spatial is None:
+        return depthwise.copies(image, n)
+    return depthwise.convolve(image, spatial, stage.stride, stage.padding)
+
+
+def _rectified(zs: Sequence[Tensor], factor: Tensor, shift: Tensor) -> Iterator[Tensor]:
+    """The images that the next stage sees: ReLU of z times factor plus shift."""
+    for z in zs:
+        image = torch.empty_like(z)
+        torch.baddbmm(shift, _pixels(z, factor.size(0)), factor, out=_pixels(image, factor.size(0)))
+        yield image.relu_()
+
+
+class _Moments:
+    """Mean, (n, 1, K), and covariance, (n, K, K), of pixels that come in parts, (n, N, K)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, pixels: Tensor) -> None:
+        if self.count == 0:
+            # Close enough to the mean that nothing is lost when its square is taken off, below.
+            self._origin = pixels.mean(1, keepdim=True)
+            self._sum = torch.zeros_like(self._origin)
+            self._products = pixels.new_zeros(pixels.size(0), pixels.size(2), pixels.size(2))
+        centred = pixels - self._origin
+        self.count += pixels.size(1)
+        self._sum += centred.sum(1, keepdim=True)
+        self._products.baddbmm_(centred.transpose(1, 2), centred)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        offset = self._sum / self.count
+        return self._origin + offset, self._products / self.count - offset.transpose(1, 2) @ offset
+
+
+# --- BatchNorms, taken together.
+
+
+def _running(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
+    """Their running mean and variance, (n, 1, C)."""
+    return torch.stack([norm.running_mean for norm in norms])[:, None], torch.stack([norm.running_var for norm in norms])[:, None]
+
+
+@torch.no_grad()
+def _advance(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, count: int) -> None:
+    """Moves their running statistics towards those of a batch of `count` pixels, (n or 1, 1, C)."""
+    for name, batch in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
+        batches = batch.detach()[:, 0].expand(len(norms), -1).unbind()
+        torch._foreach_lerp_([getattr(norm, name) for norm in norms], batches, norms[0].momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
 
 
 # --- Pixels and images, two views of the same memory.
@@ -350,21 +484,23 @@ def _products(*factors: Tensor) -> Tensor:
 
 def _pixels(image: Tensor, n: int = 1) -> Tensor:
     """(B, n C, H, W), in `channels_last`, as (n, N, C)."""
-    return image.permute(0, 2, 3, 1).reshape(-1, n, image.size(1) // n).transpose(0, 1)
+    return image.permute(0, 2, 3, 1).view(-1, n, image.size(1) // n).transpose(0, 1)
 
 
-def _image(pixels: Tensor, B: int, H: int, W: int) -> Tensor:
+def _image(pixels: Tensor, H: int, W: int) -> Tensor:
     """The inverse of `_pixels`."""
-    return pixels.transpose(0, 1).reshape(B, H, W, -1).permute(0, 3, 1, 2)
+    return pixels.transpose(0, 1).reshape(-1, H, W, pixels.size(0) * pixels.size(2)).permute(0, 3, 1, 2)
 
 
-def _interleaved(like: Tensor, n: int, C: int) -> Tensor:
-    """Room for pixels (n, N, C), in the memory order of `_pixels`."""
-    return like.new_empty(like.size(1), n, C).transpose(0, 1)
+def _chunks(count: int, like: Tensor) -> Iterator[slice]:
+    """Slices of `count` pixels of (n, N, C) that make up a chunk each."""
+    rows = count if like.is_cuda else max(1, _CHUNK // (like.size(0) * like.size(2)))
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _flat(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    return [tensor for pair in pairs for tensor in pair]
+def _images_per_chunk(x: Tensor, n: int) -> int:
+    """How many of the images x, (B, C, H, W), make up a chunk, n times each."""
+    return x.size(0) if x.is_cuda else max(1, _CHUNK // (n * x[0].numel()))
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
