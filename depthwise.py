@@ -52,8 +52,10 @@ def vector_jacobian(
 ) -> list:
     """The gradients of a plain `function`, differentiable once more: what a custom backward returns under `create_graph`."""
     with torch.enable_grad():
-        outputs = function(*inputs)
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        # Other names for the inputs, so that a gradient stops there, even where one input was computed from another.
+        aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
+        outputs = function(*aliases)
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
     return [next(found) if need else None for need in needed]
 
@@ -97,12 +99,18 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
 
 def copies(x: Tensor, n: int) -> Tensor:
     """n copies of x's channels, one after the other, (B, n C, H, W) in `channels_last`."""
-    return x if n == 1 else x.permute(0, 2, 3, 1).repeat(1, 1, 1, n).permute(0, 3, 1, 2)
+    return x if n == 1 else torch.cat([x] * n, dim=1)
 
 
 def sum_copies(x: Tensor, n: int) -> Tensor:
     """The sum of n copies, (B, n C, H, W) -> (B, C, H, W)."""
-    return x if n == 1 else x.permute(0, 2, 3, 1).unflatten(3, (n, -1)).sum(3).permute(0, 3, 1, 2)
+    first, *others = x.chunk(n, dim=1)
+    if not others:
+        return first
+    total = first + others[0]
+    for other in others[1:]:
+        total += other
+    return total
 
 
 class _Depthwise(torch.autograd.Function):

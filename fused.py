@@ -44,7 +44,9 @@ class Cell(model_search.Cell):
     """`model_search.Cell`, computed node by node."""
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(s0.device.type):
+        B, _, H, W = s1.shape
+        pixels = B * H * W // (4 if self.reduction else 1)
+        if pixels == 1 or torch.is_autocast_enabled(s0.device.type):
             return super().forward(s0, s1, weights)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         incoming: list[list[Tensor]] = [[] for _ in range(self._steps)]
@@ -436,8 +438,10 @@ def _rectified(zs: Sequence[Tensor], factor: Tensor, shift: Tensor) -> Iterator[
     """The images that the next stage sees: ReLU of z times factor plus shift."""
     for z in zs:
         image = torch.empty_like(z)
-        torch.baddbmm(shift, _pixels(z, factor.size(0)), factor, out=_pixels(image, factor.size(0)))
-        yield image.relu_()
+        pixels = _pixels(image, factor.size(0))
+        torch.bmm(_pixels(z, factor.size(0)), factor, out=pixels)
+        pixels.add_(shift).relu_()
+        yield image
 
 
 class _Moments:
