@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 # Arguments that may differ from those of the run that is resumed.
-MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "report_freq", "checkpoint_minutes"}
+MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "engine", "report_freq", "checkpoint_minutes"}
 
 
 def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:

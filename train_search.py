@@ -38,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("supernet")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")
+    group.add_argument("--engine", choices=search.ENGINES, default="fused", help="how the supernet is computed; equal results")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
     group = parser.add_argument_group("weights")

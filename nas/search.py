@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import fused
 import genotypes
 from architect import HVP, Architect
 from cli import UserError
@@ -46,6 +47,7 @@ SPACES = {
     "nasbench201": Space(NASBench201Network, "channels", "cells"),
 }
 STRATEGIES = ("darts", "enas", "random")
+ENGINES = {"fused": fused.Network, "reference": Network}
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 
 
@@ -238,7 +240,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     if args.strategy != "darts" and (args.unrolled or args.hvp != HVP[0]):
         raise UserError(f"--unrolled and --hvp are of --strategy darts: {args.strategy} takes no gradient of an architecture")
     if (args.space, args.strategy) == ("darts", "darts"):
-        model: nn.Module = Network(args.init_channels, num_classes, args.layers, criterion).to(device)
+        model: nn.Module = ENGINES[args.engine](args.init_channels, num_classes, args.layers, criterion).to(device)
         return model, Darts(model, args)
     make_mutator, learner = {"darts": (DartsMutator, Darts), "enas": (EnasMutator, Enas), "random": (RandomMutator, Random)}[args.strategy]
     network = build_network(args, num_classes)
