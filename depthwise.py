@@ -1,6 +1,6 @@
 """Depthwise convolutions whose gradients are as fast as their forward pass on CPUs.
 
-`depthwise(x, weight, stride, padding)` is `F.conv2d(x, weight, None, stride, padding, groups=channels)`. In `channels_last` on the CPU,
+`depthwise(x, weight, stride, padding, dilation)` is `F.conv2d` with a group for each channel. In `channels_last` on the CPU,
 PyTorch has fast kernels for it, except for the gradient of a kernel more than 3 wide and for all gradients of a dilated one: 10 to 50 times
 the time of the forward pass. Both are the same as gradients that it is fast at:
 
@@ -23,14 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """Depthwise convolution of x, (B, C, H, W), by `weight`, (n C, 1, k, k), to (B, n C, H', W').
-
-    With n > 1, C kernels are applied to x, then the next C kernels to x again, ...: n convolutions of one image.
-    """
-    if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu"):
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
+    """Depthwise convolution of x, (B, C, H, W), by `weight`, (C, 1, k, k), to (B, C, H', W')."""
+    fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu")
+    if fast and dilation == 2 and padding % 2 == 0:
+        if stride == 2:
+            x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+            return _Depthwise.apply(x, weight, 1, padding // 2)
+        if stride == 1 and x.size(2) % 2 == 0 and x.size(3) % 2 == 0 and padding == weight.size(2) - 1:
+            return join(_Depthwise.apply(split(x), weight, 1, padding // 2))
+    if fast and dilation == 1:
         return _Depthwise.apply(x, weight, stride, padding)
-    return convolve(x, weight, stride, padding)
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups=weight.size(0))
 
 
 def split(x: Tensor) -> Tensor:
@@ -61,7 +65,10 @@ def vector_jacobian(
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """`depthwise` in plain operations; the result is in `channels_last`."""
+    """The convolution of x, (B, C, H, W), by `weight`, (n C, 1, k, k), to (B, n C, H', W') in `channels_last`.
+
+    With n > 1, the first C kernels are applied to x, then the next C kernels to x again, ...: n convolutions of one image.
+    """
     result = F.conv2d(copies(x, weight.size(0) // x.size(1)), weight, None, stride, padding, groups=weight.size(0))
     return result.contiguous(memory_format=torch.channels_last)  # already is, where PyTorch has fast kernels
 
@@ -114,7 +121,7 @@ def sum_copies(x: Tensor, n: int) -> Tensor:
 
 
 class _Depthwise(torch.autograd.Function):
-    """`convolve`, keeping x but not its copies."""
+    """`convolve`, with the gradients above."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

@@ -37,7 +37,7 @@ import depthwise
 import model_search
 from depthwise import join, split, vector_jacobian
 from model_search import MixedOp
-from operations import DilConv, FactorizedReduce, Identity, SepConv, Zero
+from operations import Depthwise, DilConv, FactorizedReduce, Identity, SepConv, Zero
 
 
 class Cell(model_search.Cell):
@@ -156,7 +156,7 @@ def _add_factorized_reduce(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bo
 
 
 def _add_dil_conv(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
-    layers = _layers([op.op for op in ops], (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d))
+    layers = _layers([op.op for op in ops], (nn.ReLU, Depthwise, nn.Conv2d, nn.BatchNorm2d))
     if layers is None or not _is_depthwise(layers[1], dilation=2) or not _is_pointwise(layers[2]):
         return False
     _, spatial, pointwise, norms = layers
@@ -175,7 +175,7 @@ def _add_dil_conv(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
 
 
 def _add_sep_conv(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
-    half = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
+    half = (nn.ReLU, Depthwise, nn.Conv2d, nn.BatchNorm2d)
     layers = _layers([op.op for op in ops], half + half)
     if layers is None or not all(_is_depthwise(layers[i], dilation=1) and _is_pointwise(layers[i + 1]) for i in (1, 5)):
         return False

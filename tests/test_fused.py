@@ -190,8 +190,7 @@ def swap_operations(edge):
 
 
 def dilate_by_three(edge):
-    for name in ("dilation", "padding"):
-        setattr(edge._ops[6].op[1], name, (3, 3))
+    edge._ops[6].op[1].dilation = edge._ops[6].op[1].padding = (3, 3)
 
 
 def freeze(edge):
@@ -249,19 +248,40 @@ def test_the_known_operations_are_not_left_to_the_reference(monkeypatch):
 # The depthwise convolutions.
 
 
-@pytest.mark.parametrize(("k", "stride"), [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
-@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("k", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
 @pytest.mark.parametrize("size", [(8, 8), (5, 10), (9, 7), (2, 16), (4, 4)])
-def test_depthwise_and_its_gradients(k, stride, copies, size):
+def test_depthwise_and_its_gradients(k, stride, dilation, size):
     torch.manual_seed(k)
+    conv = operations.Depthwise(4, k, stride, dilation * (k // 2), dilation)
     x = torch.randn(2, 4, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(4 * copies, 1, k, k, requires_grad=True)
-    expected = F.conv2d(x.repeat(1, copies, 1, 1), weight, None, stride, k // 2, groups=4 * copies)
-    actual = depthwise.depthwise(x, weight, stride, k // 2)
+    expected = nn.Conv2d.forward(conv, x)
+    actual = conv(x)
     close(actual, expected)
     grad = torch.randn_like(expected)
-    for ours, plain in zip(torch.autograd.grad(actual, (x, weight), grad), torch.autograd.grad(expected, (x, weight), grad), strict=True):
+    gradients = (torch.autograd.grad(result, (x, conv.weight), grad) for result in (actual, expected))
+    for ours, plain in zip(*gradients, strict=True):
         close(ours, plain)
+
+
+def test_second_derivatives_of_depthwise():
+    x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(2, 1, 3, 3, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, weight: depthwise.depthwise(x, weight, 1, 2, 2), (x, weight))
+
+
+@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_several_convolutions_of_one_image(k, stride):
+    x = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(12, 1, k, k, requires_grad=True)
+    result = depthwise.convolve(x, weight, stride, k // 2)
+    close(result, F.conv2d(x.repeat(1, 3, 1, 1), weight, None, stride, k // 2, groups=12))
+    grad = torch.randn_like(result)
+    expected = torch.autograd.grad(result, (x, weight), grad)
+    close(depthwise.input_gradient(x, weight, grad, stride, k // 2), expected[0])
+    close(depthwise.weight_gradient(x, weight, grad, stride, k // 2), expected[1])
 
 
 def test_dilation_is_four_images():
