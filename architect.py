@@ -74,7 +74,8 @@ class Architect:
         if unrolled:
             gradient = self._unrolled_gradient(input_train, target_train, input_valid, target_valid, eta, network_optimizer)
         else:
-            gradient = _grad(self._loss(input_valid, target_valid), self.model.arch_parameters())
+            constants = self._state(_flatten(self.model.weight_parameters()))  # nothing is kept for gradients that nobody asks for
+            gradient = _grad(self._loss(input_valid, target_valid, constants), self.model.arch_parameters())
         for alpha, grad in zip(self.model.arch_parameters(), gradient, strict=True):
             alpha.grad = grad
         self.optimizer.step()

@@ -88,10 +88,9 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
-            self._lock.acquire(timeout=0)
             if not self._resumed and any(path.name != ".lock" for path in self.folder.iterdir()):
-                self._lock.release()
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
+            self._lock.acquire(timeout=0)
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None

@@ -4,7 +4,7 @@
     python train_search.py --gpu 0                          # first order: about a third of the time
     python train_search.py --dataset digits --gpu -1 --epochs 6 --init_channels 4 --layers 4 --batch_size 32
     python train_search.py --space nasbench201 --strategy enas --gpu 0
-    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 10 --batch_size 32
+    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
 Expect architecture.json, for cells genotype.json as well, and pictures in the run's folder, and at the end the command that trains them.
 The accuracies on the way are the supernet's; what the found network is worth, only train.py can tell.
