@@ -73,8 +73,8 @@ class _Chains(torch.autograd.Function):
     `parameters` are, level by level, each branch's kernels and the matrices of all branches, (b n, K, C). Kept for the backward pass are x
     and the results z of the depthwise convolutions, from which the rest is a matrix product away:
 
-    With y = z M, BatchNorm's mean of y is mean(z) M, its variance diag(M^T cov(z) M), and its result z `factor` + `shift`, with the `factor`
-    M / std(y) and the `shift` -mean(y) / std(y), both also times alpha at the end of the chain.
+    With y = z M, BatchNorm's mean of y is mean(z) M, its variance diag(M^T cov(z) M), and its result z `factor` + `shift`, where
+    `factor` is M / std(y) and `shift` -mean(y) / std(y), both also times alpha at the end of the chain.
     """
 
     @staticmethod

@@ -1,26 +1,25 @@
-"""The supernet of model_search.py, computed in fewer, larger operations: the same parameters, buffers and results, several times faster.
+"""The supernet of model_search.py in fewer, larger operations: the same parameters, buffers and results, several times faster.
 
-`Network` takes `model_search.Network`'s place; only the way through a cell's edges is its own. Where a cell of model_search.py goes edge by
-edge and operation by operation, this one goes node by node: all that the n edges out of a node compute from it, is computed together.
+`Network` takes `model_search.Network`'s place. Only the way through a cell's edges is its own: where model_search.py goes edge by edge and
+operation by operation, this goes node by node, and computes together what the n edges that leave a node make of it.
 
-    x                  (B, C, H, W)     a node, in `channels_last`: N = BHW pixels of C channels
-    skip, pools        (N, C)           computed once per node; the n edges scale it differently
-    FactorizedReduce   (N, 2C)          its 1x1 convolutions see the same pixels on all n edges
-    DilConv            (N, n C)         depthwise: one convolution for the n edges of a kernel size
-    SepConv            (N, n C)         depthwise, pointwise, ReLU, depthwise: one of each for the n edges of a kernel size
-    the sum            (n, N, C)        what each edge gives to its node: n matrix products, accumulated over the operations
+    skip, pools        (N, C)           once per node, in pixels: N = BHW rows of C channels; each of the n edges scales them
+    FactorizedReduce   (N, 2C)          once per node, the pixels that its two 1x1 convolutions see; each edge has a matrix for them
+    DilConv            (N, n C)         one depthwise convolution per kernel size for the n edges; each edge has a matrix for its C channels
+    SepConv            (N, n C)         the same, then ReLU, then the same
+    what the n edges   (n, N, C)        the sum of all that: products of pixels and matrices, accumulated over the operations (chains.py)
+    make of the node
 
-Three identities leave little to compute, and less to keep for the backward pass:
+Three identities leave little to compute and less to keep:
 
-- A BatchNorm without affine parameters after a 1x1 convolution y = W z needs no y: its mean is W mean(z), its variance diag(W cov(z) W^T).
-  Normalising is then part of W, and so is the operation's alpha: the last pointwise convolutions, their BatchNorms, the weighted sum over
-  operations are one matrix product (`_sum_of_products`) with the weights alpha / std(y) W.
-- A dilated convolution is an ordinary one on four interleaved images (depthwise.py). Pixels may come in any order through the statistics
-  and products above, so only what the dilated convolutions of an edge add up to is put back into place.
+- A BatchNorm without affine parameters after a pointwise convolution y = z M is part of it, for mean and variance of y follow from those of
+  z. The alphas join in: pointwise convolution, BatchNorm and weighted sum are one product with alpha / std(y) M, and y is never kept.
+- A dilated convolution is an ordinary one on four interleaved images (depthwise.py), and to the products above the order of pixels is all
+  one: only what all dilated convolutions of an edge add up to is put back into place.
 - `none` adds nothing. Its alpha still has a gradient, through the softmax.
 
-A column of operations that is none of these on some edge, or a network whose modules are partly in training and partly not, is computed as
-in model_search.py. Hooks on the modules inside a cell's edges are not called where their operations are computed together.
+Operations that are not built as operations.py builds them, or on some of a node's edges only, are computed as in model_search.py; so is a
+cell under autocast. Hooks on modules inside of a cell's edges are not called where these are computed together.
 """
 
 from __future__ import annotations
