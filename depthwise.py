@@ -65,27 +65,22 @@ def vector_jacobian(
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """The convolution of x, (B, C, H, W), by `weight`, (n C, 1, k, k), to (B, n C, H', W') in `channels_last`.
-
-    With n > 1, the first C kernels are applied to x, then the next C kernels to x again, ...: n convolutions of one image.
-    """
-    result = F.conv2d(copies(x, weight.size(0) // x.size(1)), weight, None, stride, padding, groups=weight.size(0))
+    """`F.conv2d` with a group for each channel; the result is in `channels_last`."""
+    result = F.conv2d(x, weight, None, stride, padding, groups=weight.size(0))
     return result.contiguous(memory_format=torch.channels_last)  # already is, where PyTorch has fast kernels
 
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     """The gradient of x, where `grad` is that of `convolve(x, weight, stride, padding)`."""
-    n, k = weight.size(0) // x.size(1), weight.size(-1)
-    if stride == 1 and 2 * padding == k - 1:  # then it is the convolution by the kernel turned half round
-        return sum_copies(F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0)), n)
-    B, C, H, W = x.shape
-    like = x if n == 1 else x.new_empty(B, H, W, n * C).permute(0, 3, 1, 2)
-    return sum_copies(_backward(grad, like, weight, stride, (padding, padding), [True, False, False])[0], n)
+    if stride == 1 and 2 * padding == weight.size(-1) - 1:  # then it is the convolution by the kernel turned half round
+        result = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0))
+    else:
+        result, _, _ = _backward(grad, x, weight, stride, (padding, padding), [True, False, False])
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     """The gradient of `weight`, where `grad` is that of `convolve(x, weight, stride, padding)`."""
-    x = copies(x, weight.size(0) // x.size(1))
     B, C, H, W = x.shape
     k = weight.size(-1)
     if not (k == 5 and stride == 1 and padding == 2 and W % 2 == 0 and W >= 8):
@@ -102,22 +97,6 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
     # To an even column the odd ones of the pair before and of its own are next; to an odd one, the even ones of its own pair and the next.
     result[..., 1::2] = opposite[0][..., :2] + opposite[1][..., 1:]
     return result
-
-
-def copies(x: Tensor, n: int) -> Tensor:
-    """n copies of x's channels, one after the other, (B, n C, H, W) in `channels_last`."""
-    return x if n == 1 else torch.cat([x] * n, dim=1)
-
-
-def sum_copies(x: Tensor, n: int) -> Tensor:
-    """The sum of n copies, (B, n C, H, W) -> (B, C, H, W)."""
-    first, *others = x.chunk(n, dim=1)
-    if not others:
-        return first
-    total = first + others[0]
-    for other in others[1:]:
-        total += other
-    return total
 
 
 class _Depthwise(torch.autograd.Function):

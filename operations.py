@@ -134,4 +134,4 @@ def drop_path(x: Tensor, drop_prob: float) -> Tensor:
     """Zeroes each image's part of x, (B, C, H, W), with probability `drop_prob`; scales the rest up to match (Larsson et al. 2017)."""
     keep_prob = 1.0 - drop_prob
     mask = torch.empty(x.size(0), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep_prob)
-    return x / keep_prob * mask
+    return x * mask.div_(keep_prob)

@@ -30,7 +30,7 @@ import cli
 import data
 import utils
 from architect import Architect
-from model_search import Network
+from nas import search
 
 # Name, unrolled, how to multiply with the Hessian, length r of the finite difference's step.
 METHODS = [
@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_arguments(parser, data.DATASETS)
     parser.add_argument("--gpu", type=cli.device_number, default=-1, help="number of the CUDA device; -1 for the CPU")
     parser.add_argument("--seed", type=cli.non_negative_int, default=2)
+    parser.add_argument("--engine", choices=search.ENGINES, default="fused", help="how the supernet is computed")
     parser.add_argument("--init_channels", type=cli.positive_int, default=16, help="channels of the first cells")
     parser.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
@@ -67,13 +68,13 @@ def measure(
     """
     device = torch.device("cpu") if args.gpu < 0 else torch.device("cuda", args.gpu)
     torch.manual_seed(args.seed)
-    model = Network(args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
+    model = search.ENGINES[args.engine](args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
     weights = model.weight_parameters()
     optimizer = torch.optim.SGD(weights, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     batches = [(x.to(device), y.to(device)) for x, y in batches]
-    search = Architect(model, argparse.Namespace(**vars(args), hvp="finite_difference"))
+    before = Architect(model, argparse.Namespace(**vars(args), hvp="finite_difference"))
     for train, valid in zip(batches[:-2:2], batches[1:-2:2], strict=True):
-        search.step(*train, *valid, args.learning_rate, optimizer, unrolled=False)
+        before.step(*train, *valid, args.learning_rate, optimizer, unrolled=False)
         optimizer.zero_grad()
         model.criterion(model(train[0]), train[1]).backward(inputs=weights)
         nn.utils.clip_grad_norm_(weights, 5)

@@ -474,7 +474,7 @@ def test_torchrun_starts_again_and_goes_on(images, tmp_path):
     command = ["train_search", *SPACE, "--epochs", "3", "--checkpoint_minutes", "0", "--report_freq", "1"]
     for status, output in launch(2, command, images, "--run_dir", tmp_path / "undisturbed", double=False):
         assert status == 0, output
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
     arguments = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
     process = subprocess.Popen(
         [*torchrun, f"{ROOT}/train_search.py", *command[1:], *arguments, "--run_dir", str(tmp_path / "run")],

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import chains
 import depthwise
 import fused
 import model_search
@@ -83,7 +84,7 @@ def test_equal_at_random_sizes(seed):
 
 
 def test_equal_in_small_chunks(monkeypatch):
-    monkeypatch.setattr(fused, "_CHUNK", 2 * 4 * 2 * 8 * 8)  # two images of four edges, and a rest
+    monkeypatch.setattr(chains, "CHUNK", 2 * 4 * 2 * 8 * 8)  # two images of four edges, and a rest
     reference, network = networks()
     compare(reference, network, *batch(5))
 
@@ -118,19 +119,22 @@ def test_the_alphas_gradient_leaves_the_weights_alone(unrolled):
         assert all(weight.grad is None for weight in engine.weight_parameters())
 
 
-def test_second_derivatives_of_a_chain():
+def test_second_derivatives_of_chains():
     torch.manual_seed(0)
     norms = [nn.BatchNorm2d(2, affine=False) for _ in range(2)]
-    stages = [fused._Stage(norms, 1, 1), fused._Stage(norms, 1, 1)]
-    shapes = [(3, 2, 4, 4), (2, 1, 1), (4, 1, 3, 3), (2, 2, 2), (4, 1, 3, 3), (2, 2, 2)]
+    shapes = [(3, 2, 4, 4), *[(2, 1, 1), *[(4, 1, 3, 3), (2, 2, 2)] * 2] * 2]
     x, *parameters = [torch.randn(shape, requires_grad=True) for shape in shapes]
 
-    def chain(x, *parameters):
+    def total(x, *parameters):
+        branches = [
+            chains.Branch(alpha, [chains.Stage(norms, k1, m1, 1, 1), chains.Stage(norms, k2, m2, 1, 1)])
+            for alpha, k1, m1, k2, m2 in (parameters[:5], parameters[5:])
+        ]
         image = x.contiguous(memory_format=torch.channels_last)
-        return fused._Chain.apply(torch.zeros(2, 48, 2), image, stages, *parameters)
+        return chains.add_chains(torch.zeros(2, 48, 2), [(image, branch) for branch in branches])
 
-    assert torch.autograd.gradcheck(chain, (x, *parameters))
-    assert torch.autograd.gradgradcheck(chain, (x, *parameters))
+    assert torch.autograd.gradcheck(total, (x, *parameters))
+    assert torch.autograd.gradgradcheck(total, (x, *parameters))
 
 
 def test_the_state_moves_between_the_engines():
@@ -269,19 +273,6 @@ def test_second_derivatives_of_depthwise():
     x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(2, 1, 3, 3, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x, weight: depthwise.depthwise(x, weight, 1, 2, 2), (x, weight))
-
-
-@pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_of_several_convolutions_of_one_image(k, stride):
-    x = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(12, 1, k, k, requires_grad=True)
-    result = depthwise.convolve(x, weight, stride, k // 2)
-    close(result, F.conv2d(x.repeat(1, 3, 1, 1), weight, None, stride, k // 2, groups=12))
-    grad = torch.randn_like(result)
-    expected = torch.autograd.grad(result, (x, weight), grad)
-    close(depthwise.input_gradient(x, weight, grad, stride, k // 2), expected[0])
-    close(depthwise.weight_gradient(x, weight, grad, stride, k // 2), expected[1])
 
 
 def test_dilation_is_four_images():
