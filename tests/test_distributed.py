@@ -483,14 +483,12 @@ def test_torchrun_starts_again_and_goes_on(images, tmp_path):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    lines, killed = [], 0.0
+    lines, killed = [], False
     for line in process.stdout:
         lines.append(line)
         if "epoch 1 lr" in line and not killed:
             os.kill(max(workers(process)), signal.SIGKILL)
-            killed = time.monotonic()
-        if "going on from" in line:
-            assert time.monotonic() - killed < 60
+            killed = True
     output = "".join(lines)
     assert process.wait() == 0, output
     assert re.search(r"going on from .*: epoch 1, step \d", output)
