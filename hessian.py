@@ -1,0 +1,86 @@
+"""Watching for collapse: the dominant eigenvalue of the validation loss's Hessian in the alphas (Zela et al., ICLR 2020, 1909.09656).
+
+Where it grows, the search is heading for cells full of skip connections that generalise badly (sections 4.1 and 4.2). `stop_at` is their
+rule for stopping before that (section 4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+WINDOW = 5  # measurements that are averaged
+LAG = 5  # k, measurements between the two averages that are compared
+THRESHOLD = 0.75  # stop where an average has grown by more than a third
+EARLIEST = 10  # the first epoch whose architecture may be returned: not in the paper, but in its authors' code
+
+
+def dominant_eigenvalue(model: nn.Module, input: Tensor, target: Tensor, tolerance: float = 1e-3, max_iterations: int = 100) -> float:
+    """The eigenvalue of d2/dalpha2 L_val(w, alpha) that is the largest in absolute value, with its sign, by power iteration.
+
+    The loss is taken in training mode, as the alphas see it, without weight decay. Nothing is left behind: not in running statistics, not
+    in gradients, not in the state of random numbers.
+
+    Args:
+        model: a search model whose alphas are `arch_parameters()`; its attribute `criterion`, where it has one, is the loss.
+        input, target: a batch of the validation half, (B, 3, H, W) and (B,).
+        tolerance: the iteration ends where |H v - lambda v| is at most this share of |lambda|.
+        max_iterations: or after so many products with the Hessian, each exact: the gradient differentiated once more along a vector.
+    """
+    alphas = model.arch_parameters()
+    sizes = [alpha.numel() for alpha in alphas]
+    devices = [input.device] if input.device.type == "cuda" else []
+    training = model.training
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    criterion = getattr(model, "criterion", F.cross_entropy)
+    with torch.random.fork_rng(devices):
+        loss = criterion(functional_call(model.train(), buffers, (input,)), target)
+    model.train(training)
+    gradient = _flat(torch.autograd.grad(loss, alphas, create_graph=True, allow_unused=True, materialize_grads=True))
+
+    start = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vector = (start / start.norm()).to(gradient)
+    eigenvalue = 0.0
+    if not gradient.requires_grad:  # the loss is linear in the alphas, or knows none
+        return eigenvalue
+    for _ in range(max_iterations):
+        product = _flat(
+            torch.autograd.grad(gradient, alphas, grad_outputs=vector, retain_graph=True, allow_unused=True, materialize_grads=True)
+        )
+        eigenvalue = torch.dot(vector, product).item()
+        if (product - eigenvalue * vector).norm().item() <= tolerance * abs(eigenvalue) or not (norm := product.norm().item()):
+            break
+        vector = product / norm
+    return eigenvalue
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def stop_at(eigenvalues: Sequence[tuple[int, float]]) -> int | None:
+    """The epoch whose architecture to return, if the search should stop now; else None.
+
+    Let m(i) be the mean of the five measurements around the i-th (of three or four at the beginning). With i the last one that has two
+    after it, the search stops where m(i - 5) / m(i) < 0.75, and the architecture of measurement i - 5 is returned.
+
+    Args:
+        eigenvalues: (epoch, dominant eigenvalue) so far, in order; with a measurement in every epoch, as in the paper, k is five epochs.
+    """
+    half = WINDOW // 2
+    last = len(eigenvalues) - 1 - half
+    before = last - LAG
+    if before < 0 or eigenvalues[before][0] < EARLIEST:
+        return None
+
+    def mean(center: int) -> float:
+        window = eigenvalues[max(0, center - half) : center + half + 1]
+        return math.fsum(value for _, value in window) / len(window)
+
+    grown = mean(last) > 0 and mean(before) / mean(last) < THRESHOLD
+    return eigenvalues[before][0] if grown else None
