@@ -39,6 +39,14 @@ class Architect:
             model.arch_parameters(), lr=args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the model."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.optimizer.load_state_dict(state_dict)
+
     def step(
         self,
         input_train: Tensor,

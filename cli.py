@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -31,6 +33,50 @@ def run(main: Callable[[], None]) -> None:
         message = " ".join(str(error).split())
         print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# Arguments that may differ from those of the run that is resumed.
+MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "report_freq", "checkpoint_minutes"}
+
+
+def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
+    """The command line's arguments; with `--resume`, those of the run that is resumed, which `run_dir` then names.
+
+    Args:
+        parser: with `add_run_arguments`.
+        stage: `search` or `eval`, as recorded in the run's config.json.
+
+    Raises:
+        UserError: there is no such run, it is of the other stage, or an argument differs that would change the result.
+    """
+    args = parser.parse_args()
+    if args.resume is None:
+        return args
+    try:
+        config = json.loads((Path(args.resume) / "config.json").read_text(encoding="utf-8"))
+        if config["stage"] != stage:
+            raise UserError(f"{args.resume} is a run of the other script: its stage is {config['stage']!r}, this one's is {stage!r}")
+        # Through the parser again, which checks them: the file may be a stranger's.
+        recorded = [
+            f"--{name}" if value is True else f"--{name}={value}"
+            for name, value in config["arguments"].items()
+            if value is not None and value is not False
+        ]
+    except OSError as error:
+        raise UserError(f"--resume {args.resume}: cannot read its config.json ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--resume {args.resume}: its config.json is not one of a run") from None
+    before, args = parser.parse_args(recorded), parser.parse_args([*recorded, *sys.argv[1:]])
+    changed = [name for name, value in vars(args).items() if value != getattr(before, name) and name not in MAY_CHANGE]
+    if changed:
+        differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(args, name)}" for name in changed)
+        raise UserError(f"--resume {args.resume} goes on with the run's own arguments: {differences}")
+    args.run_dir = args.resume
+    return args
 
 
 def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], float]:
@@ -74,6 +120,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
     group.add_argument("--save", default="EXP", help="name in the run's default folder")
     group.add_argument("--run_dir", help="the run's folder, exactly")
+    group.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, with its arguments")
+    group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
     group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
     group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")

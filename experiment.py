@@ -1,4 +1,4 @@
-"""One run's folder: its log, configuration, metrics, genotype and weights."""
+"""One run's folder: its log, configuration, metrics, architecture, weights and checkpoints; how a run stops, and how it goes on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import json
 import logging
 import os
 import platform
+import random
+import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
+import filelock
 import numpy as np
 import torch
 import torchvision
@@ -22,72 +27,240 @@ from torch import nn
 from cli import UserError
 
 
+@dataclass
+class Progress:
+    """How far a run has come: training steps `step` of epoch `epoch` are behind it, and `seconds` of work on that epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # one object for every epoch that is complete
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
 class Run:
-    """The folder of one run, made by this object, so never one that holds anything yet.
+    """The folder of one run: a new one, never one that holds anything yet, or with `args.resume` one to go on with.
 
     | file | holds |
     |---|---|
     | `log.txt` | what was printed |
     | `config.json` | every argument, the versions of what computed, the commit |
     | `metrics.jsonl` | one JSON object per epoch |
-    | `genotype.json` | the latest genotype |
+    | `architecture.json`, `genotype.json` | the latest architecture; for cells also as a genotype |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
+    | `checkpoint.pt` | all that is needed to go on; the one before it is `checkpoint.prev.pt` |
+
+    To be used in a `with` statement. A file that cannot be written (a full disk) does not end the run: the log says so and the file's last
+    version stays; a `UserError` says so again at the end, if it is still so.
 
     Args:
-        folder: the run's folder; parents are made, too.
-        args: the arguments to record.
+        stage: `search` or `eval`, the name of a new folder without `args.run_dir`.
+        args: the arguments to record: `run_dir` or `save`, `resume` and `checkpoint_minutes` are read here.
 
     Raises:
-        UserError: the folder exists and is not empty, or cannot be made.
+        UserError: the folder is not empty, cannot be made, or is in use by another process.
     """
 
-    def __init__(self, folder: str | Path, args: argparse.Namespace) -> None:
-        self.folder = Path(folder)
+    def __init__(self, stage: str, args: argparse.Namespace) -> None:
+        self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
+        self.progress = Progress()
+        self._resumed = args.resume is not None
+        self._parts: dict[str, Stateful] = {}
+        self._unwritten: set[str] = set()
+        self._signal: int | None = None
+        self._interval = 60 * args.checkpoint_minutes
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if any(self.folder.iterdir()):
-                raise UserError(f"{self.folder} is not empty: name another --run_dir, a run is never overwritten")
-            log_file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+            self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
+            self._lock.acquire(timeout=0)
+            if not self._resumed and any(path.name != ".lock" for path in self.folder.iterdir()):
+                self._lock.release()
+                raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
+            log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
+        except filelock.Timeout:
+            raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
         except OSError as error:
-            raise UserError(f"cannot make the run's folder {self.folder}: {error.strerror}") from None
+            raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
         # A logger of our own, not one of logging's registry: two runs in one process do not write into each other's log.
         self._logger = logging.Logger("darts", logging.INFO)
         for handler in (logging.StreamHandler(sys.stdout), log_file):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
-        self.write_json("config.json", {"arguments": vars(args), **_provenance()})
-        self.log("args = %s", args)
+        if not self._resumed:
+            self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
+            self.log("args = %s", args)
 
     def log(self, message: str, *values: Any) -> None:
         """Prints and keeps a line; `values` fill its %-placeholders."""
         self._logger.info(message, *values)
 
+    def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
+        """For `utils.evaluate`: logs `label`, step and meters every so many steps, and lets a signal end the process."""
+
+        def report(step: int, meters: object) -> None:
+            if step % every == 0:
+                self.log("%s %03d %s", label, step, meters)
+            self._stop_if_asked()  # without saving: that was done after the last training step
+
+        return report
+
     def write_json(self, name: str, content: Any) -> None:
         """Writes `content` to the file `name`, whole or not at all."""
-        self._replace(name, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+        self._write(name, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
     def write_weights(self, model: nn.Module) -> None:
         """Writes `weights.pt`, whole or not at all."""
-        self._replace("weights.pt", lambda file: torch.save(model.state_dict(), file))
+        self._write("weights.pt", lambda file: torch.save(model.state_dict(), file))
 
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+    # ---- Going on after an interruption
 
-    def _replace(self, name: str, write: Callable[[BinaryIO], Any]) -> None:
+    def restore(self, **parts: Stateful) -> Progress:
+        """Takes what a checkpoint consists of, besides the progress and the random states, and brings all to where the run stopped.
+
+        From here on SIGTERM and Ctrl-C end the run after its next step, with status 143 and 130 and a line that says how to go on.
+
+        Returns:
+            `self.progress`, which the loop keeps up to date.
+
+        Raises:
+            UserError: the checkpoint and the one before it cannot be read, or are of another model.
+        """
+        self._parts = parts
+        if self._resumed:
+            self._load_checkpoint()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._interrupt)
+        self._started = self._saved = time.monotonic()
+        return self.progress
+
+    def complete_step(self) -> None:
+        """Counts a training step. Saves if `args.checkpoint_minutes` have passed; saves and ends the process if a signal asks for it."""
+        self.progress.step += 1
+        if self._signal is not None or time.monotonic() - self._saved >= self._interval:
+            self.save()
+        self._stop_if_asked()
+
+    def save(self) -> None:
+        """Saves `checkpoint.pt`; the one before it becomes `checkpoint.prev.pt`."""
+        now = time.monotonic()
+        self.progress.seconds += now - self._started
+        self._started = self._saved = now
+        state = {
+            "progress": asdict(self.progress),
+            "random": _random_states(),
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+        }
+        self._write("checkpoint.pt", lambda file: torch.save(state, file), previous="checkpoint.prev.pt")
+
+    def complete_epoch(self, metrics: dict[str, Any]) -> None:
+        """Adds the epoch's `metrics`, with the seconds that it took, to `metrics.jsonl`, and saves."""
+        seconds = self.progress.seconds + time.monotonic() - self._started
+        progress = self.progress
+        progress.metrics.append({"epoch": progress.epoch, **metrics, "seconds": seconds})
+        self._write("metrics.jsonl", lambda file: file.writelines(json.dumps(row).encode() + b"\n" for row in progress.metrics))
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        self._started, progress.seconds = time.monotonic(), 0.0
+        self.save()
+        self._stop_if_asked()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._lock.release()
+        if kind is None and self._unwritten:
+            raise UserError(f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see the log")
+
+    def _stop_if_asked(self) -> None:
+        if self._signal is not None:
+            self.log("stopped by %s; go on with: python %s --resume %s", signal.Signals(self._signal).name, sys.argv[0], self.folder)
+            sys.exit(128 + self._signal)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once, and without saving
+        self._signal = number
+
+    def _load_checkpoint(self) -> None:
+        found = [path for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.prev.pt") if path.exists()]
+        if not found:
+            self.log("no checkpoint yet: from the beginning")
+            return
+        for path in found:
+            try:
+                state = _read_checkpoint(path)
+                progress = Progress(**state["progress"])
+                for name, part in self._parts.items():
+                    part.load_state_dict(state["parts"][name])
+                _set_random_states(state["random"])
+            except Exception as error:  # what a damaged file leads to is of many kinds
+                reason = " ".join(str(error).split())[:200]
+                self.log("%s cannot be used (%s: %s)", path, type(error).__name__, reason)
+                continue
+            self.progress = progress
+            self.log("going on from %s: epoch %d, step %d", path, progress.epoch, progress.step)
+            return
+        raise UserError(f"no checkpoint in {self.folder} can be used: start again with another --run_dir")
+
+    def _write(self, name: str, write: Callable[[BinaryIO], Any], previous: str | None = None) -> None:
         """Writes beside the old file, then renames: who reads, or is interrupted, finds one that is complete."""
         temporary = self.folder / f"{name}.tmp"
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and (self.folder / name).exists():
+                os.replace(self.folder / name, self.folder / previous)
+            os.replace(temporary, self.folder / name)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            temporary.unlink(missing_ok=True)
+            self._unwritten.add(name)
+            self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, " ".join(str(error).split())[:200])
+        else:
+            self._unwritten.discard(name)
 
 
-def default_folder(kind: str, save: str) -> str:
-    """The original's names: `search-EXP-20260101-120000`, `eval-EXP-...`."""
-    return f"{kind}-{save}-{time.strftime('%Y%m%d-%H%M%S')}"
+class _LogFile(logging.FileHandler):
+    """A log that a full disk leaves incomplete, without a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums that torch.save writes
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _random_states() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def load_weights(model: nn.Module, path: str) -> None:

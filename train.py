@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from collections.abc import Iterable
 from itertools import islice
 
@@ -53,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=cli.positive_int, default=16)
-    return parser.parse_args()
+    return cli.parse(parser, "eval")
 
 
 def main() -> None:
@@ -72,7 +71,7 @@ def main() -> None:
         device=device,
     )
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
-    steps = 2 if args.fast_dev_run else None  # None: all
+    limit = 2 if args.fast_dev_run else None  # of batches; None: all
     epochs = 1 if args.fast_dev_run else args.epochs
 
     criterion = nn.CrossEntropyLoss()
@@ -80,52 +79,48 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
-    run = experiment.Run(args.run_dir or experiment.default_folder("eval", args.save), args)
-    run.log("%s", search.describe(architecture))
-    run.write_json(*search.record(architecture))
-    run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
-    run.log(
-        "multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)",
-        utils.count_multiply_adds(model, images.image_size),
-        images.image_size,
-        images.image_size,
-    )
-    best = 0.0
-    for epoch in range(epochs):
-        started = time.perf_counter()
-        lr = scheduler.get_last_lr()[0]
-        run.log("epoch %d lr %e", epoch, lr)
-        model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
-        train_batches.set_epoch(epoch)
-        train_meters = train(islice(train_batches, steps), model, criterion, optimizer, args, run)
-        run.log("train_acc %f", train_meters.top1.avg)
-        test_meters = utils.evaluate(
-            model,
-            islice(test_batches, steps),
-            criterion,
-            lambda step, meters: step % args.report_freq or run.log("valid %03d %s", step, meters),
-        )
-        best = max(best, test_meters.top1.avg)
-        run.log("valid_acc %f (test set)", test_meters.top1.avg)
-        scheduler.step()
+    meters = utils.Meters()
 
-        run.write_weights(model)
-        run.append_metrics(
-            {
-                "epoch": epoch,
-                "lr": lr,
-                "drop_path_prob": model.drop_path_prob,
-                "train_loss": train_meters.loss.avg,
-                "train_acc": train_meters.top1.avg,
-                "test_loss": test_meters.loss.avg,
-                "test_acc": test_meters.top1.avg,
-                "seconds": time.perf_counter() - started,
-            }
-        )
+    with experiment.Run("eval", args) as run:
+        run.log("%s", search.describe(architecture))
+        run.write_json(*search.record(architecture))
+        run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
+        size = images.image_size
+        multiply_adds = utils.count_multiply_adds(model, size)
+        run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
+        progress = run.restore(model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        for epoch in range(progress.epoch, epochs):
+            lr = scheduler.get_last_lr()[0]
+            model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+            if progress.step == 0:
+                meters.reset()
+                run.log("epoch %d lr %e", epoch, lr)
 
-    run.log("final test accuracy %.2f%% after %d epochs: the result", test_meters.top1.avg, epochs)
-    run.log("best test accuracy %.2f%%: picked on the test set, so not a result", best)
-    run.log("test the weights again: %s", test_command(args, run))
+            train_batches.set_epoch(epoch, progress.step)
+            train(islice(train_batches, limit and limit - progress.step), model, criterion, optimizer, lr, meters, args, run)
+            run.save()
+            run.log("train_acc %f", meters.top1.avg)
+
+            test_meters = utils.evaluate(model, islice(test_batches, limit), criterion, run.reporter("valid", args.report_freq))
+            run.log("valid_acc %f (test set)", test_meters.top1.avg)
+            scheduler.step()
+
+            run.write_weights(model)
+            run.complete_epoch(
+                {
+                    "lr": lr,
+                    "drop_path_prob": model.drop_path_prob,
+                    "train_loss": meters.loss.avg,
+                    "train_acc": meters.top1.avg,
+                    "test_loss": test_meters.loss.avg,
+                    "test_acc": test_meters.top1.avg,
+                }
+            )
+
+        accuracies = [row["test_acc"] for row in progress.metrics]
+        run.log("final test accuracy %.2f%% after %d epochs: the result", accuracies[-1], epochs)
+        run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(accuracies))
+        run.log("test the weights again: %s", test_command(args, run))
 
 
 def train(
@@ -133,13 +128,14 @@ def train(
     model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
+    lr: float,
+    meters: utils.Meters,
     args: argparse.Namespace,
     run: experiment.Run,
-) -> utils.Meters:
-    """One epoch; the loss that is reported is the main classifier's and the auxiliary head's weighted sum, the accuracy the main one's."""
+) -> None:
+    """One epoch, or the rest of it. In `meters`, the loss includes the auxiliary head's; the accuracy is the main classifier's."""
     model.train()
-    meters = utils.Meters()
-    for step, (x, y) in enumerate(batches):
+    for step, (x, y) in enumerate(batches, run.progress.step):
         optimizer.zero_grad()
         output = model(x)
         logits, logits_aux = output if isinstance(output, tuple) else (output, None)  # only the network of cells has an auxiliary head
@@ -147,13 +143,14 @@ def train(
         if logits_aux is not None:
             loss = loss + args.auxiliary_weight * criterion(logits_aux, y)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+        utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()
 
         meters.update(loss, logits, y)
         if step % args.report_freq == 0:
             run.log("train %03d %s", step, meters)
-    return meters
+        run.complete_step()
 
 
 def test_command(args: argparse.Namespace, run: experiment.Run) -> str:

@@ -4,7 +4,7 @@
     python train_search.py --gpu 0                          # first order: about a third of the time
     python train_search.py --dataset digits --gpu -1 --epochs 6 --init_channels 4 --layers 4 --batch_size 32
     python train_search.py --space nasbench201 --strategy enas --gpu 0
-    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 10 --batch_size 32
+    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
 Expect architecture.json, for cells genotype.json as well, and pictures in the run's folder, and at the end the command that trains them.
 The accuracies on the way are the supernet's; what the found network is worth, only train.py can tell.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from collections.abc import Iterable
 from itertools import islice
 
@@ -59,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4)
     group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3)
-    return parser.parse_args()
+    return cli.parse(parser, "search")
 
 
 def main() -> None:
@@ -77,7 +76,7 @@ def main() -> None:
         workers=args.workers,
         device=device,
     )
-    steps = 2 if args.fast_dev_run else None  # None: all
+    limit = 2 if args.fast_dev_run else None  # of batches; None: all
     epochs = 1 if args.fast_dev_run else args.epochs
 
     criterion = nn.CrossEntropyLoss()
@@ -85,55 +84,54 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
-    run = experiment.Run(args.run_dir or experiment.default_folder("search", args.save), args)
-    run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-    for epoch in range(epochs):
-        started = time.perf_counter()
-        lr = scheduler.get_last_lr()[0]
-        run.log("epoch %d lr %e", epoch, lr)
-        run.log("%s", search.describe(search.found(model)))
-        for line in search.alpha_lines(model):
-            run.log("%s", line)
+    meters = utils.Meters()
 
-        for batches in (train_batches, alpha_batches, valid_batches):
-            batches.set_epoch(epoch)
-        train_meters = train(
-            islice(zip(train_batches, alpha_batches, strict=True), steps), model, architect, criterion, optimizer, lr, args, run
-        )
-        run.log("train_acc %f (supernet)", train_meters.top1.avg)
-        architect.settle(valid_batches)
-        valid_meters = utils.evaluate(
-            model,
-            islice(valid_batches, steps),
-            criterion,
-            lambda step, meters: step % args.report_freq or run.log("valid %03d %s", step, meters),
-        )
-        run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
-        scheduler.step()
+    with experiment.Run("search", args) as run:
+        run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
+        progress = run.restore(model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        for epoch in range(progress.epoch, epochs):
+            lr = scheduler.get_last_lr()[0]
+            if progress.step == 0:
+                meters.reset()
+                run.log("epoch %d lr %e", epoch, lr)
+                run.log("%s", search.describe(search.found(model)))
+                for line in search.alpha_lines(model):
+                    run.log("%s", line)
 
-        found = search.files(search.found(model))
-        run.write_weights(model)
-        for name, content in found.items():
-            run.write_json(name, content)
-        run.append_metrics(
-            {
-                "epoch": epoch,
-                "lr": lr,
-                "train_loss": train_meters.loss.avg,
-                "train_acc": train_meters.top1.avg,
-                "valid_loss": valid_meters.loss.avg,
-                "valid_acc": valid_meters.top1.avg,
-                "alphas": search.alphas(model),
-                **{name.removesuffix(".json"): content for name, content in found.items()},
-                "seconds": time.perf_counter() - started,
-            }
-        )
+            train_batches.set_epoch(epoch, progress.step)
+            alpha_batches.set_epoch(epoch, progress.step)
+            batches = islice(zip(train_batches, alpha_batches, strict=True), limit and limit - progress.step)
+            train(batches, model, architect, criterion, optimizer, lr, meters, args, run)
+            run.save()
+            run.log("train_acc %f (supernet)", meters.top1.avg)
 
-    architecture = search.found(model)
-    run.log("%s", search.describe(architecture))
-    pictures = visualize.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
-    run.log("pictures: %s", ", ".join(map(str, pictures)))
-    run.log("train what was found: %s", train_command(args, run))
+            valid_batches.set_epoch(epoch)
+            architect.settle(valid_batches)
+            valid_meters = utils.evaluate(model, islice(valid_batches, limit), criterion, run.reporter("valid", args.report_freq))
+            run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
+            scheduler.step()
+
+            found = search.files(search.found(model))
+            run.write_weights(model)
+            for name, content in found.items():
+                run.write_json(name, content)
+            run.complete_epoch(
+                {
+                    "lr": lr,
+                    "train_loss": meters.loss.avg,
+                    "train_acc": meters.top1.avg,
+                    "valid_loss": valid_meters.loss.avg,
+                    "valid_acc": valid_meters.top1.avg,
+                    "alphas": search.alphas(model),
+                    **{name.removesuffix(".json"): content for name, content in found.items()},
+                }
+            )
+
+        architecture = search.found(model)
+        run.log("%s", search.describe(architecture))
+        pictures = visualize.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
+        run.log("pictures: %s", ", ".join(map(str, pictures)))
+        run.log("train what was found: %s", train_command(args, run))
 
 
 def train(
@@ -143,14 +141,14 @@ def train(
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr: float,
+    meters: utils.Meters,
     args: argparse.Namespace,
     run: experiment.Run,
-) -> utils.Meters:
-    """One epoch of the paper's algorithm 1, over pairs of a training batch and a validation batch."""
+) -> None:
+    """One epoch of the paper's algorithm 1, or the rest of it, over pairs of a training batch and a validation batch."""
     model.train()
-    meters = utils.Meters()
     weights = model.weight_parameters()
-    for step, ((x, y), (x_valid, y_valid)) in enumerate(batches):
+    for step, ((x, y), (x_valid, y_valid)) in enumerate(batches, run.progress.step):
         # 1. Update the alphas by descending the validation loss.
         architect.step(x, y, x_valid, y_valid, lr, optimizer, unrolled=args.unrolled)
 
@@ -159,13 +157,14 @@ def train(
         logits = model(x)
         loss = criterion(logits, y)
         loss.backward(inputs=weights)
-        nn.utils.clip_grad_norm_(weights, args.grad_clip)
+        norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
+        utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()
 
         meters.update(loss, logits, y)
         if step % args.report_freq == 0:
             run.log("train %03d %s", step, meters)
-    return meters
+        run.complete_step()
 
 
 def train_command(args: argparse.Namespace, run: experiment.Run) -> str:

@@ -56,7 +56,7 @@ def accuracy(logits: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> li
 
 
 class AverageMeter:
-    """A running average over images. Values may be tensors on any device: only reading `avg` waits for them."""
+    """A running average over images. Values may be tensors on any device: only reading it waits for them."""
 
     def __init__(self) -> None:
         self.sum: Tensor | float = 0.0
@@ -76,6 +76,9 @@ class Meters:
     """Loss, top-1 and top-5 accuracy of an epoch, and the original's line about them."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.loss, self.top1, self.top5 = AverageMeter(), AverageMeter(), AverageMeter()
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
@@ -83,8 +86,30 @@ class Meters:
         for meter, value in ((self.loss, loss), (self.top1, top1), (self.top5, top5)):
             meter.update(value, target.size(0))
 
+    def state_dict(self) -> dict[str, tuple[float, int]]:
+        return {name: (float(meter.sum), meter.count) for name, meter in vars(self).items()}
+
+    def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
+        for name, (total, count) in state_dict.items():
+            meter = getattr(self, name)
+            meter.sum, meter.count = total, count
+
     def __str__(self) -> str:
         return f"{self.loss.avg:e} {self.top1.avg:f} {self.top5.avg:f}"
+
+
+def check_finite(loss: Tensor, gradient_norm: Tensor, epoch: int, step: int, lr: float) -> None:
+    """Ends a run that diverges, while its last checkpoint is a good one.
+
+    Raises:
+        UserError: `loss` or `gradient_norm` is infinite or not a number.
+    """
+    if not torch.isfinite(loss + gradient_norm):
+        raise UserError(
+            f"the loss is {float(loss):g} and its gradient's norm {float(gradient_norm):g} at epoch {epoch}, step {step}, "
+            f"learning rate {lr:g}: stopped, with the last checkpoint from before. "
+            "What usually helps: a lower --learning_rate or --grad_clip, a larger --batch_size"
+        )
 
 
 @torch.no_grad()

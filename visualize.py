@@ -195,11 +195,17 @@ def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None
 
 def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
     """Every choice beside what was chosen, in the order of the file."""
+    graph.attr(rankdir="TB", ranksep="0.15")
     for row, (key, chosen) in enumerate(architecture.items()):
-        graph.node(f"key{row}", label=graphviz.escape(str(key)), **_NODE)
         text = ", ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen)
-        graph.node(f"chosen{row}", label=graphviz.escape(text or "nothing"), **_OUTPUT)
-        graph.edge(f"key{row}", f"chosen{row}")
+        with graph.subgraph() as cells:
+            cells.attr(rank="same")
+            cells.node(f"key{row}", label=graphviz.escape(str(key)), **_INPUT)
+            cells.node(f"chosen{row}", label=graphviz.escape(text or "nothing"), **_OUTPUT)
+            cells.edge(f"key{row}", f"chosen{row}")
+        if row:  # one row below the other
+            graph.edge(f"key{row - 1}", f"key{row}", style="invis")
+            graph.edge(f"chosen{row - 1}", f"chosen{row}", style="invis")
 
 
 def draw(architecture: Genotype | dict[str, Any], folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:

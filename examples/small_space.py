@@ -1,9 +1,9 @@
 """A search space of one's own: two blocks, each with a choice of two convolutions, and a skip connection over the second, or none.
 
-    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 10 --batch_size 32
-    python train.py --space examples/small_space.py:Net --arch RUN --dataset digits --gpu -1 --epochs 20
+    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 20 --batch_size 16 --learning_rate 0.1
+    python train.py --space examples/small_space.py:Net --arch RUN --dataset digits --gpu -1 --epochs 20 --batch_size 16 --learning_rate 0.1
 
-docs/search_spaces.md explains every line.
+Half a minute each on two cores of a CPU; expect 98% in the search and 99% afterwards. docs/search_spaces.md explains every line.
 """
 
 from torch import Tensor, nn

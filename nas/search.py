@@ -93,6 +93,10 @@ class Learner(Protocol):
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None: ...
 
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
 
 class Darts(Architect):
     """Learns alphas by their gradient, first or second order."""
@@ -141,6 +145,14 @@ class Random:
         assert best is not None
         self.model.mutator.decide(best[1])
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the model: the decisions of now."""
+        return {"decisions": self.model.mutator.status()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.model.mutator.decide(state_dict["decisions"])
+
     @torch.no_grad()
     def score(self, x: Tensor, y: Tensor) -> tuple[float, float]:
         """(accuracy, -loss) of the architecture that is decided on, with the weights of now."""
@@ -172,6 +184,13 @@ class Enas(Random):
         accuracy, _ = self.score(input_valid, target_valid)
         self.controller.step(accuracy)
         super().step(input_train, target_train, input_valid, target_valid, eta, network_optimizer, unrolled)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "controller": self.controller.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.controller.optimizer.load_state_dict(state_dict["controller"])
 
 
 class Reinforce:

@@ -56,7 +56,16 @@ def test_search_then_train_then_test(script, tmp_path):
     status, out, _ = script("train_search", *TINY, "--fast_dev_run", "--unrolled", "--batch_size", "8", "--run_dir", "search")
     assert status == 0
     folder = tmp_path / "search"
-    expected = {"log.txt", "config.json", "metrics.jsonl", "genotype.json", "weights.pt", "normal.png", "reduction.png"}
+    expected = {
+        "log.txt",
+        "config.json",
+        "metrics.jsonl",
+        "genotype.json",
+        "architecture.json",
+        "weights.pt",
+        "normal.png",
+        "reduction.png",
+    }
     assert {path.name for path in folder.iterdir()} == expected
     lines = log_lines(folder)
     assert lines == [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in out.splitlines()]
@@ -107,11 +116,10 @@ def test_learning_rate_of_the_search_and_xi(script, tmp_path, monkeypatch):
     module = load("train_search")
     seen = []
 
-    class Spy(module.Architect):
-        def step(self, x, y, x_valid, y_valid, eta, optimizer, unrolled):
-            seen.append((eta, optimizer.param_groups[0]["lr"]))
+    def step(self, x, y, x_valid, y_valid, eta, optimizer, unrolled):
+        seen.append((eta, optimizer.param_groups[0]["lr"]))
 
-    module.Architect = Spy
+    monkeypatch.setattr(module.search.Darts, "step", step)
     arguments = [*TINY, "--epochs", "3", "--train_portion", "0.05", "--batch_size", "64", "--run_dir", "run"]
     monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
     monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])

@@ -1,0 +1,519 @@
+"""Choices, mutators and fixed architectures: the interface, what is decided, and every error."""
+
+import copy
+import io
+import json
+import re
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cli import UserError
+from nas.mutables import InputChoice, LayerChoice, Mutable, MutableScope, reset_mutable_counter
+from nas.mutators import DartsMutator, EnasMutator, Mutator, RandomMutator, apply_fixed_architecture
+from nas.search import Reinforce
+
+
+class Times(nn.Module):
+    """Multiplies by a weight, and counts how often."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(float(factor)))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.factor * x
+
+
+class Told(Mutator):
+    """Decides as it is told; the same in the end."""
+
+    def __init__(self, model, **decisions):
+        super().__init__(model)
+        self.told = {key: torch.as_tensor(mask) for key, mask in decisions.items()}
+        self.events = []
+        self.reset()
+
+    def sample_search(self):
+        return self.told
+
+    sample_final = sample_search
+
+    def enter_mutable_scope(self, scope):
+        self.events.append(f"+{scope.key}")
+
+    def exit_mutable_scope(self, scope):
+        self.events.append(f"-{scope.key}")
+
+
+class Space(nn.Module):
+    """Two choices of one key, one of layers with names, inputs of two kinds."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.a = LayerChoice([Times(2), Times(3), Times(5)], key="layer", **options)
+        self.b = LayerChoice([Times(2), Times(3), Times(5)], key="layer", **options)
+        self.c = LayerChoice(OrderedDict(seven=Times(7), eleven=Times(11)), key="named")
+        self.two = InputChoice(choose_from=["layer", "named", "x"], n_chosen=2, key="two")
+        self.any = InputChoice(n_candidates=3, key="any")
+
+    def forward(self, x):
+        inputs = {"x": x, "layer": self.b(self.a(x)), "named": self.c(x)}
+        two, some = self.two(inputs), self.any(list(inputs.values()))
+        return two if some is None else two + 100 * some
+
+
+BITS = {"layer": [False, True, False], "named": [True, False], "two": [True, False, True], "any": [False, True, True]}
+ONE = torch.ones(1, 1)
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# Choices
+
+
+def test_keys_are_numbered_through_the_program_and_again_after_a_reset():
+    for _ in range(2):
+        reset_mutable_counter()
+        keys = [LayerChoice([Times(1)]).key, MutableScope("scope").key, InputChoice(2).key, Mutable().key]
+        assert keys == ["LayerChoice1", "scope", "InputChoice2", "Mutable3"]
+    assert LayerChoice([Times(1)]).key == "LayerChoice4"
+
+
+def test_a_key_that_is_no_string_is_converted_with_a_warning():
+    with pytest.warns(UserWarning, match="the key 3 of a LayerChoice"):
+        assert LayerChoice([Times(1)], key=3).key == "3"
+
+
+def test_a_layer_choice_is_a_list_of_its_candidates():
+    modules = [Times(factor) for factor in range(4)]
+    choice = LayerChoice(modules)
+    assert len(choice) == 4
+    assert list(choice) == modules
+    assert choice[1] is choice["1"] is modules[1]
+    assert choice[-1] is modules[3]
+    assert choice[1:3] == modules[1:3]
+    assert choice.names == ["0", "1", "2", "3"]
+    assert set(choice.state_dict()) == {f"{index}.factor" for index in range(4)}
+    choice[0] = choice["3"] = replacement = Times(9)
+    assert list(choice) == [replacement, modules[1], modules[2], replacement]
+    del choice[0]
+    assert choice.names == ["1", "2", "3"]
+    del choice["2"]
+    assert list(choice) == [modules[1], replacement]
+    del choice[:1]
+    assert choice.names == ["3"]
+    assert set(choice.state_dict()) == {"3.factor"}
+    assert choice.labels == ["3"]  # no longer what stands at its position
+    for missing in (lambda: choice[1], lambda: choice["2"]):
+        with pytest.raises(LookupError):
+            missing()
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"), [("sum", [[7.0]]), ("mean", [[3.5]]), ("concat", [[2.0, 5.0]]), ("none", [[[2.0]], [[5.0]]])]
+)
+@pytest.mark.parametrize("return_mask", [False, True])
+def test_reductions_and_masks(reduction, expected, return_mask):
+    for mask in (torch.tensor([True, False, True]), torch.tensor([1.0, 0.0, 1.0])):
+        layers = LayerChoice([Times(2), Times(3), Times(5)], reduction, return_mask, key="choice")
+        inputs = InputChoice(3, reduction=reduction, return_mask=return_mask, key="choice")
+        tensors = [2 * ONE, 3 * ONE, 5 * ONE]
+        for choice, argument in ((layers, ONE), (inputs, tensors)):
+            Told(choice, choice=mask)
+            output = choice(argument)
+            if return_mask:
+                output, returned = output
+                assert torch.equal(returned, mask)
+            assert ([part.tolist() for part in output] if reduction == "none" else output.tolist()) == expected
+    assert [candidate.calls for candidate in layers] == [1, 0, 1]  # the one of mask 0 has not run
+
+
+def test_nothing_chosen_gives_none():
+    choice = InputChoice(2, key="choice")
+    Told(choice, choice=[False, False])
+    assert choice([ONE, ONE]) is None
+
+
+def test_weights_of_a_mask_multiply():
+    model = Space()
+    Told(model, **BITS | {"named": [0.5, 0.25]})
+    expected = 3 * 3 + 1 + 100 * (3 * 3 + 0.5 * 7 + 0.25 * 11)
+    # `any` takes x, layer, named in the order of the list, and so layer and named; `two` takes layer and x.
+    assert model(ONE).item() == expected
+
+
+def test_scopes_are_announced_and_nest():
+    class Inner(MutableScope):
+        def forward(self, x, fail=False):
+            if fail:
+                raise ValueError
+            return x + 1
+
+    class Outer(MutableScope):
+        def __init__(self):
+            super().__init__("outer")
+            self.inner = Inner("inner")
+            self.choice = LayerChoice([Times(1)], key="choice")
+
+        def forward(self, x, **options):
+            return self.choice(self.inner(x, **options))
+
+    model = Outer()
+    assert Inner("free")(1) == 2  # needs no mutator
+    mutator = Told(model, choice=[True])
+    assert model(ONE).item() == 2
+    assert mutator.events == ["+outer", "+inner", "-inner", "-outer"]
+    with pytest.raises(ValueError):  # noqa: PT011
+        model(ONE, fail=True)
+    assert mutator.events[4:] == ["+outer", "+inner", "-inner", "-outer"]
+    [outer] = mutator._space.children
+    assert [outer.mutable.key, [child.mutable.key for child in outer.children]] == ["outer", ["inner", "choice"]]
+
+
+# Errors
+
+
+def nested():
+    return LayerChoice([nn.Sequential(LayerChoice([Times(1)], key="inner"))], key="outer")
+
+
+def clash():
+    return nn.ModuleList([LayerChoice([Times(1)], key="key"), LayerChoice([Times(1), Times(2)], key="key")])
+
+
+def undecided():
+    model = Space()
+    RandomMutator(model)
+    model(ONE)
+
+
+def space_with(**decisions):
+    return Told(Space(), **decisions)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: LayerChoice([Times(1)], key="lonely")(ONE), "nobody decides for lonely: apply a mutator"),
+        (lambda: InputChoice(1, key="lonely")([ONE]), "nobody decides for lonely"),
+        (lambda: [RandomMutator(model) for model in [Space()] * 2], "a mutator already decides for layer"),
+        (lambda: RandomMutator(nested()), "inner stands inside a candidate of outer: choices do not nest"),
+        (lambda: apply_fixed_architecture(nested(), {"outer": 0, "inner": 0}), "choices do not nest"),
+        (lambda: RandomMutator(clash()), "share the key 'key'"),
+        (lambda: space_with(**BITS | {"layer": [True, False]}), r"Told decides layer by a mask of shape \(2,\), for 3 candidates"),
+        (lambda: space_with(layer=[True, False, False]), r"missing \['any', 'named', 'two'\]"),
+        (lambda: space_with(**BITS, more=[True]), r"unknown \['more'\]"),
+        (undecided, "nothing is decided for layer: call reset"),
+        (lambda: LayerChoice([]), "has no candidates"),
+        (lambda: LayerChoice([1]), "is a int, not a module"),
+        (lambda: LayerChoice({"forward": Times(1)}), "'forward' cannot name a candidate"),
+        (lambda: LayerChoice({"reduction": Times(1)}), "'reduction' cannot name a candidate"),
+        (lambda: LayerChoice({"names": Times(1)}), "'names' cannot name a candidate"),
+        (lambda: LayerChoice({"a.b": Times(1)}), r"'a\.b' cannot name a candidate"),
+        (lambda: LayerChoice([Times(1)], reduction="max"), "unknown reduction 'max'"),
+        (lambda: InputChoice(), "give n_candidates or choose_from"),
+        (lambda: InputChoice(2, ["a"]), "n_candidates=2, but choose_from names 1"),
+        (lambda: InputChoice(2, n_chosen=3), "cannot choose 3 of 2"),
+        (lambda: InputChoice(2, n_chosen=0), "cannot choose 0 of 2"),
+        (lambda: told_inputs()([ONE]), "chooses from 2 inputs, and was given 1"),
+        (lambda: told_inputs()({"a": ONE}), r"its inputs lack \['b'\]"),
+    ],
+)
+def test_mistakes(mistake, message):
+    with pytest.raises(UserError, match=message):
+        mistake()
+
+
+def told_inputs():
+    choice = InputChoice(choose_from=["a", "b"], key="choice")
+    Told(choice, choice=[True, True])
+    return choice
+
+
+# Mutators
+
+
+def test_a_mutator_is_no_part_of_its_model_nor_the_other_way():
+    plain, model = Space(), Space()
+    mutator = DartsMutator(model)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert parameters(model) == parameters(plain)
+    assert list(mutator.state_dict()) == ["alphas.0", "alphas.1"]
+
+
+def test_a_model_with_its_mutator_can_be_copied_and_saved():
+    model = Space()
+    mutator = DartsMutator(model)
+    mutator.reset()
+    model(ONE)
+    twin, other = copy.deepcopy((model, mutator))
+    assert twin.a.mutator is other
+    assert twin(ONE).item() == pytest.approx(model(ONE).item())
+    with torch.no_grad():
+        other.alphas[0][0] += 1
+    other.reset()
+    assert twin(ONE).item() != pytest.approx(model(ONE).item())
+    buffer = io.BytesIO()
+    torch.save(mutator.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer))
+    other.reset()
+    assert twin(ONE).item() == pytest.approx(model(ONE).item())
+
+
+def test_export_names_what_was_chosen():
+    mutator = Told(Space(), **BITS)
+    # `any` lists indices, as its candidates have no names; a single choice is no list.
+    assert mutator.export() == {"layer": 1, "named": "seven", "two": ["layer", "x"], "any": [1, 2]}
+    assert mutator.status() == BITS
+    assert json.loads(json.dumps(mutator.export())) == mutator.export()
+    mutator.told["any"] = torch.tensor([False, False, False])
+    assert mutator.export()["any"] == []
+
+
+def test_random_decisions_are_uniform():
+    torch.manual_seed(0)
+    mutator = RandomMutator(Space())
+    draws = [mutator.export() for _ in range(3000)]
+    for key, probabilities in {
+        "layer": dict.fromkeys(["0", "1", "2"], 1 / 3),
+        "named": dict.fromkeys(["'seven'", "'eleven'"], 1 / 2),
+        "two": dict.fromkeys(["['layer', 'named']", "['layer', 'x']", "['named', 'x']"], 1 / 3),
+        "any": dict.fromkeys(["[]", "0", "1", "2", "[0, 1]", "[0, 2]", "[1, 2]", "[0, 1, 2]"], 1 / 8),
+    }.items():
+        counts = Counter(repr(draw[key]) for draw in draws)
+        assert set(counts) == set(probabilities)
+        for value, probability in probabilities.items():
+            deviation = (3000 * probability * (1 - probability)) ** 0.5
+            assert abs(counts[value] - 3000 * probability) < 4.5 * deviation
+
+
+def test_darts_relaxes_layers_and_chooses_the_strongest_inputs():
+    model = Space()
+    mutator = DartsMutator(model)
+    assert {key: tuple(alpha.shape) for key, alpha in mutator.choices.items()} == {"layer": (4,), "named": (3,)}
+    with torch.no_grad():
+        mutator.choices["layer"].copy_(torch.tensor([0.0, 1.0, 2.0, 5.0]))
+        mutator.choices["named"].copy_(torch.tensor([3.0, 1.0, 0.0]))
+    mutator.reset()
+    layer, named = torch.tensor([0.0, 1.0, 2.0, 5.0]).softmax(0), torch.tensor([3.0, 1.0, 0.0]).softmax(0)
+    a, c = 2 * layer[0] + 3 * layer[1] + 5 * layer[2], 7 * named[0] + 11 * named[1]  # none adds nothing, but has its share
+    output = model(ONE)
+    assert output.item() == pytest.approx(101 * (1 + a * a + c).item())
+    output.backward()
+    assert all(alpha.grad.abs().min() > 0 for alpha in mutator.parameters())
+    # none, though the strongest, is never chosen; x, which no layer choice stands behind, is weaker than the weakest.
+    assert mutator.export() == {"layer": 2, "named": "seven", "two": ["layer", "named"], "any": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("strategy", [DartsMutator, EnasMutator, RandomMutator])
+def test_what_any_mutator_exports_can_be_fixed(strategy):
+    torch.manual_seed(1)
+    for _ in range(10):
+        model = Space()
+        mutator = strategy(model)
+        mutator.reset()
+        assert model(ONE).isfinite()
+        architecture = mutator.export()
+        assert len(mutator.status()["layer"]) == 3
+        fixed = apply_fixed_architecture(Space(), json.loads(json.dumps(architecture)))
+        space = Space()
+        Told(space, **_bits(architecture))
+        assert fixed(ONE).item() == space(ONE).item()
+
+
+def _bits(architecture):
+    labels = {"layer": [0, 1, 2], "named": ["seven", "eleven"], "two": ["layer", "named", "x"], "any": [0, 1, 2]}
+    listed = {key: value if isinstance(value, list) else [value] for key, value in architecture.items()}
+    return {key: [label in listed[key] for label in labels[key]] for key in labels}
+
+
+# ENAS
+
+
+class Chain(nn.Module):
+    """Two layer choices, inputs with and without a number."""
+
+    def __init__(self, candidates=2):
+        super().__init__()
+        self.first = LayerChoice([Times(i) for i in range(candidates)], key="first")
+        self.second = LayerChoice([Times(i) for i in range(candidates)], key="second")
+        self.one = InputChoice(choose_from=["first", "second", InputChoice.NO_KEY], n_chosen=1, key="one")
+        self.any = InputChoice(choose_from=["first", "second"], key="any")
+
+
+def frequency(mutator, key, value, draws=400):
+    return sum(mutator.export()[key] == value for _ in range(draws)) / draws
+
+
+def test_the_controller_learns_what_is_rewarded():
+    torch.manual_seed(0)
+    mutator = EnasMutator(Chain())
+    learner = Reinforce(mutator, learning_rate=3.5e-4)
+    assert 0.3 < frequency(mutator, "second", 1) < 0.7
+    for _ in range(1000):
+        mutator.reset()
+        learner.step(float(mutator.status()["second"][1]))
+    assert frequency(mutator, "second", 1) > 0.9
+
+
+def test_the_controller_learns_inputs_from_each_other():
+    """A reward for an agreement, which no choice can reach alone."""
+    torch.manual_seed(0)
+    mutator = EnasMutator(Chain(), tanh_constant=2.5)
+    learner = Reinforce(mutator, learning_rate=3e-3)
+    for _ in range(1000):
+        mutator.reset()
+        status = mutator.status()
+        learner.step(float(status["first"] == status["second"]))
+    draws = [mutator.export() for _ in range(300)]
+    assert sum(draw["first"] == draw["second"] for draw in draws) / 300 > 0.9
+
+
+def test_the_skip_penalty_pulls_towards_its_target():
+    torch.manual_seed(0)
+    mutator = EnasMutator(Chain(), skip_target=0.2)
+    learner = Reinforce(mutator, learning_rate=3e-3)
+    for _ in range(600):
+        mutator.reset()
+        learner.step(0.5)
+    share = 0
+    for _ in range(300):
+        mutator.reset()
+        share += sum(mutator.status()["any"]) / 600
+    assert 0.15 < share < 0.25
+
+
+def test_log_probability_and_entropy_are_those_of_the_sample():
+    """Each architecture's frequency is the exponential of its log probability; these sum to one."""
+    torch.manual_seed(0)
+    model = Chain()
+    mutator = EnasMutator(model, tanh_constant=None)
+    with torch.no_grad():
+        for parameter in mutator.parameters():
+            parameter.mul_(12)
+    seen = {}
+    counts = Counter()
+    for _ in range(2500):
+        mutator.reset()
+        key = json.dumps(mutator.current())
+        counts[key] += 1
+        seen[key] = mutator.sample_log_prob.exp().item()
+    assert sum(seen.values()) == pytest.approx(1, abs=0.02)
+    assert max(seen.values()) > 3 * min(seen.values())
+    for key, probability in seen.items():
+        assert abs(counts[key] - 2500 * probability) < 5 * (2500 * probability * (1 - probability)) ** 0.5 + 1
+
+
+def test_convolutions_of_reduction_layers_start_with_a_bias():
+    class Layer(nn.Module):
+        def __init__(self, reduction):
+            super().__init__()
+            self.reduction = reduction
+            self.choice = LayerChoice([nn.Conv2d(2, 2, 3), nn.MaxPool2d(3), nn.Conv2d(2, 2, 1)], key=f"choice_{reduction}")
+
+    mutator = EnasMutator(nn.ModuleList([Layer(True), Layer(False)]), branch_bias=0.25)
+    with torch.no_grad():
+        for parameter in mutator.parameters():
+            parameter.zero_()
+    torch.manual_seed(0)
+    draws = [mutator.export() for _ in range(2000)]
+    expected = torch.tensor([0.25, -0.25, -0.25]).softmax(0)[0].item()
+    assert sum(draw["choice_True"] == 0 for draw in draws) / 2000 == pytest.approx(expected, abs=0.04)
+    assert sum(draw["choice_False"] == 0 for draw in draws) / 2000 == pytest.approx(1 / 3, abs=0.04)
+
+
+# Fixed architectures
+
+ARCHITECTURE = {"layer": 1, "named": "seven", "two": ["layer", "x"], "any": [1, 2]}
+
+
+@pytest.mark.parametrize("form", ["dictionary", "file", "masks"])
+def test_a_fixed_architecture_computes_what_the_mutator_did(form, tmp_path):
+    model, space = Space(), Space()
+    Told(space, **BITS)
+    architecture = {"dictionary": ARCHITECTURE, "file": tmp_path / "architecture.json", "masks": BITS}[form]
+    (tmp_path / "architecture.json").write_text(json.dumps(ARCHITECTURE))
+    before = parameters(model)
+    fixed = apply_fixed_architecture(model, architecture)
+    assert fixed is model
+    assert fixed(ONE).item() == space(ONE).item() == 3 * 3 + 1 + 100 * (3 * 3 + 7)
+    assert (before, parameters(fixed)) == (8, 3)  # the rest is free
+    assert isinstance(fixed.a, Times)
+    assert not any(isinstance(module, Mutable) for module in fixed.modules())
+    copy.deepcopy(fixed)(ONE)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {"return_mask": True}, {"reduction": "mean"}])
+def test_a_fixed_choice_returns_what_it_did(options):
+    def output(model):
+        result = model(ONE)
+        return [part.tolist() for part in result] if isinstance(result, list | tuple) else result.item()
+
+    for mask in ([False, True, False], [True, False, True]):
+        chosen = [index for index, on in enumerate(mask) if on]
+        choice = LayerChoice([Times(2), Times(3), Times(5)], key="choice", **options)
+        Told(choice, choice=mask)
+        fixed = apply_fixed_architecture(LayerChoice([Times(2), Times(3), Times(5)], key="choice", **options), {"choice": chosen})
+        assert output(fixed) == output(choice)
+        assert parameters(fixed) == len(chosen)
+
+
+def test_a_layer_that_stands_in_two_places_stays_one():
+    choice = LayerChoice([Times(2), Times(3)], key="choice")
+    model = apply_fixed_architecture(nn.Sequential(choice, nn.ModuleDict({"again": choice})), {"choice": 1})
+    assert model[0] is model[1]["again"]
+    assert model[0].factor.item() == 3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"layer": 1}, r"missing keys \['any', 'named', 'two'\], unknown keys \[\]"),
+        (ARCHITECTURE | {"more": 1}, r"missing keys \[\], unknown keys \['more'\]"),
+        (ARCHITECTURE | {"layer": 3}, r"layer cannot choose 3: its candidates are \[0, 1, 2\]"),
+        (ARCHITECTURE | {"layer": -1}, "layer cannot choose -1"),
+        (ARCHITECTURE | {"layer": None}, "layer cannot choose None"),
+        (ARCHITECTURE | {"layer": True}, "layer cannot choose True"),
+        (ARCHITECTURE | {"layer": {"a": 1}}, "layer cannot choose {'a': 1}"),
+        (ARCHITECTURE | {"layer": []}, "layer chooses nothing"),
+        (ARCHITECTURE | {"layer": [1, 1]}, "layer chooses the same candidate twice"),
+        (ARCHITECTURE | {"named": "nine"}, r"named cannot choose 'nine': its candidates are \['seven', 'eleven'\]"),
+        (ARCHITECTURE | {"two": "x"}, "two takes 2 of its inputs, not 1"),
+        (ARCHITECTURE | {"two": ["x", ""]}, "two cannot choose ''"),
+        ([1, 2], "an architecture is an object"),
+        ("absent.json", "cannot read the architecture absent.json: No such file"),
+        ("broken.json", "broken.json does not hold JSON"),
+        (".", "cannot read the architecture architecture.json: No such file"),
+    ],
+)
+def test_bad_architectures(architecture, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    model = Space()
+    with pytest.raises(UserError, match=message):
+        apply_fixed_architecture(model, architecture)
+    assert isinstance(model.a, LayerChoice)  # untouched
+    assert "\n" not in re.sub(r"\s+", " ", message)
+
+
+def test_an_architecture_cannot_be_fixed_under_a_mutator():
+    model = Space()
+    RandomMutator(model)
+    with pytest.raises(UserError, match="a mutator already decides"):
+        apply_fixed_architecture(model, ARCHITECTURE)
+
+
+def test_the_documentation_runs():
+    text = (Path(__file__).parent.parent / "docs" / "search_spaces.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    exec("\n".join(blocks), {"__name__": "documentation"})

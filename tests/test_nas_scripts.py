@@ -1,0 +1,181 @@
+"""Every space by every strategy, as a user runs them: search, train, test, draw; and what is refused."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from test_scripts import script  # noqa: F401  # a fixture
+
+import genotypes
+import visualize
+from nas.spaces import nasbench201
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
+SPACES = {
+    "darts": ["--init_channels", "2", "--layers", "3"],
+    "enas_micro": ["--init_channels", "2", "--layers", "3"],
+    "enas_macro": ["--init_channels", "2", "--layers", "4"],
+    "nasbench201": ["--init_channels", "2", "--layers", "3"],
+    f"{EXAMPLE}:Net": ["--init_channels", "2"],
+}
+PICTURES = {"darts": {"normal.png", "reduction.png"}, "enas_micro": {"normal.png", "reduction.png"}}
+TINY = ["--dataset", "digits", "--gpu", "-1", "--batch_size", "8", "--fast_dev_run"]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.rpartition("/")[2])
+@pytest.mark.parametrize("strategy", ["darts --unrolled", "darts --unrolled --hvp exact", "enas", "random"])
+def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, strategy):  # noqa: F811
+    arguments = [*TINY, "--space", space, *SPACES[space]]
+    status, out, error = script("train_search", *arguments, "--run_dir", "run", "--strategy", *strategy.split())
+    assert (status, error) == (0, "")
+    folder = tmp_path / "run"
+    architecture = json.loads((folder / "architecture.json").read_text())
+    [metrics] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert metrics["architecture"] == architecture
+    assert bool(metrics["alphas"]) == strategy.startswith("darts")
+    assert {path.name for path in folder.glob("*.png")} == PICTURES.get(space, {"architecture.png"})
+    if space == "darts":
+        assert genotypes.to_choices(genotypes.read("run")) == architecture
+    if space == "nasbench201":
+        assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
+
+    if strategy == "enas":  # what follows depends on the space alone
+        command = shlex.split(out.splitlines()[-1].partition("train what was found: ")[2])
+        assert command[:4] == ["python", "train.py", "--arch", "run"]
+        arguments = [*command[2:], *SPACES[space], "--batch_size", "8", "--fast_dev_run", "--run_dir", "trained"]
+        status, out, error = script("train", *arguments)
+        assert (status, error) == (0, "")
+        last = out.splitlines()[-1].partition("test the weights again: ")[2]
+        status, out, error = script("test", *shlex.split(last)[2:])
+        assert (status, error) == (0, "")
+        assert "test_acc" in out
+        status, out, error = script("visualize", "trained")
+        assert (status, error) == (0, "")
+
+
+def test_the_paper_s_own_network_without_more(script, tmp_path):  # noqa: F811
+    """--space darts --strategy darts is model_search.Network, with its names."""
+    import torch
+
+    status, _, _ = script("train_search", *TINY, *SPACES["darts"], "--run_dir", "run")
+    assert status == 0
+    weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
+    assert weights["alphas_normal"].shape == (14, 8)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    assert (config["space"], config["strategy"]) == ("darts", "darts")
+
+
+@pytest.mark.parametrize(
+    ("space", "sizes"),
+    [("darts", (16, 8)), ("enas_micro", (20, 6)), ("enas_macro", (24, 12)), ("nasbench201", (16, 5)), (f"{EXAMPLE}:Net", (16, None))],
+)
+def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
+    from argparse import Namespace
+
+    from nas import search
+
+    args = Namespace(space=space, init_channels=None, layers=None)
+    search.set_sizes(args, init_channels=16, layers=8)
+    assert (args.init_channels, args.layers) == sizes
+
+
+FILES = {
+    "broken.py": "import nowhere_to_be_found",
+    "syntax.py": "class Net(",
+    "leaves.py": "raise SystemExit(0)",
+    "plain.py": "from torch import nn\nclass Net(nn.Module): pass\nnumber = 1",
+    "needy.py": "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, width): super().__init__()",
+    "nested.py": "from torch import nn\nfrom nas.mutables import LayerChoice\nclass Net(nn.Module):\n"
+    "    def __init__(self):\n        super().__init__()\n        self.a = LayerChoice([LayerChoice([nn.Identity()])])",
+    "other.json": '{"first": 0}',
+    "list.json": "[1]",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
+        ("train_search", ["--strategy", "evolution"], "invalid choice: 'evolution'"),
+        ("train_search", ["--space", "absent.py:Net"], "there is no file absent.py"),
+        ("train_search", ["--space", "broken.py:Net"], "broken.py does not import: ModuleNotFoundError: No module named"),
+        ("train_search", ["--space", "syntax.py:Net"], "syntax.py does not import: SyntaxError"),
+        ("train_search", ["--space", "leaves.py:Net"], "leaves.py does not import: SystemExit"),
+        ("train_search", ["--space", "plain.py:Other"], "plain.py has no class Other that is a torch.nn.Module"),
+        ("train_search", ["--space", "plain.py:number"], "plain.py has no class number"),
+        ("train_search", ["--space", "plain.py"], "unknown space 'plain.py'"),
+        ("train_search", ["--space", "plain.py:Net"], "plain.py:Net holds no choices: there is nothing to search"),
+        ("train_search", ["--space", "needy.py:Net"], "cannot be built with {}: missing a required argument: 'width'"),
+        ("train_search", ["--space", "nested.py:Net"], "choices do not nest"),
+        ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
+        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
+        ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
+        ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
+        ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
+        ("train", ["--space", "enas_macro"], "cannot read the architecture DARTS"),
+        ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture is an object"),
+        ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary is of --space darts"),
+        ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
+        ("test", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
+        ("visualize", ["list.json"], "must be an object"),
+    ],
+)
+def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):  # noqa: F811
+    for file, content in FILES.items():
+        (tmp_path / file).write_text(content)
+    if name != "visualize":
+        arguments = ["--dataset", "digits", "--gpu", "-1", *arguments]
+    status, out, error = script(name, *arguments)
+    assert status == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert out == ""
+
+
+# Pictures
+
+
+def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
+    architecture = nasbench201.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|")
+    source = visualize.network(architecture, "a cell").source
+    for key, operation in architecture.items():
+        tail, head = key.split("_")
+        assert f"edge{key} [label={operation} " in source
+        assert f"{tail} -> edge{key}:w" in source
+        assert f"edge{key}:e -> {head} " in source
+
+
+def test_a_macro_network_is_drawn_as_a_chain_with_skips():
+    architecture = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
+    source = visualize.network(architecture, "a network").source
+    for layer, branch in enumerate(["max_pool_3x3", "conv_3x3", "sep_conv_5x5"]):
+        assert f"layer{layer} [label={branch} " in source
+    arrows = [line.split(" [")[0].strip() for line in source.splitlines() if "->" in line]
+    # layer_0 and layer_1 are the inputs of layers 0 and 1: the stem's output and layer 0's.
+    assert arrows == [
+        "stem -> layer0",
+        "layer0 -> layer1",
+        "layer1 -> layer2",
+        "stem -> layer2",
+        "layer0 -> layer2",
+        "layer2 -> classifier",
+    ]
+
+
+def test_micro_cells_are_drawn_as_cells():
+    node = {"x_input": 0, "x_op": 0, "y_input": 1, "y_op": 4}
+    architecture = {f"{kind}_node_{i}_{key}": value for kind in ("normal", "reduce") for i in range(2) for key, value in node.items()}
+    architecture["normal_node_1_x_input"] = 2
+    cells = visualize.micro_cells(architecture)
+    assert cells["normal"] == ([("sep_conv_3x3", 0), ("skip_connect", 1), ("sep_conv_3x3", 2), ("skip_connect", 1)], [3])
+    assert cells["reduction"][1] == [2, 3]
+    assert visualize.micro_cells(architecture | {"more": 1}) == {}
+    assert visualize.micro_cells(architecture | {"normal_node_1_x_input": 3}) == {}
+
+
+def test_any_other_space_is_drawn_as_a_table():
+    source = visualize.network({"first": 1, "a:b": ["x", "y"], "skip": []}, "a space").source
+    for label in ("first", "1", '"a:b"', '"x, y"', "skip", "nothing"):
+        assert f"label={label} " in source or f"[label={label}" in source
+    assert source.count("->") - source.count("style=invis") == 3

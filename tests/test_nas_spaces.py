@@ -1,0 +1,305 @@
+"""The known spaces: equal to the paper's network, differentiable to the second order, and in the forms that others read."""
+
+import functools
+import importlib.util
+import itertools
+from pathlib import Path
+
+import golden
+import pytest
+import torch
+import torch.nn.functional as F
+from test_architect import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
+
+import genotypes
+from architect import Architect
+from cli import UserError
+from genotypes import KNOWN, PRIMITIVES
+from model_search import Network
+from nas.mutables import reset_mutable_counter
+from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
+from nas.search import SearchModel
+from nas.spaces import nasbench201
+from nas.spaces.darts import DartsNetwork
+from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetwork
+from nas.spaces.nasbench201 import NASBench201Cell, NASBench201Network
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
+DEFAULT_GENOTYPES = [name for name in KNOWN if name not in ("NASNet", "AmoebaNet")]
+
+
+def example():
+    spec = importlib.util.spec_from_file_location("small_space", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Net(init_channels=2)
+
+
+class CellClassifier(torch.nn.Module):
+    """A NAS-Bench-201 cell with a classifier on top, so that it has logits."""
+
+    def __init__(self, stride=1):
+        super().__init__()
+        self.cell = NASBench201Cell("cell", 3, 4, stride)
+        self.classifier = torch.nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.classifier(torch.tanh(self.cell(x)).mean((2, 3)))
+
+
+def relaxed(build):
+    torch.manual_seed(3)
+    network = build()
+    model = SearchModel("test", network, DartsMutator(network))
+    with torch.no_grad():
+        for alpha in model.arch_parameters():
+            alpha.copy_(0.5 * torch.randn_like(alpha))
+    return model
+
+
+def batches():
+    return [golden.batch(seed, 4, image_size=8) for seed in (1, 2)]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("network", [CellClassifier, lambda: CellClassifier(stride=2), example], ids=["nasbench201", "stride 2", "example"])
+@pytest.mark.parametrize("sgd_steps", [0, 2])
+def test_second_order_is_the_exact_gradient(network, sgd_steps, monkeypatch):
+    model = relaxed(network)
+    monkeypatch.setattr("test_architect.batches", lambda model: batches())
+    optimizer = sgd(model, sgd_steps)
+    train, valid = batches()
+    expected = direct_gradient(model, train, valid, optimizer)
+    first_order = direct_gradient(model, train, valid, optimizer, eta=0.0)
+    assert relative_error(first_order, expected) > 1e-4
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    Architect(model, ARGS).step(*train, *valid, ETA, optimizer, unrolled=False)
+    assert relative_error([alpha.grad for alpha in model.arch_parameters()], first_order) < 1e-12
+    model.load_state_dict(before)
+    Architect(model, EXACT).step(*train, *valid, ETA, optimizer, unrolled=True)
+    assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-12
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not name.startswith("mutator.")), name
+
+    model.load_state_dict(before)
+    architect = Architect(model, ARGS)  # the paper's finite difference, with a step so short that no ReLU changes sides
+    monkeypatch.setattr(architect, "_hessian_vector_product", functools.partial(architect._hessian_vector_product, r=1e-6))
+    architect.step(*train, *valid, ETA, optimizer, unrolled=True)
+    assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-5
+
+
+@pytest.mark.usefixtures("double")
+def test_the_space_of_darts_is_the_paper_s():
+    """Weights and alphas copied over, the same logits, gradients and genotype."""
+    paper, network = Network(2, 10, 3, torch.nn.CrossEntropyLoss()), DartsNetwork(2, 3)
+    golden.fill(paper)
+    golden.fill_alphas(paper, 7)
+    space = SearchModel("darts", network, DartsMutator(network))
+    copy_weights(paper, network)
+    with torch.no_grad():
+        for kind, alphas in (("normal", paper.alphas_normal), ("reduce", paper.alphas_reduce)):
+            edges = [f"{kind}_n{node}_p{source}" for node in range(2, 6) for source in range(node)]
+            for edge, row in zip(edges, alphas, strict=True):
+                assert PRIMITIVES[0] == "none"
+                space.mutator.choices[edge].copy_(torch.cat([row[1:], row[:1]]))
+
+    x, y = golden.batch(8, 2, image_size=8)
+    expected, actual = paper(x), space(x)
+    assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    F.cross_entropy(expected, y).backward()
+    F.cross_entropy(actual, y).backward()
+    assert torch.allclose(space.mutator.choices["reduce_n5_p4"].grad.roll(1), paper.alphas_reduce.grad[-1], rtol=1e-9)
+    assert genotypes.from_json(space.export()) == as_sorted(paper.genotype())
+    assert torch.allclose(space.eval()(x), paper.eval()(x), rtol=1e-12, atol=1e-12)
+
+
+def copy_weights(paper, network):
+    """By position: both have stem, then per cell the preprocessing and the edges, each operation in the order of the primitives."""
+    ours = [value for key, value in network.state_dict().items() if "num_batches" not in key]
+    theirs = [value for key, value in paper.state_dict().items() if "num_batches" not in key and "alphas" not in key]
+    for own, other in zip(ours, theirs, strict=True):
+        own.copy_(other)
+
+
+def as_sorted(genotype):
+    """The same cells; each node's edges in the order of their sources, as a switch lists them."""
+    cells = [
+        [sorted(cell[i : i + 2], key=lambda edge: edge[1]) for i in range(0, len(cell), 2)] for cell in (genotype.normal, genotype.reduce)
+    ]
+    normal, reduce = (list(itertools.chain(*cell)) for cell in cells)
+    return genotypes.Genotype(normal, list(genotype.normal_concat), reduce, list(genotype.reduce_concat))
+
+
+@pytest.mark.parametrize("name", DEFAULT_GENOTYPES)
+def test_genotypes_convert_to_architectures_and_back(name):
+    architecture = genotypes.to_choices(KNOWN[name])
+    assert genotypes.from_json(architecture) == as_sorted(KNOWN[name])
+    assert genotypes.to_choices(genotypes.from_json(architecture)) == architecture
+    network = apply_fixed_architecture(DartsNetwork(2, 3), architecture)
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_architectures_of_the_darts_space_convert_to_genotypes():
+    torch.manual_seed(0)
+    mutator = RandomMutator(DartsNetwork(2, 3))
+    for _ in range(20):
+        architecture = mutator.export()
+        genotype = genotypes.from_json(architecture)
+        back = genotypes.to_choices(genotype)
+        for kind, edges in (("normal", genotype.normal), ("reduce", genotype.reduce)):
+            for edge, (operation, source) in enumerate(edges):
+                key = f"{kind}_n{edge // 2 + 2}_p{source}"
+                assert genotypes.CHOICES[architecture[key]] == operation
+                assert back[key] == architecture[key]
+            for node in range(2, 6):
+                assert back[f"{kind}_n{node}_switch"] == architecture[f"{kind}_n{node}_switch"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normal_n2_p0": "conv"}, "normal_n2_p0 is 'conv': known are maxpool"),
+        ({"normal_n2_p0": None}, "normal_n2_p0 is None"),
+        ({"normal_n2_switch": ["normal_n2_p0"]}, "normal_n2_switch must name two of normal_n2_p0, normal_n2_p1"),
+        ({"normal_n2_switch": "normal_n2_p0"}, "normal_n2_switch must name two"),
+        ({"normal_n2_switch": ["normal_n2_p0", "normal_n3_p0"]}, "normal_n2_switch must name two"),
+        ({"surplus": 1}, "unexpected keys in NNI's architecture: surplus"),
+    ],
+)
+def test_bad_architectures_of_the_darts_space(change, message):
+    with pytest.raises(UserError, match=message):
+        genotypes.from_json(genotypes.to_choices(KNOWN["DARTS_V2"]) | change)
+
+
+@pytest.mark.parametrize(("name", "message"), [("NASNet", "concatenates|takes one node twice"), ("AmoebaNet", "concatenates")])
+def test_cells_outside_of_the_darts_space(name, message):
+    with pytest.raises(UserError, match=message):
+        genotypes.to_choices(KNOWN[name])
+
+
+# NAS-Bench-201
+
+ARCHITECTURE = {
+    "0_1": "conv_3x3",
+    "0_2": "none",
+    "1_2": "skip_connect",
+    "0_3": "avg_pool_3x3",
+    "1_3": "conv_1x1",
+    "2_3": "conv_3x3",
+}
+STRING = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
+
+
+def test_the_benchmark_s_string_there_and_back():
+    assert nasbench201.to_string(ARCHITECTURE) == STRING
+    assert nasbench201.from_string(STRING) == ARCHITECTURE
+    torch.manual_seed(0)
+    for _ in range(20):
+        architecture = RandomMutator(NASBench201Cell("cell", 2, 2, 1)).export()
+        assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        STRING[:-1],
+        STRING.replace("~2", "~1"),
+        STRING.replace("none", "conv"),
+        STRING + "+|none~0|",
+        STRING.replace("~0|+", "|+", 1),
+    ],
+)
+def test_strings_that_are_none(text):
+    with pytest.raises(UserError, match=r"NAS-Bench-201|is no edge"):
+        nasbench201.from_string(text)
+
+
+@pytest.mark.parametrize("change", [{"0_1": "conv"}, {"0_1": 1}, {"0_4": "none"}])
+def test_architectures_without_a_string(change):
+    with pytest.raises(UserError, match=r"0_1 is|has the keys"):
+        nasbench201.to_string(ARCHITECTURE | change)
+
+
+@pytest.mark.parametrize(("C_in", "C_out", "stride"), [(4, 4, 1), (4, 6, 1), (4, 4, 2), (4, 6, 2)])
+def test_every_operation_of_a_cell_has_the_cell_s_shape(C_in, C_out, stride):
+    cell = NASBench201Cell("cell", C_in, C_out, stride, bn_affine=False, bn_momentum=0.3, bn_track_running_stats=False)
+    x = torch.randn(2, C_in, 8, 8)
+    for key, choice in cell.edges.items():
+        for candidate in choice:
+            first = key.startswith("0")
+            size = 8 if first else 8 // stride
+            output = candidate(x if first else torch.randn(2, C_out, size, size))
+            assert output.shape == (2, C_out, 8 // stride, 8 // stride)
+    assert cell.edges["0_1"]["none"](x).count_nonzero() == 0
+    norms = [module for module in cell.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all(norm.momentum == 0.3 and not norm.affine and not norm.track_running_stats for norm in norms)
+
+
+# ENAS
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+def test_a_micro_layer_concatenates_what_no_node_used(reduction):
+    """Its 1x1 convolution has one weight for each node; those of used nodes have no say."""
+    reset_mutable_counter()
+    kind = "reduce" if reduction else "normal"
+    layer = ENASMicroLayer(2, 4, 4, 4, reduction)
+    identity, architecture = 4, {}
+    for node, (x, y) in enumerate([(0, 0), (0, 1)]):
+        for input, source in (("x", x), ("y", y)):
+            architecture |= {f"{kind}_node_{node}_{input}_input": source, f"{kind}_node_{node}_{input}_op": identity}
+    apply_fixed_architecture(layer, architecture)
+    pp, p = torch.randn(2, 2, 4, 8, 8)
+    previous, output = layer(pp, p)
+    size = 4 if reduction else 8
+    assert previous.shape == output.shape == (2, 4, size, size)
+    assert torch.equal(previous, p) == (not reduction)
+    output.square().sum().backward()
+    used = layer.final_conv_w.grad.abs().sum((0, 2, 3, 4)) > 0
+    assert used.tolist() == [False, False, True, True]  # both inputs are used by some node, and neither node is
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: ENASMicroNetwork(3, 2, 4),
+        lambda: ENASMacroGeneralModel(3, 4),
+        lambda: ENASMacroGeneralModel(7, 4, dropout_rate=0.5),
+        lambda: NASBench201Network(2, 1),
+        lambda: DartsNetwork(2, 3, num_classes=10, n_nodes=2),
+    ],
+)
+@pytest.mark.parametrize("mutator", [RandomMutator, DartsMutator])
+def test_networks_run_and_learn(network, mutator):
+    torch.manual_seed(0)
+    network = network()
+    mutator(network).reset()
+    logits = network(torch.randn(2, 3, 16, 16))
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    assert network.classifier.weight.grad.abs().sum() > 0
+
+
+def test_networks_have_the_published_sizes():
+    """Choices as the papers count them: ENAS's macro space has 6^12 * 2^66 networks, NAS-Bench-201 has 5^6 cells."""
+    macro = RandomMutator(ENASMacroGeneralModel())
+    assert [len(choice) for choice in macro.layer_choices] == [6] * 12
+    assert [len(choice) for choice in macro.input_choices] == list(range(1, 12))
+    micro = RandomMutator(ENASMicroNetwork())
+    assert len(micro.layer_choices) == len(micro.input_choices) == 2 * 2 * 5
+    assert all(len(choice) == 5 for choice in micro.layer_choices)
+    cell = RandomMutator(NASBench201Network())
+    assert [len(choice) for choice in cell.layer_choices] == [5] * 6
+    assert not cell.input_choices
+    darts = RandomMutator(DartsNetwork())
+    assert [len(choice) for choice in darts.layer_choices] == [7] * 28
+    assert [choice.n_chosen for choice in darts.input_choices] == [2] * 8
+
+
+@pytest.mark.parametrize("network", [lambda: DartsNetwork(2, 2), lambda: ENASMicroNetwork(2), lambda: ENASMacroGeneralModel(2)])
+def test_networks_that_are_too_short(network):
+    with pytest.raises(UserError, match="at least 3 are needed"):
+        network()

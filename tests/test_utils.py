@@ -1,0 +1,137 @@
+"""Accuracy, meters, multiply-adds, drop path, and the networks at sizes other than the paper's."""
+
+import pytest
+import torch
+from torch import nn
+
+import genotypes
+import utils
+from cli import UserError
+from model import AuxiliaryHeadCIFAR, NetworkCIFAR, NetworkImageNet
+from model_search import Network
+from operations import OPS, FactorizedReduce, drop_path
+
+
+def test_accuracy():
+    logits = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    top1, top2, top5 = utils.accuracy(logits, torch.tensor([1, 0, 0, 1]), topk=(1, 2, 5))
+    assert (top1, top2, top5) == (50.0, 75.0, 100.0)  # of three classes, all are among the five most likely
+
+
+def test_meters_average_over_images():
+    meters = utils.Meters()
+    for n, loss in ((3, 1.0), (1, 5.0)):
+        meters.update(torch.tensor(loss), torch.eye(6)[:n], torch.zeros(n, dtype=torch.long))
+    assert meters.loss.avg == 2.0
+    assert meters.top1.avg == 50.0
+    again = utils.Meters()
+    again.load_state_dict(meters.state_dict())
+    assert str(again) == str(meters) == "2.000000e+00 50.000000 100.000000"
+
+
+def test_multiply_adds_by_hand():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+            self.norm = nn.BatchNorm2d(8)
+            self.depthwise = nn.Conv2d(8, 8, 5, padding=2, groups=8)
+            self.auxiliary_head = nn.Linear(8, 100)
+            self.classifier = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.depthwise(self.norm(self.first(x))).mean((2, 3))
+            return self.classifier(x), self.auxiliary_head(x) if self.training else None
+
+    model = Small()
+    expected = 8 * 8 * 8 * (3 * 9) + 8 * 8 * 8 * 25 + 8 * 10
+    assert utils.count_multiply_adds(model, 16) == pytest.approx(expected / 1e6)
+    assert model.training
+    assert utils.count_parameters_in_MB(model) == pytest.approx((3 * 9 * 8 + 8 + 16 + 25 * 8 + 8 + 90) / 1e6)
+
+
+def test_multiply_adds_of_the_papers_networks():
+    assert utils.count_multiply_adds(NetworkCIFAR(36, 10, 20, True, genotypes.DARTS_V2), 32) == pytest.approx(528.35904)
+    assert utils.count_multiply_adds(NetworkImageNet(48, 1000, 14, True, genotypes.DARTS_V2), 224) == pytest.approx(529.911552)
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(4000, 2, 3, 3)
+    y = drop_path(x, 0.3)
+    per_image = y.flatten(1)
+    assert torch.equal(per_image.min(1).values, per_image.max(1).values)
+    assert sorted(set(per_image[:, 0].tolist())) == pytest.approx([0, 1 / 0.7])
+    assert y.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_drop_path_spares_skip_connections_and_evaluation(monkeypatch):
+    import model as module
+
+    dropped = []
+    monkeypatch.setattr(module, "drop_path", lambda x, p: dropped.append(p) or x)
+    network = NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2)
+    network.drop_path_prob = 0.25
+    network(torch.zeros(2, 3, 32, 32))
+    # One normal cell with 2 of 8 skips, two reduction cells with 3 of 8, of which none at stride 2 (that would be a FactorizedReduce).
+    assert dropped == [0.25] * (6 + 5 + 5)
+    network.eval()(torch.zeros(2, 3, 32, 32))
+    network.train().drop_path_prob = 0.0
+    network(torch.zeros(2, 3, 32, 32))
+    assert len(dropped) == 16
+
+
+@pytest.mark.parametrize("size", [8, 16, 24, 32, 40, 64, 96])
+def test_every_allowed_image_size(size):
+    x = torch.randn(2, 3, size, size)
+    logits, auxiliary = NetworkCIFAR(2, 5, 3, True, genotypes.DARTS_V2)(x)
+    assert logits.shape == auxiliary.shape == (2, 5)
+    assert Network(2, 5, 3, nn.CrossEntropyLoss())(x).shape == (2, 5)
+
+
+def test_the_auxiliary_head_pools_as_the_originals_at_32():
+    x = torch.randn(2, 4, 8, 8)
+    head = AuxiliaryHeadCIFAR(4, 10)
+    expected = nn.functional.avg_pool2d(x, 5, stride=3, padding=0, count_include_pad=False)
+    assert torch.equal(head.features[1](x), expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_keep_channels_and_divide_the_size(name, stride):
+    x = torch.randn(2, 4, 8, 8)
+    for affine in (True, False):
+        op = OPS[name](4, stride, affine)
+        assert op(x).shape == (2, 4, 8 // stride, 8 // stride)
+        assert all(norm.affine == affine for norm in op.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_too_few_cells_or_channels():
+    for build in (
+        lambda: Network(2, 10, 2, None),
+        lambda: NetworkCIFAR(2, 10, 2, False, genotypes.DARTS_V2),
+        lambda: Network(2, 10, 3, None, steps=3, multiplier=4),
+        lambda: FactorizedReduce(4, 3),
+    ):
+        with pytest.raises(ValueError, match=r"\d"):
+            build()
+
+
+def test_alphas_move_and_are_saved_but_are_no_weights():
+    network = Network(2, 10, 3, nn.CrossEntropyLoss()).to(torch.float64)
+    assert all(alphas.dtype == torch.float64 and alphas.requires_grad for alphas in network.arch_parameters())
+    assert {"alphas_normal", "alphas_reduce"} <= network.state_dict().keys()
+    weights = {id(weight) for weight in network.weight_parameters()}
+    assert not weights & {id(alphas) for alphas in network.arch_parameters()}
+    assert len(weights) + 2 == len(list(network.parameters()))
+
+
+def test_devices(monkeypatch, capsys):
+    assert utils.select_device(-1).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert utils.select_device(1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="0 to 1"):
+        utils.select_device(2)
+    assert capsys.readouterr() == ("", "")
