@@ -25,6 +25,7 @@ import torchvision
 from torch import nn
 
 from cli import UserError
+from progress import Console
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Run:
             raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
         # A logger of our own, not one of logging's registry: two runs in one process do not write into each other's log.
         self._logger = logging.Logger("darts", logging.INFO)
-        for handler in (logging.StreamHandler(sys.stdout), log_file):
+        for handler in (Console(), log_file):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
         if not self._resumed:

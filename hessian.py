@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,24 +64,26 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def stop_at(eigenvalues: Sequence[tuple[int, float]]) -> int | None:
+def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
     """The epoch whose architecture to return, if the search should stop now; else None.
 
     Let m(i) be the mean of the five measurements around the i-th (of three or four at the beginning). With i the last one that has two
     after it, the search stops where m(i - 5) / m(i) < 0.75, and the architecture of measurement i - 5 is returned.
 
     Args:
-        eigenvalues: (epoch, dominant eigenvalue) so far, in order; with a measurement in every epoch, as in the paper, k is five epochs.
+        metrics: of the epochs so far, in order, of which those with an `eigenvalue` count: with a measurement in every epoch, as in the
+            paper, k is five epochs.
     """
     half = WINDOW // 2
-    last = len(eigenvalues) - 1 - half
+    measured = [(row["epoch"], row["eigenvalue"]) for row in metrics if "eigenvalue" in row]
+    last = len(measured) - 1 - half
     before = last - LAG
-    if before < 0 or eigenvalues[before][0] < EARLIEST:
+    if before < 0 or measured[before][0] < EARLIEST:
         return None
 
     def mean(center: int) -> float:
-        window = eigenvalues[max(0, center - half) : center + half + 1]
+        window = measured[max(0, center - half) : center + half + 1]
         return math.fsum(value for _, value in window) / len(window)
 
     grown = mean(last) > 0 and mean(before) / mean(last) < THRESHOLD
-    return eigenvalues[before][0] if grown else None
+    return measured[before][0] if grown else None

@@ -117,15 +117,18 @@ def test_measures_twice_the_same_and_in_training_mode():
 # ---- The rule
 
 
-def measured(values: list[float], first: int = 0, every: int = 1) -> list[tuple[int, float]]:
-    return [(first + every * index, value) for index, value in enumerate(values)]
+def measured(values: list[float], every: int = 1) -> list[dict]:
+    rows = [{"epoch": epoch} for epoch in range(every * len(values))]
+    for index, value in enumerate(values):
+        rows[every * index]["eigenvalue"] = value
+    return rows
 
 
-def stopped(values: list[tuple[int, float]]) -> tuple[int, int | None]:
+def stopped(metrics: list[dict]) -> tuple[int, int | None]:
     """(epoch after which the rule stops first, epoch whose architecture it returns)."""
-    for count in range(1, len(values) + 1):
-        if (epoch := hessian.stop_at(values[:count])) is not None:
-            return values[count - 1][0], epoch
+    for count in range(1, len(metrics) + 1):
+        if (epoch := hessian.stop_at(metrics[:count])) is not None:
+            return metrics[count - 1]["epoch"], epoch
     return -1, None
 
 
