@@ -40,8 +40,8 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
                 "epochs": str(len(run.epochs)),
                 "distance": UNKNOWN if apart is None else str(apart),
                 "skips": " + ".join(map(str, skips.values())) or UNKNOWN,
-                "parameters, M": parameters,
-                "multiply-adds, M": multiply_adds,
+                "params, M": parameters,
+                "mult-adds, M": multiply_adds,
                 **{f"{phase} acc, %": _last(run, f"{phase}_acc") for phase in ("train", "valid", "test")},
             }
         )
@@ -99,7 +99,7 @@ def cells(runs: Sequence[History]) -> bytes | None:
     rows = []
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:
-            caption = f"{name}, {run.caption.partition(', ')[2]}"
+            caption = f"{name}, {run.architecture_caption.partition(', ')[2]}"
             graphs = drawing.graphs(architecture, caption).values()
             rows.append([Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))) for graph in graphs])
     if not rows:

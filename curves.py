@@ -67,12 +67,12 @@ def curves(run: History) -> Figure | None:
     if not measured:
         return None
     with _style():
-        figure, panels = _panels(run.caption, 2)
+        figure, panels = _panels(run.caption, 2, legend_rows=1)
         for axes, measure, title in zip(panels, ("loss", "acc"), ("loss", "accuracy, %"), strict=True):
             for index, phase in enumerate(measured):
                 _line(axes, *run.series(f"{phase}_{measure}"), label=PHASES[phase], color=LINES[index], linestyle=DASHES[index])
             _finish(axes, title)
-            axes.legend(loc="upper right" if measure == "loss" else "lower right")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -88,8 +88,7 @@ def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
                 marker = "os^Dvpx"[index // len(LINES) % 7] if len(runs) > len(LINES) else None
                 _line(axes, *run.series(f"{held_out}_{measure}"), color=colour, label=name, marker=marker, markevery=5)
             _finish(axes, title)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -54,6 +54,13 @@ class History:
                 return read_architecture(self.folder / name)
         return None
 
+    @property
+    def architecture_caption(self) -> str:
+        """Run, epoch and seed of that architecture: of the last epoch that found it."""
+        architecture = self.architecture
+        found = [row for row in self.epochs if recorded_architecture(row) == architecture]
+        return self.caption_at(found[-1] if found else self.epochs[-1])
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(epochs, values) of a number, where it was recorded; epochs counted from 1 on, as in all pictures."""
         rows = [row for row in self.epochs if isinstance(row.get(key), int | float)]

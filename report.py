@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import shlex
+import struct
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -21,11 +22,16 @@ TITLES = {
     "curves.png": "Loss and accuracy",
     "cells.png": "Final architectures",
 }
+CELLS = ("normal.png", "reduction.png", "architecture.png")
 EXPLANATIONS = {
     "cells.gif": "The wider a line, the stronger its edge; filled labels are in the architecture of that epoch.",
     "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
     "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, announce a collapse (Zela et al. 2020).",
 }
+TABLE = (
+    "Distance: edges, with their operations, that differ from the first run's. Parameters and multiply-adds, in millions: "
+    "those of the network that is trained."
+)
 FIGURES = {  # key: (title, format)
     "test_acc": ("test accuracy", "{:.2f}%"),
     "valid_acc": ("validation accuracy", "{:.2f}%"),
@@ -51,6 +57,7 @@ body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 s
 main { max-width: 1080px; margin: 0 auto; padding: 2rem 1rem 4rem }
 h1 { margin: 0; font-size: 1.8rem; line-height: 1.2; overflow-wrap: anywhere }
 h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem }
+p.note { margin-top: .8rem }
 p { margin: .3rem 0 .8rem; color: var(--soft) }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0 }
 .figures div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .9rem }
@@ -58,12 +65,11 @@ p { margin: .3rem 0 .8rem; color: var(--soft) }
 .figures dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums }
 .picture, .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px }
 .picture { background: #ffffff; padding: .5rem }  /* operations keep their colours, which are made for white */
-.picture img { display: block; width: 100%; min-width: 680px; height: auto; margin: 0 auto }
-.picture img.narrow { width: auto; max-width: 100%; min-width: 0 }
+.picture img { display: block; max-width: 100%; height: auto; margin: 0 auto }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; margin: 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: .9rem/1.5 ui-monospace, monospace; color: var(--accent) }
-table { border-collapse: collapse; width: 100%; background: var(--card); font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+table { border-collapse: collapse; width: 100%; background: var(--card); font-size: .85rem; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { color: var(--soft); font-weight: 600 }
 th:first-child, td:first-child, .facts td { text-align: left }
 .facts td { white-space: normal; overflow-wrap: anywhere }
@@ -97,8 +103,7 @@ def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: 
         f"<h1>{len(runs)} runs side by side</h1>",
         f"<p>{escape('; '.join(run.caption for run in runs))}</p>",
         _table(list(table[0]), [list(row.values()) for row in table]),
-        "<p>Distance: edges, with their operations, that differ from the first run's. Parameters and multiply-adds: of the network that is "
-        "trained.</p>",
+        f'<p class="note">{escape(TABLE)}</p>',
         *_pictures("", pictures),
     ]
     return _page(f"{len(runs)} runs", parts)
@@ -147,11 +152,16 @@ def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
             yield f"<p>{escape(EXPLANATIONS[name])}</p>"
         kind = name.rpartition(".")[2]
         alternative = escape(f"{title}, {caption}" if caption else title, quote=True)
-        narrow = ' class="narrow"' if name == "architecture.png" else ""
-        yield (
-            f'<div class="picture"><img{narrow} alt="{alternative}" '
-            f'src="data:image/{kind};base64,{base64.b64encode(content).decode()}"></div>'
-        )
+        # All cells in one scale; on a phone two thirds of it, to be scrolled sideways, so that labels stay legible.
+        width = _width(content) * (0.46 if name in CELLS else 0.75 if kind == "png" else 1)
+        style = f"width: {width:.0f}px; min-width: {min(width, max(240, 0.65 * width)):.0f}px"
+        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        yield f'<div class="picture"><img alt="{alternative}" style="{style}" src="{source}"></div>'
+
+
+def _width(picture: bytes) -> int:
+    """Of a PNG or a GIF, in pixels."""
+    return struct.unpack(">I", picture[16:20])[0] if picture.startswith(b"\x89PNG") else struct.unpack("<H", picture[6:8])[0]
 
 
 def _epochs(run: History) -> str:

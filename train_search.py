@@ -69,7 +69,10 @@ def parse_arguments() -> argparse.Namespace:
         help="epochs between measuring the alphas' dominant eigenvalue; 0: never",
     )
     group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
-    return cli.parse(parser, "search")
+    args = cli.parse(parser, "search")
+    if args.early_stop and not args.eigenvalue_every:
+        args.eigenvalue_every = 1
+    return args
 
 
 def main() -> None:

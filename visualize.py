@@ -56,18 +56,27 @@ def read(arch: str) -> Genotype | dict[str, Any]:
     return history.read_architecture(path) if path.is_file() else genotypes.read(arch)
 
 
-def picture_run(run: History, format: str) -> dict[str, bytes]:
-    """{file's name: picture} of all that a run has to show.
+def picture_architecture(architecture: Genotype | dict[str, Any], caption: str, format: str) -> dict[str, bytes]:
+    """{file's name: picture}. All of these raise `UserError` where nothing that draws is installed, or a run's files are damaged."""
+    return {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, caption).items()}
 
-    Raises:
-        UserError: nothing that draws is installed, or the run's files are damaged.
-    """
+
+def picture_run(run: History, format: str) -> dict[str, bytes]:
+    """{file's name: picture} of all that a run has to show."""
     pictures = {}
     if (architecture := run.architecture) is not None:
-        pictures = {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, run.caption).items()}
-        if (moving := animation.animation(run)) is not None:
-            pictures["cells.gif"] = moving
+        pictures = picture_architecture(architecture, run.architecture_caption, format)
+    if (moving := animation.animation(run)) is not None:
+        pictures["cells.gif"] = moving
     return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in curves.pictures(run).items()}
+
+
+def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
+    """{file's name: picture} of several runs side by side."""
+    pictures = {f"curves.{format}": curves.save(curves.compare_curves(runs, compare.names(runs)), format)}
+    if (cells := compare.cells(runs)) is not None:
+        pictures["cells.png"] = cells
+    return pictures
 
 
 def main() -> None:
@@ -83,28 +92,24 @@ def main() -> None:
 
     if len(args.what) > 1:
         runs = [history.read(folder) for folder in args.what]
+        files, folder = picture_runs(runs, args.format), "."
         table = compare.table(runs)
-        files = {f"curves.{args.format}": curves.save(curves.compare_curves(runs, compare.names(runs)), args.format)}
-        if (cells := compare.cells(runs)) is not None:
-            files["cells.png"] = cells
-        page = report.of_runs(runs, table, files) if args.report else b""
+        page = report.of_runs(runs, table, files) if args.report else None
         files["comparison.md"] = compare.markdown(table)
-        folder = args.out or "."
         print(compare.text(table))
     elif history.is_run(args.what[0]):
         run = history.read(args.what[0])
-        files = picture_run(run, args.format)
-        page = report.of_run(run, files) if args.report else b""
-        folder = args.out or args.what[0]
+        files, folder = picture_run(run, args.format), args.what[0]
+        page = report.of_run(run, files) if args.report else None
     elif args.report:
         raise UserError(f"{args.what[0]} is not the folder of a run: there is nothing to report on")
     else:
-        architecture = read(args.what[0])
+        architecture, page = read(args.what[0]), None
         name, folder = _name_and_folder(args.what[0])
-        graphs = drawing.graphs(architecture, args.caption or name)
-        files, page = {f"{name}.{args.format}": drawing.render(graph, args.format) for name, graph in graphs.items()}, b""
-        folder = args.out or folder
-    for path in drawing.write(files | ({"report.html": page} if page else {}), folder):
+        files = picture_architecture(architecture, args.caption or name, args.format)
+    if page is not None:
+        files["report.html"] = page
+    for path in drawing.write(files, args.out or folder):
         print(path)
 
 

@@ -240,6 +240,8 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     """
     if args.strategy != "darts" and (args.unrolled or args.hvp != HVP[0]):
         raise UserError(f"--unrolled and --hvp are of --strategy darts: {args.strategy} takes no gradient of an architecture")
+    if args.strategy != "darts" and (args.eigenvalue_every or args.early_stop):
+        raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
     if (args.space, args.strategy) == ("darts", "darts"):
         model: nn.Module = Network(args.init_channels, num_classes, args.layers, criterion).to(device)
         return model, Darts(model, args)
