@@ -1,7 +1,7 @@
 """How the alphas learn: the gradient of the validation loss with respect to the architecture (DARTS, section 2.3).
 
 `Architect` knows no dataset and no cell. It drives any *search model*: one with `arch_parameters()`, `weight_parameters()` and
-`forward(x) -> logits`.
+`forward(x) -> logits`. Where several processes share the batches, `_loss` and `_grad` are those of the whole batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+
+import distributed
 
 HVP = ("finite_difference", "exact")
 
@@ -72,7 +74,8 @@ class Architect:
         if unrolled:
             gradient = self._unrolled_gradient(input_train, target_train, input_valid, target_valid, eta, network_optimizer)
         else:
-            gradient = _grad(self._loss(input_valid, target_valid), self.model.arch_parameters())
+            constants = self._state(_flatten(self.model.weight_parameters()))  # nothing is kept for gradients that nobody asks for
+            gradient = _grad(self._loss(input_valid, target_valid, constants), self.model.arch_parameters())
         for alpha, grad in zip(self.model.arch_parameters(), gradient, strict=True):
             alpha.grad = grad
         self.optimizer.step()
@@ -125,7 +128,7 @@ class Architect:
 
     def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
         """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
-        return self.criterion(functional_call(self.model, state or {}, (input,)), target)
+        return distributed.mean(self.criterion(functional_call(self.model, state or {}, (input,)), target), target.size(0))
 
     def _state(self, flat: Tensor) -> dict[str, Tensor]:
         """The weights named as the model names them, as views into one flat vector."""
@@ -136,7 +139,8 @@ class Architect:
 
 def _grad(loss: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
     """Gradients of these inputs and no others; zeros for one that the loss does not depend on."""
-    return list(torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True))
+    gradients = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return distributed.average(gradients)
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -37,12 +37,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def warn(message: str) -> None:
+    """One line on standard error; from the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)
+
+
 # Arguments that may differ from those of the run that is resumed.
-MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "report_freq", "checkpoint_minutes"}
+MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "engine", "report_freq", "checkpoint_minutes"}
 
 
 def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     """The command line's arguments; with `--resume`, those of the run that is resumed, which `run_dir` then names.
+
+    Where torchrun starts a command again, after a process has died, it goes on with the run in `--run_dir`.
 
     Args:
         parser: with `add_run_arguments`.
@@ -52,12 +60,17 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         UserError: there is no such run, it is of the other stage, or an argument differs that would change the result.
     """
     args = parser.parse_args()
-    if args.resume is None:
+    resume = args.resume
+    if resume is None and args.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise UserError("torchrun's --max_restarts needs --run_dir, to know the run that goes on")
+    if resume is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (Path(args.run_dir) / "config.json").exists():
+        resume = args.run_dir
+    if resume is None:
         return args
     try:
-        config = json.loads((Path(args.resume) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(resume) / "config.json").read_text(encoding="utf-8"))
         if config["stage"] != stage:
-            raise UserError(f"{args.resume} is a run of the other script: its stage is {config['stage']!r}, this one's is {stage!r}")
+            raise UserError(f"{resume} is a run of the other script: its stage is {config['stage']!r}, this one's is {stage!r}")
         # Through the parser again, which checks them: the file may be a stranger's.
         recorded = [
             f"--{name}" if value is True else f"--{name}={value}"
@@ -65,17 +78,17 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
             if value is not None and value is not False
         ]
     except OSError as error:
-        raise UserError(f"--resume {args.resume}: cannot read its config.json ({error.strerror})") from None
+        raise UserError(f"--resume {resume}: cannot read its config.json ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"--resume {args.resume}: its config.json is not one of a run") from None
+        raise UserError(f"--resume {resume}: its config.json is not one of a run") from None
     before, args = parser.parse_args(recorded), parser.parse_args([*recorded, *sys.argv[1:]])
     changed = [name for name, value in vars(args).items() if value != getattr(before, name) and name not in MAY_CHANGE]
     if changed:
         differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(args, name)}" for name in changed)
-        raise UserError(f"--resume {args.resume} goes on with the run's own arguments: {differences}")
-    args.run_dir = args.resume
+        raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
+    args.resume = args.run_dir = resume
     return args
 
 
@@ -123,6 +136,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, with its arguments")
     group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
+    group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
     group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
     group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
 
@@ -135,4 +149,4 @@ def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) 
 
 class _Unread(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        print(f"warning: {option_string} has no effect here", file=sys.stderr)
+        warn(f"{option_string} has no effect here")

@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import distributed
 from cli import UserError
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
@@ -151,7 +152,8 @@ def _decode(path: str, size: int) -> Tensor:
 def _cifar(name: str, root: str) -> ImageData:
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     try:
-        train, test = (kind(root, train=part, download=True) for part in (True, False))  # downloads nothing that is there and intact
+        with distributed.one_at_a_time(Path(root) / f".{name}.lock"):
+            train, test = (kind(root, train=part, download=True) for part in (True, False))  # downloads nothing that is there and intact
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise UserError(
             f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): put {kind.url} there by hand, "
@@ -319,15 +321,18 @@ class Augment:
         self.train = train
         self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (B, 3, H, W) on the same device. A CPU generator draws the same numbers whatever the device."""
+    def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 3, H, W) on the same device. A CPU generator draws the same numbers whatever the device.
+
+        The draws are those of a batch of `whole` images, None for B, of which these are the `share`.
+        """
         if not self.train:
             return self._normalise(images)
         batch, _, height, width = images.shape
         padding = height // 8
 
         def draw(high: int) -> Tensor:
-            return torch.randint(high, (batch,), generator=generator, device=generator.device if generator else None)
+            return torch.randint(high, (whole or batch,), generator=generator, device=generator.device if generator else None)[share]
 
         draws = [draw(2 * padding + 1), draw(2 * padding + 1), draw(2), draw(height), draw(width)]
         top, left, mirrored, y, x = torch.stack(draws).to(images.device, non_blocking=True)[..., None]  # (B, 1) each
@@ -372,6 +377,7 @@ class Batches:
 
     Which images, in which order, is `plan(epoch)`; how they are augmented, a function of (`seed`, `stream`, epoch, step). The length is
     that of a whole epoch. `start_step` is the number of batches at its beginning that are left out, and not even decoded: to resume a run.
+    Of several processes each gets, and decodes, its share of every batch: put together, they are the batch that one process gets.
     """
 
     def __init__(
@@ -413,15 +419,25 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, start = self.epoch, self.start_step
-        self._indices[:] = self._plan(epoch)[start : self._steps]
-        for step, (images, labels) in enumerate(_plain_errors(self._loader), start):
-            state = _sequence(self._seed, self._stream, epoch, step).generate_state(1, np.uint64)
+        whole = self._plan(epoch)[start : self._steps]
+        shares = [distributed.share(len(indices)) for indices in whole]
+        self._indices[:] = [indices[share] for indices, share in zip(whole, shares, strict=True)]
+        for i, (images, labels) in enumerate(_plain_errors(self._loader)):
+            state = _sequence(self._seed, self._stream, epoch, start + i).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0]))
-            yield self.augment(images.to(self._device, non_blocking=True), generator), labels.to(self._device, non_blocking=True)
+            x = self.augment(images.to(self._device, non_blocking=True), generator, len(whole[i]), shares[i])
+            yield x, labels.to(self._device, non_blocking=True)
 
 
 def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
-    return lambda epoch: _split(indices, batch_size)
+    """To measure on: no image is left out. A last batch that is too small to be shared by all processes joins the one before."""
+    processes = distributed.world_size()
+    if len(indices) < processes:
+        raise UserError(f"{len(indices)} images to measure the accuracy on cannot be shared by {processes} processes: start fewer")
+    batches = _split(indices, batch_size)
+    if len(batches[-1]) < processes:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return lambda epoch: batches
 
 
 def _shuffled(indices: np.ndarray, batch_size: int, seed: int, stream: int) -> Plan:
@@ -441,8 +457,11 @@ def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _training_steps(images: int, batch_size: int) -> int:
-    """A last, smaller batch is kept, as in the original, unless it is a single image: batch normalisation of 1x1 maps needs two values."""
-    return math.ceil(images / batch_size) - (images % batch_size == 1)
+    """A last, smaller batch is kept, as in the original, unless a process gets one image: batch normalisation of 1x1 maps needs more."""
+    smallest = 2 * distributed.world_size()
+    if batch_size < smallest and distributed.world_size() > 1:
+        raise UserError(f"--batch_size {batch_size} is of all {distributed.world_size()} processes, which need two images each: raise it")
+    return images // batch_size + (images % batch_size >= smallest)
 
 
 def search_batches(
@@ -467,7 +486,7 @@ def search_batches(
         validation: all images for alpha in order, to measure accuracy on.
 
     Raises:
-        UserError: a half holds fewer images than a batch.
+        UserError: a half holds fewer images than a batch; or a batch cannot be shared by all processes.
     """
     count = len(data.train)
     split = math.floor(train_portion * count)
@@ -479,6 +498,7 @@ def search_batches(
             )
     for_w, for_alpha = np.arange(split), np.arange(split, count)
     steps = _training_steps(split, batch_size)
+    in_order = _in_order(for_alpha, batch_size)
     augment = Augment(data, cutout_length)
 
     def batches(plan: Plan, steps: int, stream: int) -> Batches:
@@ -487,7 +507,7 @@ def search_batches(
     return (
         batches(_shuffled(for_w, batch_size, seed, _TRAIN_ORDER), steps, _TRAIN_AUGMENT),
         batches(_drawn(for_alpha, batch_size, steps, seed, _DRAWS_ORDER), steps, _DRAWS_AUGMENT),
-        batches(_in_order(for_alpha, batch_size), math.ceil(len(for_alpha) / batch_size), _VALIDATION_AUGMENT),
+        batches(in_order, len(in_order(0)), _VALIDATION_AUGMENT),
     )
 
 
@@ -495,7 +515,7 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
     """For a fixed network: all training images in a new random order, augmented.
 
     Raises:
-        UserError: fewer training images than a batch.
+        UserError: fewer training images than a batch; or a batch cannot be shared by all processes.
     """
     count = len(data.train)
     if count < batch_size:
@@ -515,5 +535,4 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
 def test_batches(data: ImageData, *, batch_size: int, workers: int, device: torch.device | str) -> Batches:
     """All test images in order, only normalised."""
     plan = _in_order(np.arange(len(data.test)), batch_size)
-    steps = math.ceil(len(data.test) / batch_size)
-    return Batches(data.test, plan, steps, Augment(data, train=False), seed=0, stream=0, workers=workers, device=device)
+    return Batches(data.test, plan, len(plan(0)), Augment(data, train=False), seed=0, stream=0, workers=workers, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ import torch
 import torchvision
 from torch import nn
 
+import distributed
 from cli import UserError
 from progress import Console
 
@@ -58,6 +60,8 @@ class Run:
     | `weights.pt` | the latest weights, a plain `state_dict()` |
     | `checkpoint.pt` | all that is needed to go on; the one before it is `checkpoint.prev.pt` |
 
+    Of several processes, the first writes and prints, and the others go along; where the first goes on from, they do.
+
     To be used in a `with` statement. A file that cannot be written (a full disk) does not end the run: the log says so and the file's last
     version stays; a `UserError` says so again at the end, if it is still so.
 
@@ -77,20 +81,22 @@ class Run:
         self._unwritten: set[str] = set()
         self._signal: int | None = None
         self._interval = 60 * args.checkpoint_minutes
+        # A logger of our own, not one of logging's registry: two runs in one process do not write into each other's log.
+        self._logger = logging.Logger("darts", logging.INFO)
+        self._writes = distributed.rank() == 0
+        if not self._writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
-            self._lock.acquire(timeout=0)
             if not self._resumed and any(path.name != ".lock" for path in self.folder.iterdir()):
-                self._lock.release()
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
+            self._lock.acquire(timeout=0)
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
         except OSError as error:
             raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
-        # A logger of our own, not one of logging's registry: two runs in one process do not write into each other's log.
-        self._logger = logging.Logger("darts", logging.INFO)
         for handler in (Console(), log_file):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
@@ -100,7 +106,8 @@ class Run:
 
     def log(self, message: str, *values: Any) -> None:
         """Prints and keeps a line; `values` fill its %-placeholders."""
-        self._logger.info(message, *values)
+        if self._writes:
+            self._logger.info(message, *values)
 
     def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
         """For `utils.evaluate`: logs `label`, step and meters every so many steps, and lets a signal end the process."""
@@ -108,7 +115,7 @@ class Run:
         def report(step: int, meters: object) -> None:
             if step % every == 0:
                 self.log("%s %03d %s", label, step, meters)
-            self._stop_if_asked()  # without saving: that was done after the last training step
+            self._stop(self._asked_to_stop())  # without saving: that was done after the last training step
 
         return report
 
@@ -134,8 +141,9 @@ class Run:
             UserError: the checkpoint and the one before it cannot be read, or are of another model.
         """
         self._parts = parts
-        if self._resumed:
-            self._load_checkpoint()
+        content = distributed.broadcast(self._load_checkpoint() if self._resumed and self._writes else b"")
+        if content and not self._writes:
+            self._take(content)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._interrupt)
         self._started = self._saved = time.monotonic()
@@ -144,12 +152,15 @@ class Run:
     def complete_step(self) -> None:
         """Counts a training step. Saves if `args.checkpoint_minutes` have passed; saves and ends the process if a signal asks for it."""
         self.progress.step += 1
-        if self._signal is not None or time.monotonic() - self._saved >= self._interval:
+        number = self._asked_to_stop()
+        if number or time.monotonic() - self._saved >= self._interval:
             self.save()
-        self._stop_if_asked()
+        self._stop(number)
 
     def save(self) -> None:
         """Saves `checkpoint.pt`; the one before it becomes `checkpoint.prev.pt`."""
+        if not self._writes:
+            return
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = self._saved = now
@@ -169,7 +180,7 @@ class Run:
         progress.epoch, progress.step = progress.epoch + 1, 0
         self._started, progress.seconds = time.monotonic(), 0.0
         self.save()
-        self._stop_if_asked()
+        self._stop(self._asked_to_stop())
 
     def __enter__(self) -> Run:
         return self
@@ -177,43 +188,57 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        self._lock.release()
+        if self._writes:
+            self._lock.release()
         if kind is None and self._unwritten:
             raise UserError(f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see the log")
 
-    def _stop_if_asked(self) -> None:
-        if self._signal is not None:
-            self.log("stopped by %s; go on with: python %s --resume %s", signal.Signals(self._signal).name, sys.argv[0], self.folder)
-            sys.exit(128 + self._signal)
+    def _asked_to_stop(self) -> int:
+        """The signal that asks for it, or 0; whichever process it came to, all stop at the same step."""
+        return distributed.largest(self._signal or 0)
+
+    def _stop(self, number: int) -> None:
+        if number:
+            self.log("stopped by %s; go on with: python %s --resume %s", signal.Signals(number).name, sys.argv[0], self.folder)
+            sys.exit(128 + number)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if self._signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once, and without saving
+        # Asked twice: at once, and without saving. Under torchrun every Ctrl-C comes twice, from the terminal and from torchrun.
+        if self._signal is not None and number == signal.SIGINT and distributed.world_size() == 1:
+            raise KeyboardInterrupt
         self._signal = number
 
-    def _load_checkpoint(self) -> None:
+    def _load_checkpoint(self) -> bytes:
+        """Takes over the newest checkpoint that can be used, and returns the file's content; nothing, where there is none yet."""
         found = [path for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.prev.pt") if path.exists()]
         if not found:
             self.log("no checkpoint yet: from the beginning")
-            return
+            return b""
         for path in found:
             try:
-                state = _read_checkpoint(path)
-                progress = Progress(**state["progress"])
-                for name, part in self._parts.items():
-                    part.load_state_dict(state["parts"][name])
-                _set_random_states(state["random"])
+                content = path.read_bytes()
+                self._take(content)
             except Exception as error:  # what a damaged file leads to is of many kinds
                 reason = " ".join(str(error).split())[:200]
                 self.log("%s cannot be used (%s: %s)", path, type(error).__name__, reason)
                 continue
-            self.progress = progress
-            self.log("going on from %s: epoch %d, step %d", path, progress.epoch, progress.step)
-            return
+            self.log("going on from %s: epoch %d, step %d", path, self.progress.epoch, self.progress.step)
+            return content
         raise UserError(f"no checkpoint in {self.folder} can be used: start again with another --run_dir")
+
+    def _take(self, content: bytes) -> None:
+        """Brings all to where this checkpoint was saved."""
+        state = _read_checkpoint(content)
+        progress = Progress(**state["progress"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        _set_random_states(state["random"])
+        self.progress = progress
 
     def _write(self, name: str, write: Callable[[BinaryIO], Any], previous: str | None = None) -> None:
         """Writes beside the old file, then renames: who reads, or is interrupted, finds one that is complete."""
+        if not self._writes:
+            return
         temporary = self.folder / f"{name}.tmp"
         try:
             with open(temporary, "wb") as file:
@@ -238,11 +263,11 @@ class _LogFile(logging.FileHandler):
         pass
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums that torch.save writes
+def _read_checkpoint(content: bytes) -> dict[str, Any]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _random_states() -> dict[str, Any]:
@@ -316,6 +341,7 @@ def _provenance() -> dict[str, Any]:
         },
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
     }
 
 

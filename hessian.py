@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import distributed
+
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared
 THRESHOLD = 0.75  # stop where an average has grown by more than a third
@@ -29,39 +31,40 @@ def dominant_eigenvalue(model: nn.Module, input: Tensor, target: Tensor, toleran
 
     Args:
         model: a search model whose alphas are `arch_parameters()`; its attribute `criterion`, where it has one, is the loss.
-        input, target: a batch of the validation half, (B, 3, H, W) and (B,).
+        input, target: a batch of the validation half, (B, 3, H, W) and (B,), or this process's share of one.
         tolerance: the iteration ends where |H v - lambda v| is at most this share of |lambda|.
         max_iterations: or after so many products with the Hessian, each exact: the gradient differentiated once more along a vector.
     """
     alphas = model.arch_parameters()
-    sizes = [alpha.numel() for alpha in alphas]
-    devices = [input.device] if input.device.type == "cuda" else []
-    training = model.training
+    mine = {id(alpha) for alpha in alphas}
+    constants = {name: parameter.detach() for name, parameter in model.named_parameters() if id(parameter) not in mine}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     criterion = getattr(model, "criterion", F.cross_entropy)
-    with torch.random.fork_rng(devices):
-        loss = criterion(functional_call(model.train(), buffers, (input,)), target)
+    training = model.training
+    with torch.random.fork_rng([input.device] if input.device.type == "cuda" else []):
+        logits = functional_call(model.train(), constants | buffers, (input,))
     model.train(training)
-    gradient = _flat(torch.autograd.grad(loss, alphas, create_graph=True, allow_unused=True, materialize_grads=True))
+    gradient = _gradient(distributed.mean(criterion(logits, target), target.size(0)), alphas, create_graph=True)
+    if not gradient.requires_grad:  # the loss is linear in the alphas, or knows none
+        return 0.0
 
-    start = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = (start / start.norm()).to(gradient)
     eigenvalue = 0.0
-    if not gradient.requires_grad:  # the loss is linear in the alphas, or knows none
-        return eigenvalue
     for _ in range(max_iterations):
-        product = _flat(
-            torch.autograd.grad(gradient, alphas, grad_outputs=vector, retain_graph=True, allow_unused=True, materialize_grads=True)
-        )
+        product = _gradient(gradient, alphas, grad_outputs=vector, retain_graph=True)
         eigenvalue = torch.dot(vector, product).item()
-        if (product - eigenvalue * vector).norm().item() <= tolerance * abs(eigenvalue) or not (norm := product.norm().item()):
+        norm = product.norm().item()
+        if not norm or (product - eigenvalue * vector).norm().item() <= tolerance * abs(eigenvalue):
             break
         vector = product / norm
     return eigenvalue
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def _gradient(output: Tensor, inputs: Sequence[Tensor], **options: Any) -> Tensor:
+    """The gradient by all inputs as one vector; of several processes that share the batch, that of the whole batch."""
+    gradients = torch.autograd.grad(output, inputs, allow_unused=True, materialize_grads=True, **options)
+    return distributed.average([torch.cat([gradient.reshape(-1) for gradient in gradients])])[0]
 
 
 def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:

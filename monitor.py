@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+import distributed
 import drawing
 import experiment
 import history
@@ -29,7 +30,7 @@ MOST_SKIPS = 2
 
 
 class Monitor:
-    """TensorBoard's events in the run's folder, from the first epoch on, and the progress bar.
+    """TensorBoard's events in the run's folder, from the first epoch on, and the progress bar; of several processes, the first one's.
 
     Args:
         run: the run, restored if it goes on.
@@ -43,8 +44,9 @@ class Monitor:
         self._clock = progress.Clock(epochs, steps, run.progress.epoch * steps + run.progress.step)
         self._seconds_per_step = 0.0
         self._drawn: Any = None
-        # What an interrupted epoch left behind, TensorBoard drops.
-        self._writer: SummaryWriter | None = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
+        self._writer: SummaryWriter | None = None
+        if distributed.rank() == 0:  # what an interrupted epoch left behind, TensorBoard drops
+            self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
 
     def batches(self, batches: Iterable[Any], meters: utils.Meters) -> Iterator[Any]:
         """The batches of the epoch that is running, from the run's step on, with a bar on a terminal, and measured."""

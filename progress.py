@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+import distributed
 import utils
 
 Item = TypeVar("Item")
@@ -57,7 +58,7 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: uti
         total=steps,
         initial=first,
         desc=f"epoch {epoch}",
-        disable=None,
+        disable=None if distributed.rank() == 0 else True,
         leave=False,
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import cli
 import data
+import distributed
 import experiment
 import genotypes
 import monitor
@@ -63,6 +64,7 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    distributed.join(device)
     train_batches = data.train_batches(
         images,
         batch_size=args.batch_size,
@@ -77,6 +79,8 @@ def main() -> None:
 
     criterion = nn.CrossEntropyLoss()
     model = search.build_discrete(args, images.num_classes, architecture).to(device)
+    if args.sync_bn:
+        distributed.convert(model)
     optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
@@ -91,6 +95,7 @@ def main() -> None:
         run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
         progress = run.restore(model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
         watch = monitor.Monitor(run, epochs, limit or len(train_batches))
+        distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = scheduler.get_last_lr()[0]
             model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
@@ -104,6 +109,7 @@ def main() -> None:
             run.save()
             run.log("train_acc %f", meters.top1.avg)
 
+            distributed.synchronize(model)
             test_meters = utils.evaluate(model, islice(test_batches, limit), criterion, run.reporter("valid", args.report_freq))
             run.log("valid_acc %f (test set)", test_meters.top1.avg)
             scheduler.step()
@@ -146,7 +152,9 @@ def train(
         loss = criterion(logits, y)
         if logits_aux is not None:
             loss = loss + args.auxiliary_weight * criterion(logits_aux, y)
+        loss = distributed.mean(loss, y.size(0))
         loss.backward()
+        distributed.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()

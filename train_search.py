@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import cli
 import data
+import distributed
 import drawing
 import experiment
 import hessian
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("supernet")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")
+    group.add_argument("--engine", choices=search.ENGINES, default="fused", help="how the supernet is computed; equal results")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
     group = parser.add_argument_group("weights")
@@ -81,6 +83,7 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    distributed.join(device)
     train_batches, alpha_batches, valid_batches = data.search_batches(
         images,
         batch_size=args.batch_size,
@@ -95,6 +98,8 @@ def main() -> None:
 
     criterion = nn.CrossEntropyLoss()
     model, architect = search.build(args, images.num_classes, criterion, device)
+    if args.sync_bn:
+        distributed.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
@@ -123,6 +128,7 @@ def main() -> None:
             run.save()
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
+            distributed.synchronize(model)
             valid_batches.set_epoch(epoch)
             architect.settle(valid_batches)
             valid_meters = utils.evaluate(model, islice(valid_batches, limit), criterion, run.reporter("valid", args.report_freq))
@@ -159,8 +165,9 @@ def main() -> None:
             for name, content in search.files(architecture).items():
                 run.write_json(name, content)
         run.log("%s", search.describe(architecture))
-        pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
-        run.log("pictures: %s", ", ".join(map(str, pictures)))
+        if distributed.rank() == 0:
+            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
+            run.log("pictures: %s", ", ".join(map(str, pictures)))
         run.log("train what was found: %s", train_command(args, run))
 
 
@@ -185,8 +192,9 @@ def train(
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()
         logits = model(x)
-        loss = criterion(logits, y)
+        loss = distributed.mean(criterion(logits, y), y.size(0))
         loss.backward(inputs=weights)
+        distributed.average_gradients(weights)
         norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
         utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -12,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import cli
+import distributed
 from cli import UserError
 
 
 def select_device(gpu: int) -> torch.device:
     """CUDA device `gpu`, or the CPU for -1; also the CPU, with one warning on standard error, where CUDA is absent.
+
+    Of several processes on a machine, the first takes `gpu`, and the others those that follow.
 
     Raises:
         UserError: there are GPUs, but none with this number.
@@ -24,8 +27,9 @@ def select_device(gpu: int) -> torch.device:
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        print(f"warning: --gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)", file=sys.stderr)
+        cli.warn(f"--gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)")
         return torch.device("cpu")
+    gpu += distributed.local_rank()
     if gpu >= torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}")
     torch.cuda.set_device(gpu)
@@ -82,9 +86,12 @@ class Meters:
         self.loss, self.top1, self.top5 = AverageMeter(), AverageMeter(), AverageMeter()
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        top1, top5 = accuracy(logits.detach(), target, topk=(1, 5))
-        for meter, value in ((self.loss, loss), (self.top1, top1), (self.top5, top5)):
-            meter.update(value, target.size(0))
+        """Adds a batch, or this process's share of one; the meters of all processes show the whole."""
+        n = target.size(0)
+        values = distributed.mean(torch.stack([loss.detach().double(), *accuracy(logits.detach(), target, topk=(1, 5))]), n)
+        n = distributed.total(n)
+        for meter, value in zip((self.loss, self.top1, self.top5), values, strict=True):
+            meter.update(value, n)
 
     def state_dict(self) -> dict[str, tuple[float, int]]:
         return {name: (float(meter.sum), meter.count) for name, meter in vars(self).items()}
@@ -119,7 +126,10 @@ def evaluate(
     criterion: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[int, Meters], None] = lambda step, meters: None,
 ) -> Meters:
-    """Loss and accuracy of `model` in evaluation mode over `batches` of (images, classes); `report` is called after every batch."""
+    """Loss and accuracy of `model` in evaluation mode over `batches` of (images, classes); `report` is called after every batch.
+
+    Processes with a share of each batch all get those of the whole batches.
+    """
     model.eval()
     meters = Meters()
     for step, (x, y) in enumerate(batches):

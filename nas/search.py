@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import distributed
+import fused
 import genotypes
 from architect import HVP, Architect
 from cli import UserError
@@ -49,6 +51,7 @@ SPACES = {
     "nasbench201": Space(NASBench201Network, "channels", "cells"),
 }
 STRATEGIES = ("darts", "enas", "random")
+ENGINES = {"fused": fused.Network, "reference": Network}
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 
 
@@ -132,12 +135,14 @@ class Random:
         unrolled: bool,
     ) -> None:
         """Decides which architecture the weights learn on next. Arguments as `Architect.step`'s; those that are not needed are not read."""
+        distributed.same_random_numbers()
         with torch.no_grad():
             self.model.mutator.reset()
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decides on the most accurate of some architectures, measured on the first of `batches`; equals by their loss."""
         x, y = next(iter(batches))
+        distributed.same_random_numbers()
         best: tuple[tuple[float, float], Any] | None = None
         for _ in range(self.candidates):
             decisions = self.model.mutator.sample_final()
@@ -162,7 +167,9 @@ class Random:
         training = self.model.training
         logits = self.model.eval()(x)
         self.model.train(training)
-        return (logits.argmax(1) == y).double().mean().item(), -F.cross_entropy(logits, y).item()
+        scores = torch.stack([(logits.argmax(1) == y).double().mean(), -F.cross_entropy(logits, y).double()])
+        accuracy, negative_loss = distributed.mean(scores, y.size(0)).tolist()
+        return accuracy, negative_loss
 
 
 class Enas(Random):
@@ -183,6 +190,7 @@ class Enas(Random):
         unrolled: bool,
     ) -> None:
         """One step on the controller, by the validation batch; then decides as `Random.step`."""
+        distributed.same_random_numbers()
         self.model.mutator.reset()
         accuracy, _ = self.score(input_valid, target_valid)
         self.controller.step(accuracy)
@@ -229,6 +237,7 @@ class Reinforce:
         loss = self.skip_weight * self.mutator.sample_skip_penalty - self.mutator.sample_log_prob * (reward - baseline)
         self.optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(self.mutator.parameters())
         self.optimizer.step()
 
 
@@ -243,7 +252,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     if args.strategy != "darts" and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
     if (args.space, args.strategy) == ("darts", "darts"):
-        model: nn.Module = Network(args.init_channels, num_classes, args.layers, criterion).to(device)
+        model: nn.Module = ENGINES[args.engine](args.init_channels, num_classes, args.layers, criterion).to(device)
         return model, Darts(model, args)
     make_mutator, learner = {"darts": (DartsMutator, Darts), "enas": (EnasMutator, Enas), "random": (RandomMutator, Random)}[args.strategy]
     network = build_network(args, num_classes)

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 # Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores.
 torch.set_num_threads(1)
@@ -12,3 +14,16 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of 32 small images of two classes to train on, 8 to test on."""
+    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 4)):
+        for label in ("dark", "light"):
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (16, 16, 3)) + 127 * (label == "light")
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / label / f"{number}.png")
+    return root

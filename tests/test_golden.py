@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fused
 import genotypes
+import model_search
 from architect import Architect
 from model import NetworkCIFAR, NetworkImageNet
-from model_search import Network
 
 GOLDEN = golden.load("darts_cnn.json")
+ENGINES = {"reference": model_search.Network, "fused": fused.Network}
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -27,27 +29,29 @@ def close(actual, expected, relative):
     assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
 
 
-def search_network(case):
-    network = Network(case["C"], case["num_classes"], case["layers"], torch.nn.CrossEntropyLoss())
+def search_network(case, engine):
+    network = ENGINES[engine](case["C"], case["num_classes"], case["layers"], torch.nn.CrossEntropyLoss())
     golden.fill(network)
     golden.fill_alphas(network, case["alpha_seed"])
     return network
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", GOLDEN["search"], ids=lambda case: f"C{case['C']}-layers{case['layers']}")
-def test_search_logits_and_genotype(case):
+def test_search_logits_and_genotype(case, engine):
     x, _ = golden.batch(case["alpha_seed"] + 1, case["batch"])
-    network = search_network(case)
+    network = search_network(case, engine)
     assert repr(network.genotype()) == case["genotype"]
     with torch.no_grad():
         close(network(x), case["train_logits"], 1e-8)
-        close(search_network(case).eval()(x), case["eval_logits"], 1e-8)
+        close(search_network(case, engine).eval()(x), case["eval_logits"], 1e-8)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", GOLDEN["search"], ids=lambda case: f"C{case['C']}-layers{case['layers']}")
 @pytest.mark.parametrize(("order", "tolerance"), [("first_order", 1e-8), ("second_order", 1e-6)])
-def test_three_search_steps(case, order, tolerance):
-    network = search_network(case)
+def test_three_search_steps(case, engine, order, tolerance):
+    network = search_network(case, engine)
     seed, expected = case["alpha_seed"], case[order]
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, lr=0.025, momentum=0.9, weight_decay=3e-4)
@@ -114,8 +118,8 @@ def test_sizes_and_names(case):
 def test_search_network_names():
     case = GOLDEN["search_network_keys"]
     with torch.device("meta"):
-        network = Network(case["C"], 10, case["layers"], torch.nn.CrossEntropyLoss())
-        small = Network(2, 10, 3, torch.nn.CrossEntropyLoss())
+        network = model_search.Network(case["C"], 10, case["layers"], torch.nn.CrossEntropyLoss())
+        small = model_search.Network(2, 10, 3, torch.nn.CrossEntropyLoss())
     shapes = golden.keys_shapes(network)
     assert len(shapes) == case["keys"]
     assert golden.sha256(shapes) == case["keys_shapes_sha256"]
@@ -131,6 +135,6 @@ def test_names_of_the_small_discrete_network():
 
 @pytest.mark.parametrize("case", GOLDEN["genotypes"], ids=lambda case: f"seed{case['seed']}")
 def test_genotypes_derived_from_alphas(case):
-    network = Network(2, 10, 3, torch.nn.CrossEntropyLoss())
+    network = model_search.Network(2, 10, 3, torch.nn.CrossEntropyLoss())
     golden.fill_alphas(network, case["seed"], scale=1.0)
     assert genotypes.to_json(network.genotype()) == {field: case[field] for field in genotypes.Genotype._fields}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import fused
 import hessian
 from model_search import Network
 from nas.mutators import DartsMutator
@@ -75,6 +76,15 @@ def test_equals_the_full_hessians_of_the_supernet(double):
             alpha.normal_()
     expected = dominant(full_hessian(model, x, y))
     assert hessian.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(expected, rel=1e-8)
+
+
+def test_equals_the_reference_engines(double):
+    torch.manual_seed(0)
+    reference, (x, y) = Network(2, 3, 3, nn.CrossEntropyLoss()), batch()
+    engine = fused.Network(2, 3, 3, nn.CrossEntropyLoss())
+    engine.load_state_dict(reference.state_dict())
+    found = hessian.dominant_eigenvalue(engine, x, y, max_iterations=4)
+    assert found == pytest.approx(hessian.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)
 
 
 def test_negative_eigenvalues_keep_their_sign(double):

@@ -14,7 +14,7 @@ from torch import nn
 from cli import UserError
 from nas.mutables import InputChoice, LayerChoice, Mutable, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, EnasMutator, Mutator, RandomMutator, apply_fixed_architecture
-from nas.search import Reinforce
+from nas.search import Enas, Random, Reinforce, SearchModel
 
 
 class Times(nn.Module):
@@ -376,6 +376,59 @@ def test_the_controller_learns_inputs_from_each_other():
         learner.step(float(status["first"] == status["second"]))
     draws = [mutator.export() for _ in range(300)]
     assert sum(draw["first"] == draw["second"] for draw in draws) / 300 > 0.9
+
+
+class Signed(nn.Module):
+    """Logits whose largest is class 1, of positive images, if the second candidate is chosen, and class 0 if the first is."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.choice = LayerChoice([Times(-1), Times(1)], key="choice")
+
+    def forward(self, x):
+        score = self.choice(x.mean((1, 2, 3)) + 0 * self.norm(x).mean((1, 2, 3)))
+        return torch.stack([-score, score], dim=1)
+
+
+IMAGES, CLASSES = 1 + torch.rand(8, 1, 4, 4), torch.ones(8, dtype=torch.long)
+
+
+@pytest.mark.parametrize(("mutator", "learner"), [(RandomMutator, Random), (EnasMutator, Enas)])
+def test_the_most_accurate_of_some_samples_is_found(mutator, learner):
+    torch.manual_seed(0)
+    network = Signed()
+    model = SearchModel("signed", network, mutator(network))
+    architect = learner(model, None)
+    chosen = set()
+    for _ in range(20):
+        architect.step(None, None, IMAGES, CLASSES, 0.0, None, unrolled=False)
+        chosen.add(model.export()["choice"])
+        architect.settle([(IMAGES, CLASSES)])
+        assert model.export() == {"choice": 1}
+        assert model.training
+    assert chosen == {0, 1}
+
+
+def test_the_controller_learns_from_the_accuracy_of_what_it_samples():
+    torch.manual_seed(0)
+    network = Signed()
+    model = SearchModel("signed", network, EnasMutator(network))
+    architect = Enas(model, None)
+    before = model.network.choice[1].factor.clone()
+    for _ in range(600):
+        architect.step(None, None, IMAGES, CLASSES, 0.0, None, unrolled=False)
+    assert frequency(model.mutator, "choice", 1) > 0.85
+    assert torch.equal(model.network.choice[1].factor, before)
+
+
+def test_batch_norm_of_one_architecture_at_a_time_keeps_no_running_statistics():
+    network = Signed()
+    model = SearchModel("signed", network, RandomMutator(network))
+    Random(model, None)
+    expected = model.train().network.norm(IMAGES)
+    assert torch.equal(model.eval().network.norm(IMAGES), expected)
+    assert not [name for name, _ in model.named_buffers() if "norm" in name]
 
 
 def test_the_skip_penalty_pulls_towards_its_target():

@@ -21,7 +21,6 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import cli
 import experiment
@@ -41,19 +40,6 @@ COMMANDS = {
     "darts on nasbench201": [*SEARCH, "--space", "nasbench201"],
     "train": TRAIN,
 }
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of 32 small images of two classes to train on, 8 to test on."""
-    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for part, count in (("train", 16), ("test", 4)):
-        for label in ("dark", "light"):
-            (root / part / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 128, (16, 16, 3)) + 127 * (label == "light")
-                Image.fromarray(pixels.astype(np.uint8)).save(root / part / label / f"{number}.png")
-    return root
 
 
 def start(command, images, *arguments, prepare=lambda: None):

@@ -1,0 +1,103 @@
+"""Two ways to compute the same step, measured side by side: each in a process of its own, taking turns on one machine."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MEBIBYTE = 2**20
+
+
+def compare(makers: dict[str, Callable[[], Callable[[], None]]], steps: int, device: str, threads: int) -> dict[str, dict[str, float]]:
+    """Seconds per step (the median of `steps`, after one that is not counted) and peak memory in MiB, by name.
+
+    Args:
+        makers: for each way a function that a process can be sent, which builds what it needs and returns its step.
+        device: "cpu" or "cuda".
+        threads: each process's threads on the CPU; the other process sleeps in the meantime.
+
+    The peak on the CPU is what the process's resident memory grew by since before the network was built; on a GPU what PyTorch allocated.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for name, maker in makers.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, maker, device, threads), daemon=True)
+        process.start()
+        theirs.close()
+        workers[name] = (process, ours)
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(1 + steps):
+        for name, (_, pipe) in workers.items():
+            pipe.send("step")
+            seconds[name].append(pipe.recv())
+    results = {}
+    for name, (process, pipe) in workers.items():
+        pipe.send("stop")
+        results[name] = {"seconds": statistics.median(seconds[name][1:]), "peak_mib": pipe.recv(), "all_seconds": seconds[name]}
+        process.join()
+    return results
+
+
+def _work(pipe: Any, maker: Callable[[], Callable[[], None]], device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    before = _resident_peak()
+    step = maker()
+    while pipe.recv() == "step":
+        _synchronize(device)
+        start = time.perf_counter()
+        step()
+        _synchronize(device)
+        pipe.send(time.perf_counter() - start)
+    pipe.send(torch.cuda.max_memory_allocated() / MEBIBYTE if device == "cuda" else _resident_peak() - before)
+
+
+def _resident_peak() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (MEBIBYTE if sys.platform == "darwin" else 1024)
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine(device: str, threads: int) -> str:
+    """What the figures depend on, in words."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {threads} threads"
+    return f"{name}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+HEADER = "| step | batch | reference s | fused s | ratio | reference MiB | fused MiB | ratio |\n|---|---|---|---|---|---|---|---|"
+
+
+def row(step: str, batch: int, results: dict[str, dict[str, float]]) -> str:
+    """A line of the table under `HEADER`."""
+    slow, fast = results["reference"], results["fused"]
+    return (
+        f"| {step} | {batch} | {slow['seconds']:.2f} | {fast['seconds']:.2f} | {slow['seconds'] / fast['seconds']:.2f} "
+        f"| {slow['peak_mib']:.0f} | {fast['peak_mib']:.0f} | {fast['peak_mib'] / slow['peak_mib']:.2f} |"
+    )
+
+
+def save(path: str | None, content: Any) -> None:
+    if path is not None:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n")

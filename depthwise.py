@@ -1,0 +1,147 @@
+"""Depthwise convolutions whose gradients are as fast as their forward pass on CPUs.
+
+`depthwise(x, weight, stride, padding, dilation)` is `F.conv2d` with a group for each channel. In `channels_last` on the CPU,
+PyTorch has fast kernels for it, except for the gradient of a kernel more than 3 wide and for all gradients of a dilated one: 10 to 50 times
+the time of the forward pass. Both are the same as gradients that it is fast at:
+
+- A kernel 5 wide. Seen in pairs of columns, an image is half as wide and has twice the channels: the even columns', then the odd ones'
+  (in `channels_last` the same memory). Columns an even distance apart are of the same half, at most one pair away; an odd distance, of
+  opposite halves, at most one pair away: two gradients of kernels 3 wide.
+- Dilation 2. The image falls apart into the four images of its even and odd rows and columns (`split`, `join`), on which the convolution
+  is an ordinary one; at stride 2 only the first of them is looked at.
+
+What is not float on a CPU in `channels_last` goes the ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
+    """Depthwise convolution of x, (B, C, H, W), by `weight`, (C, 1, k, k), to (B, C, H', W')."""
+    fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu")
+    if fast and dilation == 2 and padding % 2 == 0:
+        if stride == 2:
+            x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+            return _Depthwise.apply(x, weight, 1, padding // 2)
+        if stride == 1 and x.size(2) % 2 == 0 and x.size(3) % 2 == 0 and padding == weight.size(2) - 1:
+            return join(_Depthwise.apply(split(x), weight, 1, padding // 2))
+    if fast and dilation == 1:
+        return _Depthwise.apply(x, weight, stride, padding)
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups=weight.size(0))
+
+
+def split(x: Tensor) -> Tensor:
+    """The four images of even and odd rows and columns, (B, C, H, W) -> (4B, C, H / 2, W / 2), in `channels_last`."""
+    B, C, H, W = x.shape
+    parts = x.permute(0, 2, 3, 1).reshape(B, H // 2, 2, W // 2, 2, C).permute(2, 4, 0, 1, 3, 5)
+    return parts.reshape(4 * B, H // 2, W // 2, C).permute(0, 3, 1, 2)
+
+
+def join(x: Tensor) -> Tensor:
+    """The inverse of `split`, (4B, C, H, W) -> (B, C, 2H, 2W)."""
+    B, C, H, W = x.shape
+    parts = x.permute(0, 2, 3, 1).reshape(2, 2, B // 4, H, W, C).permute(2, 3, 0, 4, 1, 5)
+    return parts.reshape(B // 4, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
+
+
+def vector_jacobian(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Any], grads: Any, needed: Sequence[bool]
+) -> list:
+    """The gradients of a plain `function`, differentiable once more: what a custom backward returns under `create_graph`."""
+    with torch.enable_grad():
+        # Other names for the inputs, so that a gradient stops there, even where one input was computed from another.
+        aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
+        outputs = function(*aliases)
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """The convolution of x, (B, C, H, W), by `weight`, (n C, 1, k, k), to (B, n C, H', W') in `channels_last`.
+
+    With n > 1, the first C kernels are applied to x, then the next C kernels to x again, ...: n convolutions of one image.
+    """
+    result = F.conv2d(copies(x, weight.size(0) // x.size(1)), weight, None, stride, padding, groups=weight.size(0))
+    return result.contiguous(memory_format=torch.channels_last)  # already is, where PyTorch has fast kernels
+
+
+def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
+    """The gradient of x, where `grad` is that of `convolve(x, weight, stride, padding)`."""
+    n, k = weight.size(0) // x.size(1), weight.size(-1)
+    if stride == 1 and 2 * padding == k - 1:  # then it is the convolution by the kernel turned half round
+        return sum_copies(F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0)), n)
+    B, C, H, W = x.shape
+    like = x if n == 1 else x.new_empty(B, H, W, n * C).permute(0, 3, 1, 2)
+    return sum_copies(_backward(grad, like, weight, stride, (padding, padding), [True, False, False])[0], n)
+
+
+def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
+    """The gradient of `weight`, where `grad` is that of `convolve(x, weight, stride, padding)`."""
+    x = copies(x, weight.size(0) // x.size(1))
+    B, C, H, W = x.shape
+    k = weight.size(-1)
+    if not (k == 5 and stride == 1 and padding == 2 and W % 2 == 0 and W >= 8):
+        return _backward(grad, x, weight, stride, (padding, padding), [False, True, False])[1]
+    narrow = weight.new_empty(2 * C, 1, 5, 3)
+    grad = grad.permute(0, 2, 3, 1).reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
+    halves = x.permute(0, 2, 3, 1).reshape(B, H, W // 2, 2, C)
+    same, opposite = (
+        _backward(grad, half.reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2), narrow, 1, (2, 1), [False, True, False])[1].split(C)
+        for half in (halves, halves.flip(3))
+    )
+    result = torch.empty_like(weight)
+    result[..., 0::2] = same[0] + same[1]
+    # To an even column the odd ones of the pair before and of its own are next; to an odd one, the even ones of its own pair and the next.
+    result[..., 1::2] = opposite[0][..., :2] + opposite[1][..., 1:]
+    return result
+
+
+def copies(x: Tensor, n: int) -> Tensor:
+    """n copies of x's channels, one after the other, (B, n C, H, W) in `channels_last`."""
+    return x if n == 1 else torch.cat([x] * n, dim=1)
+
+
+def sum_copies(x: Tensor, n: int) -> Tensor:
+    """The sum of n copies, (B, n C, H, W) -> (B, C, H, W)."""
+    first, *others = x.chunk(n, dim=1)
+    if not others:
+        return first
+    total = first + others[0]
+    for other in others[1:]:
+        total += other
+    return total
+
+
+class _Depthwise(torch.autograd.Function):
+    """`convolve`, with the gradients above."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return convolve(x, weight, stride, padding)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        geometry = ctx.stride, ctx.padding
+        need_x, need_weight, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return *vector_jacobian(lambda *xw: convolve(*xw, *geometry), (x, weight), grad, (need_x, need_weight)), None, None
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = input_gradient(x, weight, grad, *geometry) if need_x else None
+        grad_weight = weight_gradient(x, weight, grad, *geometry) if need_weight else None
+        return grad_x, grad_weight, None, None
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], mask: list[bool]):
+    groups = weight.size(0)
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], groups, mask)

@@ -1,0 +1,497 @@
+"""Several processes learn as one would from the whole batch; one writes; none is left behind when another ends.
+
+Processes are forked, on the CPU, and speak over 127.0.0.1; one run is torchrun's own.
+"""
+
+import importlib.util
+import itertools
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from argparse import Namespace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import assert_same, finish, result, start
+from torch import nn
+
+import cli
+import data
+import distributed
+import experiment
+import genotypes
+import model_search
+import utils
+from model import NetworkCIFAR
+from nas import search
+
+ROOT = Path(__file__).parent.parent
+
+# Reductions in another order: rounding, and what a few steps make of it. Anything that is wrong is larger by many orders.
+TOLERANCE = 1e-9
+
+
+def environment(processes):
+    """What torchrun would set, for each process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(processes)]
+
+
+def together(processes, function, *arguments):
+    """What `function(*arguments)` returns in each of the processes of a group, in double precision."""
+    children = []
+    for variables in environment(processes):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.environ.update(variables)
+                torch.set_default_dtype(torch.float64)
+                distributed.join(torch.device("cpu"))
+                value = function(*arguments)
+            except BaseException:
+                value = traceback.format_exc()
+            with open(writer, "wb") as pipe:
+                pickle.dump(value, pipe)
+            os._exit(0)
+        os.close(writer)
+        children.append((child, reader))
+    values = []
+    for child, reader in children:
+        with open(reader, "rb") as pipe:
+            values.append(pickle.load(pipe))
+        os.waitpid(child, 0)
+    assert not any(isinstance(value, str) for value in values), "\n".join(map(str, values))
+    return values
+
+
+def launch(processes, command, images, *arguments, prepare=lambda rank: None, double=True):
+    """A script in each of the processes of a group: (exit status or minus the signal, output) of each."""
+
+    def prepare_one(rank, variables):
+        os.environ.update(variables)
+        torch.set_default_dtype(torch.float64 if double else torch.float32)
+        prepare(rank)
+
+    children = []
+    for rank, variables in enumerate(environment(processes) if processes > 1 else [{}]):
+        children.append(start(command, images, *arguments, prepare=partial(prepare_one, rank, variables)))
+    return [finish(*child) for child in children]
+
+
+def assert_close(left, right, where="result"):
+    """Equal to `TOLERANCE`, beside 1 or relative to what is larger; what is no number, exactly."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_close(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for index, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_close(a, b, f"{where}.{index}")
+    elif isinstance(left, float) or (isinstance(left, torch.Tensor) and left.is_floating_point()):
+        torch.testing.assert_close(
+            torch.as_tensor(left), torch.as_tensor(right), rtol=TOLERANCE, atol=TOLERANCE, msg=lambda text: f"{where}: {text}"
+        )
+    else:
+        assert_same(left, right, where)
+
+
+# ---- The trajectory
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def dataset():
+    """34 images for the weights in batches of 12, so the last has 10, of which 4 processes get 2, 3, 2, 3; as many for the alphas."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (68,), generator=generator)
+    pixels = torch.randint(256, (68, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    part = data.MemoryImages(pixels, labels)
+    return data.ImageData("noise", part, part, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3, 16, flip=True)
+
+
+class Recorder:
+    """Takes the place of a run: keeps all that is learned, after every step."""
+
+    def __init__(self, model, *optimizers):
+        self.model, self.optimizers = model, optimizers
+        self.progress = experiment.Progress()
+        self.states = []
+
+    def complete_step(self):
+        self.states.append(
+            {
+                "model": {key: value.clone() for key, value in self.model.state_dict().items()},
+                "optimizers": [torch.utils._pytree.tree_map(torch.clone, list(o.state_dict()["state"].values())) for o in self.optimizers],
+            }
+        )
+
+    def log(self, message, *values):
+        self.states.append(message % values)
+
+
+def search_steps(strategy, unrolled=False, hvp="finite_difference"):
+    """An epoch of a search, and its accuracy: every state on the way."""
+    args = Namespace(
+        strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net", init_channels=4, layers=None,
+        momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5, report_freq=1000,
+    )  # fmt: skip
+    utils.seed_everything(0)
+    criterion = nn.CrossEntropyLoss()
+    if strategy == "cells":
+        model = model_search.Network(2, 3, 3, criterion, steps=1, multiplier=1)
+        architect = search.Darts(model, args)
+    else:
+        model, architect = search.build(args, 3, criterion, torch.device("cpu"))
+    distributed.convert(model)
+    optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
+    train, draws, valid = data.search_batches(dataset(), batch_size=12, train_portion=0.5, cutout_length=4, seed=0, workers=0, device="cpu")
+    meters, recorder = utils.Meters(), Recorder(model, optimizer)
+    script("train_search").train(zip(train, draws, strict=True), model, architect, criterion, optimizer, 0.1, meters, args, recorder)
+    architect.settle(valid)
+    measured = utils.evaluate(model, valid, criterion)
+    found = "" if strategy == "cells" else search.describe(search.found(model))
+    return recorder.states, architect.state_dict(), meters.state_dict(), measured.state_dict(), found
+
+
+def train_steps():
+    """An epoch of training, with the auxiliary head: every state on the way, and the accuracy."""
+    args = Namespace(auxiliary_weight=0.4, grad_clip=5, report_freq=1000)
+    utils.seed_everything(0)
+    criterion = nn.CrossEntropyLoss()
+    edges = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_3x3", 2)]
+    model = NetworkCIFAR(2, 3, 3, True, genotypes.Genotype(edges, [2, 3], edges, [2, 3]))
+    model.drop_path_prob = 0.0
+    distributed.convert(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
+    noise = dataset()
+    batches = data.train_batches(noise, batch_size=26, cutout_length=4, seed=0, workers=0, device="cpu")
+    meters, recorder = utils.Meters(), Recorder(model, optimizer)
+    script("train").train(batches, model, criterion, optimizer, 0.1, meters, args, recorder)
+    measured = utils.evaluate(model, data.test_batches(noise, batch_size=13, workers=0, device="cpu"), criterion)
+    return recorder.states, meters.state_dict(), measured.state_dict()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (search_steps, ("cells",)),
+        (search_steps, ("cells", True)),
+        (search_steps, ("cells", True, "exact")),
+        (search_steps, ("darts", True)),
+        (search_steps, ("enas",)),
+        (search_steps, ("random",)),
+        (train_steps, ()),
+    ],
+    ids=["first order", "second order", "exact", "darts on a space", "enas", "random", "train"],
+)
+def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, processes, double):
+    expected = function(*arguments)
+    assert len(expected[0]) == 4  # a line of the log, and three steps
+    first, *others = together(processes, function, *arguments)
+    assert_close(first, expected)
+    for other in others:
+        assert_same(other, first)
+
+
+# ---- Its parts
+
+
+def batch_norm(make, x, shares, momentum):
+    """All that a BatchNorm computes, and its first and second derivatives, with this process's share of x."""
+    torch.manual_seed(1)
+    norm = make(3, momentum=momentum)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    if distributed.world_size() > 1:
+        distributed.convert(norm)
+        assert type(norm) is distributed.SyncBatchNorm
+        x = x[shares[distributed.rank()]]
+    values = []
+    for _ in range(2):
+        x = x.clone().requires_grad_()
+        y = norm(x)
+        first = torch.autograd.grad((y**3).sum(), [x, norm.weight, norm.bias], create_graph=True)
+        second = torch.autograd.grad(sum((gradient**2).sum() for gradient in (first[0],)), [x, norm.weight])
+        values.append([y.detach(), first[0].detach(), second[0], [first[1].detach(), first[2].detach(), second[1]]])
+        x = 2 * x.detach() + 1
+    values.append({key: value.clone() for key, value in norm.state_dict().items()})
+    values.append(norm.eval()(x))
+    return values
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(("make", "shape"), [(nn.BatchNorm2d, (7, 3, 2, 5)), (nn.BatchNorm1d, (7, 3))])
+def test_batch_norm_over_unequal_shares(make, shape, momentum, double):
+    x, shares = 5 + torch.randn(shape), [slice(0, 4), slice(4, 5), slice(5, 7)]
+    expected = batch_norm(make, x, shares, momentum)
+    actual = together(3, batch_norm, make, x, shares, momentum)
+    for i in range(2):
+        for j in range(3):
+            assert_close(torch.cat([values[i][j] for values in actual]), expected[i][j])
+        # The weights' gradients are of each process's own copy: together they are the gradient.
+        assert_close([sum(parts) for parts in zip(*(values[i][3] for values in actual), strict=True)], expected[i][3])
+    for values in actual:
+        assert_close(values[2], expected[2])
+    assert_close(torch.cat([values[3] for values in actual]).detach(), expected[3].detach())
+
+
+def test_a_process_on_its_own_pays_nothing(double):
+    value, weight = torch.ones(()), nn.Parameter(torch.ones(3))
+    assert distributed.mean(value, 3) is value
+    assert distributed.average([value])[0] is value
+    weight.grad = gradient = torch.ones(3)
+    distributed.average_gradients([weight])
+    assert weight.grad is gradient
+    assert (distributed.rank(), distributed.world_size(), distributed.total(3), distributed.largest(3)) == (0, 1, 3, 3)
+    assert distributed.broadcast(b"abc") == b"abc"
+    distributed.join(torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+
+
+def contents(batches):
+    return [(x, y.tolist()) for x, y in batches]
+
+
+def joined(lists):
+    return list(itertools.chain(*lists))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_shares_are_the_batch(processes, monkeypatch):
+    def of(rank, world_size):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+        common = {"batch_size": 11, "cutout_length": 4, "seed": 1, "workers": 0, "device": "cpu"}
+        search_three = data.search_batches(dataset(), train_portion=0.5, **common)
+        return [contents(batches) for batches in (*search_three, data.train_batches(dataset(), **common))]
+
+    whole, shares = of(0, 1), [of(rank, processes) for rank in range(processes)]
+    steps = [len(batches) for batches in shares[0]]
+    # 34 = 3 * 11 + 1 and 68 = 6 * 11 + 2: two images are a batch for one process only; to measure on, none is left out.
+    assert [len(batches) for batches in whole] == [3, 3, 4, 7]
+    assert steps == [3, 3, 3, 6]
+    for kind, count in enumerate(steps):
+        for step in range(count - (kind == 2)):
+            x, y = whole[kind][step]
+            assert torch.equal(torch.cat([share[kind][step][0] for share in shares]), x)
+            assert joined(share[kind][step][1] for share in shares) == y
+            sizes = [len(share[kind][step][1]) for share in shares]
+            assert max(sizes) - min(sizes) <= 1
+    assert joined(share[2][-1][1] for share in shares) == whole[2][-2][1] + whole[2][-1][1]
+
+
+def test_batches_that_cannot_be_shared(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    common = {"workers": 0, "device": "cpu"}
+    with pytest.raises(cli.UserError, match=r"--batch_size 7 .* 4 processes"):
+        data.train_batches(dataset(), batch_size=7, cutout_length=0, seed=0, **common)
+    monkeypatch.setattr(distributed, "world_size", lambda: 69)
+    with pytest.raises(cli.UserError, match=r"68 images .* 69 processes"):
+        data.test_batches(dataset(), batch_size=7, **common)
+
+
+def random_numbers():
+    torch.manual_seed(0)
+    before = torch.rand(3)
+    distributed.own_random_numbers()
+    own = torch.rand(3)
+    distributed.same_random_numbers()
+    return before, own, torch.rand(3)
+
+
+def test_random_numbers_of_ones_own_and_of_all():
+    before, own, same = zip(*together(3, random_numbers), strict=True)
+    assert_same(before[1:], before[:1] * 2)
+    assert len({tuple(numbers.tolist()) for numbers in own}) == 3
+    assert_same(same[1:], same[:1] * 2)
+    torch.manual_seed(0)
+    assert_same([before[0], own[0], same[0]], [torch.rand(3, dtype=torch.float64) for _ in range(3)])  # process 0's are as ever
+
+
+def synchronized(differ):
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    nn.init.ones_(model[0].weight), nn.init.ones_(model[0].bias)
+    model[1].running_mean.fill_(distributed.rank())
+    if differ and distributed.rank() == 1:
+        with torch.no_grad():
+            model[0].bias[1] += 1e-15
+    try:
+        distributed.synchronize(model)
+    except cli.UserError as error:
+        return [str(error)]
+    return model[1].running_mean
+
+
+def test_the_end_of_an_epoch():
+    for mean in together(3, synchronized, False):
+        assert_close(mean, torch.ones(2, dtype=torch.float64))
+    for [message] in together(3, synchronized, True):
+        assert message.startswith("0.bias is not the same on all processes")
+
+
+# ---- Runs
+
+SPACE = ["--space", f"{ROOT}/examples/small_space.py:Net", "--init_channels", "4", "--batch_size", "8", "--sync_bn"]
+SEARCH = ["train_search", *SPACE, "--epochs", "2"]
+COMMANDS = {
+    "second order": [*SEARCH, "--unrolled"],
+    "enas": [*SEARCH, "--strategy", "enas"],
+    "train": ["train", *SPACE, "--epochs", "2"],
+}
+
+
+@pytest.fixture
+def command(request, tmp_path):
+    (tmp_path / "architecture.json").write_text('{"first": 0, "second": 1, "skip": 0}')
+    arch = ["--arch", str(tmp_path / "architecture.json")] if request.param == "train" else []
+    return COMMANDS[request.param] + arch
+
+
+every_command = pytest.mark.parametrize("command", COMMANDS, indirect=True)
+
+
+def at(rank, epoch, step, action):
+    """For `launch`: process `rank` calls `action(run)` when this step is done, before it tells the others."""
+
+    def prepare(number):
+        original = experiment.Run.complete_step
+
+        def complete_step(self):
+            if number == rank and (self.progress.epoch, self.progress.step + 1) == (epoch, step):
+                action(self)
+            original(self)
+
+        experiment.Run.complete_step = complete_step
+
+    return prepare
+
+
+def signal_oneself(number):
+    return lambda run: os.kill(os.getpid(), number)
+
+
+@every_command
+def test_one_writes_what_one_process_would(command, images, tmp_path):
+    [(status, alone)] = launch(1, command, images, "--run_dir", tmp_path / "one")
+    assert status == 0, alone
+    (status, first), (other_status, other) = launch(2, command, images, "--run_dir", tmp_path / "two")
+    assert (status, other_status) == (0, 0), first + other
+    assert other == ""
+    assert first.count("\n") == alone.count("\n")
+    assert_close(result(tmp_path / "two"), result(tmp_path / "one"))
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
+
+
+@every_command
+def test_any_number_of_processes_goes_on(command, images, tmp_path):
+    """Two processes, of which the second is asked to stop; one, asked as well; four: as one that was never asked."""
+    [(status, output)] = launch(1, command, images, "--run_dir", tmp_path / "one")
+    assert status == 0, output
+    folder = tmp_path / "run"
+    stopped = launch(2, command, images, "--run_dir", folder, prepare=at(1, 0, 1, signal_oneself(signal.SIGTERM)))
+    assert [status for status, _ in stopped] == [143, 143], stopped
+    assert stopped[1][1] == ""
+    assert f"--resume {folder}" in stopped[0][1].splitlines()[-1]
+    [(status, output)] = launch(1, command[:1], images, "--resume", folder, prepare=at(0, 1, 1, signal_oneself(signal.SIGINT)))
+    assert status == 130, output
+    assert "epoch 0, step 1" in output
+    (status, output), *others = launch(4, command[:1], images, "--resume", folder)
+    assert status == 0, output
+    assert "epoch 1, step 1" in output
+    assert others == [(0, "")] * 3
+    assert_close(result(folder), result(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("dead", [0, 2])
+def test_a_process_that_dies_ends_the_others(dead, images, tmp_path):
+    started = time.monotonic()
+    ends = launch(3, SEARCH, images, "--run_dir", tmp_path / "run", prepare=at(dead, 0, 1, signal_oneself(signal.SIGKILL)))
+    assert time.monotonic() - started < 60
+    for rank, (status, output) in enumerate(ends):
+        assert status == (-signal.SIGKILL if rank == dead else 2), output
+        if rank != dead:
+            assert "another process of this run has ended" in output.splitlines()[-1]
+            assert "Traceback" not in output
+
+
+def test_a_process_that_hangs_ends_the_others(images, tmp_path):
+    assert distributed.TIMEOUT.total_seconds() <= 60
+
+    def prepare(rank):
+        distributed.TIMEOUT = timedelta(seconds=3)
+        at(1, 0, 1, lambda run: time.sleep(10))(rank)
+
+    (status, output), *_ = launch(2, SEARCH, images, "--run_dir", tmp_path / "run", prepare=prepare)
+    assert status == 2, output
+    assert "does not answer" in output.splitlines()[-1]
+
+
+def test_alphas_that_differ_are_noticed(images, tmp_path):
+    def nudge(run):
+        alphas = run._parts["model"].arch_parameters()
+        with torch.no_grad():
+            alphas[0][0] *= 1 + 1e-15
+
+    for status, output in launch(2, SEARCH, images, "--run_dir", tmp_path / "run", prepare=at(1, 0, 2, nudge)):
+        assert status == 2, output
+        assert "mutator.alphas.0 is not the same on all processes" in output.splitlines()[-1]
+
+
+def test_restarts_need_a_folder(images, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    [(status, output)] = launch(1, SEARCH, images)
+    assert status == 2
+    assert "--max_restarts needs --run_dir" in output
+
+
+def workers(process):
+    return [int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def test_torchrun_starts_again_and_goes_on(images, tmp_path):
+    """By the real torchrun, one process killed in the second of three epochs: to the bit as if nothing had happened."""
+    command = ["train_search", *SPACE, "--epochs", "3", "--checkpoint_minutes", "0", "--report_freq", "1"]
+    for status, output in launch(2, command, images, "--run_dir", tmp_path / "undisturbed", double=False):
+        assert status == 0, output
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    arguments = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    process = subprocess.Popen(
+        [*torchrun, f"{ROOT}/train_search.py", *command[1:], *arguments, "--run_dir", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    lines, killed = [], 0.0
+    for line in process.stdout:
+        lines.append(line)
+        if "epoch 1 lr" in line and not killed:
+            os.kill(max(workers(process)), signal.SIGKILL)
+            killed = time.monotonic()
+        if "going on from" in line:
+            assert time.monotonic() - killed < 60
+    output = "".join(lines)
+    assert process.wait() == 0, output
+    assert re.search(r"going on from .*: epoch 1, step \d", output)
+    assert_same(result(tmp_path / "run"), result(tmp_path / "undisturbed"))
