@@ -27,6 +27,7 @@ from torch import nn
 
 import distributed
 from cli import UserError
+from progress import Console
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Run:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
         except OSError as error:
             raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
-        for handler in (logging.StreamHandler(sys.stdout), log_file):
+        for handler in (Console(), log_file):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
         if not self._resumed:

@@ -22,6 +22,7 @@ import data
 import distributed
 import experiment
 import genotypes
+import monitor
 import utils
 from nas import search
 
@@ -93,6 +94,7 @@ def main() -> None:
         multiply_adds = utils.count_multiply_adds(model, size)
         run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
         progress = run.restore(model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        watch = monitor.Monitor(run, epochs, limit or len(train_batches))
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = scheduler.get_last_lr()[0]
@@ -102,7 +104,8 @@ def main() -> None:
                 run.log("epoch %d lr %e", epoch, lr)
 
             train_batches.set_epoch(epoch, progress.step)
-            train(islice(train_batches, limit and limit - progress.step), model, criterion, optimizer, lr, meters, args, run)
+            batches = islice(train_batches, limit and limit - progress.step)
+            train(watch.batches(batches, meters), model, criterion, optimizer, lr, meters, args, run)
             run.save()
             run.log("train_acc %f", meters.top1.avg)
 
@@ -112,16 +115,17 @@ def main() -> None:
             scheduler.step()
 
             run.write_weights(model)
-            run.complete_epoch(
-                {
-                    "lr": lr,
-                    "drop_path_prob": model.drop_path_prob,
-                    "train_loss": meters.loss.avg,
-                    "train_acc": meters.top1.avg,
-                    "test_loss": test_meters.loss.avg,
-                    "test_acc": test_meters.top1.avg,
-                }
-            )
+            metrics = {
+                "lr": lr,
+                "drop_path_prob": model.drop_path_prob,
+                "train_loss": meters.loss.avg,
+                "train_acc": meters.top1.avg,
+                "test_loss": test_meters.loss.avg,
+                "test_acc": test_meters.top1.avg,
+                **watch.measured(),
+            }
+            watch.record(metrics)
+            run.complete_epoch(metrics)
 
         accuracies = [row["test_acc"] for row in progress.metrics]
         run.log("final test accuracy %.2f%% after %d epochs: the result", accuracies[-1], epochs)

@@ -23,9 +23,12 @@ from torch import Tensor, nn
 import cli
 import data
 import distributed
+import drawing
 import experiment
+import hessian
+import history
+import monitor
 import utils
-import visualize
 from architect import HVP
 from nas import search
 
@@ -60,7 +63,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4)
     group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3)
-    return cli.parse(parser, "search")
+    group = parser.add_argument_group("collapse (Zela et al. 2020)")
+    group.add_argument(
+        "--eigenvalue_every",
+        type=cli.non_negative_int,
+        default=0,
+        help="epochs between measuring the alphas' dominant eigenvalue; 0: never",
+    )
+    group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
+    args = cli.parse(parser, "search")
+    if args.early_stop and not args.eigenvalue_every:
+        args.eigenvalue_every = 1
+    return args
 
 
 def main() -> None:
@@ -94,7 +108,11 @@ def main() -> None:
     with experiment.Run("search", args) as run:
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         progress = run.restore(model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        watch = monitor.Monitor(run, epochs, limit or len(train_batches))
+        stop = None
         for epoch in range(progress.epoch, epochs):
+            if args.early_stop and (stop := hessian.stop_at(progress.metrics)) is not None:
+                break
             lr = scheduler.get_last_lr()[0]
             if progress.step == 0:
                 meters.reset()
@@ -106,7 +124,7 @@ def main() -> None:
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
             batches = islice(zip(train_batches, alpha_batches, strict=True), limit and limit - progress.step)
-            train(batches, model, architect, criterion, optimizer, lr, meters, args, run)
+            train(watch.batches(batches, meters), model, architect, criterion, optimizer, lr, meters, args, run)
             run.save()
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
@@ -117,26 +135,38 @@ def main() -> None:
             run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
             scheduler.step()
 
-            found = search.files(search.found(model))
+            architecture = search.found(model)
+            files = search.files(architecture)
             run.write_weights(model)
-            for name, content in found.items():
+            for name, content in files.items():
                 run.write_json(name, content)
-            run.complete_epoch(
-                {
-                    "lr": lr,
-                    "train_loss": meters.loss.avg,
-                    "train_acc": meters.top1.avg,
-                    "valid_loss": valid_meters.loss.avg,
-                    "valid_acc": valid_meters.top1.avg,
-                    "alphas": search.alphas(model),
-                    **{name.removesuffix(".json"): content for name, content in found.items()},
-                }
-            )
+            metrics = {
+                "lr": lr,
+                "train_loss": meters.loss.avg,
+                "train_acc": meters.top1.avg,
+                "valid_loss": valid_meters.loss.avg,
+                "valid_acc": valid_meters.top1.avg,
+                **monitor.describe(architecture, search.alphas(model)),
+                **{name.removesuffix(".json"): content for name, content in files.items()},
+                **watch.measured(),
+            }
+            if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
+                metrics["eigenvalue"] = hessian.dominant_eigenvalue(model, *next(iter(valid_batches)))
+                run.log("eigenvalue %e", metrics["eigenvalue"])
+            if (warning := monitor.warning(metrics, progress.metrics)) is not None:
+                run.log("%s", warning)
+            watch.record(metrics, architecture)
+            run.complete_epoch(metrics)
 
-        architecture = search.found(model)
+        architecture, found_in = search.found(model), epochs
+        if stop is not None:
+            architecture, found_in = history.recorded_architecture(progress.metrics[stop]), stop + 1
+            run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
+            for name, content in search.files(architecture).items():
+                run.write_json(name, content)
         run.log("%s", search.describe(architecture))
         if distributed.rank() == 0:
-            pictures = visualize.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
+            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
             run.log("pictures: %s", ", ".join(map(str, pictures)))
         run.log("train what was found: %s", train_command(args, run))
 

@@ -1,300 +1,35 @@
-"""Architectures as pictures: both cells of a genotype, or a network of a space of `nas/`, every operation in a colour of its own.
+"""Pictures of architectures and of runs.
 
     python visualize.py DARTS_V2
-    python visualize.py search-EXP/ --format pdf
+    python visualize.py search-EXP/genotype.json --format pdf
     python visualize.py "Genotype(normal=[('sep_conv_3x3', 0), ...], ...)" --out pictures/
-    python visualize.py search-EXP/architecture.json
+    python visualize.py search-EXP/               # everything that the run's folder tells
+    python visualize.py search-EXP/ --report      # and all of it on one page, report.html
+    python visualize.py search-A/ search-B/       # side by side, into the current folder
 
-Writes normal.png and reduction.png, or architecture.png where there are no such cells, prints their paths, and takes about a second.
-Graphviz's `dot` draws them where it is installed, the program of the package graphviz-pure everywhere else. A picture of that name which
-this program did not draw is never overwritten.
+An architecture becomes normal.png and reduction.png, or architecture.png where there are no such cells. A run has, besides, cells.gif (the
+cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win, and whether the search has
+settled) and curves.png (loss and accuracy), each where the run has what it shows. Several runs become curves.png, cells.png and a table,
+which is printed and written to comparison.md. Prints the paths, and takes a second for an architecture, half a minute for a run of 50
+epochs. A file of that name which this program did not write is never overwritten.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import struct
-import subprocess
-import sys
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import graphviz
-
+import animation
 import cli
+import compare
+import curves
+import drawing
 import genotypes
+import history
+import report
 from cli import UserError
 from genotypes import Genotype
-
-# After the palette of Okabe and Ito, darkened until the contrast with white, as text or as ground, is at least 4.5, and so far apart in
-# lightness that those who see no red or no green can tell them from each other.
-OPERATION_COLOURS = {
-    "none": "#767676",
-    "max_pool_3x3": "#952F00",
-    "avg_pool_3x3": "#946B00",
-    "skip_connect": "#1A1A1A",
-    "sep_conv_3x3": "#0072B2",
-    "sep_conv_5x5": "#004488",
-    "dil_conv_3x3": "#00664B",
-    "dil_conv_5x5": "#A0186F",
-    "sep_conv_7x7": "#2A0A6E",
-    "conv_7x1_1x7": "#6A4BE0",
-}
-# Operations of other spaces, in the colours of those that these spaces lack.
-_COLOURS = OPERATION_COLOURS | {
-    "conv_1x1": OPERATION_COLOURS["sep_conv_7x7"],
-    "conv_3x3": OPERATION_COLOURS["dil_conv_3x3"],
-    "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
-}
-
-# What the numbers in the architectures of nas/spaces/enas.py stand for.
-MICRO_OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
-MACRO_BRANCHES = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
-
-FORMATS = ("png", "pdf", "svg")
-INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphviz.org)"
-SIGNATURE = b"drawn by visualize.py of DARTS"
-
-
-def cell(edges: Sequence[tuple[str, int]], concat: Sequence[int], caption: str) -> graphviz.Digraph:
-    """One cell as a graph: inputs, nodes 0 to n - 1, output; node i of the pictures is node i + 2 of the genotype (DARTS, Figures 4 and 5).
-
-    Args:
-        edges: (operation, input node) pairs, two for each intermediate node, as in `Genotype.normal`.
-        concat: the nodes whose outputs are concatenated into the cell's own, as in `Genotype.normal_concat`.
-        caption: the line under the picture.
-    """
-    graph = _graph(caption)
-    inputs, nodes = ["c_{k-2}", "c_{k-1}"], [str(node) for node in range(len(edges) // 2)]
-    for name in inputs:
-        graph.node(name, **_INPUT)
-    for name in nodes:
-        graph.node(name, **_NODE)
-    graph.node("c_{k}", **_OUTPUT)
-    names = inputs + nodes
-    for edge, (operation, node) in enumerate(edges):
-        _edge(graph, f"edge{edge}", operation, names[node], nodes[edge // 2])
-    for node in concat:
-        graph.edge(names[node], "c_{k}", color="#8C8C8C", penwidth="1.2")
-    return graph
-
-
-_INPUT = {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"}
-_NODE = {"fillcolor": "#DCE9F5", "height": "0.6"}
-_OUTPUT = {"fillcolor": "#FBF0CF", "height": "0.42", "margin": "0.08,0.03"}
-
-
-def _graph(caption: str) -> graphviz.Digraph:
-    # Arial's metrics are built into graphviz-pure, and known to every other renderer.
-    graph = graphviz.Digraph(
-        graph_attr={
-            "rankdir": "LR",
-            "nodesep": "0.2",
-            "ranksep": "0.55",
-            "pad": "0.1",
-            "margin": "0",
-            "fontname": "Arial",
-            "fontsize": "15",
-        },
-        node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "fontname": "Arial", "fontsize": "15", "width": "0.5"},
-        edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
-    )
-    graph.attr(label=graphviz.escape("\n" + " ".join(caption.split())))
-    return graph
-
-
-def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: str) -> None:
-    """An edge with an operation on it.
-
-    Its label is a node in the middle of it: Graphviz then leaves it room, so that labels meet neither each other nor foreign edges.
-    """
-    _operation(graph, name, operation)
-    graph.edge(tail, f"{name}:w", color=_COLOURS[operation], dir="none")
-    graph.edge(f"{name}:e", head, color=_COLOURS[operation])
-
-
-def _operation(graph: graphviz.Digraph, name: str, operation: str) -> None:
-    colour = _COLOURS[operation]
-    graph.node(name, label=operation, color=colour, fillcolor=colour, fontsize="13", fontcolor="white", height="0.28", margin="0.09,0.02")
-
-
-def micro_cells(architecture: dict[str, Any]) -> dict[str, tuple[list[tuple[str, int]], list[int]]]:
-    """The cells of an architecture of ENAS's micro space, {name: (edges, concat)} as for `cell`; empty if it is not one."""
-    cells = {}
-    remaining = dict(architecture)
-    for name, kind in (("normal", "normal"), ("reduction", "reduce")):
-        edges = []
-        while (node := f"{kind}_node_{len(edges) // 2}_{'xy'[len(edges) % 2]}") + "_op" in remaining:
-            operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
-            if operation not in range(len(MICRO_OPERATIONS)) or source not in range(len(edges) // 2 + 2):
-                return {}
-            edges.append((MICRO_OPERATIONS[operation], source))
-        if edges:
-            used = {source for _, source in edges}
-            cells[name] = (edges, [node for node in range(len(edges) // 2 + 2) if node not in used])
-    return {} if remaining else cells
-
-
-def network(architecture: dict[str, Any], caption: str) -> graphviz.Digraph:
-    """An architecture of a space of `nas/` as one graph: a cell of NAS-Bench-201, a network of ENAS's macro space, or else a table.
-
-    Args:
-        architecture: {key: what was chosen}, as `nas.mutators.Mutator.export` gives it.
-        caption: the line under the picture.
-    """
-    graph = _graph(caption)
-    if set(architecture) == {"0_1", "0_2", "1_2", "0_3", "1_3", "2_3"} and all(_is_operation(chosen) for chosen in architecture.values()):
-        _nasbench201(graph, architecture)
-    elif layers := _macro_layers(architecture):
-        _macro(graph, layers)
-    else:
-        _table(graph, architecture)
-    return graph
-
-
-def _is_operation(chosen: Any) -> bool:
-    return isinstance(chosen, str) and chosen in _COLOURS
-
-
-def _nasbench201(graph: graphviz.Digraph, architecture: dict[str, str]) -> None:
-    for node, style in (("0", _INPUT), ("1", _NODE), ("2", _NODE), ("3", _OUTPUT)):
-        graph.node(node, **style)
-    for key, operation in architecture.items():
-        _edge(graph, f"edge{key}", operation, *key.split("_"))
-
-
-def _macro_layers(architecture: dict[str, Any]) -> list[tuple[str, list[int]]]:
-    """(branch, layers that are added) of every layer of ENAS's macro space; empty if this is not one of its architectures."""
-    values = [chosen if isinstance(chosen, list) else [chosen] for chosen in architecture.values()]
-    branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
-    labels = {f"layer_{layer}": layer for layer in range(len(branches))}
-    known = all(len(branch) == 1 and branch[0] in range(len(MACRO_BRANCHES)) for branch in branches)
-    earlier = all(isinstance(label, str) and labels.get(label, layer) < layer for layer, chosen in enumerate(skips) for label in chosen)
-    if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
-        return []
-    return [(MACRO_BRANCHES[branch[0]], [labels[label] for label in chosen]) for branch, chosen in zip(branches, skips, strict=True)]
-
-
-def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None:
-    """A chain; `layer_i` means the input of layer i, so what is added comes from the layer before that."""
-    names = ["stem", *(f"layer{layer}" for layer in range(len(layers)))]
-    graph.node("stem", **_INPUT)
-    for layer, (branch, skips) in enumerate(layers):
-        _operation(graph, names[layer + 1], branch)
-        graph.edge(names[layer], names[layer + 1], weight="10")
-        for source in skips:
-            graph.edge(names[source], names[layer + 1], color="#8C8C8C", penwidth="1.2")
-    graph.node("classifier", **_OUTPUT)
-    graph.edge(names[-1], "classifier", weight="10")
-
-
-def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
-    """Every choice beside what was chosen, in the order of the file."""
-    graph.attr(rankdir="TB", ranksep="0.15")
-    for row, (key, chosen) in enumerate(architecture.items()):
-        text = ", ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen)
-        with graph.subgraph() as cells:
-            cells.attr(rank="same")
-            cells.node(f"key{row}", label=graphviz.escape(str(key)), **_INPUT)
-            cells.node(f"chosen{row}", label=graphviz.escape(text or "nothing"), **_OUTPUT)
-            cells.edge(f"key{row}", f"chosen{row}")
-        if row:  # one row below the other
-            graph.edge(f"key{row - 1}", f"key{row}", style="invis")
-            graph.edge(f"chosen{row - 1}", f"chosen{row}", style="invis")
-
-
-def draw(architecture: Genotype | dict[str, Any], folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
-    """Draws both cells of a genotype, or an architecture of a space of `nas/`.
-
-    Args:
-        architecture: what to draw.
-        folder: where normal.FORMAT and reduction.FORMAT, or architecture.FORMAT go; made if it is missing.
-        format: one of `FORMATS`.
-        caption: what the pictures show, such as the run's name, epoch and seed.
-
-    Returns:
-        The paths of the pictures.
-
-    Raises:
-        UserError: nothing that draws is installed, it fails, or a file is in the way; no picture is written then.
-    """
-    if format not in FORMATS:
-        raise UserError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
-    if isinstance(architecture, Genotype):
-        normal, reduction = (architecture.normal, architecture.normal_concat), (architecture.reduce, architecture.reduce_concat)
-        cells: dict[str, Any] = {"normal": normal, "reduction": reduction}
-    else:
-        cells = micro_cells(architecture)
-    graphs = {
-        name: cell(edges, concat, f"{caption}: {name} cell" if caption else f"{name} cell") for name, (edges, concat) in cells.items()
-    }
-    if not graphs:
-        graphs["architecture"] = network(architecture, caption)
-    pictures = {Path(folder) / f"{name}.{format}": _sign(_render(graph.source, format), format) for name, graph in graphs.items()}
-    try:
-        for path in pictures:
-            if path.exists() and SIGNATURE not in path.read_bytes():
-                raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for path, picture in pictures.items():
-            path.write_bytes(picture)
-    except OSError as error:
-        raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from None
-    return list(pictures)
-
-
-def _render(source: str, format: str) -> bytes:
-    """The picture that the program in the place of `dot` makes of `source`, DOT's language."""
-    # A virtual environment's programs are not on PATH where its Python is called by its full path.
-    beside_python = os.path.dirname(sys.executable)
-    dot = shutil.which("dot")
-    program = dot or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=beside_python)
-    if program is None:
-        raise UserError(f"no program that draws graphs is installed: {INSTALL}")
-    if format == "pdf" and not dot:  # graphviz-pure knows no PDF
-        return _pdf(_render(source, "svg"))
-    resolution = ["-Gdpi=150"] if format == "png" else []
-    try:
-        done = subprocess.run([program, f"-T{format}", *resolution], input=source.encode(errors="replace"), capture_output=True)
-    except OSError as error:
-        raise UserError(f"cannot run {program} ({error.strerror}): {INSTALL}") from None
-    if done.returncode or not done.stdout:
-        reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
-        raise UserError(f"{program} cannot draw this as {format} ({reason}): {INSTALL}")
-    return done.stdout
-
-
-def _pdf(svg: bytes) -> bytes:
-    """The same picture as PDF: vectors, and text in the Helvetica of every PDF reader, which is as wide as Arial."""
-    import fpdf
-    from fpdf.svg import SVGObject
-
-    text = re.sub(r"<title>.*?</title>", "", svg.decode())  # what a browser shows on hovering has no place in a PDF
-    try:
-        text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise UserError(f"PDF's own fonts lack {text[error.start]!r}: leave it out of the caption, or draw svg") from None
-    drawing = SVGObject(text)
-    document = fpdf.FPDF(unit="pt", format=(drawing.width, drawing.height))  # type: ignore[arg-type]  # never a percentage here
-    document.add_page()
-    document.set_font("Helvetica")
-    drawing.draw_to_page(document)
-    return bytes(document.output())
-
-
-def _sign(picture: bytes, format: str) -> bytes:
-    """`picture` with `SIGNATURE` as a comment of its format, by which a later drawing knows that it may replace the file."""
-    if format == "png":
-        chunk = b"tEXtComment\0" + SIGNATURE
-        end = len(picture) - 12  # the last chunk, IEND, is 12 bytes long
-        return picture[:end] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + picture[end:]
-    comment = b"<!-- %s -->\n" if format == "svg" else b"%% %s\n"
-    return picture + comment % SIGNATURE
+from history import History
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
@@ -313,27 +48,68 @@ def read(arch: str) -> Genotype | dict[str, Any]:
     Raises:
         UserError: `arch` is neither.
     """
-    path = Path(arch)
-    try:
-        if path.is_dir() and not (path / "genotype.json").exists():
-            path = path / "architecture.json"
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # no such file, which genotypes.read knows what to make of
+    if arch in genotypes.KNOWN or "Genotype(" in arch:
         return genotypes.read(arch)
-    return content if isinstance(content, dict) and content and not genotypes.is_meant(content) else genotypes.read(str(path))
+    path = Path(arch)
+    if path.is_dir() and not (path / "genotype.json").exists() and (path / "architecture.json").exists():
+        path = path / "architecture.json"
+    return history.read_architecture(path) if path.is_file() else genotypes.read(arch)
+
+
+def picture_architecture(architecture: Genotype | dict[str, Any], caption: str, format: str) -> dict[str, bytes]:
+    """{file's name: picture}. All of these raise `UserError` where nothing that draws is installed, or a run's files are damaged."""
+    return {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, caption).items()}
+
+
+def picture_run(run: History, format: str) -> dict[str, bytes]:
+    """{file's name: picture} of all that a run has to show."""
+    pictures = {}
+    if (architecture := run.architecture) is not None:
+        pictures = picture_architecture(architecture, run.architecture_caption, format)
+    if (moving := animation.animation(run)) is not None:
+        pictures["cells.gif"] = moving
+    return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in curves.pictures(run).items()}
+
+
+def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
+    """{file's name: picture} of several runs side by side."""
+    pictures = {f"curves.{format}": curves.save(curves.compare_curves(runs, compare.names(runs)), format)}
+    if (cells := compare.cells(runs)) is not None:
+        pictures["cells.png"] = cells
+    return pictures
 
 
 def main() -> None:
-    parser = cli.Parser(description="Draw both cells of a genotype, or the architecture of another search space.")
-    parser.add_argument("arch", help=f"one of {', '.join(genotypes.KNOWN)}, a JSON file, a run's folder, or Genotype(...)")
-    parser.add_argument("--format", choices=FORMATS, default="png", help="of the pictures")
-    parser.add_argument("--out", default="", help="folder for the pictures; if empty, the run's folder or else the current one")
-    parser.add_argument("--caption", default="", help="what the pictures show; if empty, the name in arch")
+    parser = cli.Parser(description="Draw an architecture, all that a run tells, or several runs side by side.")
+    parser.add_argument("what", nargs="+", help=f"one of {', '.join(genotypes.KNOWN)}, a JSON file, Genotype(...), or runs' folders")
+    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="of the pictures that do not move")
+    parser.add_argument("--report", action="store_true", help="of runs: everything on one page that needs nothing else, report.html")
+    parser.add_argument("--out", default="", help="folder for the pictures; if empty, the one run's folder or else the current one")
+    parser.add_argument("--caption", default="", help="of an architecture that is no run's; if empty, the name in arch")
     args = parser.parse_args()
+    if args.report and args.format != "png":
+        raise UserError("--report embeds PNG: leave --format out")
 
-    architecture = read(args.arch)
-    name, folder = _name_and_folder(args.arch)
-    for path in draw(architecture, args.out or folder, args.format, args.caption or name):
+    if len(args.what) > 1:
+        runs = [history.read(folder) for folder in args.what]
+        files, folder = picture_runs(runs, args.format), "."
+        table = compare.table(runs)
+        page = report.of_runs(runs, table, files) if args.report else None
+        files["comparison.md"] = compare.markdown(table)
+        print(compare.text(table))
+    elif history.is_run(args.what[0]):
+        run = history.read(args.what[0])
+        files, folder = picture_run(run, args.format), args.what[0]
+        page = report.of_run(run, files) if args.report else None
+    elif args.report:
+        raise UserError(f"{args.what[0]} is not the folder of a run: there is nothing to report on")
+    else:
+        architecture, page = read(args.what[0]), None
+        name, folder = _name_and_folder(args.what[0])
+        files = picture_architecture(architecture, args.caption or name, args.format)
+    if page is not None:
+        files["report.html"] = page
+    for path in drawing.write(files, args.out or folder):
         print(path)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +26,7 @@ import fused
 import genotypes
 from architect import HVP, Architect
 from cli import UserError
+from genotypes import CHOICES, PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network
 from nas.mutables import reset_mutable_counter
@@ -246,6 +249,8 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     """
     if args.strategy != "darts" and (args.unrolled or args.hvp != HVP[0]):
         raise UserError(f"--unrolled and --hvp are of --strategy darts: {args.strategy} takes no gradient of an architecture")
+    if args.strategy != "darts" and (args.eigenvalue_every or args.early_stop):
+        raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
     if (args.space, args.strategy) == ("darts", "darts"):
         model: nn.Module = ENGINES[args.engine](args.init_channels, num_classes, args.layers, criterion).to(device)
         return model, Darts(model, args)
@@ -356,15 +361,36 @@ def describe(architecture: genotypes.Genotype | Architecture) -> str:
     return f"{'genotype' if isinstance(architecture, genotypes.Genotype) else 'architecture'} = {architecture}"
 
 
-def alphas(model: nn.Module) -> list | dict[str, list]:
-    """The softmaxed alphas, JSON-ready: [normal, reduction], or by key; empty where the strategy has none."""
+def alphas(model: nn.Module) -> dict[str, dict[str, float]]:
+    """The softmaxed alphas, JSON-ready: {edge: {operation: weight}}, in the cells of DARTS with the edges' names of nas/spaces/darts.py.
+
+    Operations without a name have their number; `none` is the alpha that stands for no operation. Empty where the strategy has no alphas.
+    """
     if isinstance(model, Network):
-        return [torch.softmax(alpha.detach(), dim=-1).tolist() for alpha in model.arch_parameters()]
-    return model.mutator.status() if model.mutator.differentiable else {}
+        return {
+            edge: dict(zip(PRIMITIVES, weights, strict=True))
+            for cell, alpha in zip(("normal", "reduce"), model.arch_parameters(), strict=True)
+            for edge, weights in zip(_edges(cell, len(alpha)), torch.softmax(alpha.detach(), dim=-1).tolist(), strict=True)
+        }
+    if not isinstance(model.mutator, DartsMutator):
+        return {}
+    edges = {}
+    for mutable in model.mutator.layer_choices:
+        *weights, none = torch.softmax(model.mutator.choices[mutable.key].detach(), dim=-1).tolist()
+        labels = [CHOICES.get(str(label), str(label)) for label in mutable.labels]
+        edges[mutable.key] = dict(zip(labels, weights, strict=True))
+        edges[mutable.key]["none"] = edges[mutable.key].get("none", 0.0) + none  # a space may have a `none` of its own
+    return edges
+
+
+def _edges(cell: str, count: int) -> Iterator[str]:
+    """The names of the first `count` edges of a cell in which every node takes every node before it."""
+    return islice((f"{cell}_n{node}_p{source}" for node in itertools.count(2) for source in range(node)), count)
 
 
 def alpha_lines(model: nn.Module) -> list[str]:
     """The log's lines of them."""
     if isinstance(model, Network):  # as the original logs them
         return [str(torch.softmax(alpha.detach(), dim=-1).cpu()) for alpha in model.arch_parameters()]
-    return [f"{key}: {' '.join(f'{weight:.4f}' for weight in weights)}" for key, weights in alphas(model).items()]
+    status = model.mutator.status() if model.mutator.differentiable else {}
+    return [f"{key}: {' '.join(f'{weight:.4f}' for weight in weights)}" for key, weights in status.items()]

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cli
+import drawing
 import experiment
 import genotypes
-import visualize
 from cli import UserError
 from nas.mutables import InputChoice, LayerChoice
 from nas.mutators import apply_fixed_architecture, read_architecture
@@ -230,9 +230,9 @@ CELL = dict.fromkeys(["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"], "none")
 def test_pictures_of_architectures(seed, value):
     """The graphs alone: what the program that draws them refuses is tested elsewhere."""
     content = edited([MICRO, MACRO, CELL], seed, value)
-    for name, (edges, concat) in visualize.micro_cells(content).items():
-        assert visualize.cell(edges, concat, name).source
-    assert visualize.network(content, "").source
+    for name, (edges, concat) in drawing.micro_cells(content).items():
+        assert drawing.cell(edges, concat, name).source
+    assert drawing.network(content, "").source
 
 
 # ---- A run's folder

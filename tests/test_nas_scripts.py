@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_scripts import script  # noqa: F401  # a fixture
 
+import drawing
 import genotypes
-import visualize
 from nas.spaces import nasbench201
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
@@ -138,7 +138,7 @@ def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):  # n
 
 def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
     architecture = nasbench201.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|")
-    source = visualize.network(architecture, "a cell").source
+    source = drawing.network(architecture, "a cell").source
     for key, operation in architecture.items():
         tail, head = key.split("_")
         assert f"edge{key} [label={operation} " in source
@@ -148,7 +148,7 @@ def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
 
 def test_a_macro_network_is_drawn_as_a_chain_with_skips():
     architecture = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
-    source = visualize.network(architecture, "a network").source
+    source = drawing.network(architecture, "a network").source
     for layer, branch in enumerate(["max_pool_3x3", "conv_3x3", "sep_conv_5x5"]):
         assert f"layer{layer} [label={branch} " in source
     arrows = [line.split(" [")[0].strip() for line in source.splitlines() if "->" in line]
@@ -167,15 +167,15 @@ def test_micro_cells_are_drawn_as_cells():
     node = {"x_input": 0, "x_op": 0, "y_input": 1, "y_op": 4}
     architecture = {f"{kind}_node_{i}_{key}": value for kind in ("normal", "reduce") for i in range(2) for key, value in node.items()}
     architecture["normal_node_1_x_input"] = 2
-    cells = visualize.micro_cells(architecture)
+    cells = drawing.micro_cells(architecture)
     assert cells["normal"] == ([("sep_conv_3x3", 0), ("skip_connect", 1), ("sep_conv_3x3", 2), ("skip_connect", 1)], [3])
     assert cells["reduction"][1] == [2, 3]
-    assert visualize.micro_cells(architecture | {"more": 1}) == {}
-    assert visualize.micro_cells(architecture | {"normal_node_1_x_input": 3}) == {}
+    assert drawing.micro_cells(architecture | {"more": 1}) == {}
+    assert drawing.micro_cells(architecture | {"normal_node_1_x_input": 3}) == {}
 
 
 def test_any_other_space_is_drawn_as_a_table():
-    source = visualize.network({"first": 1, "a:b": ["x", "y"], "skip": []}, "a space").source
+    source = drawing.network({"first": 1, "a:b": ["x", "y"], "skip": []}, "a space").source
     for label in ("first", "1", '"a:b"', '"x, y"', "skip", "nothing"):
         assert f"label={label} " in source or f"[label={label}" in source
     assert source.count("->") - source.count("style=invis") == 3

@@ -24,6 +24,7 @@ import torch
 
 import cli
 import experiment
+from monitor import MEASURED
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -84,11 +85,12 @@ def result(folder):
     """All that a run leaves, but for times."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in metrics:
-        assert row.pop("seconds") > 0
+        assert all(row.pop(key) > 0 for key in MEASURED)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     del state["progress"]["seconds"]
     for row in state["progress"]["metrics"]:
-        del row["seconds"]
+        for key in MEASURED:
+            del row[key]
     files = {path.name: path.read_bytes() for path in folder.glob("*.json") if path.name != "config.json"}
     return metrics, torch.load(folder / "weights.pt", weights_only=True), state, files
 

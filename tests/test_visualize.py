@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import drawing
 import genotypes
 import visualize
 from cli import UserError
@@ -81,13 +82,13 @@ def without_dot(monkeypatch, tmp_path_factory):
 def test_picture_has_exactly_the_genotypes_edges(genotype):
     for edges, concat in cells(genotype):
         names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(edges) // 2))]
-        operations, outputs = drawn(visualize.cell(edges, concat, "").source)
+        operations, outputs = drawn(drawing.cell(edges, concat, "").source)
         assert operations == Counter((names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges))
         assert outputs == Counter((names[node], "c_{k}") for node in concat)
 
 
 def test_only_the_concatenated_nodes_reach_the_output():
-    assert set(drawn(visualize.cell(*cells(KNOWN["AmoebaNet"])[1], "").source)[1]) == {("1", "c_{k}"), ("2", "c_{k}"), ("4", "c_{k}")}
+    assert set(drawn(drawing.cell(*cells(KNOWN["AmoebaNet"])[1], "").source)[1]) == {("1", "c_{k}"), ("2", "c_{k}"), ("4", "c_{k}")}
 
 
 def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
@@ -96,18 +97,18 @@ def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    assert list(visualize.OPERATION_COLOURS) == OPERATIONS
-    assert len(set(visualize.OPERATION_COLOURS.values())) == len(OPERATIONS)
-    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in visualize.OPERATION_COLOURS.values())
+    assert list(drawing.OPERATION_COLOURS) == OPERATIONS
+    assert len(set(drawing.OPERATION_COLOURS.values())) == len(OPERATIONS)
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in drawing.OPERATION_COLOURS.values())
 
 
-@pytest.mark.parametrize("format", visualize.FORMATS)
+@pytest.mark.parametrize("format", drawing.FORMATS)
 @pytest.mark.parametrize("renderer", ["graphviz-pure", "whatever is installed"])
 def test_every_format_is_written_and_written_again(tmp_path, format, renderer, request, capfd):
     if renderer == "graphviz-pure":
         request.getfixturevalue("without_dot")
     for genotype in (KNOWN["NASNet"], KNOWN["DARTS_V2"]):
-        paths = visualize.draw(genotype, tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
+        paths = drawing.draw(genotype, tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
         assert paths == [tmp_path / "new" / "folder" / f"{name}.{format}" for name in ("normal", "reduction")]
         for path in paths:
             assert path.read_bytes().startswith(MAGIC[format])
@@ -117,7 +118,7 @@ def test_every_format_is_written_and_written_again(tmp_path, format, renderer, r
 
 
 def test_png_stays_well_formed_when_signed(tmp_path):
-    content = visualize.draw(KNOWN["DARTS_V2"], tmp_path)[0].read_bytes()
+    content = drawing.draw(KNOWN["DARTS_V2"], tmp_path)[0].read_bytes()
     position, kinds = 8, []
     while position < len(content):
         (length,) = struct.unpack(">I", content[position : position + 4])
@@ -130,7 +131,7 @@ def test_png_stays_well_formed_when_signed(tmp_path):
 
 def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_dot):
     caption = r'<b>sök & "run" \N\l'
-    normal, reduction = visualize.draw(KNOWN["NASNet"], tmp_path, "svg", caption)
+    normal, reduction = drawing.draw(KNOWN["NASNet"], tmp_path, "svg", caption)
     expected = Counter(operation for operation, _ in KNOWN["NASNet"].normal)
     assert {text: count for text, count in texts(normal).items() if text in OPERATIONS} == expected
     assert texts(normal)[f"{caption}: normal cell"] == 1
@@ -139,7 +140,7 @@ def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_do
 
 def test_pdf_without_dot_refuses_letters_that_it_would_lose(tmp_path, without_dot):
     with pytest.raises(UserError, match="'日'"):
-        visualize.draw(KNOWN["DARTS_V2"], tmp_path, "pdf", "日")
+        drawing.draw(KNOWN["DARTS_V2"], tmp_path, "pdf", "日")
     assert not list(tmp_path.iterdir())
 
 
@@ -147,15 +148,15 @@ def test_dot_is_preferred_and_gets_the_format(tmp_path, monkeypatch):
     for name in ("dot", "graphviz-pure"):
         fake_program(tmp_path / "bin", name, f'echo "{name} $*"')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert all(path.read_bytes().startswith(b"dot -Tpdf") for path in visualize.draw(KNOWN["DARTS_V2"], tmp_path, "pdf"))
+    assert all(path.read_bytes().startswith(b"dot -Tpdf") for path in drawing.draw(KNOWN["DARTS_V2"], tmp_path, "pdf"))
     (tmp_path / "bin" / "dot").unlink()
-    assert all(path.read_bytes().startswith(b"graphviz-pure -Tsvg") for path in visualize.draw(KNOWN["DARTS_V2"], tmp_path, "svg"))
+    assert all(path.read_bytes().startswith(b"graphviz-pure -Tsvg") for path in drawing.draw(KNOWN["DARTS_V2"], tmp_path, "svg"))
 
 
 def test_no_renderer_is_a_users_error(tmp_path, without_dot, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UserError, match="pip install graphviz-pure"):
-        visualize.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+        drawing.draw(KNOWN["DARTS_V2"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -166,7 +167,7 @@ def test_failing_renderer_is_a_users_error(tmp_path, monkeypatch, script):
     fake_program(tmp_path / "bin", "dot", script)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match=r"cannot draw this as png.*pip install graphviz-pure") as caught:
-        visualize.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+        drawing.draw(KNOWN["DARTS_V2"], tmp_path / "out")
     assert ("no fonts" in str(caught.value)) == ("no fonts" in script)
     assert not (tmp_path / "out").exists()
 
@@ -176,13 +177,13 @@ def test_renderer_that_cannot_start_is_a_users_error(tmp_path, monkeypatch):
     (tmp_path / "bin" / "dot").write_text("#!/nonexistent/interpreter\n")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="cannot run"):
-        visualize.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+        drawing.draw(KNOWN["DARTS_V2"], tmp_path / "out")
 
 
 def test_foreign_pictures_are_kept(tmp_path):
     (tmp_path / "reduction.png").write_bytes(b"a holiday")
     with pytest.raises(UserError, match=r"reduction\.png exists"):
-        visualize.draw(KNOWN["DARTS_V2"], tmp_path)
+        drawing.draw(KNOWN["DARTS_V2"], tmp_path)
     assert (tmp_path / "reduction.png").read_bytes() == b"a holiday"
     assert not (tmp_path / "normal.png").exists()
 
@@ -239,7 +240,7 @@ def test_users_mistakes_end_in_one_line(tmp_path, arguments, words):
 
 def test_unknown_format_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="'gif'"):
-        visualize.draw(KNOWN["DARTS_V2"], tmp_path, "gif")
+        drawing.draw(KNOWN["DARTS_V2"], tmp_path, "gif")
 
 
 def test_import_needs_no_torch_and_leaves_no_trace(tmp_path):

@@ -1,0 +1,123 @@
+"""Runs beside each other: a table of what they found, and their final cells on one picture."""
+
+from __future__ import annotations
+
+import io
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+
+import drawing
+import history
+from cli import UserError
+from history import History
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of images of 32x32
+UNKNOWN = "-"
+
+
+def names(runs: Sequence[History]) -> list[str]:
+    """The folders' names; their paths where two have one name."""
+    counts = Counter(run.name for run in runs)
+    return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
+
+
+def table(runs: Sequence[History]) -> list[dict[str, str]]:
+    """A row for each run. Distances are to the first run; parameters and multiply-adds those of the network that `train.py` builds."""
+    first = runs[0].architecture
+    rows = []
+    for run, name in zip(runs, names(runs), strict=True):
+        architecture = run.architecture
+        apart = history.distance(architecture, first) if architecture is not None and first is not None else None
+        skips = history.skips(architecture) if architecture is not None else {}
+        parameters, multiply_adds = _size(run)
+        rows.append(
+            {
+                "run": name,
+                "space": str(run.arguments.get("space", "darts")),
+                "dataset": str(run.arguments.get("dataset", UNKNOWN)),
+                "seed": str(run.arguments.get("seed", UNKNOWN)),
+                "epochs": str(len(run.epochs)),
+                "distance": UNKNOWN if apart is None else str(apart),
+                "skips": " + ".join(map(str, skips.values())) or UNKNOWN,
+                "params, M": parameters,
+                "mult-adds, M": multiply_adds,
+                **{f"{phase} acc, %": _last(run, f"{phase}_acc") for phase in ("train", "valid", "test")},
+            }
+        )
+    return rows
+
+
+def _last(run: History, key: str) -> str:
+    values = run.series(key)[1]
+    return f"{values[-1]:.2f}" if values else UNKNOWN
+
+
+def _size(run: History) -> tuple[str, str]:
+    """Millions of parameters and of multiply-adds for an image, at the run's own size if it is a training, else at that of the paper."""
+    import torch
+
+    import utils
+    from nas import search
+
+    architecture, space = run.architecture, run.arguments.get("space", "darts")
+    if architecture is None or run.arguments.get("dataset") not in CLASSES:  # how many classes a folder has is not recorded
+        return UNKNOWN, UNKNOWN
+    trained = run.config.get("stage") == "eval"
+    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None)
+    if trained:
+        args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
+    try:
+        search.set_sizes(args, init_channels=36, layers=20)
+        with torch.device("meta"):  # shapes alone, no numbers
+            model = search.build_discrete(args, CLASSES[run.arguments["dataset"]], architecture)
+            return f"{utils.count_parameters_in_MB(model):.3f}", f"{utils.count_multiply_adds(model, 32):.1f}"
+    except UserError:  # a space of one's own that is not where it was
+        return UNKNOWN, UNKNOWN
+
+
+def text(rows: Sequence[dict[str, str]]) -> str:
+    """The table for a terminal."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> bytes:
+    """The table for a README."""
+    lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *(list(row.values()) for row in rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines).encode()
+
+
+def cells(runs: Sequence[History]) -> bytes | None:
+    """The final architectures as one PNG, a row for each run; None if there are none."""
+    from PIL import Image
+
+    rows = []
+    for run, name in zip(runs, names(runs), strict=True):
+        if (architecture := run.architecture) is not None:
+            caption = f"{name}, {run.architecture_caption.partition(', ')[2]}"
+            graphs = drawing.graphs(architecture, caption).values()
+            rows.append([Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))) for graph in graphs])
+    if not rows:
+        return None
+    gap = 30
+    widths = [
+        max((row[column].width for row in rows if column < len(row) and len(row) > 1), default=0) for column in range(max(map(len, rows)))
+    ]
+    width = max(sum(widths) + gap * (len(widths) + 1), *(row[0].width + 2 * gap for row in rows))
+    heights = [max(picture.height for picture in row) for row in rows]
+    page = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), "white")
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        left = gap
+        for picture, column in zip(row, widths, strict=False):
+            page.paste(picture.convert("RGB"), (left, top + (height - picture.height) // 2))
+            left += column + gap
+        top += height + gap
+    stream = io.BytesIO()
+    page.save(stream, "PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,285 @@
+"""The numbers of runs over their epochs, as pictures: loss and accuracy, the alphas as a heat map, which operations win.
+
+Every operation has the colour that it has in the drawings of cells.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import history
+from animation import strongest
+from drawing import COLOURS
+from history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, without its yellow, which is too light for lines on white.
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", "-.", ":")
+INK, GRID = "#222222", "#DDDDDD"
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "darts",  # the same picture again has the same bytes
+}
+CELLS = {"normal": "normal cell", "reduce": "reduction cell", "": "architecture"}
+NODES = {"p0": "c_{k-2}", "p1": "c_{k-1}", "p2": "0", "p3": "1", "p4": "2"}  # a node's sources, named as in the drawings
+PHASES = {"train": "training", "valid": "validation", "test": "test set"}
+
+
+def save(figure: Figure, format: str = "png") -> bytes:
+    """The figure as a picture; the same bytes every time."""
+    stream = io.BytesIO()
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[format]
+    with _style():
+        figure.savefig(stream, format=format, dpi=130, facecolor="white", metadata=metadata)
+    return stream.getvalue()
+
+
+def pictures(run: History) -> dict[str, Figure]:
+    """{name: figure} of all that this run has to show."""
+    drawn = {"curves": curves(run), "alphas": alphas(run), "operations": operations(run)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def curves(run: History) -> Figure | None:
+    """Loss and accuracy over the epochs; None if neither was recorded."""
+    measured = [phase for phase in PHASES if run.series(f"{phase}_loss")[0]]
+    if not measured:
+        return None
+    with _style():
+        figure, panels = _panels(run.caption, 2, legend_rows=1)
+        for axes, measure, title in zip(panels, ("loss", "acc"), ("loss", "accuracy, %"), strict=True):
+            for index, phase in enumerate(measured):
+                _line(axes, *run.series(f"{phase}_{measure}"), label=PHASES[phase], color=LINES[index], linestyle=DASHES[index])
+            _finish(axes, title)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
+    """Loss and accuracy of several runs: a colour for each, solid for what is measured on held-out images, dashed for training."""
+    with _style():
+        figure, panels = _panels(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
+        for axes, measure, title in zip(panels, ("loss", "acc"), ("loss", "accuracy, %"), strict=True):
+            for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+                colour = LINES[index % len(LINES)]
+                _line(axes, *run.series(f"train_{measure}"), color=colour, linestyle="--", linewidth=1.1, label="_")
+                held_out = "test" if run.series("test_loss")[0] else "valid"
+                marker = "os^Dvpx"[index // len(LINES) % 7] if len(runs) > len(LINES) else None
+                _line(axes, *run.series(f"{held_out}_{measure}"), color=colour, label=name, marker=marker, markevery=5)
+            _finish(axes, title)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def operations(run: History) -> Figure | None:
+    """Which operation is the strongest on how many edges, the skip connections, the alphas' entropy, and the eigenvalue if it was measured.
+
+    None for a run without architectures.
+    """
+    rows = [(row["epoch"] + 1, history.named_alphas(run, row)) for row in run.epochs if row.get("alphas")]
+    skips = {cell: run.series(f"skips_{cell}" if cell else "skips") for cell in CELLS}
+    skips = {cell: series for cell, series in skips.items() if series[0]}
+    if not skips:
+        return None
+    cells = [cell for cell in CELLS if rows and any(history.cell_of(edge) == cell for edge in rows[0][1])]
+    entropies = {cell: run.series(f"entropy_{cell}" if cell else "entropy") for cell in cells}
+    eigenvalue = run.series("eigenvalue")
+    with _style():
+        figure, panels = _panels(run.caption, len(cells) + 1 + bool(cells) + bool(eigenvalue[0]), legend_rows=1)
+        shown: dict[str, Any] = {}
+        for axes, cell in zip(panels, cells, strict=False):
+            shown |= _strongest(axes, cell, rows)
+        axes = panels[len(cells)]
+        for index, (cell, series) in enumerate(skips.items()):
+            axes.step(*series, where="mid", label=CELLS[cell], color=LINES[index], linestyle=DASHES[index])
+            if len(series[0]) == 1:
+                axes.plot(*series, "o", color=LINES[index])
+        _finish(axes, "skip connections in the architecture")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        if "normal" in skips:
+            axes.axhline(2.5, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="too many in a normal cell")
+        axes.set_ylim(-0.2, max(4, *(max(values) for _, values in skips.values())) + 1.6)
+        axes.legend(loc="upper left", ncols=2, fontsize=8)
+        if cells:
+            for index, (cell, series) in enumerate(entropies.items()):
+                _line(panels[len(cells) + 1], *series, label=CELLS[cell], color=LINES[index], linestyle=DASHES[index])
+            _finish(panels[len(cells) + 1], "entropy of an edge's alphas, nats")
+            panels[len(cells) + 1].legend()
+        if eigenvalue[0]:
+            _line(panels[-1], *eigenvalue, color=LINES[0])
+            _finish(panels[-1], "dominant eigenvalue of the alphas' Hessian")
+        if shown:
+            names = sorted(shown, key=_order)
+            figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=min(8, len(names)), handlelength=1)
+    return figure
+
+
+def _strongest(axes: Axes, cell: str, rows: list[tuple[int, history.Alphas]]) -> dict[str, Any]:
+    """Bars of the number of edges that each operation is the strongest on; {operation: a patch for the legend}."""
+    counts: dict[str, list[int]] = {}
+    for index, (_, alphas) in enumerate(rows):
+        for edge, weights in alphas.items():
+            if history.cell_of(edge) == cell:
+                counts.setdefault(strongest(weights)[0], [0] * len(rows))[index] += 1
+    bottom, patches = [0] * len(rows), {}
+    edge = {"edgecolor": "white", "linewidth": 0.5} if len(rows) <= 60 else {}
+    for name in sorted(counts, key=_order):
+        bars = axes.bar([epoch for epoch, _ in rows], counts[name], 1.0, bottom, color=_colour(name), **edge)
+        bottom = [low + count for low, count in zip(bottom, counts[name], strict=True)]
+        patches[name] = bars[0]
+    _finish(axes, f"{CELLS[cell]}: edges on which an operation is strongest")
+    axes.grid(visible=False)
+    axes.set_ylim(0, max(bottom))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    return patches
+
+
+def alphas(run: History) -> Figure | None:
+    """A block for every edge: a row for every operation, in its colour, the fuller the larger the softmaxed alpha.
+
+    In a cell of DARTS, a node's edges stand beside each other, and those of the final architecture have a frame. None without alphas.
+    """
+    rows = [(row, history.named_alphas(run, row)) for row in run.epochs if row.get("alphas")]
+    if not rows:
+        return None
+    import numpy as np
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    edges = {edge: [alphas[edge] for _, alphas in rows if edge in alphas] for edge in rows[-1][1]}
+    weights = [weight for series in edges.values() for operations in series for weight in operations.values()]
+    low, high = min(weights), max(weights)
+    span = high - low or 1.0
+    chosen = _chosen(history.recorded_architecture(rows[-1][0]))
+    places, columns = _places(list(edges))
+    tall = max(len(series[0]) for series in edges.values())
+    n_rows = 1 + max(row for row, _ in places.values())
+    with _style():
+        figure = Figure(figsize=(1.6 + 1.9 * columns, 1.2 + n_rows * (0.14 * tall + 0.36)), layout="constrained")
+        figure.suptitle(f"{run.caption}: softmaxed alphas", x=0.01, ha="left", fontsize=11)
+        grid = figure.subplots(n_rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for edge, series in edges.items():
+            row, column = places[edge]
+            axes = grid[row][column]
+            axes.axis("on")
+            names = sorted(series[-1], key=_order)
+            block = np.empty((len(names), len(series), 3))
+            for index, name in enumerate(names):
+                share = (np.array([operations[name] for operations in series]) - low)[:, None] / span
+                block[index] = 1 - share * (1 - np.array(to_rgb(_colour(name))))
+            first, last = rows[0][0]["epoch"] + 0.5, rows[-1][0]["epoch"] + 1.5
+            axes.imshow(block, aspect="auto", interpolation="nearest", extent=(first, last, len(names) - 0.5, -0.5))
+            axes.set_title(_edge_name(edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3)
+            axes.grid(visible=False)
+            axes.set_xticks(sorted({rows[0][0]["epoch"] + 1, rows[-1][0]["epoch"] + 1}))
+            axes.tick_params(length=2, labelsize=7, pad=1)
+            axes.set_yticks(range(len(names)))
+            leftmost = column == 0 or not any(place == (row, column - 1) for place in places.values())
+            axes.set_yticklabels(names if leftmost or names != sorted(next(iter(edges.values()))[-1], key=_order) else [])
+            for label, name in zip(axes.get_yticklabels(), names, strict=False):
+                label.set_color(_colour(name))
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=INK if edge in chosen else "#BBBBBB", linewidth=1.6 if edge in chosen else 0.6)
+            if edge in chosen and chosen[edge] in names:
+                frame = Rectangle((first, names.index(chosen[edge]) - 0.5), last - first, 1, fill=False, edgecolor=_colour(chosen[edge]))
+                axes.add_patch(frame)
+        figure.supxlabel(f"epochs; white {low:.3f}, full colour {high:.3f}; bold: in the architecture", fontsize=9)
+    return figure
+
+
+def _places(edges: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
+    """({edge: (row, column)}, columns): cells as triangles, a row for every node; others in order."""
+    parsed = {edge: edge.split("_") for edge in edges}
+    if all(len(parts) == 3 and history.cell_of(edge) and parts[1][:1] == "n" and parts[2] in NODES for edge, parts in parsed.items()):
+        nodes = sorted({(parts[0], int(parts[1][1:])) for parts in parsed.values()})
+        places = {edge: (nodes.index((parts[0], int(parts[1][1:]))), int(parts[2][1:])) for edge, parts in parsed.items()}
+        return places, 1 + max(column for _, column in places.values())
+    columns = min(4, len(edges))
+    return {edge: divmod(index, columns) for index, edge in enumerate(edges)}, columns
+
+
+def _edge_name(edge: str) -> str:
+    kind, *rest = edge.split("_")
+    if history.cell_of(edge) and len(rest) == 2 and rest[1] in NODES:
+        return f"{CELLS[kind].removesuffix(' cell')}: {NODES[rest[1]]} \N{RIGHTWARDS ARROW} {int(rest[0][1:]) - 2}"
+    if len(rest) == 1 and kind.isdecimal() and rest[0].isdecimal():
+        return f"{kind} \N{RIGHTWARDS ARROW} {rest[0]}"
+    return edge
+
+
+def _chosen(architecture: Any) -> dict[str, str]:
+    """{edge: its operation} in the architecture."""
+    if isinstance(architecture, history.Genotype):
+        return {
+            f"{cell}_n{index // 2 + 2}_p{source}": operation
+            for cell, edges in (("normal", architecture.normal), ("reduce", architecture.reduce))
+            for index, (operation, source) in enumerate(edges)
+        }
+    return {edge: str(operation) for edge, operation in (architecture or {}).items()}
+
+
+def _order(operation: str) -> tuple[int, str]:
+    names = list(COLOURS)
+    return (names.index(operation) if operation in names else len(names), operation)
+
+
+def _colour(operation: str) -> str:
+    if operation in COLOURS:
+        return COLOURS[operation]
+    return LINES[sum(operation.encode()) % len(LINES)]  # of a space of one's own: always the same one
+
+
+def _style():
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _panels(title: str, count: int, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = 2 if count > 1 else 1
+    rows = -(-count // columns)
+    figure = Figure(figsize=(5.2 * columns, 0.4 + 3.0 * rows + 0.25 * legend_rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.axis("off")
+    return figure, panels[:count]
+
+
+def _line(axes: Axes, epochs: Sequence[int], values: Sequence[float], **style: Any) -> None:
+    if len(epochs) == 1:
+        style["marker"] = "o"
+    axes.plot(epochs, values, **style)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.02)

@@ -1,0 +1,138 @@
+"""Watching a run: the metrics of an epoch that are not its losses, TensorBoard, and the warning that a search is collapsing.
+
+tensorboard --logdir RUN_DIR
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import distributed
+import drawing
+import experiment
+import history
+import progress
+import utils
+from cli import UserError
+from genotypes import Genotype
+
+MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # what differs between two runs of one seed
+
+# Of the original's eight edges of a normal cell; Liang et al. 2019 (DARTS+, 1909.06035) stop a search there.
+MOST_SKIPS = 2
+
+
+class Monitor:
+    """TensorBoard's events in the run's folder, from the first epoch on, and the progress bar; of several processes, the first one's.
+
+    Args:
+        run: the run, restored if it goes on.
+        epochs: of the whole run.
+        steps: of an epoch.
+    """
+
+    def __init__(self, run: experiment.Run, epochs: int, steps: int) -> None:
+        self._run = run
+        self._steps = steps
+        self._clock = progress.Clock(epochs, steps, run.progress.epoch * steps + run.progress.step)
+        self._seconds_per_step = 0.0
+        self._drawn: Any = None
+        self._writer: SummaryWriter | None = None
+        if distributed.rank() == 0:  # what an interrupted epoch left behind, TensorBoard drops
+            self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
+
+    def batches(self, batches: Iterable[Any], meters: utils.Meters) -> Iterator[Any]:
+        """The batches of the epoch that is running, from the run's step on, with a bar on a terminal, and measured."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        epoch, first = self._run.progress.epoch, self._run.progress.step
+        started, count = time.perf_counter(), 0
+        for count, batch in enumerate(progress.bar(batches, epoch, first, self._steps, meters, self._clock), 1):  # noqa: B007
+            yield batch
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the device may be behind
+        self._seconds_per_step = (time.perf_counter() - started) / max(1, count)
+
+    def measured(self) -> dict[str, float]:
+        """What the last epoch's training took: `seconds_per_step`, and `memory_mb`, the peak, of the GPU or else of the process."""
+        measured = {"seconds_per_step": self._seconds_per_step}
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            measured["memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        elif sys.platform != "win32":
+            import resource
+
+            unit = 1 if sys.platform == "darwin" else 1024  # bytes
+            measured["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        return measured
+
+    def record(self, metrics: dict[str, Any], architecture: Genotype | dict[str, Any] | None = None) -> None:
+        """Gives the epoch that is running to TensorBoard: its numbers, and pictures of the architecture whenever that is a new one.
+
+        A folder that cannot be written to (a full disk) ends the recording, and not the run.
+        """
+        if self._writer is None:
+            return
+        try:
+            self._record(self._writer, metrics, self._run.progress.epoch + 1)
+            if architecture is not None and architecture != self._drawn:
+                self._drawn = architecture
+                self._draw(self._writer, architecture, self._run.progress.epoch + 1)
+            self._writer.flush()
+        except OSError as error:
+            self._writer = None
+            self._run.log("cannot write for TensorBoard (%s): going on without", error.strerror or error)
+
+    def _record(self, writer: SummaryWriter, metrics: dict[str, Any], epoch: int) -> None:
+        for key, value in metrics.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(_tag(key), value, epoch)
+        for edge, weights in metrics.get("alphas", {}).items():
+            for operation, weight in weights.items():
+                writer.add_scalar(f"alphas {edge}/{operation}", weight, epoch)
+
+    def _draw(self, writer: SummaryWriter, architecture: Genotype | dict[str, Any], epoch: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        try:
+            graphs = drawing.graphs(architecture, f"{self._run.folder.name}, epoch {epoch}")
+            pictures = {name: drawing.render(graph, "png", dpi=75) for name, graph in graphs.items()}
+        except UserError:  # nothing is installed that draws; the end of the search says so
+            return
+        for name, picture in pictures.items():
+            width, height = struct.unpack(">II", picture[16:24])
+            image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture)
+            writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"architecture/{name}", image=image)]), epoch)
+
+
+def _tag(key: str) -> str:
+    """TensorBoard's name for a number; what stands before the slash is the group of charts."""
+    part, _, rest = key.partition("_")
+    if part in ("train", "valid", "test"):
+        return f"{rest}/{part}"  # all losses in one group
+    return f"{part}/{rest}" if part in ("entropy", "skips") and rest else key
+
+
+def describe(architecture: Genotype | dict[str, Any], alphas: history.Alphas) -> dict[str, Any]:
+    """An epoch's metrics of what is being searched: the alphas, their entropy, the skip connections; by cell where there are cells."""
+    metrics: dict[str, Any] = {}
+    for name, values in (("entropy", history.entropies(alphas)), ("skips", history.skips(architecture))):
+        metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
+    return metrics | {"alphas": alphas}
+
+
+def warning(metrics: dict[str, Any], earlier: list[dict[str, Any]]) -> str | None:
+    """That the normal cell has too many skip connections, once for every number of them; None if all is well."""
+    skips = metrics.get("skips_normal", 0)
+    if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
+        return None
+    return (
+        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to train badly "
+        "(--early_stop eigenvalue, a shorter search or another --seed may help)"
+    )

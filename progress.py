@@ -1,0 +1,77 @@
+"""What a run shows on a terminal: a bar for every epoch, and log lines that do not break it. Files never see a control character."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+import distributed
+import utils
+
+Item = TypeVar("Item")
+
+
+class Console(logging.Handler):
+    """Log lines on standard output, above the bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except Exception:  # as logging's own handlers do: a reader that went away does not end the run
+            self.handleError(record)
+
+
+class Clock:
+    """How long the rest of a run will take, by what it has taken so far.
+
+    Args:
+        epochs: of the whole run.
+        steps: of an epoch.
+        done: steps that were behind the run when this process took it up.
+    """
+
+    def __init__(self, epochs: int, steps: int, done: int = 0) -> None:
+        self._total, self._steps, self._done = epochs * steps, steps, done
+        self._started = time.monotonic()
+
+    def left(self, epoch: int, step: int) -> str:
+        """hours:minutes:seconds, with `step` steps of `epoch` done."""
+        now = epoch * self._steps + step
+        pace = (time.monotonic() - self._started) / max(1, now - self._done)
+        return tqdm.format_interval(pace * max(0, self._total - now))
+
+
+def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: utils.Meters, clock: Clock) -> Iterator[Item]:
+    """The batches, with a bar on standard error if that is a terminal: loss, accuracy, seconds per step, time left for the whole run.
+
+    Args:
+        batches: those of `epoch` from step `first` on, of `steps` in all.
+        meters: of the epoch; read once a second, because reading waits for the device.
+    """
+    with tqdm(
+        total=steps,
+        initial=first,
+        desc=f"epoch {epoch}",
+        disable=None if distributed.rank() == 0 else True,
+        leave=False,
+        dynamic_ncols=True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+    ) as shown:
+        if shown.disable:
+            yield from batches
+            return
+        started = told = time.monotonic()
+        for step, batch in enumerate(batches, first + 1):
+            yield batch
+            shown.update()
+            if (now := time.monotonic()) - told >= 1 or step == first + 1:
+                told = now
+                pace = (now - started) / (step - first)
+                told_of = f"loss {meters.loss.avg:.3f}, acc {meters.top1.avg:.1f}%" if meters.loss.count else ""
+                shown.set_postfix_str(f"{told_of}, {pace:.2f} s/step, {clock.left(epoch, step)} left")

@@ -1,0 +1,200 @@
+"""One page about a run, or about several, that needs nothing but itself: no network, no script, its pictures embedded."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shlex
+import struct
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from history import History
+
+TITLES = {
+    "normal.png": "Normal cell",
+    "reduction.png": "Reduction cell",
+    "architecture.png": "Architecture",
+    "cells.gif": "Over the epochs",
+    "alphas.png": "Alphas of every edge",
+    "operations.png": "Which operations win, and has it settled?",
+    "curves.png": "Loss and accuracy",
+    "cells.png": "Final architectures",
+}
+CELLS = ("normal.png", "reduction.png", "architecture.png")
+EXPLANATIONS = {
+    "cells.gif": "The wider a line, the stronger its edge; filled labels are in the architecture of that epoch.",
+    "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
+    "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, announce a collapse (Zela et al. 2020).",
+}
+TABLE = (
+    "Distance: edges, with their operations, that differ from the first run's. Parameters and multiply-adds, in millions: "
+    "those of the network that is trained."
+)
+FIGURES = {  # key: (title, format)
+    "test_acc": ("test accuracy", "{:.2f}%"),
+    "valid_acc": ("validation accuracy", "{:.2f}%"),
+    "train_acc": ("training accuracy", "{:.2f}%"),
+    "skips_normal": ("skip connections, normal", "{:.0f}"),
+    "skips_reduce": ("skip connections, reduction", "{:.0f}"),
+    "skips": ("skip connections", "{:.0f}"),
+    "eigenvalue": ("dominant eigenvalue", "{:.3g}"),
+    "seconds_per_step": ("seconds per step", "{:.3g}"),
+    "memory_mb": ("peak memory", "{:,.0f} MB"),
+}
+COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc"))]
+COLUMNS += [name + cell for name in ("entropy", "skips") for cell in ("", "_normal", "_reduce")]
+COLUMNS += ["eigenvalue", "seconds_per_step", "memory_mb", "seconds"]
+
+STYLE = """
+:root { color-scheme: light dark; --ground: #f6f6f4; --card: #ffffff; --ink: #1c1c1c; --soft: #5a5a5a; --line: #dcdcd8; --accent: #004488 }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #16181b; --card: #202327; --ink: #eceae6; --soft: #a9a9a4; --line: #383c41; --accent: #8ec5f0 }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
+main { max-width: 1080px; margin: 0 auto; padding: 2rem 1rem 4rem }
+h1 { margin: 0; font-size: 1.8rem; line-height: 1.2; overflow-wrap: anywhere }
+h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem }
+p.note { margin-top: .8rem }
+p { margin: .3rem 0 .8rem; color: var(--soft) }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0 }
+.figures div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .9rem }
+.figures dt { font-size: .8rem; color: var(--soft) }
+.figures dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums }
+.picture, .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px }
+.picture { background: #ffffff; padding: .5rem }  /* operations keep their colours, which are made for white */
+.picture img { display: block; max-width: 100%; height: auto; margin: 0 auto }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; margin: 0; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: .9rem/1.5 ui-monospace, monospace; color: var(--accent) }
+table { border-collapse: collapse; width: 100%; background: var(--card); font-size: .85rem; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { color: var(--soft); font-weight: 600 }
+th:first-child, td:first-child, .facts td { text-align: left }
+.facts td { white-space: normal; overflow-wrap: anywhere }
+tr:last-child td { border-bottom: 0 }
+summary { cursor: pointer; margin: 1rem 0 .5rem; color: var(--accent) }
+"""
+
+
+def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
+    """The page about one run; `pictures` by their files' names, in the order of the page."""
+    last = run.epochs[-1]
+    figures = [(title, form.format(last[key])) for key, (title, form) in FIGURES.items() if isinstance(last.get(key), int | float)]
+    figures.append(("time", _duration(sum(row.get("seconds", 0) for row in run.epochs))))
+    parts = [
+        f"<h1>{escape(run.name)}</h1>",
+        f"<p>{escape(_what(run))}</p>",
+        '<dl class="figures">' + "".join(f"<div><dt>{escape(t)}</dt><dd>{escape(v)}</dd></div>" for t, v in figures) + "</dl>",
+        *_pictures(run.caption, pictures),
+        *_command(run),
+        "<h2>What ran</h2>",
+        _facts({"command": shlex.join(["python", *map(str, run.config.get("command", []))]), **_provenance(run)}),
+        f"<details><summary>All arguments</summary>{_facts(run.arguments)}</details>",
+        f"<details><summary>All epochs</summary>{_epochs(run)}</details>",
+    ]
+    return _page(run.name, parts)
+
+
+def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> bytes:
+    """The page that sets several runs beside each other."""
+    parts = [
+        f"<h1>{len(runs)} runs side by side</h1>",
+        f"<p>{escape('; '.join(run.caption for run in runs))}</p>",
+        _table(list(table[0]), [list(row.values()) for row in table]),
+        f'<p class="note">{escape(TABLE)}</p>',
+        *_pictures("", pictures),
+    ]
+    return _page(f"{len(runs)} runs", parts)
+
+
+def _what(run: History) -> str:
+    arguments = run.arguments
+    if run.config.get("stage") == "eval":
+        what = "Training of a found network"
+    elif arguments.get("strategy", "darts") == "darts":
+        what = f"Search with DARTS, {'second' if arguments.get('unrolled') else 'first'} order"
+    else:
+        what = f"Search by {arguments['strategy']}"
+    on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
+    images = arguments.get("data") if arguments.get("dataset") == "folder" else arguments.get("dataset", "?")
+    epoch = run.caption.partition(", ")[2]
+    return f"{what}, space {arguments.get('space', 'darts')}, on {images}, on {on}; {epoch}."
+
+
+def _provenance(run: History) -> dict[str, Any]:
+    versions = run.config.get("versions", {})
+    return {
+        "commit": run.config.get("commit") or "outside of a repository",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else versions,
+        "GPU": run.config.get("gpu") or "none",
+        "CPU threads": run.config.get("threads", "?"),
+    }
+
+
+def _command(run: History) -> Iterable[str]:
+    """The command that the run ended with, from its log."""
+    try:
+        log = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        log = ""
+    found = re.findall(r"(train what was found|test the weights again): (.+)", log)
+    yield f"<h2>{'Test it' if run.config.get('stage') == 'eval' else 'Train what was found'}</h2>"
+    yield f"<pre>{escape(found[-1][1])}</pre>" if found else "<p>The run is not over yet; its log ends with the command.</p>"
+
+
+def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
+    for name, content in pictures.items():
+        title = TITLES.get(name, name)
+        yield f"<h2>{escape(title)}</h2>"
+        if name in EXPLANATIONS:
+            yield f"<p>{escape(EXPLANATIONS[name])}</p>"
+        kind = name.rpartition(".")[2]
+        alternative = escape(f"{title}, {caption}" if caption else title, quote=True)
+        # All cells in one scale; on a phone two thirds of it, to be scrolled sideways, so that labels stay legible.
+        width = _width(content) * (0.46 if name in CELLS else 0.75 if kind == "png" else 1)
+        style = f"width: {width:.0f}px; min-width: {min(width, max(240, 0.65 * width)):.0f}px"
+        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        yield f'<div class="picture"><img alt="{alternative}" style="{style}" src="{source}"></div>'
+
+
+def _width(picture: bytes) -> int:
+    """Of a PNG or a GIF, in pixels."""
+    return struct.unpack(">I", picture[16:20])[0] if picture.startswith(b"\x89PNG") else struct.unpack("<H", picture[6:8])[0]
+
+
+def _epochs(run: History) -> str:
+    columns = [key for key in COLUMNS if any(isinstance(row.get(key), int | float) for row in run.epochs)]
+    return _table(columns, [[_short(row.get(key, "")) for key in columns] for row in run.epochs])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in facts.items())
+    return f'<div class="scroll"><table class="facts">{rows}</table></div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f'<div class="scroll"><table>{line("th", head)}{"".join(line("td", row) for row in rows)}</table></div>'
+
+
+def _page(title: str, parts: Iterable[str]) -> bytes:
+    head = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+    )
+    return (head + "\n".join(parts) + "\n</main>\n</body>\n</html>\n").encode()

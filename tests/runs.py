@@ -1,0 +1,93 @@
+"""Folders of runs that never ran: what the pictures of runs are tested on."""
+
+import json
+import random
+
+import genotypes
+import history
+from genotypes import PRIMITIVES, Genotype
+
+
+def cell_alphas(rng):
+    """Softmaxed alphas of both cells of DARTS."""
+    edges = {}
+    for cell in ("normal", "reduce"):
+        for node in range(2, 6):
+            for source in range(node):
+                weights = [rng.random() for _ in PRIMITIVES]
+                edges[f"{cell}_n{node}_p{source}"] = {name: weight / sum(weights) for name, weight in zip(PRIMITIVES, weights, strict=True)}
+    return edges
+
+
+def some_genotype(rng):
+    def edges():
+        return [(rng.choice(PRIMITIVES[1:]), source) for node in range(2, 6) for source in rng.sample(range(node), 2)]
+
+    return Genotype(edges(), range(2, 6), edges(), range(2, 6))
+
+
+def write_run(folder, rows, stage="search", **arguments):
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = {"seed": 7, "epochs": len(rows), "dataset": "cifar10", "space": "darts", "strategy": "darts", "gpu": -1} | arguments
+    config = {
+        "stage": stage,
+        "arguments": arguments,
+        "command": ["a.py", "--seed", "7"],
+        "commit": "c0ffee",
+        "versions": {},
+        "gpu": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if rows and "architecture" in rows[-1]:
+        (folder / "architecture.json").write_text(json.dumps(rows[-1]["architecture"]))
+    if rows and "genotype" in rows[-1]:
+        (folder / "genotype.json").write_text(json.dumps(rows[-1]["genotype"]))
+    return folder
+
+
+def losses(epoch, phase):
+    return {"epoch": epoch, "lr": 0.1, "train_loss": 2 / (epoch + 1), "train_acc": 90.0 + epoch, f"{phase}_loss": 2.5 / (epoch + 1)} | {
+        f"{phase}_acc": 80.0 + epoch,
+        "seconds_per_step": 0.5,
+        "memory_mb": 12.0,
+        "seconds": 3.0,
+    }
+
+
+def search_run(folder, epochs=3, seed=0):
+    """A search of cells by DARTS."""
+    rng, rows = random.Random(seed), []
+    for epoch in range(epochs):
+        alphas, genotype = cell_alphas(rng), some_genotype(rng)
+        skips = {f"skips_{cell}": count for cell, count in history.skips(genotype).items()}
+        entropy = {f"entropy_{cell}": value for cell, value in history.entropies(alphas).items()}
+        found = {"genotype": genotypes.to_json(genotype), "architecture": genotypes.to_choices(genotype)}
+        rows.append(losses(epoch, "valid") | {"alphas": alphas, "eigenvalue": 0.1 * epoch} | skips | entropy | found)
+    return write_run(folder, rows)
+
+
+def nasbench201_run(folder, epochs=2, seed=0):
+    """A search of the cell of NAS-Bench-201 by DARTS."""
+    rng, rows = random.Random(seed), []
+    operations = ["none", "skip_connect", "conv_1x1", "conv_3x3", "avg_pool_3x3"]
+    for epoch in range(epochs):
+        edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
+        alphas = {edge: dict(zip(operations, rng.choices([0.1, 0.2, 0.3], k=5), strict=True)) for edge in edges}
+        architecture = {edge: max(weights, key=weights.get) for edge, weights in alphas.items()}
+        rows.append(losses(epoch, "valid") | {"alphas": alphas, "architecture": architecture, "skips": 1, "entropy": 1.5})
+    return write_run(folder, rows, space="nasbench201")
+
+
+def macro_run(folder, epochs=2):
+    """A search of whole networks by ENAS, which has no alphas."""
+    architecture = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2, "InputChoice5": []}
+    rows = [losses(epoch, "valid") | {"alphas": {}, "architecture": architecture, "skips": 1} for epoch in range(epochs)]
+    return write_run(folder, rows, space="enas_macro", strategy="enas")
+
+
+def training_run(folder, genotype, epochs=2, **arguments):
+    """A training of a genotype."""
+    write_run(folder, [losses(epoch, "test") for epoch in range(epochs)], "eval", **arguments)
+    (folder / "genotype.json").write_text(json.dumps(genotypes.to_json(genotype)))
+    return folder

@@ -1,0 +1,172 @@
+"""The dominant eigenvalue against the full Hessian's, what measuring it leaves behind (nothing), and the rule that stops a search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fused
+import hessian
+from model_search import Network
+from nas.mutators import DartsMutator
+from nas.search import SearchModel
+from nas.spaces.nasbench201 import NASBench201Network
+
+
+def batch(size: int = 4, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, side, side, generator=generator), torch.arange(size) % 3
+
+
+class Tiny(nn.Module):
+    """Two mixed operations on a vector: a search model whose Hessian is small enough to be computed whole."""
+
+    def __init__(self, indefinite: bool = False) -> None:
+        super().__init__()
+        self.indefinite = indefinite
+        self.ops = nn.ModuleList(nn.Sequential(nn.Linear(12, 12), nn.BatchNorm1d(12), nn.Tanh()) for _ in range(3))
+        self.classifier = nn.Linear(12, 3)
+        self.alphas = nn.ParameterList(nn.Parameter(torch.randn(3)) for _ in range(2))
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        return list(self.alphas)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)[:, :12]
+        for alpha in self.alphas:
+            weights = -3 * alpha**2 if self.indefinite else torch.softmax(alpha, 0)
+            x = sum(weight * op(x) for weight, op in zip(weights, self.ops, strict=True))
+        return self.classifier(x)
+
+
+def full_hessian(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """By `torch.autograd.functional.hessian`, on the alphas as one vector, at the running statistics of a copy."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    alphas = model.arch_parameters()
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        parts = [part.view_as(alpha) for part, alpha in zip(flat.split([alpha.numel() for alpha in alphas]), alphas, strict=True)]
+        state = {names[id(alpha)]: part for alpha, part in zip(alphas, parts, strict=True)}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return nn.functional.cross_entropy(torch.func.functional_call(model.train(), state | buffers, (x,)), y)
+
+    return torch.autograd.functional.hessian(loss, torch.cat([alpha.detach().flatten() for alpha in alphas]))
+
+
+def dominant(matrix: torch.Tensor) -> float:
+    return max(torch.linalg.eigvalsh(matrix).tolist(), key=abs)
+
+
+@pytest.mark.parametrize("indefinite", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_full_hessians(double, seed, indefinite):
+    torch.manual_seed(seed)
+    model, (x, y) = Tiny(indefinite), batch(size=12)
+    expected = dominant(full_hessian(model, x, y))
+    found = hessian.dominant_eigenvalue(model, x, y, tolerance=1e-7, max_iterations=5000)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_equals_the_full_hessians_of_the_supernet(double):
+    torch.manual_seed(0)
+    model, (x, y) = Network(1, 3, 3, nn.CrossEntropyLoss(), steps=1, multiplier=1), batch()
+    with torch.no_grad():
+        for alpha in model.arch_parameters():
+            alpha.normal_()
+    expected = dominant(full_hessian(model, x, y))
+    assert hessian.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(expected, rel=1e-8)
+
+
+def test_equals_the_reference_engines(double):
+    torch.manual_seed(0)
+    reference, (x, y) = Network(2, 3, 3, nn.CrossEntropyLoss()), batch()
+    engine = fused.Network(2, 3, 3, nn.CrossEntropyLoss())
+    engine.load_state_dict(reference.state_dict())
+    found = hessian.dominant_eigenvalue(engine, x, y, max_iterations=4)
+    assert found == pytest.approx(hessian.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)
+
+
+def test_negative_eigenvalues_keep_their_sign(double):
+    signs = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model, (x, y) = Tiny(indefinite=True), batch(size=12)
+        signs.add(hessian.dominant_eigenvalue(model, x, y) > 0)
+    assert signs == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["cells", "space"])
+def test_leaves_nothing_behind(kind):
+    torch.manual_seed(0)
+    if kind == "cells":
+        model: nn.Module = Network(2, 3, 3, nn.CrossEntropyLoss())
+    else:
+        network = NASBench201Network(channels=2, cells=1, num_classes=3)
+        model = SearchModel("nasbench201", network, DartsMutator(network))
+    x, y = batch()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    hessian.dominant_eigenvalue(model, x, y, max_iterations=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(module.training for module in model.modules())
+
+
+def test_measures_twice_the_same_and_in_training_mode():
+    torch.manual_seed(0)
+    model, (x, y) = Tiny(), batch(size=12)
+    first = hessian.dominant_eigenvalue(model, x, y)
+    assert hessian.dominant_eigenvalue(model.eval(), x, y) == first
+
+
+# ---- The rule
+
+
+def measured(values: list[float], every: int = 1) -> list[dict]:
+    rows = [{"epoch": epoch} for epoch in range(every * len(values))]
+    for index, value in enumerate(values):
+        rows[every * index]["eigenvalue"] = value
+    return rows
+
+
+def stopped(metrics: list[dict]) -> tuple[int, int | None]:
+    """(epoch after which the rule stops first, epoch whose architecture it returns)."""
+    for count in range(1, len(metrics) + 1):
+        if (epoch := hessian.stop_at(metrics[:count])) is not None:
+            return metrics[count - 1]["epoch"], epoch
+    return -1, None
+
+
+def test_never_stops_where_nothing_grows():
+    assert stopped(measured([0.3] * 50))[1] is None
+    assert stopped(measured([0.3 * 0.9**epoch for epoch in range(50)]))[1] is None
+
+
+def test_stops_once_the_average_has_grown_by_a_third():
+    # One value jumps from 1 to 3 at epoch 20 and stays: the averages around 18, 19, ... are 1.4, 1.8, ...
+    assert stopped(measured([1.0] * 20 + [3.0] * 20)) == (20, 13)
+    # Around 18: 1.3, and 1 / 1.3 = 0.77 is not below 0.75; around 19: 1.6.
+    assert stopped(measured([1.0] * 20 + [2.5] * 20)) == (21, 14)
+
+
+def test_slow_growth_does_not_stop():
+    # In five epochs by 1.05 ** 5 = 1.28 < 1 / 0.75, and by 1.07 ** 5 = 1.40.
+    assert stopped(measured([1.05**epoch for epoch in range(50)]))[1] is None
+    assert stopped(measured([1.07**epoch for epoch in range(50)])) == (17, 10)
+
+
+def test_no_architecture_from_before_epoch_10():
+    assert stopped(measured([2.0**epoch for epoch in range(50)])) == (17, 10)
+
+
+def test_measuring_every_second_epoch_compares_measurements():
+    assert stopped(measured([1.0] * 20 + [3.0] * 20, every=2)) == (40, 26)
+
+
+def test_averages_that_are_not_positive_do_not_stop():
+    assert stopped(measured([-0.1] * 30))[1] is None

@@ -1,0 +1,278 @@
+"""What a run shows while it runs: metrics, TensorBoard, bar, warnings, the early stop; and that watching changes nothing."""
+
+import io
+import json
+import logging
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_scripts import load, log_lines, script  # noqa: F401  # script is a fixture
+
+import cli
+import genotypes
+import history
+import monitor
+import progress
+import utils
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--batch_size", "4", "--report_freq", "1"]
+CELLS = [*TINY, "--init_channels", "2", "--layers", "3"]
+SMALL_SPACE = [*TINY, "--space", f"{ROOT / 'examples' / 'small_space.py'}:Net", "--init_channels", "2"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """16 images of two classes to train on, 4 to test on."""
+    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 2)):
+        for label in ("ash", "oak"):
+            (root / part / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def searched(images, tmp_path_factory):
+    """A search of three epochs in a process of its own: (folder, finished process)."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    command = [sys.executable, ROOT / "train_search.py", *CELLS, "--data", images, "--epochs", "3", "--eigenvalue_every", "2"]
+    done = subprocess.run([*map(str, command), "--run_dir", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_hold_everything_that_the_documentation_names(searched):
+    rows = metrics_of(searched[0])
+    documented = set(re.findall(r"^\|.*?\|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    documented = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert ["eigenvalue" in row for row in rows] == [True, False, True]
+    for row in rows:
+        elsewhere = {"test_loss", "test_acc", "drop_path_prob", "entropy", "skips"}  # in a training; in other spaces
+        assert set(row) | {"eigenvalue"} == documented - elsewhere
+        assert len(row["alphas"]) == 28
+        for edge in row["alphas"].values():
+            assert list(edge) == genotypes.PRIMITIVES
+            assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
+        assert 0 < row["entropy_normal"] <= math.log(8) + 1e-6
+        genotype = genotypes.from_json(row["genotype"])
+        assert row["skips_normal"] == sum(operation == "skip_connect" for operation, _ in genotype.normal)
+        assert row["skips_reduce"] == sum(operation == "skip_connect" for operation, _ in genotype.reduce)
+        assert all(row[key] > 0 for key in monitor.MEASURED)
+        assert row["seconds_per_step"] < row["seconds"]
+
+
+def test_metrics_derive_the_genotype_that_they_hold(searched):
+    """The names of edges and operations are right: the strongest edges by the metrics are the genotype."""
+    for row in metrics_of(searched[0]):
+        for cell in ("normal", "reduce"):
+            for node in range(2, 6):
+                weights = {source: row["alphas"][f"{cell}_n{node}_p{source}"] for source in range(node)}
+                best = {source: max((w, name) for name, w in edge.items() if name != "none") for source, edge in weights.items()}
+                strongest = sorted(best, key=best.get, reverse=True)[:2]
+                assert row["genotype"][cell][2 * node - 4 : 2 * node - 2] == [[best[source][1], source] for source in strongest]
+
+
+def test_tensorboard_shows_the_metrics(searched):
+    folder = searched[0]
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    rows = metrics_of(folder)
+    for tag, key in (("loss/train", "train_loss"), ("acc/valid", "valid_acc"), ("lr", "lr"), ("skips/normal", "skips_normal")):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx([row[key] for row in rows], rel=1e-6)
+    assert [event.step for event in events.Scalars("eigenvalue")] == [1, 3]
+    tags = events.Tags()
+    assert {"entropy/normal", "entropy/reduce", "seconds_per_step", "memory_mb"} <= set(tags["scalars"])
+    assert sum(tag.startswith("alphas ") for tag in tags["scalars"]) == 28 * 8
+    [*_, last] = events.Scalars("alphas normal_n3_p1/sep_conv_5x5")
+    assert last.value == pytest.approx(rows[-1]["alphas"]["normal_n3_p1"]["sep_conv_5x5"], rel=1e-6)
+    changed = [1 + index for index, row in enumerate(rows) if index == 0 or row["genotype"] != rows[index - 1]["genotype"]]
+    for cell in ("normal", "reduction"):
+        pictures = events.Images(f"architecture/{cell}")
+        assert [picture.step for picture in pictures] == changed
+        shown = Image.open(io.BytesIO(pictures[0].encoded_image_string))
+        assert shown.size == (pictures[0].width, pictures[0].height)
+
+
+def test_nothing_but_lines_where_there_is_no_terminal(searched):
+    folder, done = searched
+    for text in (done.stdout, (folder / "log.txt").read_text(), (folder / "metrics.jsonl").read_text()):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
+    assert done.stderr == ""
+
+
+def test_watching_changes_nothing(searched, images, script):  # noqa: F811
+    status, *_ = script("train_search", *CELLS, "--data", images, "--epochs", "3", "--run_dir", "run")
+    assert status == 0
+    watched, plain = searched[0], Path("run")
+    ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (watched, plain))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for left, right in zip(metrics_of(watched), metrics_of(plain), strict=True):
+        for key in (*monitor.MEASURED, "eigenvalue"):
+            left.pop(key, None), right.pop(key, None)
+        assert left == right
+    kept = [line for line in log_lines(watched)[1:] if not line.startswith("eigenvalue")]
+    assert [line.replace(str(watched), "run") for line in kept] == log_lines(plain)[1:]
+
+
+def test_spaces_without_cells(images, script):  # noqa: F811
+    script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "darts")
+    [row] = metrics_of(Path("darts"))
+    assert list(row["alphas"]) == ["first", "second"]
+    assert list(row["alphas"]["first"]) == ["0", "1", "none"]
+    assert math.fsum(row["alphas"]["first"].values()) == pytest.approx(1, abs=1e-6)
+    assert row["entropy"] == pytest.approx(math.log(3), abs=1e-3)
+    assert row["skips"] == 0
+    script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "random", "--strategy", "random")
+    [row] = metrics_of(Path("random"))
+    assert row["alphas"] == {}
+    assert "entropy" not in row
+
+
+def test_a_space_with_a_none_of_its_own():
+    from nas import search
+    from nas.mutators import DartsMutator
+    from nas.spaces.nasbench201 import NASBench201Network
+
+    network = NASBench201Network(channels=2, cells=1)
+    for edge in search.alphas(search.SearchModel("nasbench201", network, DartsMutator(network))).values():
+        assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
+        assert edge["none"] == pytest.approx(2 / 6, abs=1e-2)
+
+
+# ---- Collapse
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, resumed):  # noqa: F811
+    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1."""
+    module = load("train_search")
+    measured = iter([1.0] * 8 + [3.0] * 20)
+    monkeypatch.setattr(module.hessian, "EARLIEST", 0)
+    monkeypatch.setattr(module.hessian, "dominant_eigenvalue", lambda *_: next(measured))
+    arguments = [*SMALL_SPACE, "--data", images, "--epochs", "30", "--early_stop", "eigenvalue", "--arch_learning_rate", "1"]
+    monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
+    module.main()
+    folder = Path("run")
+    rows = metrics_of(folder)
+    assert [row["eigenvalue"] for row in rows] == [1.0] * 8 + [3.0]
+    assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
+    assert any("stopped, and back to the architecture of epoch 1" in line for line in log_lines(folder))
+    if resumed:  # what was stopped stays so
+        before = (folder / "metrics.jsonl").read_bytes()
+        monkeypatch.setattr(sys, "argv", ["train_search.py", "--resume", "run"])
+        module.main()
+        assert (folder / "metrics.jsonl").read_bytes() == before
+        assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
+
+
+def test_without_alphas_there_is_no_eigenvalue(images, script):  # noqa: F811
+    for flags in (["--eigenvalue_every", "1"], ["--early_stop", "eigenvalue"]):
+        status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--strategy", "random", *flags)
+        assert (status, error.count("\n")) == (2, 1)
+        assert "random has no alphas" in error
+
+
+def test_a_warning_for_every_new_number_of_skip_connections():
+    assert monitor.warning({"skips_normal": 2}, []) is None
+    assert monitor.warning({"skips": 5}, []) is None
+    assert "3 of the normal cell's edges" in monitor.warning({"skips_normal": 3}, [])
+    assert monitor.warning({"skips_normal": 3}, [{"skips_normal": 3}]) is None
+    assert "4 of" in monitor.warning({"skips_normal": 4}, [{"skips_normal": 3}])
+
+
+def test_entropy_is_that_of_the_edges():
+    alphas = {"normal_n2_p0": {"a": 0.5, "b": 0.5}, "normal_n2_p1": {"a": 1.0, "b": 0.0}, "reduce_n2_p0": {"a": 0.25, "b": 0.75}}
+    expected = {"normal": math.log(2) / 2, "reduce": -0.25 * math.log(0.25) - 0.75 * math.log(0.75)}
+    assert history.entropies(alphas) == pytest.approx(expected)
+
+
+# ---- The terminal, and what goes wrong
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def epoch_with_bar(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    meters, clock = utils.Meters(), progress.Clock(epochs=2, steps=3)
+    seen = []
+    for batch in progress.bar("abc", 1, 0, 3, meters, clock):
+        meters.update(torch.tensor(0.5), torch.eye(10), torch.arange(10))
+        seen.append(batch)
+    assert seen == ["a", "b", "c"]
+    return stream.getvalue()
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    shown = epoch_with_bar(monkeypatch, Terminal())
+    assert "epoch 1" in shown
+    assert re.search(r"loss 0\.500, acc 100\.0%, \d\.\d\d s/step, \d\d:\d\d left", shown)
+
+
+def test_no_bar_in_a_file(monkeypatch):
+    assert epoch_with_bar(monkeypatch, io.StringIO()) == ""
+
+
+def test_log_lines_stand_above_the_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    logger = logging.Logger("test")
+    logger.addHandler(progress.Console())
+    for _ in progress.bar("ab", 0, 0, 2, utils.Meters(), progress.Clock(1, 2)):
+        logger.info("a line")
+    # What a terminal shows of a line is what follows its last carriage return.
+    shown = [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
+    assert shown.count("a line") == 2
+
+
+def test_time_left_is_that_of_the_whole_run(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    clock = progress.Clock(epochs=4, steps=10, done=5)
+    now[0] += 30.0  # fifteen steps, so two seconds each, and twenty more to go
+    assert clock.left(epoch=2, step=0) == "00:40"
+
+
+def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(images, script, monkeypatch):  # noqa: F811
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(monitor.SummaryWriter, "add_scalar", full)
+    status, out, _ = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "2", "--run_dir", "run")
+    assert status == 0
+    assert out.count("cannot write for TensorBoard (No space left on device)") == 1
+    assert len(metrics_of(Path("run"))) == 2
+
+
+def test_the_flags_are_checked(script):  # noqa: F811
+    for flags in (["--eigenvalue_every", "-1"], ["--early_stop", "never"]):
+        status, _, error = script("train_search", *flags)
+        assert (status, error.count("\n")) == (2, 1)
+
+
+def test_a_user_error_is_none_of_a_picture(images, script, monkeypatch):  # noqa: F811
+    """Where nothing draws, TensorBoard lacks the pictures, and only the end of the search, which wants them, says so."""
+    monkeypatch.setattr(monitor.drawing, "render", lambda *_, **__: (_ for _ in ()).throw(cli.UserError("nothing draws")))
+    status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
+    assert (status, error) == (2, "train_search.py: error: nothing draws\n")
+    assert len(metrics_of(Path("run"))) == 1

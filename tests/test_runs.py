@@ -1,0 +1,413 @@
+"""Pictures of runs: read back, animated, as curves, beside each other, on one page; and every way in which a folder can be wrong."""
+
+import io
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+from runs import losses, macro_run, nasbench201_run, search_run, some_genotype, training_run, write_run
+
+import animation
+import compare
+import curves
+import drawing
+import genotypes
+import history
+import report
+import visualize
+from cli import UserError
+
+SCRIPT = Path(visualize.__file__)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def run_script(*arguments, cwd):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+# ---- Reading a run
+
+
+def test_reading_a_run(tmp_path):
+    run = history.read(search_run(tmp_path / "a run", epochs=2))
+    assert (run.name, run.caption) == ("a run", "a run, epoch 2 of 2, seed 7")
+    assert run.series("valid_acc") == ([1, 2], [80.0, 81.0])
+    assert run.series("test_acc") == ([], [])
+    assert run.architecture == history.recorded_architecture(run.epochs[-1])
+
+
+def test_the_caption_of_an_architecture_from_before(tmp_path):
+    folder = search_run(tmp_path / "run", epochs=4)
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[1])
+    (folder / "genotype.json").write_text(json.dumps(row["genotype"]))
+    assert history.read(folder).architecture_caption == "run, epoch 2 of 4, seed 7"
+
+
+def test_a_last_line_that_is_cut_off_is_left_out(tmp_path, capsys):
+    folder = search_run(tmp_path / "run", epochs=3)
+    content = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(content[:-40])
+    assert len(history.read(folder).epochs) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "incomplete line" in error
+
+
+def damaged(folder, name, content):
+    search_run(folder, epochs=2)
+    (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("metrics.jsonl", b"", "no complete epoch"),
+        ("metrics.jsonl", b'{"epoch": 0', "no complete epoch"),
+        ("metrics.jsonl", b"\xff\xfe\n{}\n", "line 1"),
+        ("metrics.jsonl", b'[1]\n{"epoch": 1}\n', "line 1.*no object"),
+        ("metrics.jsonl", b'{"epoch": "0"}\n{"epoch": 1}\n', "line 1"),
+        ("metrics.jsonl", b'{"epoch": 0, "alphas": [[0.1]]}\n{"epoch": 1}\n', "line 1.*alphas"),
+        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": "c"}}}\n{"epoch": 1}\n', "line 1.*not a number"),
+        ("config.json", b"{", "no JSON"),
+        ("config.json", b"[]", "lacks the arguments"),
+        ("config.json", b'{"arguments": 1}', "lacks the arguments"),
+    ],
+)
+def test_a_damaged_run_is_a_users_error(tmp_path, name, content, words):
+    with pytest.raises(UserError, match=words):
+        history.read(damaged(tmp_path / "run", name, content))
+
+
+def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(tmp_path):
+    search_run(tmp_path / "run", epochs=1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "metrics.jsonl").write_text('{"epoch": 0}\n')
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, words in (
+        (["run", "empty"], "empty is not the folder of a run"),
+        (["run", "DARTS_V2"], "DARTS_V2 is no folder"),
+        (["half"], "cannot read half/config.json"),
+        (["empty", "--report"], "nothing to report on"),
+        (["DARTS_V2", "--report"], "nothing to report on"),
+        (["run", "--report", "--format", "svg"], "--report embeds PNG"),
+    ):
+        done = run_script(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert words in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- Questions to architectures
+
+
+def test_skip_connections_of_every_kind_of_architecture():
+    rng = random.Random(0)
+    genotype = some_genotype(rng)
+    assert history.skips(genotype) == {
+        cell: sum(name == "skip_connect" for name, _ in getattr(genotype, cell)) for cell in ("normal", "reduce")
+    }
+    assert history.skips({"0_1": "skip_connect", "0_2": "none", "1_2": "skip_connect"}) == {"": 2}
+    macro = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2, "InputChoice5": ["layer_0", "layer_1"]}
+    assert history.skips(macro) == {"": 3}
+    micro = {f"normal_node_0_{side}_{what}": value for side, skip in (("x", 4), ("y", 0)) for what, value in (("op", skip), ("input", 0))}
+    assert history.skips(micro) == {"normal": 1}
+
+
+def test_distance_counts_edges():
+    one = genotypes.KNOWN["DARTS_V2"]
+    normal = list(one.normal)
+    assert history.distance(one, one) == 0
+    swapped = one._replace(normal=[normal[1], normal[0], *normal[2:]])
+    assert history.distance(one, swapped) == 0
+    normal[3] = ("none", 0)
+    assert history.distance(one, one._replace(normal=normal)) == 1
+    assert history.distance(one, genotypes.KNOWN["NASNet"]) is None  # five nodes
+    assert history.distance({"a": 1, "b": [2]}, {"a": 1, "b": [3]}) == 1
+    assert history.distance({"a": 1}, {"b": 1}) is None
+    assert history.distance(one, {"a": 1}) is None
+
+
+# ---- The animation
+
+
+def positions(graph):
+    """{label: places} of all texts in the graph's picture, and the picture's size."""
+    svg = drawing.render(graph, "svg").decode()
+    places = re.findall(r'<text[^>]* x="([^"]+)" y="([^"]+)"', svg)
+    return sorted(places), re.search(r"viewBox=\"[^\"]+\"", svg).group()
+
+
+def test_all_frames_have_one_layout(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=4))
+    drawn = [positions(normal) for normal, _ in animation._graphs(run)]
+    assert len(drawn[0][0]) == 7 + 14 + 1  # nodes, edges, caption
+    assert all(frame == drawn[0] for frame in drawn)
+
+
+def test_a_frame_shows_what_the_alphas_say(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=2))
+    weakest, strongest = animation.strength_range(run)
+    everything = [max(w for name, w in edge.items() if name != "none") for row in run.epochs for edge in row["alphas"].values()]
+    assert (weakest, strongest) == (min(everything), max(everything))
+    for row in run.epochs:
+        genotype = history.recorded_architecture(row)
+        cells = animation.relaxed_cells(genotype, row["alphas"])
+        for (_, edges), cell, chosen in zip(cells.values(), ("normal", "reduce"), (genotype.normal, genotype.reduce), strict=True):
+            assert len(edges) == 14
+            for edge in edges:
+                source = {"c_{k-2}": 0, "c_{k-1}": 1}.get(edge.tail) if edge.tail.startswith("c_") else int(edge.tail) + 2
+                node = int(edge.head) + 2
+                weights = row["alphas"][f"{cell}_n{node}_p{source}"]
+                assert edge.strength == weights[edge.operation] == max(w for name, w in weights.items() if name != "none")
+                pair = chosen[2 * node - 4 : 2 * node - 2]
+                assert edge.chosen == (source in {source for _, source in pair})
+
+
+@pytest.mark.parametrize("make", [search_run, nasbench201_run, macro_run])
+def test_an_animation_has_a_frame_for_every_epoch(tmp_path, make):
+    content = animation.animation(history.read(make(tmp_path / "run", epochs=3)))
+    with Image.open(io.BytesIO(content)) as moving:
+        durations = []
+        for frame in range(moving.n_frames):
+            moving.seek(frame)
+            durations.append(moving.info["duration"])
+        assert moving.info["loop"] == 0
+    # Frames that are alike are stored once, for as long as all of them: the macro network's differ by their caption.
+    assert durations == [400, 400, 2400]
+
+
+def test_a_training_has_no_animation(tmp_path):
+    assert animation.animation(history.read(training_run(tmp_path / "run", genotypes.KNOWN["DARTS_V2"]))) is None
+
+
+def test_a_run_of_changing_spaces_is_a_users_error(tmp_path):
+    rows = [losses(epoch, "valid") | {"alphas": {}, "architecture": {"a": 1}} for epoch in range(2)]
+    rows[0]["genotype"] = genotypes.to_json(genotypes.KNOWN["DARTS_V2"])
+    with pytest.raises(UserError, match="several spaces"):
+        animation.animation(history.read(write_run(tmp_path / "run", rows)))
+
+
+# ---- Curves
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (search_run, {"curves", "alphas", "operations"}),
+        (nasbench201_run, {"curves", "alphas", "operations"}),
+        (macro_run, {"curves", "operations"}),
+        (lambda folder, epochs: training_run(folder, genotypes.KNOWN["DARTS_V2"], epochs), {"curves"}),
+    ],
+)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_has_the_pictures_of_what_it_recorded(tmp_path, make, expected, epochs, recwarn):
+    figures = curves.pictures(history.read(make(tmp_path / "run", epochs=epochs)))
+    assert set(figures) == expected
+    for figure in figures.values():
+        assert f"run, epoch {epochs} of {epochs}, seed 7" in figure.get_suptitle()
+        assert curves.save(figure) == curves.save(figure)
+    assert not list(recwarn)
+
+
+def test_the_heat_map_shows_the_alphas_in_the_operations_colours(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=3))
+    weights = [weight for row in run.epochs for edge in row["alphas"].values() for weight in edge.values()]
+    low, high = min(weights), max(weights)
+    blocks = {axes.get_title("left"): axes for axes in curves.alphas(run).axes if axes.images}
+    assert len(blocks) == 28
+    axes = blocks["reduction: c_{k-1} \N{RIGHTWARDS ARROW} 3"]
+    block = axes.images[0].get_array()
+    names = sorted(genotypes.PRIMITIVES, key=list(drawing.COLOURS).index)
+    assert block.shape == (8, 3, 3)
+    for row, name in enumerate(names):
+        for epoch in range(3):
+            share = (run.epochs[epoch]["alphas"]["reduce_n5_p1"][name] - low) / (high - low)
+            assert block[row, epoch].tolist() == pytest.approx([1 - share * (1 - channel) for channel in to_rgb(drawing.COLOURS[name])])
+
+
+def test_bars_count_the_strongest_operations(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=2))
+    axes = curves.operations(run).axes[0]
+    for container in axes.containers:
+        for epoch, bar in enumerate(container):
+            name = next(name for name, colour in drawing.COLOURS.items() if to_rgb(colour) == bar.get_facecolor()[:3])
+            edges = [edge for key, edge in run.epochs[epoch]["alphas"].items() if key.startswith("normal")]
+            assert bar.get_height() == sum(animation.strongest(edge)[0] == name for edge in edges)
+
+
+def test_numbers_of_operations_get_their_names(tmp_path):
+    alphas = {"LayerChoice1": {"0": 0.5, "5": 0.3, "none": 0.2}}
+    run = history.read(write_run(tmp_path / "run", [losses(0, "valid") | {"alphas": alphas, "architecture": {}}], space="enas_macro"))
+    assert history.named_alphas(run, run.epochs[0]) == {"LayerChoice1": {"conv_3x3": 0.5, "max_pool_3x3": 0.3, "none": 0.2}}
+
+
+# ---- Side by side
+
+
+def test_the_table(tmp_path):
+    v1, v2 = genotypes.KNOWN["DARTS_V1"], genotypes.KNOWN["DARTS_V2"]
+    paths = [
+        training_run(tmp_path / "a" / "run", v2, init_channels=36, layers=20),
+        training_run(tmp_path / "b" / "run", v1, init_channels=4, layers=3),
+        nasbench201_run(tmp_path / "c"),
+    ]
+    one, two, three = compare.table([history.read(path) for path in paths])
+    assert [row["run"] for row in (one, two, three)] == [str(paths[0]), str(paths[1]), "c"]
+    assert [row["distance"] for row in (one, two, three)] == ["0", str(history.distance(v1, v2)), "-"]
+    assert [row["skips"] for row in (one, two, three)] == ["2 + 3", "3 + 3", str(history.skips(history.read(paths[2]).architecture)[""])]
+    assert one["params, M"] == "3.349"  # as the original prints
+    assert one["test acc, %"] == "81.00"
+    assert one["valid acc, %"] == "-"
+    assert three["valid acc, %"] == "81.00"
+    assert float(three["params, M"]) > 0
+
+
+def test_sizes_are_those_of_the_network_itself(tmp_path):
+    import utils
+    from model import NetworkCIFAR
+
+    v2 = genotypes.KNOWN["DARTS_V2"]
+    [row] = compare.table([history.read(training_run(tmp_path / "run", v2, init_channels=4, layers=3))])
+    network = NetworkCIFAR(4, 10, 3, True, v2)
+    assert row["params, M"] == f"{utils.count_parameters_in_MB(network):.3f}"
+    assert row["mult-adds, M"] == f"{utils.count_multiply_adds(network, 32):.1f}"
+
+
+def test_a_space_that_is_gone_has_no_size(tmp_path):
+    rows = [losses(0, "valid") | {"alphas": {}, "architecture": {"a": 1}}]
+    [row] = compare.table([history.read(write_run(tmp_path / "run", rows, space="gone.py:Net"))])
+    assert (row["params, M"], row["mult-adds, M"]) == ("-", "-")
+
+
+def test_command_line_compares_runs_of_different_spaces(tmp_path):
+    for name, make in (("one", search_run), ("two", nasbench201_run), ("three", macro_run)):
+        make(tmp_path / name)
+    done = run_script("one", "two", "three", "--report", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-4:] == ["curves.png", "cells.png", "comparison.md", "report.html"]
+    assert re.search(r"^three +enas_macro", done.stdout, re.MULTILINE)
+    assert "| two | nasbench201 |" in (tmp_path / "comparison.md").read_text()
+    with Image.open(tmp_path / "cells.png") as picture:
+        assert picture.width > 500
+
+
+# ---- The page
+
+
+class Page(HTMLParser):
+    def __init__(self, content):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], ""
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A run with all its pictures and its page, by the command line."""
+    folder = search_run(tmp_path_factory.mktemp("report") / "<b>run & co")
+    (folder / "log.txt").write_text("01/01 01:00:00 AM train what was found: python train.py --arch '<b>run & co' --auxiliary\n")
+    done = run_script(folder, "--report", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = ["normal.png", "reduction.png", "cells.gif", "curves.png", "alphas.png", "operations.png", "report.html"]
+    assert done.stdout.splitlines() == [str(folder / name) for name in names]
+    return folder
+
+
+def test_the_page_needs_nothing_but_itself(reported):
+    content = (reported / "report.html").read_text()
+    page = Page(content)
+    assert page.tags.count("img") == 6
+    assert all(source.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for source in page.sources)
+    assert not {"script", "link", "iframe", "b"} & set(page.tags)
+    assert "url(" not in content
+    assert "@import" not in content
+
+
+def test_the_page_says_what_ran_and_what_to_do(reported):
+    text = Page((reported / "report.html").read_text()).text
+    for words in ("<b>run & co", "python train.py --arch '<b>run & co' --auxiliary", "python a.py --seed 7", "c0ffee", "82.00%", "seed 7"):
+        assert words in text, words
+
+
+def test_a_run_that_goes_on_is_reported_without_a_command(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=1))
+    assert b"not over yet" in report.of_run(run, {})
+
+
+def test_pictures_are_written_again_and_foreign_files_are_kept(reported, tmp_path):
+    again = tmp_path / reported.name
+    shutil.copytree(reported, again)
+    before = {path.name: path.read_bytes() for path in again.iterdir()}
+    done = run_script(again, "--report", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == before
+    for name in ("report.html", "cells.gif", "curves.png"):
+        (again / name).write_bytes(b"precious")
+        done = run_script(again, "--report", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"{name} exists and is not one of our pictures" in done.stderr
+        assert (again / name).read_bytes() == b"precious"
+        (again / name).write_bytes(before[name])
+
+
+@pytest.mark.parametrize("format", ["svg", "pdf"])
+def test_other_formats(tmp_path, format):
+    search_run(tmp_path / "run", epochs=2)
+    done = run_script("run", "--format", format, "--out", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {f"{name}.{format}" for name in ("normal", "reduction", "curves", "alphas", "operations")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"cells.gif"}
+
+
+PROBE = """<script>addEventListener("load", () => parent.postMessage({
+  page: document.documentElement.scrollWidth, window: innerWidth, ground: getComputedStyle(document.body).backgroundColor,
+  ink: getComputedStyle(document.body).color, pictures: [...document.images].map(image => image.naturalWidth),
+  labels: Math.min(...[...document.images].map(image => image.clientWidth / image.naturalWidth)) }, "*"))</script>"""
+FRAME = """<!doctype html><pre id="seen"></pre><script>addEventListener("message",
+  event => document.getElementById("seen").textContent = "<<" + JSON.stringify(event.data) + ">>")</script>
+<iframe src="probe.html" width="{width}" height="800"></iframe>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [375, 1200])
+def test_the_page_in_a_browser(reported, tmp_path, width, dark):
+    """All pictures load, nothing but pictures and tables scrolls sideways, and the colours follow the reader's."""
+    (tmp_path / "probe.html").write_text((reported / "report.html").read_text() + PROBE)
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=1400,1000", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    command += ["--virtual-time-budget=10000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    seen = json.loads(re.search(r"&lt;&lt;(.*)&gt;&gt;", done.stdout).group(1))
+    assert seen["window"] == width
+    assert seen["page"] <= width
+    assert len(seen["pictures"]) == 6
+    assert min(seen["pictures"]) > 300
+    assert seen["labels"] > 0.25
+    ground, ink = (sum(map(int, re.findall(r"\d+", seen[key])[:3])) for key in ("ground", "ink"))
+    assert (ground < ink) == dark
+
+
+def test_importing_visualize_needs_no_torch_and_no_plotting(tmp_path):
+    heavy = {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import visualize; assert not {heavy!r} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
