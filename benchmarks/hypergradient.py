@@ -120,6 +120,7 @@ def main() -> None:
         rows = []
         for name, unrolled, hvp, r in METHODS:
             gradient, seconds, memory = processes.submit(measure, args, batches, torch.float32, unrolled, hvp, r).result()
+            gradient, truth = torch.as_tensor(gradient, dtype=torch.float64), torch.as_tensor(truth, dtype=torch.float64)
             error = float((gradient - truth).norm() / truth.norm())
             cosine = float(torch.cosine_similarity(gradient, truth, dim=0))
             rows.append({"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory})
