@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class History:
 
 def is_run(path: str | Path) -> bool:
     """Whether this is the folder of a run of which at least the metrics are there."""
-    return (Path(path) / "metrics.jsonl").exists()
+    return os.path.exists(os.path.join(path, "metrics.jsonl"))  # of any text: pathlib raises for a name that is too long
 
 
 def read(path: str | Path) -> History:

@@ -229,7 +229,7 @@ def test_command_line_draws_a_literal_with_its_caption(tmp_path):
         (["Genotype(1, 2)"], ["Genotype"]),
         (["DARTS_V2", "--out", "broken.json"], ["broken.json"]),
         (["DARTS_V2", "--out", "broken.json/below"], ["broken.json/below"]),
-        ([], ["arch"]),
+        ([], ["what"]),
     ],
 )
 def test_users_mistakes_end_in_one_line(tmp_path, arguments, words):
