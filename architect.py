@@ -26,7 +26,7 @@ class Architect:
         model: a search model. Its attribute `criterion`, where it has one, is the loss; cross-entropy otherwise.
         args: any object with `momentum` and `weight_decay` (of the weights' SGD), `arch_learning_rate` and `arch_weight_decay` (of the
             alphas' Adam), and optionally `hvp`: how the second order multiplies with the mixed second derivative, by the paper's
-            `"finite_difference"` (the default) or `"exact"`.
+            `"finite_difference"` (the default) or `"exact"`; and `amp`: the network in bfloat16 autocast, the loss not.
     """
 
     def __init__(self, model: nn.Module, args: Any) -> None:
@@ -34,6 +34,7 @@ class Architect:
         self.criterion = getattr(model, "criterion", F.cross_entropy)
         self.network_momentum = args.momentum
         self.network_weight_decay = args.weight_decay
+        self.amp = getattr(args, "amp", False)
         self.hvp = getattr(args, "hvp", HVP[0])
         if self.hvp not in HVP:
             raise ValueError(f"hvp is {self.hvp!r}; known are {', '.join(HVP)}")
@@ -128,7 +129,9 @@ class Architect:
 
     def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
         """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
-        return distributed.mean(self.criterion(functional_call(self.model, state or {}, (input,)), target), target.size(0))
+        with torch.autocast(input.device.type, torch.bfloat16, enabled=self.amp):
+            logits = functional_call(self.model, state or {}, (input,))
+        return distributed.mean(self.criterion(logits.float() if self.amp else logits, target), target.size(0))
 
     def _state(self, flat: Tensor) -> dict[str, Tensor]:
         """The weights named as the model names them, as views into one flat vector."""

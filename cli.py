@@ -44,7 +44,7 @@ def warn(message: str) -> None:
 
 
 # Arguments that may differ from those of the run that is resumed.
-MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "engine", "report_freq", "checkpoint_minutes"}
+MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "data_on_device", "engine", "report_freq", "checkpoint_minutes"}
 
 
 def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
@@ -124,6 +124,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         "--data", default="../data", help="the folder of CIFAR (downloaded if absent), or of train/<class>/ and test/<class>/"
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
+    group.add_argument("--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that decode images; never changes a result")
 
 
@@ -137,6 +138,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
     group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
+    group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
     group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
     group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
 

@@ -19,8 +19,8 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,31 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2) -> ImageD
     return _cifar(name, root)
 
 
+ON_DEVICE = ("auto", "yes", "no")
+
+
+def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> ImageData:
+    """`data` with its decoded images on `device`, where batches are then put together and augmented without waiting for the CPU.
+
+    Args:
+        choice: `auto` if they take at most half of the memory that is free there, `yes`, or `no`.
+
+    Raises:
+        UserError: `yes`, and the images do not fit, there or, decoded, into memory.
+    """
+    if choice == "no" or device.type == "cpu":
+        return data
+    parts = data.train, data.test
+    decoded = all(isinstance(part, MemoryImages) for part in parts)
+    needed = sum(len(part) for part in parts) * 3 * data.image_size**2
+    free, _ = torch.cuda.mem_get_info(device)
+    if not decoded or needed > free // 2:
+        if choice == "yes":
+            raise UserError(f"--data_on_device yes: the images take {needed / 2**20:.0f} MiB, too much: leave it out")
+        return data
+    return replace(data, train=data.train.to(device), test=data.test.to(device))
+
+
 # ---- Datasets
 
 
@@ -109,6 +134,10 @@ class MemoryImages(Dataset):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         indices = torch.as_tensor(indices)
         return self.images[indices], self.labels[indices]
+
+    def to(self, device: torch.device) -> MemoryImages:
+        """A copy there."""
+        return MemoryImages(self.images.to(device), self.labels.to(device))
 
 
 class FileImages(Dataset):
@@ -249,7 +278,7 @@ def _decode_all(files: FileImages, workers: int) -> MemoryImages:
     return MemoryImages(images, torch.tensor([label for _, label in files.samples]))
 
 
-def _plain_errors(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def _plain_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of `loader`. A worker's `UserError` comes with the worker's traceback in front, which is taken off."""
     try:
         yield from loader
@@ -313,12 +342,20 @@ class Augment:
         data: whose statistics and `flip` to use.
         cutout_length: the square's side in pixels, made even by rounding down, as in the original; 0 for none.
         train: whether to augment.
+        memory_format: of the result.
     """
 
-    def __init__(self, data: ImageData, cutout_length: int = 0, train: bool = True) -> None:
+    def __init__(
+        self,
+        data: ImageData,
+        cutout_length: int = 0,
+        train: bool = True,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         self.flip = data.flip
         self.cutout_length = cutout_length
         self.train = train
+        self.memory_format = memory_format
         self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
 
     def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
@@ -355,7 +392,7 @@ class Augment:
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
-        return (images / 255).sub_(mean).div_(std)
+        return (images / 255).sub_(mean).div_(std).contiguous(memory_format=self.memory_format)
 
 
 # ---- Batches
@@ -370,6 +407,17 @@ Plan = Callable[[int], Sequence[Any]]
 def _sequence(seed: int, stream: int, epoch: int, step: int = 0) -> np.random.SeedSequence:
     """Hashes its arguments, so that neighbouring seeds, epochs and steps have nothing in common."""
     return np.random.SeedSequence([seed, stream, epoch, step])
+
+
+@dataclass
+class _Indexed:
+    """The batches of these indices, put together on the images' own device."""
+
+    dataset: Images
+    indices: Sequence[Any]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.dataset.__getitems__, self.indices)
 
 
 class Batches:
@@ -398,16 +446,17 @@ class Batches:
         self._plan, self._steps, self._seed, self._stream = plan, steps, seed, stream
         self._device = torch.device(device)
         self._indices: list[Any] = []  # what the loader reads; filled at the beginning of an epoch
-        workers = 0 if isinstance(dataset, MemoryImages) else workers
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._indices,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # its own: it would draw from torch's, and a resumed run would differ from one that never stopped
-        )
+        self._loader: Iterable[tuple[Tensor, Tensor]] = _Indexed(dataset, self._indices)
+        if isinstance(dataset, FileImages):
+            self._loader = DataLoader(
+                dataset,
+                batch_sampler=self._indices,
+                collate_fn=_unchanged,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=self._device.type == "cuda",
+                generator=torch.Generator(),  # its own: it would draw from torch's, and a resumed run differ from one that never stopped
+            )
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """The next iteration gives the batches of `epoch` (from 0 on), from `start_step` on."""
@@ -512,7 +561,7 @@ def search_batches(
 
 
 def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str) -> Batches:
-    """For a fixed network: all training images in a new random order, augmented.
+    """For a fixed network: all training images in a new random order, augmented, in `channels_last` (benchmarks/train_step.py says why).
 
     Raises:
         UserError: fewer training images than a batch; or a batch cannot be shared by all processes.
@@ -524,7 +573,7 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
         data.train,
         _shuffled(np.arange(count), batch_size, seed, _TRAIN_ORDER),
         _training_steps(count, batch_size),
-        Augment(data, cutout_length),
+        Augment(data, cutout_length, memory_format=torch.channels_last),
         seed=seed,
         stream=_TRAIN_AUGMENT,
         workers=workers,
@@ -533,6 +582,7 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
 
 
 def test_batches(data: ImageData, *, batch_size: int, workers: int, device: torch.device | str) -> Batches:
-    """All test images in order, only normalised."""
+    """All test images in order, only normalised, in `channels_last`."""
     plan = _in_order(np.arange(len(data.test)), batch_size)
-    return Batches(data.test, plan, len(plan(0)), Augment(data, train=False), seed=0, stream=0, workers=workers, device=device)
+    augment = Augment(data, train=False, memory_format=torch.channels_last)
+    return Batches(data.test, plan, len(plan(0)), augment, seed=0, stream=0, workers=workers, device=device)

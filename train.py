@@ -64,6 +64,7 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.on_device(images, device, args.data_on_device)
     distributed.join(device)
     train_batches = data.train_batches(
         images,
@@ -147,8 +148,7 @@ def train(
     model.train()
     for step, (x, y) in enumerate(batches, run.progress.step):
         optimizer.zero_grad()
-        output = model(x)
-        logits, logits_aux = output if isinstance(output, tuple) else (output, None)  # only the network of cells has an auxiliary head
+        logits, logits_aux = utils.forward(model, x, args.amp)
         loss = criterion(logits, y)
         if logits_aux is not None:
             loss = loss + args.auxiliary_weight * criterion(logits_aux, y)

@@ -83,6 +83,7 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.on_device(images, device, args.data_on_device)
     distributed.join(device)
     train_batches, alpha_batches, valid_batches = data.search_batches(
         images,
@@ -191,7 +192,7 @@ def train(
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()
-        logits = model(x)
+        logits, _ = utils.forward(model, x, args.amp)
         loss = distributed.mean(criterion(logits, y), y.size(0))
         loss.backward(inputs=weights)
         distributed.average_gradients(weights)

@@ -119,6 +119,19 @@ def check_finite(loss: Tensor, gradient_norm: Tensor, epoch: int, step: int, lr:
         )
 
 
+def forward(model: nn.Module, x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Logits of `model`, (B, classes), and those of its auxiliary head, where it has one that runs.
+
+    With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the loss needs them.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        output = model(x)
+    logits, auxiliary = output if isinstance(output, tuple) else (output, None)  # only the network of cells has an auxiliary head
+    if amp:
+        return logits.float(), None if auxiliary is None else auxiliary.float()
+    return logits, auxiliary
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -128,13 +141,12 @@ def evaluate(
 ) -> Meters:
     """Loss and accuracy of `model` in evaluation mode over `batches` of (images, classes); `report` is called after every batch.
 
-    Processes with a share of each batch all get those of the whole batches.
+    Never in autocast: a network trained in it is measured as test.py will. Processes with a share of each batch all get those of the whole.
     """
     model.eval()
     meters = Meters()
     for step, (x, y) in enumerate(batches):
-        output = model(x)
-        logits = output[0] if isinstance(output, tuple) else output  # the discrete networks return auxiliary logits, too
+        logits, _ = forward(model, x)
         meters.update(criterion(logits, y), logits, y)
         report(step, meters)
     return meters

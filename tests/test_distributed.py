@@ -152,7 +152,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     args = Namespace(
         strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net", init_channels=4, layers=None,
         momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5, report_freq=1000,
-        eigenvalue_every=0, early_stop=None,
+        eigenvalue_every=0, early_stop=None, amp=False,
     )  # fmt: skip
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
@@ -174,7 +174,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
 
 def train_steps():
     """An epoch of training, with the auxiliary head: every state on the way, and the accuracy."""
-    args = Namespace(auxiliary_weight=0.4, grad_clip=5, report_freq=1000)
+    args = Namespace(auxiliary_weight=0.4, grad_clip=5, report_freq=1000, amp=False)
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
     edges = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_3x3", 2)]

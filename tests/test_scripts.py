@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ import torch
 import cli
 import experiment
 import genotypes
+import model_search
+from architect import Architect
 from model import NetworkCIFAR
 
 ROOT = Path(__file__).parent.parent
@@ -282,3 +285,31 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
             experiment.load_weights(network(), str(tmp_path / name))
         assert "\n" not in str(raised.value)
     assert not trap.exists()
+
+
+def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path):
+    arguments = [*TINY, "--fast_dev_run", "--batch_size", "16", "--amp"]
+    for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
+        status, _, errors = script("train_search", *arguments, *order, "--run_dir", "-".join(["search", *order]))
+        assert status == 0, errors
+    status, _, errors = script("train", *arguments, "--arch", "search", "--auxiliary", "--run_dir", "train")
+    assert status == 0, errors
+    for folder in ("search", "train"):
+        weights = torch.load(tmp_path / folder / "weights.pt", weights_only=True)
+        assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_autocast_changes_the_alphas_gradient_by_its_roundings_only(unrolled):
+    gradients = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        network = model_search.Network(4, 10, 3, torch.nn.CrossEntropyLoss())
+        x, y = torch.randn(2, 16, 3, 16, 16), torch.randint(10, (2, 16))
+        hyperparameters = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, hvp="exact", amp=amp)
+        optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9)
+        Architect(network, hyperparameters).step(x[0], y[0], x[1], y[1], 0.025, optimizer, unrolled)
+        gradients.append(torch.cat([alpha.grad.flatten() for alpha in network.arch_parameters()]))
+    plain, rounded = gradients
+    assert plain.dtype == rounded.dtype == torch.float32
+    assert 1e-4 < (rounded - plain).norm() / plain.norm() < 0.1  # bfloat16 rounds by up to 0.4%
