@@ -26,7 +26,8 @@ class Architect:
         model: a search model. Its attribute `criterion`, where it has one, is the loss; cross-entropy otherwise.
         args: any object with `momentum` and `weight_decay` (of the weights' SGD), `arch_learning_rate` and `arch_weight_decay` (of the
             alphas' Adam), and optionally `hvp`: how the second order multiplies with the mixed second derivative, by the paper's
-            `"finite_difference"` (the default) or `"exact"`; and `amp`: the network in bfloat16 autocast, the loss not.
+            `"finite_difference"` (the default) or `"exact"`; and `amp`: the network in bfloat16 autocast, but for the loss, and for the
+            two passes whose difference would drown in its roundings.
     """
 
     def __init__(self, model: nn.Module, args: Any) -> None:
@@ -123,13 +124,13 @@ class Architect:
         """
         epsilon = r / v.norm()
         alphas = self.model.arch_parameters()
-        dalpha_plus = _grad(self._loss(input, target, self._state(w + epsilon * v)), alphas)
-        dalpha_minus = _grad(self._loss(input, target, self._state(w - epsilon * v)), alphas)
+        dalpha_plus = _grad(self._loss(input, target, self._state(w + epsilon * v), amp=False), alphas)
+        dalpha_minus = _grad(self._loss(input, target, self._state(w - epsilon * v), amp=False), alphas)
         return [(plus - minus).div_(2 * epsilon) for plus, minus in zip(dalpha_plus, dalpha_minus, strict=True)]
 
-    def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
+    def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
         """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
-        with torch.autocast(input.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(input.device.type, torch.bfloat16, enabled=amp and self.amp):
             logits = functional_call(self.model, state or {}, (input,))
         return distributed.mean(self.criterion(logits.float() if self.amp else logits, target), target.size(0))
 

@@ -10,7 +10,7 @@ the time of the forward pass. Both are the same as gradients that it is fast at:
 - Dilation 2. The image falls apart into the four images of its even and odd rows and columns (`split`, `join`), on which the convolution
   is an ordinary one; at stride 2 only the first of them is looked at.
 
-What is not float on a CPU in `channels_last` goes the ordinary way.
+What is not on a CPU in `channels_last` goes the ordinary way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from torch import Tensor
 
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
     """Depthwise convolution of x, (B, C, H, W), by `weight`, (C, 1, k, k), to (B, C, H', W')."""
-    fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu")
+    if x.is_cpu and torch.is_autocast_enabled("cpu"):  # whose kernels give NaN gradients of dilated ones with less than 16 channels
+        with torch.autocast("cpu", enabled=False):
+            return depthwise(x.float(), weight, stride, padding, dilation)
+    fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)
     if fast and dilation == 2 and padding % 2 == 0:
         if stride == 2:
             x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
