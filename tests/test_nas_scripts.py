@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_scripts import script  # noqa: F401  # a fixture
 
 import drawing
 import genotypes
@@ -25,7 +24,7 @@ TINY = ["--dataset", "digits", "--gpu", "-1", "--batch_size", "8", "--fast_dev_r
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.rpartition("/")[2])
 @pytest.mark.parametrize("strategy", ["darts --unrolled", "darts --unrolled --hvp exact", "enas", "random"])
-def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, strategy):  # noqa: F811
+def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, strategy):
     arguments = [*TINY, "--space", space, *SPACES[space]]
     status, out, error = script("train_search", *arguments, "--run_dir", "run", "--strategy", *strategy.split())
     assert (status, error) == (0, "")
@@ -54,7 +53,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, s
         assert (status, error) == (0, "")
 
 
-def test_the_paper_s_own_network_without_more(script, tmp_path):  # noqa: F811
+def test_the_paper_s_own_network_without_more(script, tmp_path):
     """--space darts --strategy darts is model_search.Network, with its names."""
     import torch
 
@@ -121,7 +120,7 @@ FILES = {
         ("visualize", ["list.json"], "must be an object"),
     ],
 )
-def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):  # noqa: F811
+def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):
     for file, content in FILES.items():
         (tmp_path / file).write_text(content)
     if name != "visualize":

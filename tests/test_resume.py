@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -15,18 +14,17 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 import torch
+from conftest import load
 
 import cli
 import experiment
 from monitor import MEASURED
 
-ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "3"))
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "4"]
@@ -56,9 +54,7 @@ def start(command, images, *arguments, prepare=lambda: None):
         os.dup2(writer, 1), os.dup2(writer, 2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True) for fd in (1, 2))
         sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load(name)
         prepare()
         cli.run(module.main)
         status = 0

@@ -1,6 +1,5 @@
 """The stages as a user runs them: search, train, test; what they write, what they say, and what they refuse."""
 
-import importlib.util
 import json
 import math
 import pickle
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load
 
 import cli
 import experiment
@@ -20,31 +20,6 @@ from model import NetworkCIFAR
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
-
-
-def load(name):
-    """The script as a module; by its path, because the standard library has a `test`, too."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def script(monkeypatch, capsys, tmp_path):
-    """Runs a script's `main` in an empty folder: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        try:
-            cli.run(load(name).main)
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def log_lines(folder):
