@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -22,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the arguments)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the arguments)\n")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -43,6 +44,20 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
 
+def shown(value: Any, limit: int = 120) -> str:
+    """A stranger's value in a message: its `repr`, shortened; its type, where Python cannot write it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
+        text = f"a {type(value).__name__}"
+    return shorten(text, limit)
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """A stranger's text in a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 # Arguments that may differ from those of the run that is resumed.
 MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "engine", "report_freq", "checkpoint_minutes"}
 
@@ -56,8 +71,11 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         parser: with `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
 
+    A space in a file is code, and a folder may be a stranger's: `--resume` runs it only if the command line names it, too.
+
     Raises:
-        UserError: there is no such run, it is of the other stage, or an argument differs that would change the result.
+        UserError: there is no such run, it is of the other stage, an argument differs that would change the result, or the code of a
+            space would be run that the command line does not name.
     """
     args = parser.parse_args()
     resume = args.resume
@@ -67,29 +85,53 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         resume = args.run_dir
     if resume is None:
         return args
-    try:
-        config = json.loads((Path(resume) / "config.json").read_text(encoding="utf-8"))
-        if config["stage"] != stage:
-            raise UserError(f"{resume} is a run of the other script: its stage is {config['stage']!r}, this one's is {stage!r}")
-        # Through the parser again, which checks them: the file may be a stranger's.
-        recorded = [
-            f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in config["arguments"].items()
-            if value is not None and value is not False
-        ]
-    except OSError as error:
-        raise UserError(f"--resume {resume}: cannot read its config.json ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--resume {resume}: its config.json is not one of a run") from None
-    before, args = parser.parse_args(recorded), parser.parse_args([*recorded, *sys.argv[1:]])
-    changed = [name for name, value in vars(args).items() if value != getattr(before, name) and name not in MAY_CHANGE]
+    recorded = _recorded(resume, stage, known=vars(args))
+    # Through the parser again, which checks them: the file may be a stranger's.
+    texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
+    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *sys.argv[1:]])
+    space = getattr(before, "space", "")
+    if runs_code(space) and getattr(args, "space", "") != space:
+        raise UserError(
+            f"--resume {resume} would run the code of {shorten(space)}, which its config.json names: "
+            f"if you trust that file, add {shlex.join(['--space', space])}"
+        )
+    changed = [name for name, value in vars(merged).items() if value != getattr(before, name) and name not in MAY_CHANGE]
     if changed:
-        differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(args, name)}" for name in changed)
+        differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(merged, name)}" for name in changed)
         raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
-    args.resume = args.run_dir = resume
-    return args
+    merged.resume = merged.run_dir = resume
+    return merged
+
+
+def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
+    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        own, arguments = config["stage"], config["arguments"].items()
+    except OSError as error:
+        raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
+    if own != stage:
+        raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")
+    recorded = {name: value for name, value in arguments if value is not None and value is not False}
+    for name, value in recorded.items():
+        if name not in known:
+            raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
+        if not isinstance(value, bool | int | float | str) or (isinstance(value, str) and "\0" in value):
+            raise UserError(f"--resume {folder}: its config.json is not one of a run: {name} is {shown(value)}")
+    return recorded
+
+
+def runs_code(space: str) -> bool:
+    """Whether this `--space` names a file, whose code is run."""
+    return ":" in space
+
+
+def resume_command(args: argparse.Namespace, folder: str | Path) -> str:
+    """The command that goes on with the run in `folder`; a space in a file is named again (see `parse`)."""
+    space = ["--space", args.space] if runs_code(getattr(args, "space", "")) else []
+    return shlex.join(["python", sys.argv[0], "--resume", str(folder), *space])
 
 
 def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], float]:
@@ -148,5 +190,9 @@ def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) 
 
 
 class _Unread(argparse.Action):
+    warned = False  # the command line of a run that goes on is parsed twice
+
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        warn(f"{option_string} has no effect here")
+        if not self.warned:
+            warn(f"{option_string} has no effect here")
+        self.warned = True

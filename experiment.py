@@ -25,6 +25,7 @@ import torch
 import torchvision
 from torch import nn
 
+import cli
 import distributed
 from cli import UserError
 from progress import Console
@@ -76,6 +77,7 @@ class Run:
     def __init__(self, stage: str, args: argparse.Namespace) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
+        self._args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
         self._unwritten: set[str] = set()
@@ -199,7 +201,7 @@ class Run:
 
     def _stop(self, number: int) -> None:
         if number:
-            self.log("stopped by %s; go on with: python %s --resume %s", signal.Signals(number).name, sys.argv[0], self.folder)
+            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._args, self.folder))
             sys.exit(128 + number)
 
     def _interrupt(self, number: int, frame: object) -> None:

@@ -60,7 +60,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=36, layers=20)
-    architecture = search.read(args)
+    recorded = search.resume(args) if args.resume else None
+    architecture = recorded or search.read(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
@@ -88,7 +89,8 @@ def main() -> None:
 
     with experiment.Run("eval", args) as run:
         run.log("%s", search.describe(architecture))
-        run.write_json(*search.record(architecture))
+        if recorded is None:
+            run.write_json(*search.record(architecture))
         run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         size = images.image_size
         multiply_adds = utils.count_multiply_adds(model, size)

@@ -9,11 +9,13 @@ import json
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -23,8 +25,10 @@ from conftest import load
 
 import cli
 import experiment
+import genotypes
 from monitor import MEASURED
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 KILLS = int(os.environ.get("KILLS", "3"))
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "4"]
@@ -292,6 +296,67 @@ def test_resuming_with_other_arguments(half, images, uninterrupted):
     status, output = run(["train"], images, "--resume", half, "--workers", "1", "--report_freq", "7", "--checkpoint_minutes", "3")
     assert status == 0, output
     assert_same(result(half), uninterrupted("train")[0])
+
+
+def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images, tmp_path):
+    """Whatever has become of the file that it came from."""
+    source, folder = tmp_path / "genotype.json", tmp_path / "run"
+    command = ["train", "--arch", str(source), *TRAIN[3:]]
+    source.write_text(json.dumps(genotypes.to_json(genotypes.DARTS_V1)))
+
+    def prepare():
+        experiment.Run.complete_epoch = lambda self, metrics: os.kill(os.getpid(), signal.SIGKILL)
+
+    status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
+    assert status == -signal.SIGKILL
+    for change in (lambda: source.write_text(json.dumps(genotypes.to_json(genotypes.DARTS_V2))), source.unlink):
+        change()
+        status, output = run(command[:1], images, "--resume", folder, prepare=prepare)
+        assert status == -signal.SIGKILL, output
+        assert genotypes.read(str(folder)) == genotypes.DARTS_V1
+    status, output = run(command[:1], images, "--resume", folder)
+    assert status == 0, output
+    assert str(genotypes.DARTS_V1) in output
+
+
+SPY = """
+from pathlib import Path
+from small_space import Net
+Path(__file__).with_name("imported").touch()
+"""
+
+
+def test_resuming_runs_no_code_that_only_the_folder_names(images, tmp_path):
+    """The folder may be a stranger's: a space in a file is to be named on the command line, too."""
+    space, trace, folder = tmp_path / "a space.py", tmp_path / "imported", tmp_path / "run of mine"
+    space.write_text(SPY)
+    name = f"{space}:Net"
+    command = ["train_search", "--init_channels", "2", "--epochs", "1", "--batch_size", "4", "--space", name]
+
+    def prepare():
+        sys.path.append(str(EXAMPLES))
+        original = experiment.Run.complete_step
+
+        def stop(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            original(self)
+
+        experiment.Run.complete_step = stop
+
+    status, output = run(command, images, "--run_dir", folder, prepare=prepare)
+    assert status == 128 + signal.SIGTERM, output
+    trace.unlink()
+    status, output = run(command[:1], images, "--resume", folder, prepare=prepare)
+    assert (status, output.count("\n")) == (2, 1), output
+    assert f"add --space '{name}'" in output
+    assert not trace.exists()
+    status, output = run(command[:1], images, "--resume", folder, "--space", f"{tmp_path / 'other.py'}:Net", prepare=prepare)
+    assert (status, output.count("\n")) == (2, 1), output
+    status, output = run(command[:1], images, "--resume", folder, "--space", name, prepare=prepare)
+    assert status == 128 + signal.SIGTERM, output
+    assert trace.exists()
+    said = shlex.split(output.splitlines()[-1].partition("go on with: ")[2])
+    assert said == ["python", "train_search.py", "--resume", str(folder), "--space", name]
 
 
 def test_resuming_what_is_no_run(images, tmp_path):
