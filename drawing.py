@@ -5,6 +5,7 @@ Graphviz's `dot` draws them where it is installed, the program of the package gr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -276,7 +277,9 @@ def draw(architecture: Genotype | dict[str, Any], folder: str | Path, format: st
 
 
 def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
-    """Writes files that can be told from foreign ones afterwards, {name: content}, into `folder`, made if it is missing; all or none.
+    """Writes files that can be told from foreign ones afterwards, {name: content}, into `folder`, made if it is missing.
+
+    All are written beside before the first takes its place: who is interrupted leaves none that is cut off and would be in the way.
 
     Raises:
         UserError: a file that is not ours is in the way, or the folder cannot be written to.
@@ -288,10 +291,19 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
                 raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         for path, picture in signed.items():
-            path.write_bytes(picture)
+            _beside(path).write_bytes(picture)
+        for path in signed:
+            os.replace(_beside(path), path)
     except OSError as error:
+        for path in signed:
+            with contextlib.suppress(OSError):
+                _beside(path).unlink()
         raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from None
     return list(signed)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:

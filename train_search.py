@@ -30,6 +30,7 @@ import history
 import monitor
 import utils
 from architect import HVP
+from cli import UserError
 from nas import search
 
 
@@ -165,10 +166,13 @@ def main() -> None:
             for name, content in search.files(architecture).items():
                 run.write_json(name, content)
         run.log("%s", search.describe(architecture))
-        if distributed.rank() == 0:
-            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
-            run.log("pictures: %s", ", ".join(map(str, pictures)))
         run.log("train what was found: %s", train_command(args, run))
+        if distributed.rank() == 0:
+            try:
+                pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
+                run.log("pictures: %s", ", ".join(map(str, pictures)))
+            except UserError as error:  # the search is complete, with or without
+                run.log("no pictures: %s", error)
 
 
 def train(

@@ -1,10 +1,10 @@
 """Every space by every strategy, as a user runs them: search, train, test, draw; and what is refused."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
+from test_scripts import said
 
 import drawing
 import genotypes
@@ -40,13 +40,12 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, s
         assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
 
     if strategy == "enas":  # what follows depends on the space alone
-        command = shlex.split(out.splitlines()[-1].partition("train what was found: ")[2])
+        command = said(out.splitlines(), "train what was found: ")
         assert command[:4] == ["python", "train.py", "--arch", "run"]
         arguments = [*command[2:], *SPACES[space], "--batch_size", "8", "--fast_dev_run", "--run_dir", "trained"]
         status, out, error = script("train", *arguments)
         assert (status, error) == (0, "")
-        last = out.splitlines()[-1].partition("test the weights again: ")[2]
-        status, out, error = script("test", *shlex.split(last)[2:])
+        status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
         assert (status, error) == (0, "")
         assert "test_acc" in out
         status, out, error = script("visualize", "trained")

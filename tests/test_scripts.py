@@ -27,6 +27,12 @@ def log_lines(folder):
     return [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
+def said(lines, label):
+    """The words of the command that follows `label` in a log."""
+    [command] = [line.partition(label)[2] for line in lines if label in line]
+    return shlex.split(command)
+
+
 def test_search_then_train_then_test(script, tmp_path):
     status, out, _ = script("train_search", *TINY, "--fast_dev_run", "--unrolled", "--batch_size", "8", "--run_dir", "search")
     assert status == 0
@@ -65,7 +71,7 @@ def test_search_then_train_then_test(script, tmp_path):
     assert config["arguments"]["arch_learning_rate"] == 3e-4
     assert config["versions"]["torch"] == torch.__version__
 
-    command = shlex.split(lines[-1].removeprefix("train what was found: "))
+    command = said(lines, "train what was found: ")
     assert command[:2] == ["python", "train.py"]
     status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
     assert status == 0
@@ -74,11 +80,32 @@ def test_search_then_train_then_test(script, tmp_path):
     assert "(test set)" in out
     assert "picked on the test set" in out
 
-    command = shlex.split(log_lines(tmp_path / "eval")[-1].removeprefix("test the weights again: "))
+    command = said(log_lines(tmp_path / "eval"), "test the weights again: ")
     assert command[:2] == ["python", "test.py"]
     status, out, _ = script("test", *command[2:])
     assert status == 0
     assert re.search(r"^test_acc \d+\.\d{6}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("obstacle", ["no renderer", "a foreign file"])
+def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch, obstacle):
+    module = load("train_search")
+    original = module.drawing.draw
+
+    def draw(architecture, folder, caption):
+        (folder / "reduction.png").write_bytes(b"a holiday")
+        return original(architecture, folder, caption=caption)
+
+    if obstacle == "no renderer":
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.setattr(sys, "executable", "")
+    else:
+        monkeypatch.setattr(module.drawing, "draw", draw)
+    status, _, err = script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
+    assert (status, err) == (0, "")
+    lines = log_lines(tmp_path / "run")
+    assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", "run"]
+    assert lines[-1].startswith("no pictures: ")
 
 
 def test_trained_weights_test_as_they_did_when_trained(script, tmp_path):
@@ -86,7 +113,7 @@ def test_trained_weights_test_as_they_did_when_trained(script, tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "eval" / "metrics.jsonl").read_text().splitlines()]
     assert [row["drop_path_prob"] for row in metrics] == [0.0, pytest.approx(0.15)]
     assert [row["lr"] for row in metrics] == [pytest.approx(0.025), pytest.approx(0.0125)]
-    command = shlex.split(log_lines(tmp_path / "eval")[-1].removeprefix("test the weights again: "))
+    command = said(log_lines(tmp_path / "eval"), "test the weights again: ")
     _, out, _ = script("test", *command[2:], "--batch_size", "160")
     assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(metrics[-1]["test_acc"], abs=1e-6)
 
