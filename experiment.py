@@ -91,9 +91,13 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
-            if not self._resumed and any(path.name != ".lock" for path in self.folder.iterdir()):
-                raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
             self._lock.acquire(timeout=0)
+            if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
+                raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
+            if not self._resumed:  # before all else: from here on the run can go on
+                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
+                if self._unwritten:
+                    raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
@@ -103,7 +107,6 @@ class Run:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
         if not self._resumed:
-            self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
             self.log("args = %s", args)
 
     def log(self, message: str, *values: Any) -> None:
@@ -256,6 +259,11 @@ class Run:
             self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, " ".join(str(error).split())[:200])
         else:
             self._unwritten.discard(name)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a file in a folder is more than what a run leaves that is killed before it began."""
+    return path.name != ".lock" and path.suffix != ".tmp" and not (path.name == "log.txt" and path.stat().st_size == 0)
 
 
 class _LogFile(logging.FileHandler):

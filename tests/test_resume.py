@@ -3,6 +3,7 @@
 `KILLS=20 pytest tests/test_resume.py -k killed` kills each run 20 times at random moments instead of 3 (docs/reliability.md).
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -10,7 +11,6 @@ import os
 import random
 import resource
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -145,8 +145,6 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
         kills += status == -signal.SIGKILL
         if (folder / "config.json").exists():  # else it was killed before there was a run
             arguments = ["--resume", folder, "--checkpoint_minutes", "0"]
-        elif folder.exists():
-            shutil.rmtree(folder)
     status, output = run(COMMANDS[name], images, *arguments)
     assert status == 0, output
     assert kills > 0
@@ -174,6 +172,64 @@ def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
     status, output = run(TRAIN, images, "--resume", folder)
     assert status == 0, output
     assert_same(result(folder), uninterrupted("train")[0])
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_killed_at_the_beginning(moment, images, tmp_path):
+    """Before the first file is flushed and renamed, before the log is opened, before its first line, before the architecture is written."""
+    folder, calls = tmp_path / "run", iter(range(1000))
+
+    def prepare():
+        def deadly(original):
+            def call(*arguments, **options):
+                if next(calls) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            return call
+
+        experiment.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment._LogFile.__init__ = deadly(experiment._LogFile.__init__)
+        experiment.Run.log = deadly(experiment.Run.log)
+
+    command = [*TRAIN[:5], *SEARCH[1:5], "--batch_size", "8", "--fast_dev_run"]
+    status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
+    assert status == -signal.SIGKILL
+    if (folder / "config.json").exists():
+        status, output = run(command[:1], images, "--resume", folder)
+    else:
+        status, output = run(command, images, "--run_dir", folder)
+    assert status == 0, output
+    assert genotypes.read(str(folder)) == genotypes.DARTS_V2
+
+
+def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
+    """A folder that holds anything else is never written to."""
+    args = argparse.Namespace(run_dir=str(tmp_path), save="", resume=None, checkpoint_minutes=10.0)
+    for name in (".lock", "config.json.tmp", "log.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(cli.UserError, match="never overwritten"):
+        experiment.Run("search", args)
+    (tmp_path / "config.json").unlink()
+    with experiment.Run("search", args) as begun:
+        begun.log("a line")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(cli.UserError, match="never overwritten"):
+        experiment.Run("search", args)
+
+
+def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
+    """Without room for its config.json."""
+
+    def prepare():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    status, output = run(TRAIN, images, "--run_dir", tmp_path / "run", prepare=prepare)
+    assert status == 2, output
+    assert "config.json" in output.splitlines()[-1]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
