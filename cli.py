@@ -27,21 +27,41 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2."""
+    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
+
+    A reader of standard output that goes away (`| head`) ends it without a word, with status 141, as if by SIGPIPE.
+    """
     try:
-        main()
-    except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        try:
+            main()
+        except UserError as error:
+            message = " ".join(str(error).split())
+            print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # now: what fails while Python ends is a traceback
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(141)
+
+
+def discard_output() -> None:
+    """Standard output leads nowhere from now on: nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell(message: str) -> None:
+    """One line on standard error; from the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    """One line on standard error; from the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {message}", file=sys.stderr)
+    """`tell` of something that is not as it should be."""
+    tell(f"warning: {message}")
 
 
 def shown(value: Any, limit: int = 120) -> str:
@@ -166,6 +186,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         "--data", default="../data", help="the folder of CIFAR (downloaded if absent), or of train/<class>/ and test/<class>/"
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
+    group.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="for --dataset folder: leave out, and count, what cannot be decoded",
+    )
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that decode images; never changes a result")
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     architecture = recorded or search.read(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     distributed.join(device)
     train_batches = data.train_batches(
         images,
@@ -88,6 +88,8 @@ def main() -> None:
     meters = utils.Meters()
 
     with experiment.Run("eval", args) as run:
+        for note in images.notes:
+            run.log("%s", note)
         run.log("%s", search.describe(architecture))
         if recorded is None:
             run.write_json(*search.record(architecture))
@@ -171,6 +173,7 @@ def test_command(args: argparse.Namespace, run: experiment.Run) -> str:
     """The command that measures the saved weights' accuracy."""
     command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    command += ["--skip_bad_images"][: args.skip_bad_images]
     for name in ("init_channels", "layers"):
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]

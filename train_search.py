@@ -83,7 +83,7 @@ def main() -> None:
     search.set_sizes(args, init_channels=16, layers=8)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     distributed.join(device)
     train_batches, alpha_batches, valid_batches = data.search_batches(
         images,
@@ -107,6 +107,8 @@ def main() -> None:
     meters = utils.Meters()
 
     with experiment.Run("search", args) as run:
+        for note in images.notes:
+            run.log("%s", note)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         progress = run.restore(model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters)
         watch = monitor.Monitor(run, epochs, limit or len(train_batches))
@@ -213,6 +215,7 @@ def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
     """The command that trains the found network by the paper's recipe on the same data."""
     command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    command += ["--skip_bad_images"][: args.skip_bad_images]
     command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
     return shlex.join(command)
 

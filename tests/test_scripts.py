@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from conftest import load
 
 import cli
+import drawing
 import experiment
 import genotypes
 from model import NetworkCIFAR
@@ -87,20 +90,14 @@ def test_search_then_train_then_test(script, tmp_path):
     assert re.search(r"^test_acc \d+\.\d{6}$", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("obstacle", ["no renderer", "a foreign file"])
-def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch, obstacle):
-    module = load("train_search")
-    original = module.drawing.draw
+def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
+    original = drawing.draw
 
     def draw(architecture, folder, caption):
         (folder / "reduction.png").write_bytes(b"a holiday")
         return original(architecture, folder, caption=caption)
 
-    if obstacle == "no renderer":
-        monkeypatch.setenv("PATH", "")
-        monkeypatch.setattr(sys, "executable", "")
-    else:
-        monkeypatch.setattr(module.drawing, "draw", draw)
+    monkeypatch.setattr(drawing, "draw", draw)
     status, _, err = script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
     assert (status, err) == (0, "")
     lines = log_lines(tmp_path / "run")
@@ -141,6 +138,21 @@ def module_meters(module):
     meters = module.utils.Meters()
     meters.update(torch.tensor(1.0), torch.eye(10), torch.arange(10))
     return meters
+
+
+def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "train" / "dark" / "0.png").write_bytes(b"")
+    folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--skip_bad_images", "--gpu", "-1", "--workers", "0"]
+    status, out, _ = script("train_search", *folder, *TINY[4:], "--fast_dev_run", "--batch_size", "4", "--run_dir", "search")
+    assert status == 0
+    sizes = ["--fast_dev_run", "--batch_size", "4", "--workers", "0", *TINY[4:]]
+    status, more, _ = script("train", *said(out.splitlines(), "train what was found: ")[2:], *sizes, "--run_dir", "eval")
+    assert status == 0
+    status, most, _ = script("test", *said(more.splitlines(), "test the weights again: ")[2:])
+    assert status == 0
+    for text in (out, more, most, *((tmp_path / name / "log.txt").read_text() for name in ("search", "eval"))):
+        assert text.count("skipped 1 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
 
 
 def test_same_seed_same_log(script, tmp_path, monkeypatch):
@@ -223,6 +235,36 @@ def test_a_mistake_ends_the_process_without_a_traceback():
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(r"train\.py: error: unknown architecture nonsense.*\n", done.stderr)
+
+
+@pytest.fixture
+def unread(tmp_path):
+    """Runs a script in a process whose standard output nobody reads: (exit status, standard error)."""
+
+    def run(name, *arguments, closed=False):
+        reader, writer = os.pipe()
+        os.close(reader)
+        close = ["sh", "-c", 'exec "$0" "$@" >&-'] if closed else []
+        command = [*close, sys.executable, ROOT / f"{name}.py", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        return done.returncode, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_run_whose_reader_goes_away_goes_on(unread, tmp_path, closed):
+    """As with `| head -1`: its log has every line."""
+    assert unread("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", closed=closed) == (0, "")
+    assert said(log_lines(tmp_path / "run"), "test the weights again: ")[:2] == ["python", "test.py"]
+
+
+def test_what_is_only_printed_ends_without_a_word_when_nobody_reads(unread, tmp_path):
+    assert unread("visualize", "DARTS_V2", "--format", "svg") == (141, "")
+    assert (tmp_path / "reduction.svg").exists()
+    torch.save(network().state_dict(), tmp_path / "weights.pt")
+    assert unread("test", *TINY, "--auxiliary", "--model_path", "weights.pt") == (141, "")
 
 
 def test_importing_anything_does_nothing(tmp_path):
