@@ -427,6 +427,32 @@ def test_resuming_what_is_no_run(images, tmp_path):
     assert (status, output.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "not one of a run"),
+        ('{"stage": "eval", "arguments": {"help": true}}', "an argument that this version does not know, 'help'"),
+        ('{"stage": "eval", "arguments": {"seed\\nx": 1}}', r"does not know, 'seed\nx'"),
+        ('{"stage": "eval", "arguments": {"seed": "1\\n2"}}', "is not a whole number"),
+        ('{"stage": "eval", "arguments": {"data": "a\\u0000b"}}', r"data is 'a\x00b'"),
+        ('{"stage": "eval", "arguments": {"seed": [1]}}', "seed is [1]"),
+        ('{"stage": "eval", "arguments": {"see": 1}}', "does not know, 'see'"),
+    ],
+    ids=["deep", "help", "newline in a name", "newline", "zero", "list", "abbreviated"],
+)
+def test_odd_configurations(images, tmp_path, content, words):
+    (tmp_path / "config.json").write_text(content)
+    status, output = run(TRAIN[:1], images, "--resume", tmp_path)
+    assert (status, output.count("\n")) == (2, 1), output
+    assert words in output
+
+
+def test_a_flag_without_effect_is_warned_of_once(half, images):
+    status, output = run(TRAIN[:1], images, "--resume", half, "--model_path", "x")
+    assert status == 0, output
+    assert output.count("--model_path has no effect") == 1
+
+
 @pytest.mark.parametrize("command", [SEARCH, TRAIN])
 def test_a_run_that_diverges_stops_and_keeps_a_good_checkpoint(command, images, tmp_path):
     status, output = run(command, images, "--run_dir", tmp_path / "run", "--learning_rate", "1e30", "--checkpoint_minutes", "0")
