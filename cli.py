@@ -159,19 +159,21 @@ def _number(kind: type, accepted: Callable[[float], bool], description: str) -> 
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {description}") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {description}") from None
         if not accepted(value):  # also refuses nan: every comparison with it is false
-            raise argparse.ArgumentTypeError(f"{text} is not {description}")
+            raise argparse.ArgumentTypeError(f"{shorten(text)} is not {description}")
         return value
 
     return parse
 
 
-positive_int = _number(int, lambda n: n >= 1, "a whole number of at least 1")
-non_negative_int = _number(int, lambda n: n >= 0, "a whole number of at least 0")
-cell_count = _number(int, lambda n: n >= 3, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
-device_number = _number(int, lambda n: n >= -1, "a GPU's number, or -1 for the CPU")
-image_size = _number(int, lambda n: n >= 8 and n % 8 == 0, "a multiple of 8")
+_MOST = 2**31 - 1  # more than any run has of anything, and what the libraries below can count
+positive_int = _number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
+non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
+seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
+cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
+device_number = _number(int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU")
+image_size = _number(int, lambda n: 8 <= n <= _MOST and n % 8 == 0, "a multiple of 8")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")

@@ -24,6 +24,7 @@ import experiment
 import genotypes
 import monitor
 import utils
+from cli import UserError
 from nas import search
 
 
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of weights, data order, augmentation and drop path")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument(
@@ -54,7 +55,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=cli.positive_int, default=16)
-    return cli.parse(parser, "eval")
+    args = cli.parse(parser, "eval")
+    if args.auxiliary and args.batch_size == 1:
+        raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
+    return args
 
 
 def main() -> None:

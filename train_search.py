@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=2, help="of weights, alphas, data order and augmentation")
+    parser.add_argument("--seed", type=cli.seed, default=2, help="of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")

@@ -107,6 +107,7 @@ FILES = {
         ("train_search", ["--space", "needy.py:Net"], "cannot be built with {}: missing a required argument: 'width'"),
         ("train_search", ["--space", "nested.py:Net"], "choices do not nest"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
+        ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
