@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -22,25 +23,59 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the arguments)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the arguments)\n")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2."""
+    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
+
+    A reader of standard output that goes away (`| head`) ends it without a word, with status 141, as if by SIGPIPE.
+    """
     try:
-        main()
-    except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        try:
+            main()
+        except UserError as error:
+            message = " ".join(str(error).split())
+            print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # now: what fails while Python ends is a traceback
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(141)
+
+
+def discard_output() -> None:
+    """Standard output leads nowhere from now on: nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell(message: str) -> None:
+    """One line on standard error; from the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    """One line on standard error; from the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {message}", file=sys.stderr)
+    """`tell` of something that is not as it should be."""
+    tell(f"warning: {message}")
+
+
+def shown(value: Any, limit: int = 120) -> str:
+    """A stranger's value in a message: its `repr`, shortened; its type, where Python cannot write it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
+        text = f"a {type(value).__name__}"
+    return shorten(text, limit)
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """A stranger's text in a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 # Arguments that may differ from those of the run that is resumed.
@@ -56,8 +91,11 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         parser: with `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
 
+    A space in a file is code, and a folder may be a stranger's: `--resume` runs it only if the command line names it, too.
+
     Raises:
-        UserError: there is no such run, it is of the other stage, or an argument differs that would change the result.
+        UserError: there is no such run, it is of the other stage, an argument differs that would change the result, or the code of a
+            space would be run that the command line does not name.
     """
     args = parser.parse_args()
     resume = args.resume
@@ -67,29 +105,53 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         resume = args.run_dir
     if resume is None:
         return args
-    try:
-        config = json.loads((Path(resume) / "config.json").read_text(encoding="utf-8"))
-        if config["stage"] != stage:
-            raise UserError(f"{resume} is a run of the other script: its stage is {config['stage']!r}, this one's is {stage!r}")
-        # Through the parser again, which checks them: the file may be a stranger's.
-        recorded = [
-            f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in config["arguments"].items()
-            if value is not None and value is not False
-        ]
-    except OSError as error:
-        raise UserError(f"--resume {resume}: cannot read its config.json ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--resume {resume}: its config.json is not one of a run") from None
-    before, args = parser.parse_args(recorded), parser.parse_args([*recorded, *sys.argv[1:]])
-    changed = [name for name, value in vars(args).items() if value != getattr(before, name) and name not in MAY_CHANGE]
+    recorded = _recorded(resume, stage, known=vars(args))
+    # Through the parser again, which checks them: the file may be a stranger's.
+    texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
+    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *sys.argv[1:]])
+    space = getattr(before, "space", "")
+    if runs_code(space) and getattr(args, "space", "") != space:
+        raise UserError(
+            f"--resume {resume} would run the code of {shorten(space)}, which its config.json names: "
+            f"if you trust that file, add {shlex.join(['--space', space])}"
+        )
+    changed = [name for name, value in vars(merged).items() if value != getattr(before, name) and name not in MAY_CHANGE]
     if changed:
-        differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(args, name)}" for name in changed)
+        differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(merged, name)}" for name in changed)
         raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
-    args.resume = args.run_dir = resume
-    return args
+    merged.resume = merged.run_dir = resume
+    return merged
+
+
+def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
+    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        own, arguments = config["stage"], config["arguments"].items()
+    except OSError as error:
+        raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
+    if own != stage:
+        raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")
+    recorded = {name: value for name, value in arguments if value is not None and value is not False}
+    for name, value in recorded.items():
+        if name not in known:
+            raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
+        if not isinstance(value, bool | int | float | str) or (isinstance(value, str) and "\0" in value):
+            raise UserError(f"--resume {folder}: its config.json is not one of a run: {name} is {shown(value)}")
+    return recorded
+
+
+def runs_code(space: str) -> bool:
+    """Whether this `--space` names a file, whose code is run."""
+    return ":" in space
+
+
+def resume_command(args: argparse.Namespace, folder: str | Path) -> str:
+    """The command that goes on with the run in `folder`; a space in a file is named again (see `parse`)."""
+    space = ["--space", args.space] if runs_code(getattr(args, "space", "")) else []
+    return shlex.join(["python", sys.argv[0], "--resume", str(folder), *space])
 
 
 def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], float]:
@@ -97,19 +159,21 @@ def _number(kind: type, accepted: Callable[[float], bool], description: str) -> 
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {description}") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {description}") from None
         if not accepted(value):  # also refuses nan: every comparison with it is false
-            raise argparse.ArgumentTypeError(f"{text} is not {description}")
+            raise argparse.ArgumentTypeError(f"{shorten(text)} is not {description}")
         return value
 
     return parse
 
 
-positive_int = _number(int, lambda n: n >= 1, "a whole number of at least 1")
-non_negative_int = _number(int, lambda n: n >= 0, "a whole number of at least 0")
-cell_count = _number(int, lambda n: n >= 3, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
-device_number = _number(int, lambda n: n >= -1, "a GPU's number, or -1 for the CPU")
-image_size = _number(int, lambda n: n >= 8 and n % 8 == 0, "a multiple of 8")
+_MOST = 2**31 - 1  # more than any run has of anything, and what the libraries below can count
+positive_int = _number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
+non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
+seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
+cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
+device_number = _number(int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU")
+image_size = _number(int, lambda n: 8 <= n <= _MOST and n % 8 == 0, "a multiple of 8")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
@@ -125,6 +189,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
     group.add_argument("--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory")
+    group.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="for --dataset folder: leave out, and count, what cannot be decoded",
+    )
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that decode images; never changes a result")
 
 
@@ -150,5 +219,9 @@ def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) 
 
 
 class _Unread(argparse.Action):
+    warned = False  # the command line of a run that goes on is parsed twice
+
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        warn(f"{option_string} has no effect here")
+        if not self.warned:
+            warn(f"{option_string} has no effect here")
+        self.warned = True

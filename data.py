@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import cli
 import distributed
 from cli import UserError
 
@@ -41,6 +42,7 @@ DATASETS = ("cifar10", "cifar100", "digits", "folder")
 IN_MEMORY_BYTES = 2**30
 
 Triple = tuple[float, float, float]
+Sample = tuple[str, int]  # a file and its label
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ class ImageData:
     std: Triple
     image_size: int
     flip: bool
+    notes: tuple[str, ...] = ()  # what the log of a run should say of them
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
 
-def load(name: str, root: str, image_size: int = 32, workers: int = 2) -> ImageData:
+def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_images: bool = False) -> ImageData:
     """The dataset `name`, in the folder `root`.
 
     Args:
@@ -75,6 +78,7 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2) -> ImageD
         root: the folder of the data; `digits` needs none.
         image_size: height and width in pixels; only a `folder` has a choice.
         workers: processes that decode a `folder`.
+        skip_bad_images: leave out images of a `folder` that cannot be decoded, and note it; each image is decoded once more to find them.
 
     Raises:
         UserError: an unknown name, another size than the dataset has, or images that are missing or cannot be read.
@@ -83,10 +87,12 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2) -> ImageD
         raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
     if name != "folder" and image_size != 32:
         raise UserError(f"{name} has images of 32 pixels, not {image_size}: only --dataset folder has a choice of size")
+    if name != "folder" and skip_bad_images:
+        raise UserError(f"--skip_bad_images is of --dataset folder: the images of {name} are checked as a whole")
     if name == "digits":
         return _digits()
     if name == "folder":
-        return _folder(Path(root), image_size, workers)
+        return _folder(Path(root), image_size, workers, skip_bad_images)
     return _cifar(name, root)
 
 
@@ -111,7 +117,7 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
     if not decoded or needed > free // 2:
         if choice == "yes":
             raise UserError(f"--data_on_device yes: the images take {needed / 2**20:.0f} MiB, too much: leave it out")
-        return data
+        return replace(data, notes=(*data.notes, "the images are too large to be kept in the GPU's memory"))
     return replace(data, train=data.train.to(device), test=data.test.to(device))
 
 
@@ -143,7 +149,7 @@ class MemoryImages(Dataset):
 class FileImages(Dataset):
     """Images in files, decoded when asked for: the centre square, resized to `image_size`."""
 
-    def __init__(self, samples: Sequence[tuple[str, int]], image_size: int) -> None:
+    def __init__(self, samples: Sequence[Sample], image_size: int) -> None:
         self.samples = samples
         self.image_size = image_size
 
@@ -162,6 +168,30 @@ class FileImages(Dataset):
 Images = MemoryImages | FileImages
 
 
+class BadImage(UserError):
+    """What is in the file cannot be decoded, today or ever."""
+
+
+class _Complaints(Dataset):
+    """Of every image of `files` what is wrong with it, `path: reason`; nothing of one that can be decoded."""
+
+    def __init__(self, files: FileImages) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.files[index]
+        except BadImage as error:
+            return str(error).removeprefix(_UNDECODABLE)
+        return ""
+
+
+_UNDECODABLE = "cannot decode the image "
+
+
 def _decode(path: str, size: int) -> Tensor:
     """The image as uint8 (3, size, size); transparency is dropped."""
     try:
@@ -173,8 +203,12 @@ def _decode(path: str, size: int) -> Tensor:
                 if image.mode[0] in "IF":
                     raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
                 square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise UserError(f"cannot decode the image {path}: {error}") from None
+        # With a number, it is the system that says it (the file is gone, too many are open), and may be otherwise the next time.
+        kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
+        raise kind(f"{_UNDECODABLE}{path}: {error}") from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
@@ -214,28 +248,43 @@ def _digits() -> ImageData:
     return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
 
 
-def _folder(root: Path, image_size: int, workers: int) -> ImageData:
-    found = {part: _walk(root, part) for part in ("train", "test")}
-    classes, samples = found["train"]
-    if different := set(classes) ^ set(found["test"][0]):
+def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool) -> ImageData:
+    (classes, samples), (test_classes, test_samples) = _walk(root, "train"), _walk(root, "test")
+    if different := set(classes) ^ set(test_classes):
         raise UserError(
             f"{root / 'train'} and {root / 'test'} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
         )
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
+    notes: tuple[str, ...] = ()
+    if skip_bad_images:
+        (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
+        if bad := bad + test_bad:
+            first = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+            total = len(samples) + len(test_samples) + len(bad)
+            notes = (f"skipped {len(bad)} of {total} images, which cannot be decoded: {first}",)
     # The files come sorted by class, and the search split takes the first part of the list.
     samples = [samples[index] for index in _interleave(np.array([label for _, label in samples]))]
-    train, test = FileImages(samples, image_size), FileImages(found["test"][1], image_size)
-    fits = (len(train) + len(test)) * 3 * image_size**2 <= IN_MEMORY_BYTES
-    if fits:
+    train, test = FileImages(samples, image_size), FileImages(test_samples, image_size)
+    if (len(train) + len(test)) * 3 * image_size**2 <= IN_MEMORY_BYTES:
         decoded = _decode_all(train, workers)
         mean, std = _mean_std(_count_levels(decoded.images))
-        return ImageData("folder", decoded, _decode_all(test, workers), classes, mean, std, image_size, flip=True)
+        return ImageData("folder", decoded, _decode_all(test, workers), classes, mean, std, image_size, flip=True, notes=notes)
     mean, std = _measure(train, root / f"statistics-{image_size}.json", workers)
-    return ImageData("folder", train, test, classes, mean, std, image_size, flip=True)
+    return ImageData("folder", train, test, classes, mean, std, image_size, flip=True, notes=notes)
 
 
-def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, workers: int) -> tuple[list[Sample], list[str]]:
+    """The samples that can be decoded, and what is wrong with the others. Raises `UserError` if none of a class is left."""
+    complaints = list(chain.from_iterable(_stream(_Complaints(FileImages(samples, image_size)), workers)))
+    sound = [sample for sample, complaint in zip(samples, complaints, strict=True) if not complaint]
+    bad = [" ".join(complaint.split()) for complaint in complaints if complaint]
+    if lost := set(range(len(classes))) - {label for _, label in sound}:
+        raise UserError(f"no image of the class {classes[min(lost)]} can be decoded: {bad[0]}")
+    return sound, bad
+
+
+def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample]]:
     """The classes in `root`/`part`, sorted, and its files with their labels, sorted by class and name."""
     layout = f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/ with images in every class"
     if not (root / part).is_dir():
@@ -261,8 +310,8 @@ def _interleave(labels: np.ndarray) -> np.ndarray:
     return np.argsort(place)
 
 
-def _stream(files: FileImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, as (uint8 (B, 3, H, W), int64 (B,)), decoded by `workers` processes."""
+def _stream(files: FileImages | _Complaints, workers: int) -> Iterator[Any]:
+    """Batches of all of `files`, in order: (uint8 images (B, 3, H, W), int64 labels (B,)), or complaints; `workers` processes decode."""
     batches: list[Any] = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
     yield from _plain_errors(
         DataLoader(files, batch_sampler=batches, collate_fn=_unchanged, num_workers=workers, generator=torch.Generator())
@@ -284,7 +333,7 @@ def _plain_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Ten
         yield from loader
     except UserError as error:
         error.__traceback__ = None  # it would keep the loader until a garbage collection, which takes seconds to end idle workers
-        raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+        raise UserError(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]) from None
 
 
 def _unchanged(batch: Any) -> Any:
@@ -299,17 +348,18 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Tri
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
     try:
         known = json.loads(cache.read_text())
-        if {name: known[name] for name in key} == key:
-            (a, b, c), (d, e, f) = known["mean"], known["std"]
-            return (float(a), float(b), float(c)), (float(d), float(e), float(f))
-    except (OSError, ValueError, TypeError, KeyError):
+        (a, b, c), (d, e, f) = known["mean"], known["std"]
+        fractions = all(type(value) is float and 0 <= value <= 1 for value in (a, b, c, d, e, f))
+        if {name: known[name] for name in key} == key and fractions and min(d, e, f) > 0:
+            return (a, b, c), (d, e, f)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass  # no such file, or not one of ours: measure
-    logging.info("measuring mean and deviation of %d images, once", len(images))
+    cli.tell(f"measuring mean and deviation of {len(images)} images, once")
     mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), torch.zeros(3, 256, dtype=torch.long)))
     try:
         cache.write_text(json.dumps(key | {"mean": mean, "std": std}))
     except OSError:
-        logging.info("cannot write %s: it will be measured again", cache)
+        cli.tell(f"cannot write {cache}: they will be measured again")
     return mean, std
 
 

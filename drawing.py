@@ -5,6 +5,7 @@ Graphviz's `dot` draws them where it is installed, the program of the package gr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import graphviz
 
-from cli import UserError
+from cli import UserError, shorten, shown
 from genotypes import Genotype
 
 # After the palette of Okabe and Ito, darkened until the contrast with white, as text or as ground, is at least 4.5, and so far apart in
@@ -167,9 +168,11 @@ def micro_cells(architecture: dict[str, Any]) -> dict[str, tuple[list[tuple[str,
         edges = []
         while (node := f"{kind}_node_{len(edges) // 2}_{'xy'[len(edges) % 2]}") + "_op" in remaining:
             operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
-            if operation not in range(len(MICRO_OPERATIONS)) or source not in range(len(edges) // 2 + 2):
+            if not _is_index(operation, len(MICRO_OPERATIONS)) or not _is_index(source, len(edges) // 2 + 2):
                 return {}
             edges.append((MICRO_OPERATIONS[operation], source))
+        if len(edges) % 2:
+            return {}
         if edges:
             used = {source for _, source in edges}
             cells[name] = (edges, [node for node in range(len(edges) // 2 + 2) if node not in used])
@@ -193,6 +196,10 @@ def network(architecture: dict[str, Any], caption: str) -> graphviz.Digraph:
     return graph
 
 
+def _is_index(chosen: Any, length: int) -> bool:
+    return type(chosen) is int and 0 <= chosen < length
+
+
 def _is_operation(chosen: Any) -> bool:
     return isinstance(chosen, str) and chosen in COLOURS
 
@@ -209,7 +216,7 @@ def macro_layers(architecture: dict[str, Any]) -> list[tuple[str, list[int]]]:
     values = [chosen if isinstance(chosen, list) else [chosen] for chosen in architecture.values()]
     branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
     labels = {f"layer_{layer}": layer for layer in range(len(branches))}
-    known = all(len(branch) == 1 and branch[0] in range(len(MACRO_BRANCHES)) for branch in branches)
+    known = all(len(branch) == 1 and _is_index(branch[0], len(MACRO_BRANCHES)) for branch in branches)
     earlier = all(isinstance(label, str) and labels.get(label, layer) < layer for layer, chosen in enumerate(skips) for label in chosen)
     if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
         return []
@@ -232,11 +239,12 @@ def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None
 def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
     """Every choice beside what was chosen, in the order of the file."""
     graph.attr(rankdir="TB", ranksep="0.15")
-    for row, (key, chosen) in enumerate(architecture.items()):
-        text = ", ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen)
+    for row, (key, entry) in enumerate(architecture.items()):
+        chosen = entry if isinstance(entry, list) else [entry]
+        text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
         with graph.subgraph() as cells:
             cells.attr(rank="same")
-            cells.node(f"key{row}", label=graphviz.escape(str(key)), **_INPUT)
+            cells.node(f"key{row}", label=graphviz.escape(shorten(key)), **_INPUT)
             cells.node(f"chosen{row}", label=graphviz.escape(text or "nothing"), **_OUTPUT)
             cells.edge(f"key{row}", f"chosen{row}")
         if row:  # one row below the other
@@ -276,7 +284,9 @@ def draw(architecture: Genotype | dict[str, Any], folder: str | Path, format: st
 
 
 def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
-    """Writes files that can be told from foreign ones afterwards, {name: content}, into `folder`, made if it is missing; all or none.
+    """Writes files that can be told from foreign ones afterwards, {name: content}, into `folder`, made if it is missing.
+
+    All are written beside before the first takes its place: who is interrupted leaves none that is cut off and would be in the way.
 
     Raises:
         UserError: a file that is not ours is in the way, or the folder cannot be written to.
@@ -288,10 +298,19 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
                 raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         for path, picture in signed.items():
-            path.write_bytes(picture)
+            _beside(path).write_bytes(picture)
+        for path in signed:
+            os.replace(_beside(path), path)
     except OSError as error:
+        for path in signed:
+            with contextlib.suppress(OSError):
+                _beside(path).unlink()
         raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from None
     return list(signed)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:

@@ -25,8 +25,9 @@ import torch
 import torchvision
 from torch import nn
 
+import cli
 import distributed
-from cli import UserError
+from cli import UserError, shorten
 from progress import Console
 
 
@@ -38,6 +39,14 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)  # one object for every epoch that is complete
+
+    def check(self) -> None:
+        """Raises `ValueError` if no run has come this far: a checkpoint may be a stranger's."""
+        counts = all(type(count) is int and count >= 0 for count in (self.epoch, self.step))
+        time = type(self.seconds) is float and 0 <= self.seconds < float("inf")
+        rows = isinstance(self.metrics, list) and all(isinstance(row, dict) for row in self.metrics)
+        if not (counts and time and rows) or [row.get("epoch") for row in self.metrics] != list(range(self.epoch)):
+            raise ValueError("its progress is none of a run")
 
 
 class Stateful(Protocol):
@@ -76,6 +85,7 @@ class Run:
     def __init__(self, stage: str, args: argparse.Namespace) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
+        self._args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
         self._unwritten: set[str] = set()
@@ -89,9 +99,13 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
-            if not self._resumed and any(path.name != ".lock" for path in self.folder.iterdir()):
-                raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
             self._lock.acquire(timeout=0)
+            if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
+                raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
+            if not self._resumed:  # before all else: from here on the run can go on
+                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
+                if self._unwritten:
+                    raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
@@ -101,7 +115,6 @@ class Run:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
         if not self._resumed:
-            self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
             self.log("args = %s", args)
 
     def log(self, message: str, *values: Any) -> None:
@@ -199,7 +212,7 @@ class Run:
 
     def _stop(self, number: int) -> None:
         if number:
-            self.log("stopped by %s; go on with: python %s --resume %s", signal.Signals(number).name, sys.argv[0], self.folder)
+            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._args, self.folder))
             sys.exit(128 + number)
 
     def _interrupt(self, number: int, frame: object) -> None:
@@ -230,6 +243,7 @@ class Run:
         """Brings all to where this checkpoint was saved."""
         state = _read_checkpoint(content)
         progress = Progress(**state["progress"])
+        progress.check()
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         _set_random_states(state["random"])
@@ -254,6 +268,11 @@ class Run:
             self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, " ".join(str(error).split())[:200])
         else:
             self._unwritten.discard(name)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a file in a folder is more than what a run leaves that is killed before it began."""
+    return path.name != ".lock" and path.suffix != ".tmp" and not (path.name == "log.txt" and path.stat().st_size == 0)
 
 
 class _LogFile(logging.FileHandler):
@@ -301,8 +320,8 @@ def load_weights(model: nn.Module, path: str) -> None:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
         raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path} does not hold a state_dict: a dictionary of tensors")
+    if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
+        raise UserError(f"{path} does not hold a state_dict: a dictionary of names and dense tensors")
     own = model.state_dict()
     # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which nothing here reads.
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
@@ -312,6 +331,11 @@ def load_weights(model: nn.Module, path: str) -> None:
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
+    differing += [
+        f"{key} is of {weights[key].dtype} in the file, of {own[key].dtype} here"
+        for key in own
+        if key in weights and weights[key].is_floating_point() != own[key].is_floating_point()
+    ]
     if missing or unexpected or differing:
         hint = "check --arch, --init_channels, --layers and the dataset"
         if not missing and not differing and all(key.startswith("auxiliary_head.") for key in unexpected):
@@ -319,10 +343,15 @@ def load_weights(model: nn.Module, path: str) -> None:
         elif not unexpected and not differing and all(key.startswith("auxiliary_head.") for key in missing):
             hint = "leave out --auxiliary"
         first = [f"missing in the file: {key}" for key in missing[:3]]
-        first += [f"only in the file: {key}" for key in unexpected[:3]]
+        first += [f"only in the file: {shorten(key)}" for key in unexpected[:3]]
         first += differing[:3]
         raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
     model.load_state_dict(own | weights)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a tensor of numbers that can be copied: neither sparse, nor quantized, nor without content."""
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _shape(tensor: torch.Tensor) -> str:

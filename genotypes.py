@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli import UserError
+from cli import UserError, shorten, shown
 
 
 class Genotype(NamedTuple):
@@ -246,14 +247,14 @@ def read(arch: str) -> Genotype:
         if path.is_dir():
             path = path / "genotype.json"
         if path.suffix != ".json" and not path.is_file():
-            raise UserError(f"unknown architecture {_shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
+            raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the architecture {_shorten(arch)}: {error.strerror or error}") from None
+        raise UserError(f"cannot read the architecture {shorten(arch)}: {error.strerror or error}") from None
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{_shorten(arch)} does not hold JSON: {error}") from None
+        raise UserError(f"{shorten(arch)} does not hold JSON: {error}") from None
     return from_json(content)
 
 
@@ -267,7 +268,9 @@ def parse(text: str) -> Genotype:
         UserError: anything else.
     """
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's, of "\\d" and the like: the error says enough
+            call = ast.parse(text.strip(), mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
             raise ValueError("it is not one Genotype(...)")
         fields = dict(zip(Genotype._fields, map(_literal, call.args), strict=False))
@@ -277,7 +280,7 @@ def parse(text: str) -> Genotype:
     except UserError:
         raise
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise UserError(f"cannot parse the genotype {_shorten(text)}: {error}") from None
+        raise UserError(f"cannot parse the genotype {shorten(text)}: {error}") from None
     return check(**fields)
 
 
@@ -320,9 +323,7 @@ def from_json(content: Any) -> Genotype:
     missing = [field for field in Genotype._fields if field not in content]
     unknown = [key for key in content if key not in Genotype._fields]
     if missing or unknown:
-        raise UserError(
-            f"an architecture's JSON needs {', '.join(Genotype._fields)}; missing: {missing}, unknown: {_shorten(str(unknown))}"
-        )
+        raise UserError(f"an architecture's JSON needs {', '.join(Genotype._fields)}; missing: {missing}, unknown: {shorten(str(unknown))}")
     return check(**content)
 
 
@@ -352,7 +353,7 @@ def _from_nni(content: dict[str, Any]) -> Genotype:
         cells[cell] = edges
         cells[f"{cell}_concat"] = list(range(2, len(edges) // 2 + 2))
     if remaining:
-        raise UserError(f"unexpected keys in NNI's architecture: {_shorten(', '.join(map(str, remaining)))}")
+        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
     return check(**cells)
 
 
@@ -367,18 +368,18 @@ def _from_choices(content: dict[str, Any]) -> Genotype:
             keys = [f"{cell}_n{node}_p{source}" for source in range(node)]
             operations = [remaining.pop(key, None) for key in keys]
             chosen = remaining.pop(switch)
-            if not isinstance(chosen, list) or len(chosen) != 2 or not all(key in keys for key in chosen):
-                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {_shorten(repr(chosen))}")
+            if not isinstance(chosen, list) or len(chosen) != 2 or not all(key in keys for key in chosen) or chosen[0] == chosen[1]:
+                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(chosen)}")
             for source in map(keys.index, chosen):
                 operation = operations[source]
                 if not isinstance(operation, str) or operation not in CHOICES:
-                    raise UserError(f"{keys[source]} is {_shorten(repr(operation))}: known are {', '.join(CHOICES)}")
+                    raise UserError(f"{keys[source]} is {shown(operation)}: known are {', '.join(CHOICES)}")
                 edges.append((CHOICES[operation], source))
             node += 1
         cells[cell] = edges
         cells[f"{cell}_concat"] = list(range(2, node))
     if remaining:
-        raise UserError(f"unexpected keys in NNI's architecture: {_shorten(', '.join(map(str, remaining)))}")
+        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
     return check(**cells)
 
 
@@ -423,25 +424,21 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
             raise UserError(f"the {cell} cell has {len(pairs)} edges: each node takes two, so their number must be even")
         for edge, (operation, node) in enumerate(pairs):
             if not isinstance(operation, str) or operation not in OPERATIONS:
-                raise UserError(f"unknown operation {_shorten(repr(operation))} in the {cell} cell: known are {', '.join(OPERATIONS)}")
+                raise UserError(f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}")
             newest = edge // 2 + 1
             if type(node) is not int or not 0 <= node <= newest:
                 raise UserError(
-                    f"edge {edge} of the {cell} cell takes node {_shorten(repr(node))}; node {newest + 1} can only take nodes 0 to {newest}"
+                    f"edge {edge} of the {cell} cell takes node {shown(node)}; node {newest + 1} can only take nodes 0 to {newest}"
                 )
         return [(operation, node) for operation, node in pairs]
 
     def concat(cell: str, nodes: Any, edge_count: int) -> list[int]:
         last = edge_count // 2 + 1
         if not isinstance(nodes, list | tuple) or not nodes or not all(type(node) is int and 2 <= node <= last for node in nodes):
-            raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {_shorten(repr(nodes))}")
+            raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {shown(nodes)}")
         if len(set(nodes)) != len(nodes):
-            raise UserError(f"{cell}_concat names a node twice: {_shorten(repr(nodes))}")
+            raise UserError(f"{cell}_concat names a node twice: {shown(nodes)}")
         return list(nodes)
 
     normal, reduce = edges("normal", normal), edges("reduce", reduce)
     return Genotype(normal, concat("normal", normal_concat, len(normal)), reduce, concat("reduce", reduce_concat, len(reduce)))
-
-
-def _shorten(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+import cli
 import distributed
 import utils
 
@@ -17,14 +18,16 @@ Item = TypeVar("Item")
 
 
 class Console(logging.Handler):
-    """Log lines on standard output, above the bar if there is one."""
+    """Log lines on standard output, above the bar if there is one, for as long as somebody reads them."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stdout is None:  # was closed from the beginning
+            return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except Exception:  # as logging's own handlers do: a reader that went away does not end the run
-            self.handleError(record)
+        except OSError:  # the reader went away (`| head`), or the disk is full: the log's file has it all
+            cli.discard_output()
 
 
 class Clock:
@@ -58,7 +61,7 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: uti
         total=steps,
         initial=first,
         desc=f"epoch {epoch}",
-        disable=None if distributed.rank() == 0 else True,
+        disable=None if distributed.rank() == 0 and sys.stderr is not None else True,
         leave=False,
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",

@@ -44,7 +44,10 @@ def main() -> None:
     search.set_sizes(args, init_channels=36, layers=20)
     architecture = search.read(args)
     device = utils.select_device(args.gpu)
-    images = data.on_device(data.load(args.dataset, args.data, args.image_size, args.workers), device, args.data_on_device)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
+    images = data.on_device(images, device, args.data_on_device)
+    for note in images.notes:
+        print(note)
     model = search.build_discrete(args, images.num_classes, architecture)
     experiment.load_weights(model, args.model_path)
     model.to(device)

@@ -24,6 +24,7 @@ import experiment
 import genotypes
 import monitor
 import utils
+from cli import UserError
 from nas import search
 
 
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of weights, data order, augmentation and drop path")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument(
@@ -54,16 +55,20 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=cli.positive_int, default=16)
-    return cli.parse(parser, "eval")
+    args = cli.parse(parser, "eval")
+    if args.auxiliary and args.batch_size == 1:
+        raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=36, layers=20)
-    architecture = search.read(args)
+    recorded = search.resume(args) if args.resume else None
+    architecture = recorded or search.read(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)
     distributed.join(device)
     train_batches = data.train_batches(
@@ -88,8 +93,11 @@ def main() -> None:
     meters = utils.Meters()
 
     with experiment.Run("eval", args) as run:
+        for note in images.notes:
+            run.log("%s", note)
         run.log("%s", search.describe(architecture))
-        run.write_json(*search.record(architecture))
+        if recorded is None:
+            run.write_json(*search.record(architecture))
         run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         size = images.image_size
         multiply_adds = utils.count_multiply_adds(model, size)
@@ -169,6 +177,7 @@ def test_command(args: argparse.Namespace, run: experiment.Run) -> str:
     """The command that measures the saved weights' accuracy."""
     command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    command += ["--skip_bad_images"][: args.skip_bad_images]
     for name in ("init_channels", "layers"):
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]

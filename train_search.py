@@ -30,6 +30,7 @@ import history
 import monitor
 import utils
 from architect import HVP
+from cli import UserError
 from nas import search
 
 
@@ -38,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=2, help="of weights, alphas, data order and augmentation")
+    parser.add_argument("--seed", type=cli.seed, default=2, help="of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")
@@ -82,7 +83,7 @@ def main() -> None:
     search.set_sizes(args, init_channels=16, layers=8)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)
     distributed.join(device)
     train_batches, alpha_batches, valid_batches = data.search_batches(
@@ -107,6 +108,8 @@ def main() -> None:
     meters = utils.Meters()
 
     with experiment.Run("search", args) as run:
+        for note in images.notes:
+            run.log("%s", note)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         progress = run.restore(model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters)
         watch = monitor.Monitor(run, epochs, limit or len(train_batches))
@@ -166,10 +169,13 @@ def main() -> None:
             for name, content in search.files(architecture).items():
                 run.write_json(name, content)
         run.log("%s", search.describe(architecture))
-        if distributed.rank() == 0:
-            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
-            run.log("pictures: %s", ", ".join(map(str, pictures)))
         run.log("train what was found: %s", train_command(args, run))
+        if distributed.rank() == 0:
+            try:
+                pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
+                run.log("pictures: %s", ", ".join(map(str, pictures)))
+            except UserError as error:  # the search is complete, with or without
+                run.log("no pictures: %s", error)
 
 
 def train(
@@ -210,6 +216,7 @@ def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
     """The command that trains the found network by the paper's recipe on the same data."""
     command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    command += ["--skip_bad_images"][: args.skip_bad_images]
     command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
     return shlex.join(command)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import UserError
+from cli import UserError, shown
 from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
 
 Decisions = dict[str, Tensor]
@@ -455,10 +455,10 @@ def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
     for entry in values:
         index = names.index(entry) if isinstance(entry, str) and entry and entry in names else entry
         if type(index) is not int or not 0 <= index < len(mutable):
-            raise UserError(f"{mutable.key} cannot choose {entry!r}: its candidates are {_few(mutable.labels)}")
+            raise UserError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {_few(mutable.labels)}")
         chosen.append(index)
     if len(set(chosen)) != len(chosen):
-        raise UserError(f"{mutable.key} chooses the same candidate twice: {value!r}")
+        raise UserError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
     if isinstance(mutable, LayerChoice) and not chosen:
         raise UserError(f"{mutable.key} chooses nothing: its candidates are {_few(mutable.labels)}")
     if isinstance(mutable, InputChoice) and mutable.n_chosen not in (None, len(chosen)):
@@ -514,5 +514,5 @@ class FixedInputChoice(_Fixed):
 
 
 def _few(items: list, limit: int = 8) -> str:
-    shown = ", ".join(map(repr, items[:limit]))
-    return f"[{shown}{', ...' if len(items) > limit else ''}]"
+    first = ", ".join(map(shown, items[:limit]))
+    return f"[{first}{', ...' if len(items) > limit else ''}]"

@@ -336,6 +336,14 @@ def read(args: argparse.Namespace) -> genotypes.Genotype | Architecture:
     return genotypes.read(args.arch) if args.space == "darts" else read_architecture(args.arch)
 
 
+def resume(args: argparse.Namespace) -> genotypes.Genotype | Architecture | None:
+    """What the run `args.resume` has recorded that it trains, whatever has become of `args.arch` since; None if it did not come so far."""
+    recorded = Path(args.resume) / ("genotype.json" if args.space == "darts" else "architecture.json")
+    if not recorded.exists():
+        return None
+    return genotypes.read(str(recorded)) if args.space == "darts" else read_architecture(recorded)
+
+
 def found(model: nn.Module) -> genotypes.Genotype | Architecture:
     """What a search has found so far: a genotype in the space of DARTS, an architecture otherwise."""
     if isinstance(model, Network):

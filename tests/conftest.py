@@ -1,10 +1,41 @@
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import cli
+
 # Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores.
 torch.set_num_threads(1)
+
+
+def load(name):
+    """The script as a module; by its path, because the standard library has a `test`, too."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", Path(__file__).parent.parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch, capsys, tmp_path):
+    """Runs a script's `main` in an empty folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        try:
+            cli.run(load(name).main)
+            status = 0
+        except SystemExit as exit:
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

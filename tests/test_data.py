@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import urllib.error
 from collections import Counter
@@ -523,6 +525,59 @@ def large(monkeypatch):
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_bad_images_are_skipped_and_counted_when_asked_for(folder, monkeypatch, workers, in_memory):
+    """What is left is the folder without them."""
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    for damage in (break_truncated, break_no_image, break_deep_colour):
+        damage(folder)
+    (folder / "train" / "dog" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot decode the image"):
+        list(data.test_batches(data.load("folder", str(folder), 16, workers), batch_size=4, workers=workers, device="cpu"))
+    images = data.load("folder", str(folder), image_size=16, workers=workers, skip_bad_images=True)
+    [note] = images.notes
+    assert note.startswith("skipped 4 of 22 images, which cannot be decoded: ")
+    assert note.endswith("; ...")
+    assert [path in note for path in ("train/cat/4.png: ", "train/dog/0.png: ", "train/dog/2.png: ", "test/dog/1.png")] == [True] * 3 + [
+        False
+    ]
+    for path in ("train/cat/4.png", "train/dog/0.png", "train/dog/2.png", "test/dog/1.png"):
+        (folder / path).unlink()
+    without = data.load("folder", str(folder), image_size=16, workers=workers, skip_bad_images=True)
+    assert without.notes == ()
+    assert (images.mean, images.std, len(images.train), len(images.test)) == (without.mean, without.std, 13, 5)
+    for batches, expected in zip(search(images), search(without), strict=True):
+        assert same(batches, expected)
+
+
+def test_decompression_bombs_are_skipped_when_asked_for(folder, monkeypatch):
+    save(folder / "train" / "cat" / "bomb.png", np.zeros((40, 40, 3), dtype=np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    images = data.load("folder", str(folder), image_size=16, workers=0, skip_bad_images=True)
+    assert "bomb.png: Image size (1600 pixels) exceeds limit" in images.notes[0]
+    assert len(images.train) == 16
+
+
+def test_what_is_not_the_image_s_fault_is_not_skipped(folder):
+    """Another time the file may be there, and the run another one."""
+    (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(UserError, match=r"train/cat/gone\.png: .*No such file"):
+        data.load("folder", str(folder), image_size=16, workers=0, skip_bad_images=True)
+
+
+def test_a_class_of_bad_images_alone(folder):
+    for path in (folder / "test" / "dog").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no image of the class dog can be decoded: .*test/dog/0\.png"):
+        data.load("folder", str(folder), image_size=16, workers=0, skip_bad_images=True)
+
+
+def test_only_a_folder_has_bad_images():
+    with pytest.raises(UserError, match="--skip_bad_images is of --dataset folder"):
+        data.load("digits", "nowhere", skip_bad_images=True)
+
+
 def test_a_large_folder_is_the_same_data(folder, monkeypatch):
     small = data.load("folder", str(folder), image_size=16, workers=0)
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
@@ -560,17 +615,23 @@ def test_statistics_are_kept_until_the_folder_changes(folder, large, monkeypatch
         context.setattr(data, "_stream", None)  # measuring would fail
         assert load() == first
         assert isinstance(load()[0], tuple)
-    for nonsense in ("{", "[]", "{}", '{"files": 16}', cache.read_text().replace('"mean"', '"men"')):
+    known = json.loads(cache.read_text())
+    wrong = [("mean", [0.5, 0.5]), ("mean", [0.5, 0.5, math.nan]), ("mean", [0.5, 0.5, 10**400]), ("mean", [0.5, 0.5, "0.5"])]
+    wrong += [("std", [0.2, 0.2, 0.0]), ("std", [0.2, 0.2, math.inf]), ("std", [0.2, 0.2, True]), ("std", 1.0)]
+    for nonsense in ("{", "[]", "{}", "[" * 100_000, '{"files": 16}', *(json.dumps(known | {key: value}) for key, value in wrong)):
         cache.write_text(nonsense)
         assert load() == first
     save(folder / "train" / "cat" / "new.png", np.full((16, 16, 3), 255, dtype=np.uint8))
     assert load() != first
 
 
-def test_statistics_that_cannot_be_written(folder, large):
+def test_statistics_that_cannot_be_written(folder, large, capsys):
     (folder / "statistics-16.json").mkdir()
     images = data.load("folder", str(folder), image_size=16, workers=0)
     assert 0.4 < images.mean[0] < 0.6
+    measuring, cannot = capsys.readouterr().err.splitlines()
+    assert measuring == "measuring mean and deviation of 16 images, once"
+    assert "statistics-16.json" in cannot
 
 
 def test_an_image_that_is_gone(folder, large):

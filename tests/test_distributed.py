@@ -3,7 +3,6 @@
 Processes are forked, on the CPU, and speak over 127.0.0.1; one run is torchrun's own.
 """
 
-import importlib.util
 import itertools
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load
 from test_resume import assert_same, finish, result, start
 from torch import nn
 
@@ -111,13 +111,6 @@ def assert_close(left, right, where="result"):
 # ---- The trajectory
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def dataset():
     """34 images for the weights in batches of 12, so the last has 10, of which 4 processes get 2, 3, 2, 3; as many for the alphas."""
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +158,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
     train, draws, valid = data.search_batches(dataset(), batch_size=12, train_portion=0.5, cutout_length=4, seed=0, workers=0, device="cpu")
     meters, recorder = utils.Meters(), Recorder(model, optimizer)
-    script("train_search").train(zip(train, draws, strict=True), model, architect, criterion, optimizer, 0.1, meters, args, recorder)
+    load("train_search").train(zip(train, draws, strict=True), model, architect, criterion, optimizer, 0.1, meters, args, recorder)
     architect.settle(valid)
     measured = utils.evaluate(model, valid, criterion)
     found = "" if strategy == "cells" else search.describe(search.found(model))
@@ -185,7 +178,7 @@ def train_steps():
     noise = dataset()
     batches = data.train_batches(noise, batch_size=26, cutout_length=4, seed=0, workers=0, device="cpu")
     meters, recorder = utils.Meters(), Recorder(model, optimizer)
-    script("train").train(batches, model, criterion, optimizer, 0.1, meters, args, recorder)
+    load("train").train(batches, model, criterion, optimizer, 0.1, meters, args, recorder)
     measured = utils.evaluate(model, data.test_batches(noise, batch_size=13, workers=0, device="cpu"), criterion)
     return recorder.states, meters.state_dict(), measured.state_dict()
 

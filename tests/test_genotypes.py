@@ -152,3 +152,11 @@ def test_the_softmax_of_a_strong_none_changes_which_edges_win():
         assert network.genotype().normal[2:] == [("sep_conv_3x3", 1), ("sep_conv_3x3", 2)]
     assert isinstance(network.genotype(), Genotype)
     assert network.genotype().normal_concat == range(2, 4)
+
+
+def test_an_edge_that_is_chosen_twice_is_refused():
+    """The space has a node take two inputs, of which one is not two."""
+    choices = genotypes.to_choices(genotypes.DARTS_V2)
+    choices["normal_n3_switch"] = ["normal_n3_p1", "normal_n3_p1"]
+    with pytest.raises(UserError, match="normal_n3_switch must name two of normal_n3_p0, normal_n3_p1, normal_n3_p2, not "):
+        genotypes.from_json(choices)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_scripts import load, log_lines, script  # noqa: F401  # script is a fixture
+from test_scripts import log_lines
 
 import cli
 import genotypes
@@ -117,7 +118,7 @@ def test_nothing_but_lines_where_there_is_no_terminal(searched):
     assert done.stderr == ""
 
 
-def test_watching_changes_nothing(searched, images, script):  # noqa: F811
+def test_watching_changes_nothing(searched, images, script):
     status, *_ = script("train_search", *CELLS, "--data", images, "--epochs", "3", "--run_dir", "run")
     assert status == 0
     watched, plain = searched[0], Path("run")
@@ -131,7 +132,7 @@ def test_watching_changes_nothing(searched, images, script):  # noqa: F811
     assert [line.replace(str(watched), "run") for line in kept] == log_lines(plain)[1:]
 
 
-def test_spaces_without_cells(images, script):  # noqa: F811
+def test_spaces_without_cells(images, script):
     script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "darts")
     [row] = metrics_of(Path("darts"))
     assert list(row["alphas"]) == ["first", "second"]
@@ -160,7 +161,7 @@ def test_a_space_with_a_none_of_its_own():
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, resumed):  # noqa: F811
+def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, resumed):
     """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1."""
     module = load("train_search")
     measured = iter([1.0] * 8 + [3.0] * 20)
@@ -182,7 +183,7 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
         assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
 
 
-def test_without_alphas_there_is_no_eigenvalue(images, script):  # noqa: F811
+def test_without_alphas_there_is_no_eigenvalue(images, script):
     for flags in (["--eigenvalue_every", "1"], ["--early_stop", "eigenvalue"]):
         status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--strategy", "random", *flags)
         assert (status, error.count("\n")) == (2, 1)
@@ -253,7 +254,7 @@ def test_time_left_is_that_of_the_whole_run(monkeypatch):
     assert clock.left(epoch=2, step=0) == "00:40"
 
 
-def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(images, script, monkeypatch):  # noqa: F811
+def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(images, script, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -264,15 +265,17 @@ def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(images, script, 
     assert len(metrics_of(Path("run"))) == 2
 
 
-def test_the_flags_are_checked(script):  # noqa: F811
+def test_the_flags_are_checked(script):
     for flags in (["--eigenvalue_every", "-1"], ["--early_stop", "never"]):
         status, _, error = script("train_search", *flags)
         assert (status, error.count("\n")) == (2, 1)
 
 
-def test_a_user_error_is_none_of_a_picture(images, script, monkeypatch):  # noqa: F811
+def test_a_user_error_is_none_of_a_picture(images, script, monkeypatch):
     """Where nothing draws, TensorBoard lacks the pictures, and only the end of the search, which wants them, says so."""
     monkeypatch.setattr(monitor.drawing, "render", lambda *_, **__: (_ for _ in ()).throw(cli.UserError("nothing draws")))
-    status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
-    assert (status, error) == (2, "train_search.py: error: nothing draws\n")
+    status, out, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
+    assert (status, error) == (0, "")
+    assert out.count("nothing draws") == 1
+    assert "no pictures: nothing draws" in out.splitlines()[-1]
     assert len(metrics_of(Path("run"))) == 1

@@ -1,11 +1,10 @@
 """Every space by every strategy, as a user runs them: search, train, test, draw; and what is refused."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
-from test_scripts import script  # noqa: F401  # a fixture
+from test_scripts import said
 
 import drawing
 import genotypes
@@ -25,7 +24,7 @@ TINY = ["--dataset", "digits", "--gpu", "-1", "--batch_size", "8", "--fast_dev_r
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.rpartition("/")[2])
 @pytest.mark.parametrize("strategy", ["darts --unrolled", "darts --unrolled --hvp exact", "enas", "random"])
-def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, strategy):  # noqa: F811
+def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, strategy):
     arguments = [*TINY, "--space", space, *SPACES[space]]
     status, out, error = script("train_search", *arguments, "--run_dir", "run", "--strategy", *strategy.split())
     assert (status, error) == (0, "")
@@ -41,20 +40,19 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, s
         assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
 
     if strategy == "enas":  # what follows depends on the space alone
-        command = shlex.split(out.splitlines()[-1].partition("train what was found: ")[2])
+        command = said(out.splitlines(), "train what was found: ")
         assert command[:4] == ["python", "train.py", "--arch", "run"]
         arguments = [*command[2:], *SPACES[space], "--batch_size", "8", "--fast_dev_run", "--run_dir", "trained"]
         status, out, error = script("train", *arguments)
         assert (status, error) == (0, "")
-        last = out.splitlines()[-1].partition("test the weights again: ")[2]
-        status, out, error = script("test", *shlex.split(last)[2:])
+        status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
         assert (status, error) == (0, "")
         assert "test_acc" in out
         status, out, error = script("visualize", "trained")
         assert (status, error) == (0, "")
 
 
-def test_the_paper_s_own_network_without_more(script, tmp_path):  # noqa: F811
+def test_the_paper_s_own_network_without_more(script, tmp_path):
     """--space darts --strategy darts is model_search.Network, with its names."""
     import torch
 
@@ -109,6 +107,7 @@ FILES = {
         ("train_search", ["--space", "needy.py:Net"], "cannot be built with {}: missing a required argument: 'width'"),
         ("train_search", ["--space", "nested.py:Net"], "choices do not nest"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
+        ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
@@ -121,7 +120,7 @@ FILES = {
         ("visualize", ["list.json"], "must be an object"),
     ],
 )
-def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):  # noqa: F811
+def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):
     for file, content in FILES.items():
         (tmp_path / file).write_text(content)
     if name != "visualize":

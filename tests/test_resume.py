@@ -3,14 +3,14 @@
 `KILLS=20 pytest tests/test_resume.py -k killed` kills each run 20 times at random moments instead of 3 (docs/reliability.md).
 """
 
+import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
 import random
 import resource
-import shutil
+import shlex
 import signal
 import sys
 import time
@@ -21,12 +21,14 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from conftest import load
 
 import cli
 import experiment
+import genotypes
 from monitor import MEASURED
 
-ROOT = Path(__file__).parent.parent
+EXAMPLES = Path(__file__).parent.parent / "examples"
 KILLS = int(os.environ.get("KILLS", "3"))
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "4"]
@@ -56,9 +58,7 @@ def start(command, images, *arguments, prepare=lambda: None):
         os.dup2(writer, 1), os.dup2(writer, 2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True) for fd in (1, 2))
         sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load(name)
         prepare()
         cli.run(module.main)
         status = 0
@@ -145,8 +145,6 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
         kills += status == -signal.SIGKILL
         if (folder / "config.json").exists():  # else it was killed before there was a run
             arguments = ["--resume", folder, "--checkpoint_minutes", "0"]
-        elif folder.exists():
-            shutil.rmtree(folder)
     status, output = run(COMMANDS[name], images, *arguments)
     assert status == 0, output
     assert kills > 0
@@ -174,6 +172,64 @@ def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
     status, output = run(TRAIN, images, "--resume", folder)
     assert status == 0, output
     assert_same(result(folder), uninterrupted("train")[0])
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_killed_at_the_beginning(moment, images, tmp_path):
+    """Before the first file is flushed and renamed, before the log is opened, before its first line, before the architecture is written."""
+    folder, calls = tmp_path / "run", iter(range(1000))
+
+    def prepare():
+        def deadly(original):
+            def call(*arguments, **options):
+                if next(calls) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            return call
+
+        experiment.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment._LogFile.__init__ = deadly(experiment._LogFile.__init__)
+        experiment.Run.log = deadly(experiment.Run.log)
+
+    command = [*TRAIN[:5], *SEARCH[1:5], "--batch_size", "8", "--fast_dev_run"]
+    status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
+    assert status == -signal.SIGKILL
+    if (folder / "config.json").exists():
+        status, output = run(command[:1], images, "--resume", folder)
+    else:
+        status, output = run(command, images, "--run_dir", folder)
+    assert status == 0, output
+    assert genotypes.read(str(folder)) == genotypes.DARTS_V2
+
+
+def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
+    """A folder that holds anything else is never written to."""
+    args = argparse.Namespace(run_dir=str(tmp_path), save="", resume=None, checkpoint_minutes=10.0)
+    for name in (".lock", "config.json.tmp", "log.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(cli.UserError, match="never overwritten"):
+        experiment.Run("search", args)
+    (tmp_path / "config.json").unlink()
+    with experiment.Run("search", args) as begun:
+        begun.log("a line")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(cli.UserError, match="never overwritten"):
+        experiment.Run("search", args)
+
+
+def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
+    """Without room for its config.json."""
+
+    def prepare():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    status, output = run(TRAIN, images, "--run_dir", tmp_path / "run", prepare=prepare)
+    assert status == 2, output
+    assert "config.json" in output.splitlines()[-1]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -298,6 +354,67 @@ def test_resuming_with_other_arguments(half, images, uninterrupted):
     assert_same(result(half), uninterrupted("train")[0])
 
 
+def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images, tmp_path):
+    """Whatever has become of the file that it came from."""
+    source, folder = tmp_path / "genotype.json", tmp_path / "run"
+    command = ["train", "--arch", str(source), *TRAIN[3:]]
+    source.write_text(json.dumps(genotypes.to_json(genotypes.DARTS_V1)))
+
+    def prepare():
+        experiment.Run.complete_epoch = lambda self, metrics: os.kill(os.getpid(), signal.SIGKILL)
+
+    status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
+    assert status == -signal.SIGKILL
+    for change in (lambda: source.write_text(json.dumps(genotypes.to_json(genotypes.DARTS_V2))), source.unlink):
+        change()
+        status, output = run(command[:1], images, "--resume", folder, prepare=prepare)
+        assert status == -signal.SIGKILL, output
+        assert genotypes.read(str(folder)) == genotypes.DARTS_V1
+    status, output = run(command[:1], images, "--resume", folder)
+    assert status == 0, output
+    assert str(genotypes.DARTS_V1) in output
+
+
+SPY = """
+from pathlib import Path
+from small_space import Net
+Path(__file__).with_name("imported").touch()
+"""
+
+
+def test_resuming_runs_no_code_that_only_the_folder_names(images, tmp_path):
+    """The folder may be a stranger's: a space in a file is to be named on the command line, too."""
+    space, trace, folder = tmp_path / "a space.py", tmp_path / "imported", tmp_path / "run of mine"
+    space.write_text(SPY)
+    name = f"{space}:Net"
+    command = ["train_search", "--init_channels", "2", "--epochs", "1", "--batch_size", "4", "--space", name]
+
+    def prepare():
+        sys.path.append(str(EXAMPLES))
+        original = experiment.Run.complete_step
+
+        def stop(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            original(self)
+
+        experiment.Run.complete_step = stop
+
+    status, output = run(command, images, "--run_dir", folder, prepare=prepare)
+    assert status == 128 + signal.SIGTERM, output
+    trace.unlink()
+    status, output = run(command[:1], images, "--resume", folder, prepare=prepare)
+    assert (status, output.count("\n")) == (2, 1), output
+    assert f"add --space '{name}'" in output
+    assert not trace.exists()
+    status, output = run(command[:1], images, "--resume", folder, "--space", f"{tmp_path / 'other.py'}:Net", prepare=prepare)
+    assert (status, output.count("\n")) == (2, 1), output
+    status, output = run(command[:1], images, "--resume", folder, "--space", name, prepare=prepare)
+    assert status == 128 + signal.SIGTERM, output
+    assert trace.exists()
+    said = shlex.split(output.splitlines()[-1].partition("go on with: ")[2])
+    assert said == ["python", "train_search.py", "--resume", str(folder), "--space", name]
+
+
 def test_resuming_what_is_no_run(images, tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "eval", "arguments": {"epochs": "many"}}')
     status, output = run(TRAIN[:1], images, "--resume", tmp_path)
@@ -308,6 +425,32 @@ def test_resuming_what_is_no_run(images, tmp_path):
     assert (status, output.count("\n")) == (2, 1)
     status, output = run(TRAIN[:1], images, "--resume", tmp_path / "nowhere")
     assert (status, output.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "not one of a run"),
+        ('{"stage": "eval", "arguments": {"help": true}}', "an argument that this version does not know, 'help'"),
+        ('{"stage": "eval", "arguments": {"seed\\nx": 1}}', r"does not know, 'seed\nx'"),
+        ('{"stage": "eval", "arguments": {"seed": "1\\n2"}}', "is not a whole number"),
+        ('{"stage": "eval", "arguments": {"data": "a\\u0000b"}}', r"data is 'a\x00b'"),
+        ('{"stage": "eval", "arguments": {"seed": [1]}}', "seed is [1]"),
+        ('{"stage": "eval", "arguments": {"see": 1}}', "does not know, 'see'"),
+    ],
+    ids=["deep", "help", "newline in a name", "newline", "zero", "list", "abbreviated"],
+)
+def test_odd_configurations(images, tmp_path, content, words):
+    (tmp_path / "config.json").write_text(content)
+    status, output = run(TRAIN[:1], images, "--resume", tmp_path)
+    assert (status, output.count("\n")) == (2, 1), output
+    assert words in output
+
+
+def test_a_flag_without_effect_is_warned_of_once(half, images):
+    status, output = run(TRAIN[:1], images, "--resume", half, "--model_path", "x")
+    assert status == 0, output
+    assert output.count("--model_path has no effect") == 1
 
 
 @pytest.mark.parametrize("command", [SEARCH, TRAIN])

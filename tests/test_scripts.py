@@ -1,11 +1,12 @@
 """The stages as a user runs them: search, train, test; what they write, what they say, and what they refuse."""
 
-import importlib.util
 import json
 import math
+import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import load
 
 import cli
+import drawing
 import experiment
 import genotypes
 import model_search
@@ -25,34 +28,15 @@ ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
 
 
-def load(name):
-    """The script as a module; by its path, because the standard library has a `test`, too."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def script(monkeypatch, capsys, tmp_path):
-    """Runs a script's `main` in an empty folder: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        try:
-            cli.run(load(name).main)
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def log_lines(folder):
     """The log without its times."""
     return [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def said(lines, label):
+    """The words of the command that follows `label` in a log."""
+    [command] = [line.partition(label)[2] for line in lines if label in line]
+    return shlex.split(command)
 
 
 def test_search_then_train_then_test(script, tmp_path):
@@ -93,7 +77,7 @@ def test_search_then_train_then_test(script, tmp_path):
     assert config["arguments"]["arch_learning_rate"] == 3e-4
     assert config["versions"]["torch"] == torch.__version__
 
-    command = shlex.split(lines[-1].removeprefix("train what was found: "))
+    command = said(lines, "train what was found: ")
     assert command[:2] == ["python", "train.py"]
     status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
     assert status == 0
@@ -102,11 +86,26 @@ def test_search_then_train_then_test(script, tmp_path):
     assert "(test set)" in out
     assert "picked on the test set" in out
 
-    command = shlex.split(log_lines(tmp_path / "eval")[-1].removeprefix("test the weights again: "))
+    command = said(log_lines(tmp_path / "eval"), "test the weights again: ")
     assert command[:2] == ["python", "test.py"]
     status, out, _ = script("test", *command[2:])
     assert status == 0
     assert re.search(r"^test_acc \d+\.\d{6}$", out, re.MULTILINE)
+
+
+def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
+    original = drawing.draw
+
+    def draw(architecture, folder, caption):
+        (folder / "reduction.png").write_bytes(b"a holiday")
+        return original(architecture, folder, caption=caption)
+
+    monkeypatch.setattr(drawing, "draw", draw)
+    status, _, err = script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
+    assert (status, err) == (0, "")
+    lines = log_lines(tmp_path / "run")
+    assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", "run"]
+    assert lines[-1].startswith("no pictures: ")
 
 
 def test_trained_weights_test_as_they_did_when_trained(script, tmp_path):
@@ -114,7 +113,7 @@ def test_trained_weights_test_as_they_did_when_trained(script, tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "eval" / "metrics.jsonl").read_text().splitlines()]
     assert [row["drop_path_prob"] for row in metrics] == [0.0, pytest.approx(0.15)]
     assert [row["lr"] for row in metrics] == [pytest.approx(0.025), pytest.approx(0.0125)]
-    command = shlex.split(log_lines(tmp_path / "eval")[-1].removeprefix("test the weights again: "))
+    command = said(log_lines(tmp_path / "eval"), "test the weights again: ")
     _, out, _ = script("test", *command[2:], "--batch_size", "160")
     assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(metrics[-1]["test_acc"], abs=1e-6)
 
@@ -142,6 +141,21 @@ def module_meters(module):
     meters = module.utils.Meters()
     meters.update(torch.tensor(1.0), torch.eye(10), torch.arange(10))
     return meters
+
+
+def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "train" / "dark" / "0.png").write_bytes(b"")
+    folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--skip_bad_images", "--gpu", "-1", "--workers", "0"]
+    status, out, _ = script("train_search", *folder, *TINY[4:], "--fast_dev_run", "--batch_size", "4", "--run_dir", "search")
+    assert status == 0
+    sizes = ["--fast_dev_run", "--batch_size", "4", "--workers", "0", *TINY[4:]]
+    status, more, _ = script("train", *said(out.splitlines(), "train what was found: ")[2:], *sizes, "--run_dir", "eval")
+    assert status == 0
+    status, most, _ = script("test", *said(more.splitlines(), "test the weights again: ")[2:])
+    assert status == 0
+    for text in (out, more, most, *((tmp_path / name / "log.txt").read_text() for name in ("search", "eval"))):
+        assert text.count("skipped 1 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
 
 
 def test_same_seed_same_log(script, tmp_path, monkeypatch):
@@ -185,6 +199,11 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--layers", "2"], "at least 3"),
         ("train", ["--epochs", "-1"], "--epochs"),
         ("train", ["--batch_size", "0"], "--batch_size"),
+        ("train", ["--auxiliary", "--batch_size", "1"], "--auxiliary needs a --batch_size of at least 2"),
+        ("train", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
+        ("train_search", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
+        ("train_search", ["--epochs", "9" * 400], r"--epochs.*9\.\.\. is not a whole number of at least 1 and at most 2147483647"),
+        ("train_search", ["--epochs", "9" * 5000], r"--epochs.*9\.\.\. is not a whole number"),
         ("train", ["--learning_rate", "nan"], "--learning_rate"),
         ("train", ["--drop_path_prob", "1"], "--drop_path_prob"),
         ("train", ["--batch_size", "100000"], "1437.*batch of 100000"),
@@ -226,6 +245,36 @@ def test_a_mistake_ends_the_process_without_a_traceback():
     assert re.fullmatch(r"train\.py: error: unknown architecture nonsense.*\n", done.stderr)
 
 
+@pytest.fixture
+def unread(tmp_path):
+    """Runs a script in a process whose standard output nobody reads: (exit status, standard error)."""
+
+    def run(name, *arguments, closed=False):
+        reader, writer = os.pipe()
+        os.close(reader)
+        close = ["sh", "-c", 'exec "$0" "$@" >&-'] if closed else []
+        command = [*close, sys.executable, ROOT / f"{name}.py", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        return done.returncode, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_run_whose_reader_goes_away_goes_on(unread, tmp_path, closed):
+    """As with `| head -1`: its log has every line."""
+    assert unread("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", closed=closed) == (0, "")
+    assert said(log_lines(tmp_path / "run"), "test the weights again: ")[:2] == ["python", "test.py"]
+
+
+def test_what_is_only_printed_ends_without_a_word_when_nobody_reads(unread, tmp_path):
+    assert unread("visualize", "DARTS_V2", "--format", "svg") == (141, "")
+    assert (tmp_path / "reduction.svg").exists()
+    torch.save(network().state_dict(), tmp_path / "weights.pt")
+    assert unread("test", *TINY, "--auxiliary", "--model_path", "weights.pt") == (141, "")
+
+
 def test_importing_anything_does_nothing(tmp_path):
     modules = [path.stem for path in ROOT.glob("*.py")]
     assert "train_search" in modules
@@ -262,6 +311,33 @@ def test_weights_of_another_network_are_named(tmp_path):
     torch.save(network().state_dict(), tmp_path / "with.pt")
     with pytest.raises(cli.UserError, match=r"add --auxiliary.*auxiliary_head"):
         experiment.load_weights(NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2), str(tmp_path / "with.pt"))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it is about to drop
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.to_sparse(), "does not hold a state_dict"),
+        (lambda tensor: tensor.to("meta"), "does not hold a state_dict"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 1.0, 0, torch.qint8), "does not hold a state_dict"),
+        (lambda tensor: tensor.to(torch.complex64), r"stem\.0\.weight is of torch\.complex64 in the file, of torch\.float32 here"),
+        (lambda tensor: tensor.to(torch.int64), r"stem\.0\.weight is of torch\.int64 in the file"),
+    ],
+    ids=["sparse", "meta", "quantized", "complex", "int"],
+)
+def test_tensors_that_are_no_weights(tmp_path, change, words):
+    torch.save(network().state_dict() | {"stem.0.weight": change(torch.zeros(6, 3, 3, 3))}, tmp_path / "weights.pt")
+    with pytest.raises(cli.UserError, match=words):
+        experiment.load_weights(network(), str(tmp_path / "weights.pt"))
+
+
+def test_names_that_are_none_of_weights(tmp_path):
+    torch.save(network().state_dict() | {1: torch.zeros(1)}, tmp_path / "number.pt")
+    torch.save(network().state_dict() | {"x" * 10**6: torch.zeros(1)}, tmp_path / "huge.pt")
+    for name, words in (("number.pt", "a dictionary of names"), ("huge.pt", r"only in the file: x+\.\.\.$")):
+        with pytest.raises(cli.UserError, match=words) as raised:
+            experiment.load_weights(network(), str(tmp_path / name))
+        assert len(str(raised.value)) < 1000
 
 
 class Bomb:

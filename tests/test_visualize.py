@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -186,6 +187,40 @@ def test_foreign_pictures_are_kept(tmp_path):
         drawing.draw(KNOWN["DARTS_V2"], tmp_path)
     assert (tmp_path / "reduction.png").read_bytes() == b"a holiday"
     assert not (tmp_path / "normal.png").exists()
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_an_interrupted_drawing_is_in_the_way_of_nothing(tmp_path, monkeypatch, failing):
+    """What is there of a picture is complete, or not called one."""
+    pictures = {"normal.png": b"a" * 20, "reduction.png": b"b" * 20}
+
+    def interrupted(*arguments):
+        if failing == "write_bytes":
+            path, content = arguments
+            path.open("wb").write(content[:5])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Path if failing == "write_bytes" else drawing.os, failing, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            drawing.write(pictures, tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+    paths = drawing.write(pictures, tmp_path)
+    assert [path.read_bytes() for path in paths] == [drawing._sign(picture, "png") for picture in pictures.values()]
+
+
+def test_a_full_disk_leaves_the_old_pictures_and_nothing_else(tmp_path, monkeypatch):
+    drawing.write({"normal.png": b"a" * 20}, tmp_path)
+    before = (tmp_path / "normal.png").read_bytes()
+
+    def full(path, content):
+        path.open("wb").write(content[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot write the pictures.*No space"):
+        drawing.write({"normal.png": b"c" * 20, "reduction.png": b"b" * 20}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"normal.png": before}
 
 
 def test_command_line_draws_into_the_current_folder(tmp_path):

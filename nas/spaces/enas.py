@@ -201,7 +201,7 @@ class ENASMacroGeneralModel(nn.Module):
     Args:
         num_layers: layers, at least 3. Their keys are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input
             of layer i: `layer_0` is the stem's output.
-        out_filters: channels of every layer.
+        out_filters: channels of every layer, an even number.
         in_channels, num_classes: of the dataset.
         dropout_rate: before the classifier.
     """
@@ -212,6 +212,8 @@ class ENASMacroGeneralModel(nn.Module):
         super().__init__()
         if num_layers < 3:
             raise UserError(f"{num_layers} layers: at least 3 are needed, with a reduction after each third of them")
+        if out_filters % 2:
+            raise UserError(f"{out_filters} channels: an even number is needed, because the reductions make them in two halves")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters))
         labels = [f"layer_{layer}" for layer in range(num_layers)]
         self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels))

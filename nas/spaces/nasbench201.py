@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cli import UserError
+from cli import UserError, shown
 from nas.mutables import LayerChoice
 from operations import FactorizedReduce, Identity, ReLUConvBN, Zero
 
@@ -136,10 +136,10 @@ def from_string(text: str) -> dict[str, str]:
         for source, edge in enumerate(edges.strip("|").split("|")):
             match = re.fullmatch(r"(\w+)~(\d)", edge)
             if not match or match[1] not in names or int(match[2]) != source or not source < node < NODES:
-                raise UserError(f"{edge!r} in {text[:120]!r} is no edge to node {node}: <operation>~<node>, of {', '.join(names)}")
+                raise UserError(f"{shown(edge)} in {shown(text)} is no edge to node {node}: <operation>~<node>, of {', '.join(names)}")
             architecture[f"{source}_{node}"] = names[match[1]]
     if to_string(architecture) != text.strip():
-        raise UserError(f"{text[:120]!r} is no name of NAS-Bench-201")
+        raise UserError(f"{shown(text)} is no name of NAS-Bench-201")
     return architecture
 
 

@@ -1,0 +1,405 @@
+"""Files and texts from strangers: whatever they hold, a parser returns something valid, or raises a `UserError` of one line.
+
+Inputs are derived from valid ones as often as made up, so that they get past the first check. The same ones in every run.
+"""
+
+import argparse
+import copy
+import functools
+import io
+import json
+import pickle
+import random
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+
+import golden
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import cli
+import drawing
+import experiment
+import genotypes
+import history
+from cli import UserError
+from nas.mutables import InputChoice, LayerChoice
+from nas.mutators import apply_fixed_architecture, read_architecture
+from nas.spaces import nasbench201
+
+
+def fuzz(count, **strategies):
+    """`count` inputs, not kept on disk, and no time limit for one: timing never decides a test."""
+
+    def decorate(test):
+        health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+        options = {"derandomize": True, "database": None, "deadline": None, "phases": (Phase.generate, Phase.shrink)}
+        test = settings(max_examples=count, suppress_health_check=health, **options)(test)
+        return given(**strategies)(test)
+
+    return decorate
+
+
+def only_user_errors(parse, *arguments):
+    """What `parse` returns; None for a `UserError`. Anything else that it raises fails the test."""
+    try:
+        return parse(*arguments)
+    except UserError as error:
+        message = str(error)
+    assert 0 < len(message) < 5000
+    return None
+
+
+# Texts: words that mean something here among those that do not.
+WORDS = [*genotypes.KNOWN, *genotypes.OPERATIONS, *genotypes.CHOICES, *genotypes.Genotype._fields, "normal/op_2_0", "normal_n2_switch", ""]
+TEXT = st.one_of(st.sampled_from(WORDS), st.text(max_size=8), st.characters())
+INTEGERS = st.one_of(st.integers(-2, 7), st.integers(), st.sampled_from([10**4000]))
+SCALARS = st.one_of(st.none(), st.booleans(), INTEGERS, st.floats(), TEXT)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=4)
+
+
+def nested(depth):
+    """A list in a list in a list ..."""
+    return functools.reduce(lambda inner, _: [inner], range(depth), 0)
+
+
+SEEDS = st.integers(0, 2**32)
+
+
+def edited(documents, seed, value):
+    """One of these objects with up to three of its parts, at any depth, replaced by `value`, taken out, doubled or renamed."""
+    rng = random.Random(seed)
+    document = copy.deepcopy(rng.choice(documents))
+    key = None
+    for _ in range(rng.randrange(4)):
+        place, key = document, None
+        while isinstance(place, dict | list) and place and (key is None or rng.random() < 0.7):
+            parent, key = place, rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+            place = parent[key]
+        if key is None:
+            break
+        action = rng.randrange(4)
+        if action < 2:
+            parent[key] = float(place) if type(place) is int and -99 < place < 99 and rng.random() < 0.3 else copy.deepcopy(value)
+        elif action == 2:
+            del parent[key]
+        elif isinstance(parent, dict):
+            parent[rng.choice([*WORDS, str(value)[:9]])] = copy.deepcopy(parent[key])
+        else:
+            parent.append(copy.deepcopy(parent[key]))
+    if key is not None and isinstance(parent, dict) and rng.random() < 0.05:
+        parent[key] = nested(rng.choice([300, 900]))
+    return document
+
+
+NNI = golden.load("nni_tutorial_cells.json")
+CELLS = [genotypes.to_json(genotypes.NASNet), genotypes.to_json(genotypes.DARTS_V2), NNI["full"], genotypes.to_choices(genotypes.DARTS_V2)]
+
+
+def damage(content, seed):
+    """`content`, bytes, with a few of them changed, taken out or doubled, or cut off; sometimes as it was."""
+    rng, content = random.Random(seed), bytearray(content)
+    for _ in range(rng.choice([0, 1, 1, 2, 8])):
+        start, action = rng.randrange(len(content) + 1), rng.randrange(4)
+        stop = min(len(content), start + rng.choice([1, 1, 4, 64]))
+        if action == 0:
+            content[start:stop] = rng.randbytes(stop - start)
+        elif action == 1:
+            del content[start:stop]
+        elif action == 2:
+            content[start:start] = content[start:stop]
+        elif rng.random() < 0.2:
+            del content[start:]
+    return bytes(content)
+
+
+def file_of(content, seed):
+    """`content` as JSON in bytes, damaged; sometimes deeper than any reader goes."""
+    return b"[" * 100_000 if seed % 50 == 0 else damage(json.dumps(content).encode(), seed)
+
+
+# ---- Genotypes
+
+
+def assert_builds(genotype):
+    if genotype is not None:
+        assert genotypes.check(*genotype) == genotype
+        assert genotypes.parse(repr(genotype)) == genotype
+
+
+@fuzz(1200, seed=SEEDS, value=JSON)
+def test_genotypes_in_decoded_json(seed, value):
+    for content in (value, *(edited(CELLS, seed + more, value) for more in range(3))):
+        assert_builds(only_user_errors(genotypes.from_json, content))
+
+
+@fuzz(600, seed=SEEDS, value=JSON)
+def test_genotypes_in_files(seed, value, tmp_path):
+    path = tmp_path / "genotype.json"
+    path.write_bytes(file_of(edited(CELLS, seed, value), seed))
+    assert_builds(only_user_errors(genotypes.read, str(path)))
+
+
+HEX = st.one_of(INTEGERS.map(hex), st.just("0x" + "f" * 5000))  # Python refuses to write so large a number in decimal
+
+
+@st.composite
+def literals(draw):
+    """`Genotype(...)` with arguments that are Python, nearly."""
+    field = st.one_of(
+        st.sampled_from([repr(value) for genotype in (genotypes.NASNet, genotypes.DARTS_V2) for value in genotype]),
+        st.builds("range({}, {})".format, HEX, HEX),
+        st.builds("[('skip_connect', {}), ('none', 0)]".format, HEX),
+        SCALARS.map(lambda value: hex(value) if type(value) is int else repr(value)),
+        st.text(max_size=12),
+        st.sampled_from(
+            ["open('/')", "*[1]", "**{}", "-" * 5000 + "1", "(" * 300 + ")" * 300, "[" * 5000, "1 if 1 else 2", "'\\d'", "f'{1}'"]
+        ),
+    )
+    fields = {name: repr(value) for name, value in genotypes.DARTS_V2._asdict().items()}
+    for name in draw(st.lists(st.sampled_from([*fields, "x"]), max_size=2)):
+        fields[name] = draw(field)
+    fields.pop(draw(st.sampled_from([*fields, *[None] * 8])), None)
+    positional = draw(st.sampled_from([0, 0, 0, 1, 4]))
+    arguments = [text if index < positional else f"{name}={text}" for index, (name, text) in enumerate(fields.items())]
+    return f"Genotype({', '.join(arguments)}" + draw(st.sampled_from([*[")"] * 5, ")\n", "", ") or 1", "))"]))
+
+
+@fuzz(800, text=st.one_of(literals(), st.text()))
+def test_genotypes_in_texts(text):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert_builds(only_user_errors(genotypes.read, text))
+    assert not said  # a second line on standard error
+
+
+def test_a_number_that_python_reads_but_refuses_to_write():
+    """In hexadecimal, of more digits than `repr` gives."""
+    number = "0x" + "f" * 5000
+    for cell in (f"[('skip_connect', {number}), ('none', 0)]", f"[({number}, 0), ('none', 0)]", number):
+        assert only_user_errors(genotypes.read, f"Genotype(normal={cell}, normal_concat=[2], reduce={cell}, reduce_concat=[2])") is None
+
+
+# ---- Architectures of other spaces
+
+
+def space():
+    """A choice of each kind; built anew for every architecture, because fixing one changes it."""
+    return nn.ModuleDict(
+        {
+            "layer": LayerChoice([nn.Identity(), nn.ReLU()], key="layer"),
+            "named": LayerChoice(OrderedDict(small=nn.Identity(), large=nn.ReLU()), return_mask=True, key="named"),
+            "two": InputChoice(choose_from=["layer", "named", ""], n_chosen=2, key="two"),
+            "any": InputChoice(n_candidates=2, key="any"),
+        }
+    )
+
+
+ARCHITECTURES = [
+    {"layer": 1, "named": "small", "two": ["layer", "named"], "any": []},
+    {"layer": [0, 1], "named": [True, False], "two": [True, False, True], "any": [False, True]},
+]
+
+
+@fuzz(600, seed=SEEDS, value=JSON)
+def test_architectures_in_decoded_json(seed, value):
+    for content in ([value], *(edited(ARCHITECTURES, seed + more, value) for more in range(3))):
+        model = only_user_errors(apply_fixed_architecture, space(), content)
+        assert model is None or not any(isinstance(module, LayerChoice | InputChoice) for module in model.modules())
+
+
+@fuzz(600, seed=SEEDS, value=JSON)
+def test_architectures_in_files(seed, value, tmp_path):
+    path = tmp_path / "architecture.json"
+    path.write_bytes(file_of(edited(ARCHITECTURES, seed, value), seed))
+    content = only_user_errors(read_architecture, path)
+    only_user_errors(apply_fixed_architecture, space(), content)
+
+
+NAMES = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
+
+
+@fuzz(500, seed=SEEDS, text=st.text())
+def test_names_of_nas_bench_201(seed, text):
+    for name in (damage(NAMES.encode(), seed).decode(errors="replace"), text):
+        architecture = only_user_errors(nasbench201.from_string, name)
+        assert architecture is None or nasbench201.to_string(architecture) == name.strip()
+
+
+MICRO = {f"{kind}_node_{i}_{key}": 0 for kind in ("normal", "reduce") for i in range(2) for key in ("x_op", "x_input", "y_op", "y_input")}
+MACRO = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
+CELL = dict.fromkeys(["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"], "none")
+
+
+@fuzz(600, seed=SEEDS, value=JSON)
+def test_pictures_of_architectures(seed, value, tmp_path):
+    """The graphs alone: what the program that draws them refuses is tested elsewhere."""
+    path = tmp_path / "architecture.json"
+    path.write_bytes(file_of(edited([MICRO, MACRO, CELL, *CELLS], seed, value), seed))
+    architecture = only_user_errors(history.read_architecture, path)
+    if architecture is not None:
+        assert all(graph.source for graph in drawing.graphs(architecture).values())
+        assert history.skips(architecture)
+
+
+# ---- A run's folder
+
+
+def parse(folder):
+    parser = cli.Parser(prog="script")
+    cli.add_data_arguments(parser, ("digits", "folder"))
+    cli.add_run_arguments(parser)
+    cli.accept_unread(parser, "--model_path")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0)
+    parser.add_argument("--unrolled", action="store_true")
+    return cli.parse(parser, "search")
+
+
+CONFIGURATION = {
+    "stage": "search",
+    "arguments": {"dataset": "digits", "seed": 2, "unrolled": True, "run_dir": None, "checkpoint_minutes": 10.0, "resume": None},
+}
+
+
+@fuzz(600, seed=SEEDS, value=JSON)
+def test_configurations(seed, value, tmp_path, monkeypatch, capsys):
+    """Values that the parser refuses end as on the command line: with one line and status 2."""
+    (tmp_path / "config.json").write_bytes(file_of(edited([CONFIGURATION], seed, value), seed))
+    monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
+    status, args = 0, None
+    try:
+        args = only_user_errors(parse, tmp_path)
+    except SystemExit as exit:
+        status = exit.code
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert status == 0 or (status, error.count("\n"), error.startswith("script: error: ")) == (2, 1, True)
+    assert args is None or args.run_dir == str(tmp_path)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+
+def saved(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+STATE = Network().state_dict()
+TENSORS = [
+    torch.zeros(3),
+    torch.zeros(3, 2).to_sparse(),
+    torch.zeros(3, 2, device="meta"),
+    torch.zeros(3, 2, dtype=torch.complex64),
+    torch.zeros(3, 2, dtype=torch.int64),
+    torch.tensor(1.0),
+    torch.zeros(0),
+    nn.Parameter(torch.zeros(3, 2)),
+    "text",
+    None,
+    [1.0],
+]
+
+
+@fuzz(
+    300,
+    keys=st.lists(st.one_of(st.sampled_from(list(STATE)), st.integers(), TEXT, st.none()), max_size=3),
+    tensor=st.sampled_from(TENSORS),
+    missing=st.sampled_from([None, *STATE]),
+)
+def test_weights_with_other_contents(keys, tensor, missing, tmp_path):
+    content = {key: value for key, value in (STATE | dict.fromkeys(keys, tensor)).items() if key != missing}
+    (tmp_path / "weights.pt").write_bytes(saved(content))
+    only_user_errors(experiment.load_weights, Network(), str(tmp_path / "weights.pt"))
+
+
+def stored(content):
+    """The same archive without checksums that fit: zip's own are made anew, so that what is changed inside is read."""
+    return {info.filename: archive.read(info) for archive in [zipfile.ZipFile(io.BytesIO(content))] for info in archive.infolist()}
+
+
+WHOLE, LEGACY = saved(STATE), io.BytesIO()
+torch.save(STATE, LEGACY, _use_new_zipfile_serialization=False)
+FILES = [WHOLE, LEGACY.getvalue(), pickle.dumps({"linear.weight": [1.0]})]
+
+
+def changed_inside(seed):
+    """`WHOLE` with one of its members, most often the pickle, damaged."""
+    members = stored(WHOLE)
+    names = sorted(members, key=lambda name: not name.endswith("data.pkl"))
+    name = random.Random(seed).choice([names[0], *names])
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, damage(content, seed) if member == name else content)
+    return file.getvalue()
+
+
+@fuzz(500, seed=SEEDS, kind=st.sampled_from([*range(len(FILES)), "inside", "inside"]))
+def test_damaged_weights(seed, kind, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(changed_inside(seed) if kind == "inside" else damage(FILES[kind], seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about formats of old
+        only_user_errors(experiment.load_weights, Network(), str(path))
+
+
+CHECKPOINT = {
+    "progress": {"epoch": 1, "step": 2, "seconds": 1.5, "metrics": [{"epoch": 0, "test_acc": 50.0}]},
+    "random": experiment._random_states(),
+    "parts": {"model": STATE},
+}
+
+
+class Part:
+    """What a checkpoint restores, without a network."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        Network().load_state_dict(state)
+
+
+def restore(folder):
+    args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
+    with experiment.Run("search", args) as run:
+        return run.restore(model=Part())
+
+
+@pytest.fixture
+def same_random_states():
+    """A checkpoint sets the generators; other tests are to find theirs as they were."""
+    before = experiment._random_states()
+    yield
+    experiment._set_random_states(before)
+
+
+@pytest.mark.usefixtures("same_random_states")
+@fuzz(
+    200,
+    seed=SEEDS,
+    progress=st.dictionaries(st.sampled_from(["epoch", "step", "seconds", "metrics", "more"]), JSON, max_size=3),
+    whole=st.booleans(),
+)
+def test_checkpoints(seed, progress, whole, tmp_path):
+    """Either all of it is taken, and is such that a run can go on, or none."""
+    content = saved(CHECKPOINT | {"progress": CHECKPOINT["progress"] | progress})
+    (tmp_path / "checkpoint.pt").write_bytes(content if whole else damage(content, seed))
+    found = only_user_errors(restore, tmp_path)
+    if found is not None:
+        assert type(found.epoch) is type(found.step) is int
+        assert min(found.epoch, found.step) >= 0
+        assert type(found.seconds) is float
+        assert len(found.metrics) == found.epoch
+        assert all(isinstance(row, dict) for row in found.metrics)
