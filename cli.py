@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -31,6 +32,8 @@ def run(main: Callable[[], None]) -> None:
 
     A reader of standard output that goes away (`| head`) ends it without a word, with status 141, as if by SIGPIPE.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what is no text
     try:
         try:
             main()
@@ -79,7 +82,7 @@ def shorten(text: str, limit: int = 120) -> str:
 
 
 # Arguments that may differ from those of the run that is resumed.
-MAY_CHANGE = {"resume", "run_dir", "save", "gpu", "workers", "data_on_device", "engine", "report_freq", "checkpoint_minutes"}
+MAY_CHANGE = {"resume", "run_dir", "save", "data", "gpu", "workers", "data_on_device", "engine", "report_freq", "checkpoint_minutes"}
 
 
 def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:

@@ -97,8 +97,13 @@ def _graph(caption: str) -> graphviz.Digraph:
         node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "fontname": "Arial", "fontsize": "15", "width": "0.5"},
         edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
     )
-    graph.attr(label=graphviz.escape("\n" + " ".join(caption.split())))
+    graph.attr(label="\n" + _plain(" ".join(caption.split())))
     return graph
+
+
+def _plain(text: str) -> str:
+    """A stranger's text as a label: itself, no escape sequence of DOT, without control characters, which no format has a place for."""
+    return graphviz.escape("".join(character if character.isprintable() else "?" for character in text))
 
 
 def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: str) -> None:
@@ -140,7 +145,7 @@ def relaxed(nodes: dict[str, Literal["input", "node", "output"]], edges: Sequenc
         style = {"fillcolor": colour, "fontcolor": "white"} if chosen else {"fillcolor": "white", "fontcolor": _mix(colour, 0.75)}
         line = {"color": colour if chosen else pale, "penwidth": f"{1 + 6 * strength:.2f}"}
         size = {"fontsize": "13", "height": "0.28", "width": "1.3", "fixedsize": "true", "margin": "0"}  # one size, so one layout
-        graph.node(f"edge{index}", label=operation, color=line["color"], **style, **size)
+        graph.node(f"edge{index}", label=_plain(operation), color=line["color"], **style, **size)
         graph.edge(tail, f"edge{index}:w", dir="none", **line)
         graph.edge(f"edge{index}:e", head, **line)
     heads = {edge.head for edge in edges}
@@ -244,8 +249,8 @@ def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
         text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
         with graph.subgraph() as cells:
             cells.attr(rank="same")
-            cells.node(f"key{row}", label=graphviz.escape(shorten(key)), **_INPUT)
-            cells.node(f"chosen{row}", label=graphviz.escape(text or "nothing"), **_OUTPUT)
+            cells.node(f"key{row}", label=_plain(shorten(key)), **_INPUT)
+            cells.node(f"chosen{row}", label=_plain(text or "nothing"), **_OUTPUT)
             cells.edge(f"key{row}", f"chosen{row}")
         if row:  # one row below the other
             graph.edge(f"key{row - 1}", f"key{row}", style="invis")

@@ -97,6 +97,10 @@ class Run:
         if not self._writes:
             return
         try:
+            str(self.folder).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the folder's name {self.folder} is no text in UTF-8, which TensorBoard needs: choose another") from None
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
             self._lock.acquire(timeout=0)
@@ -106,7 +110,7 @@ class Run:
                 self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
                 if self._unwritten:
                     raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
-            log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
+            log_file = _LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
         except OSError as error:
@@ -201,6 +205,8 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for handler in self._logger.handlers:
+            handler.close()
         if self._writes:
             self._lock.release()
         if kind is None and self._unwritten:
@@ -314,12 +320,16 @@ def load_weights(model: nn.Module, path: str) -> None:
     Raises:
         UserError: the file cannot be read or holds no weights, or those of another network.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name its weights.pt")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
         raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
+    if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
+        raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
     if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
         raise UserError(f"{path} does not hold a state_dict: a dictionary of names and dense tensors")
     own = model.state_dict()

@@ -31,7 +31,7 @@ class Cell(nn.Module):
         self.multiplier = len(self._concat)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
-        """`drop_prob`: of each operation, in training; skip connections are never dropped."""
+        """`drop_prob`: of each operation, in training; identities never are, strided skip connections (`FactorizedReduce`) are."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for first in range(0, len(self._ops), 2):
             edges = []

@@ -121,7 +121,7 @@ def main() -> None:
             distributed.synchronize(model)
             test_meters = utils.evaluate(model, islice(test_batches, limit), criterion, run.reporter("valid", args.report_freq))
             run.log("valid_acc %f (test set)", test_meters.top1.avg)
-            scheduler.step()
+            utils.advance(scheduler)
 
             run.write_weights(model)
             metrics = {

@@ -137,7 +137,7 @@ def main() -> None:
             architect.settle(valid_batches)
             valid_meters = utils.evaluate(model, islice(valid_batches, limit), criterion, run.reporter("valid", args.report_freq))
             run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
-            scheduler.step()
+            utils.advance(scheduler)
 
             architecture = search.found(model)
             files = search.files(architecture)

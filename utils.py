@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -113,10 +114,17 @@ def check_finite(loss: Tensor, gradient_norm: Tensor, epoch: int, step: int, lr:
     """
     if not torch.isfinite(loss + gradient_norm):
         raise UserError(
-            f"the loss is {float(loss):g} and its gradient's norm {float(gradient_norm):g} at epoch {epoch}, step {step}, "
+            f"the loss is {loss.item():g} and its gradient's norm {gradient_norm.item():g} at epoch {epoch}, step {step}, "
             f"learning rate {lr:g}: stopped, with the last checkpoint from before. "
             "What usually helps: a lower --learning_rate or --grad_clip, a larger --batch_size"
         )
+
+
+def advance(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """The learning rate of the next epoch. A run that went on after an epoch's last step has taken none here, which torch would warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
+        scheduler.step()
 
 
 def forward(model: nn.Module, x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:

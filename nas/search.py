@@ -1,7 +1,8 @@
 """From the command line's `--space` and `--strategy` to what `train_search.py` drives: a search model, and who learns its architecture.
 
-A *learner* has two methods: `step`, `architect.Architect`'s, called before every step of the weights; and `settle`, called at the end of an
-epoch. `architect.Architect` is the learner of `darts`; the learners of `enas` and `random` train the weights on one architecture at a time.
+A *learner* offers `step`, `architect.Architect`'s, called before every step of the weights; `settle`, called at the end of an epoch; and
+`state_dict` and `load_state_dict`, for checkpoints. `architect.Architect` is the learner of `darts`; the learners of `enas` and `random`
+train the weights on one architecture at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import importlib.util
 import inspect
 import itertools
+import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -25,7 +28,7 @@ import distributed
 import fused
 import genotypes
 from architect import HVP, Architect
-from cli import UserError
+from cli import UserError, shorten
 from genotypes import CHOICES, PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network
@@ -332,8 +335,24 @@ def load_space(name: str) -> Space:
 
 
 def read(args: argparse.Namespace) -> genotypes.Genotype | Architecture:
-    """What `args.arch` stands for in `args.space`: a genotype in that of DARTS, an architecture otherwise."""
+    """What `args.arch` stands for in `args.space`: a genotype in that of DARTS, an architecture otherwise.
+
+    Raises:
+        UserError: it is neither, or the folder of a run in another space.
+    """
+    space = _recorded_space(args.arch)
+    if space is not None and (space == "darts") != (args.space == "darts"):
+        raise UserError(f"{shorten(args.arch)} is a run in another space: add {shlex.join(['--space', shorten(space)])}")
     return genotypes.read(args.arch) if args.space == "darts" else read_architecture(args.arch)
+
+
+def _recorded_space(folder: str) -> str | None:
+    """The `--space` of the run in this folder; None if it is none."""
+    try:
+        space = json.loads((Path(folder) / "config.json").read_bytes())["arguments"]["space"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return space if isinstance(space, str) else None
 
 
 def resume(args: argparse.Namespace) -> genotypes.Genotype | Architecture | None:

@@ -10,6 +10,8 @@ import pickle
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
 from argparse import Namespace
@@ -464,3 +466,42 @@ def test_restarts_need_a_folder(images, monkeypatch):
 
 def workers(process):
     return [int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def test_torchrun_starts_again_and_goes_on(images, tmp_path):
+    """By the real torchrun, one process killed in the second of three epochs: to the bit as if nothing had happened."""
+    command = ["train_search", *SPACE, "--epochs", "3", "--checkpoint_minutes", "0", "--report_freq", "1"]
+    for status, output in launch(2, command, images, "--run_dir", tmp_path / "undisturbed", double=False):
+        assert status == 0, output
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
+    arguments = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    process = subprocess.Popen(
+        [*torchrun, str(patient(tmp_path)), *command[1:], *arguments, "--run_dir", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    lines, killed = [], False
+    for line in process.stdout:
+        lines.append(line)
+        if "epoch 1 lr" in line and not killed:
+            os.kill(max(workers(process)), signal.SIGKILL)
+            killed = True
+    output = "".join(lines)
+    assert process.wait() == 0, output
+    assert re.search(r"going on from .*: epoch 1, step \d", output)
+    assert_same(result(tmp_path / "run"), result(tmp_path / "undisturbed"))
+
+
+def patient(folder):
+    """train_search.py, whose processes wait for each other as long as a machine that is busy may take."""
+    script = folder / "train_search.py"
+    script.write_text(
+        "import datetime, runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import distributed\n"
+        "distributed.TIMEOUT = datetime.timedelta(minutes=10)\n"
+        f"runpy.run_path({str(ROOT / 'train_search.py')!r}, run_name='__main__')\n"
+    )
+    return script

@@ -88,6 +88,8 @@ FILES = {
     "    def __init__(self):\n        super().__init__()\n        self.a = LayerChoice([LayerChoice([nn.Identity()])])",
     "other.json": '{"first": 0}',
     "list.json": "[1]",
+    "searched/config.json": '{"arguments": {"space": "nasbench201"}}',
+    "trained/config.json": '{"arguments": {"space": "darts"}}',
 }
 
 
@@ -111,6 +113,8 @@ FILES = {
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
+        ("train", ["--arch", "searched"], "searched is a run in another space: add --space nasbench201"),
+        ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
         ("train", ["--space", "enas_macro"], "cannot read the architecture DARTS"),
         ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture is an object"),
@@ -122,6 +126,7 @@ FILES = {
 )
 def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):
     for file, content in FILES.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content)
     if name != "visualize":
         arguments = ["--dataset", "digits", "--gpu", "-1", *arguments]

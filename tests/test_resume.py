@@ -11,10 +11,12 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import filelock
@@ -26,6 +28,7 @@ from conftest import load
 import cli
 import experiment
 import genotypes
+import utils
 from monitor import MEASURED
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -56,7 +59,10 @@ def start(command, images, *arguments, prepare=lambda: None):
     status = 1
     try:
         os.dup2(writer, 1), os.dup2(writer, 2)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True) for fd in (1, 2))
+        for stream, fd, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):  # as Python's own
+            setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))
+        warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
+        warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
         sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
         module = load(name)
         prepare()
@@ -415,6 +421,45 @@ def test_resuming_runs_no_code_that_only_the_folder_names(images, tmp_path):
     assert said == ["python", "train_search.py", "--resume", str(folder), "--space", name]
 
 
+def test_resuming_with_images_that_have_moved(half, images, uninterrupted, tmp_path, monkeypatch):
+    shutil.copytree(images, tmp_path / "elsewhere" / "images")
+    monkeypatch.chdir(tmp_path)
+    status, output = run(["train"], Path("elsewhere/images"), "--resume", "half")
+    assert status == 0, output
+    assert_same(result(half), uninterrupted("train")[0])
+
+
+def test_resuming_after_the_last_step_of_an_epoch(images, uninterrupted, tmp_path):
+    """Stopped while it was measured: what is left of the epoch takes no step."""
+
+    def prepare():
+        utils.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+    status, _ = run(TRAIN, images, "--run_dir", tmp_path / "run", prepare=prepare)
+    assert status == -signal.SIGKILL
+    status, output = run(TRAIN[:1], images, "--resume", tmp_path / "run")
+    assert status == 0, output
+    assert "epoch 0, step 4" in output
+    assert "Warning" not in output
+    assert_same(result(tmp_path / "run"), uninterrupted("train")[0])
+
+
+def test_a_folder_whose_name_is_no_text(images, tmp_path):
+    status, output = run(TRAIN, images, "--run_dir", f"{tmp_path}/\udcff")
+    assert (status, output.count("\n")) == (2, 1), output
+    assert "UTF-8" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_in_a_folder_whose_name_is_no_text(images, tmp_path):
+    elsewhere = Path(f"{tmp_path}/\udcff")
+    shutil.copytree(images, elsewhere)
+    status, output = run([*TRAIN, "--fast_dev_run"], elsewhere, "--run_dir", tmp_path / "run")
+    assert status == 0, output
+    for said in (output, (tmp_path / "run" / "log.txt").read_text()):
+        assert f"--data '{tmp_path}/\\udcff'" in said
+
+
 def test_resuming_what_is_no_run(images, tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "eval", "arguments": {"epochs": "many"}}')
     status, output = run(TRAIN[:1], images, "--resume", tmp_path)
@@ -459,6 +504,7 @@ def test_a_run_that_diverges_stops_and_keeps_a_good_checkpoint(command, images, 
     assert status == 2
     assert "learning rate 1e+30" in output.splitlines()[-1]
     assert "--batch_size" in output.splitlines()[-1]
+    assert "Warning" not in output
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["parts"]["meters"].values() if isinstance(value, torch.Tensor))
     assert np.isfinite([total for total, _ in state["parts"]["meters"].values()]).all()

@@ -340,6 +340,16 @@ def test_names_that_are_none_of_weights(tmp_path):
         assert len(str(raised.value)) < 1000
 
 
+def test_a_checkpoint_and_a_folder_are_no_weights(tmp_path):
+    torch.save({"progress": {}, "random": {}, "parts": {}}, tmp_path / "checkpoint.pt")
+    for name, words in (
+        ("checkpoint.pt", r"checkpoint\.pt is a checkpoint.*weights\.pt beside it"),
+        ("", r"is a folder: name its weights\.pt"),
+    ):
+        with pytest.raises(cli.UserError, match=words):
+            experiment.load_weights(network(), str(tmp_path / name))
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path

@@ -273,6 +273,14 @@ def test_users_mistakes_end_in_one_line(tmp_path, arguments, words):
     assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
 
 
+@pytest.mark.parametrize("format", drawing.FORMATS)
+def test_odd_texts_are_drawn(tmp_path, format):
+    odd = {"a\0b": "\t\x1b\udfff", "": "", "\\N": "\\G\\", "<b>": '&amp; "', "x" * 10**5: ["y" * 10**5]}
+    [path] = drawing.draw(odd, tmp_path, format, caption="a\0\x1b\n\\N")
+    if format == "svg":
+        assert {"a?b", "???", "\\N", "\\G\\", "<b>", '& "', "x" * 117 + "...", "a?? \\N"} <= set(texts(path))
+
+
 def test_unknown_format_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="'gif'"):
         drawing.draw(KNOWN["DARTS_V2"], tmp_path, "gif")
