@@ -183,6 +183,14 @@ probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but n
 proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
+def output_file(text: str) -> str:
+    """The name of a file that can be made, so that hours of work do not end in a wrong one."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or in one that does not exist")
+    return text
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
     """Which images: the same for every stage."""
     group = parser.add_argument_group("data")

@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--search_steps", type=cli.non_negative_int, default=3, help="first-order search steps before the comparison")
-    parser.add_argument("--json", help="also write the table to this file")
+    parser.add_argument("--json", type=cli.output_file, help="also write the table to this file")
     args = parser.parse_args()
     args.momentum, args.weight_decay, args.learning_rate = 0.9, 3e-4, 0.025  # the search's defaults
     args.arch_learning_rate, args.arch_weight_decay = 3e-4, 1e-3
@@ -66,7 +66,7 @@ def measure(
 
     `batches`: a training and a validation batch for each step of the search before, and then those to compare on.
     """
-    device = torch.device("cpu") if args.gpu < 0 else torch.device("cuda", args.gpu)
+    device = torch.device(args.device)
     torch.manual_seed(args.seed)
     model = search.ENGINES[args.engine](args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
     weights = model.weight_parameters()
@@ -107,7 +107,7 @@ def _synchronize(device: torch.device) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    utils.select_device(args.gpu)
+    args.device = str(utils.select_device(args.gpu))
     images = data.load(args.dataset, args.data, args.image_size, args.workers)
     args.num_classes = images.num_classes
     train, valid, _ = data.search_batches(
@@ -125,11 +125,8 @@ def main() -> None:
             cosine = float(torch.cosine_similarity(gradient, truth, dim=0))
             rows.append({"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory})
 
-    print(
-        f"{args.dataset}, {args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {args.search_steps} steps;",
-        end=" ",
-    )
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    network = f"{args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {len(batches) // 2 - 1} steps"
+    print(f"{args.dataset}, {network}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|")
     for row in rows:
         print("| {method} | {relative error:.3%} | {cosine:.4f} | {seconds:.2f} | {peak MiB:.0f} MiB |".format(**row))

@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=cli.positive_int, default=3, help="measured, after one that is not")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=cli.positive_int, default=2, help="on the CPU")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
     return parser.parse_args()
 
 
