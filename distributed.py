@@ -41,6 +41,8 @@ def join(device: torch.device) -> None:
         return
     with _others():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # torchrun keeps one store for all its restarts: without a name for each, a process would call those of the attempt before.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(world_size)], PATIENCE)
         # Small things that live on the CPU go through gloo, whatever the device.

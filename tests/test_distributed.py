@@ -464,6 +464,23 @@ def test_restarts_need_a_folder(images, monkeypatch):
     assert "--max_restarts needs --run_dir" in output
 
 
+def test_a_restart_meets_nobody_of_the_attempt_before(monkeypatch):
+    """torchrun's store still knows where those were that are gone; one that comes early is to wait for the others of its own attempt."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    original = distributed.join
+
+    def join(device):
+        time.sleep(2 * (os.environ["RANK"] == "0"))
+        original(device)
+
+    monkeypatch.setattr(distributed, "join", join)
+    for attempt in range(2):
+        variables = [{"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(attempt), **common} for rank in range(2)]
+        monkeypatch.setitem(globals(), "environment", lambda processes, variables=variables: variables)
+        assert together(2, distributed.total, 1) == [2, 2]
+
+
 def workers(process):
     return [int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()]
 
