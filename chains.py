@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import depthwise
 from depthwise import vector_jacobian
 
-CHUNK = 2**17  # numbers for each core: 512 KiB of float32
+CHUNK = 2**18  # numbers, 1 MiB of float32; the same for any number of threads, so that roundings are, too
 
 
 class Stage(NamedTuple):
@@ -354,19 +354,15 @@ def _sum_copies(image: Tensor, n: int) -> Tensor:
     return _sum(image.chunk(n, dim=1))
 
 
-def _chunk() -> int:
-    return CHUNK * torch.get_num_threads()
-
-
 def _image_chunks(x: Tensor, n: int) -> Sequence[Tensor]:
     """Images that, n times each, make up a chunk."""
-    return x.split(x.size(0) if x.is_cuda else max(1, _chunk() // (n * x[0].numel())))
+    return x.split(x.size(0) if x.is_cuda else max(1, CHUNK // (n * x[0].numel())))
 
 
 def _pixel_chunks(pixels: Tensor) -> Iterator[slice]:
     """Slices of the N of (n, N, C) that make up a chunk each."""
     n, count, C = pixels.shape
-    size = count if pixels.is_cuda else max(1, _chunk() // (n * C))
+    size = count if pixels.is_cuda else max(1, CHUNK // (n * C))
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
