@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from PIL import Image
 
 import cli
 
-# Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores.
+# Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores; in the scripts' processes, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

@@ -177,7 +177,7 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
     assert any("stopped, and back to the architecture of epoch 1" in line for line in log_lines(folder))
     if resumed:  # what was stopped stays so
         before = (folder / "metrics.jsonl").read_bytes()
-        monkeypatch.setattr(sys, "argv", ["train_search.py", "--resume", "run", *SMALL_SPACE[:2]])
+        monkeypatch.setattr(sys, "argv", ["train_search.py", "--resume", "run", "--space", SMALL_SPACE[-3]])
         module.main()
         assert (folder / "metrics.jsonl").read_bytes() == before
         assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
