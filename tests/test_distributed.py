@@ -412,7 +412,7 @@ def test_any_number_of_processes_goes_on(command, images, tmp_path):
     assert [status for status, _ in stopped] == [143, 143], stopped
     assert stopped[1][1] == ""
     assert f"--resume {folder}" in stopped[0][1].splitlines()[-1]
-    resume = [*command[:1], *SPACE[:2], "--resume", folder]
+    resume = [*command[:1], *SPACE[:2], "--resume", str(folder)]
     [(status, output)] = launch(1, resume, images, prepare=at(0, 1, 1, signal_oneself(signal.SIGINT)))
     assert status == 130, output
     assert "epoch 0, step 1" in output
