@@ -1,6 +1,6 @@
 """A run is never lost: killed, stopped, damaged or out of disk, it goes on and ends as if nothing had happened.
 
-`KILLS=20 pytest tests/test_resume.py -k killed` kills each run 20 times at random moments instead of 3 (docs/reliability.md).
+`KILLS=20 pytest tests/test_resume.py -k killed` kills each run 20 times at random moments instead of 2 (docs/reliability.md).
 """
 
 import argparse
@@ -32,7 +32,7 @@ import utils
 from monitor import MEASURED
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "2"))
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "4"]
 TRAIN = ["train", "--arch", "DARTS_V2", "--auxiliary", "--cutout", *SEARCH[1:7], "--batch_size", "8"]
@@ -144,7 +144,7 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
     kills = 0
     for _ in range(KILLS):
         child, reader = start(COMMANDS[name], images, *arguments)
-        time.sleep(moments.uniform(0, 1.5 * duration / min(KILLS, 3)))
+        time.sleep(moments.uniform(0, 1.5 * duration / min(KILLS, 2)))
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         status, _ = finish(child, reader)
