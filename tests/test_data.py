@@ -657,3 +657,20 @@ def test_images_of_one_colour_do_not_divide_by_zero(tmp_path):
     images = data.load("folder", str(tmp_path), image_size=8, workers=0)
     assert images.std == (1.0, 1.0, 1.0)
     assert data.Augment(images, 4)(images.train.images, None).isfinite().all()
+
+
+def test_images_that_do_not_fit_on_the_device_stay(monkeypatch):
+    """Of a device with room for 1000 images of 8x8: half of it may be taken."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * 3 * 8 * 8, 0))
+    moved = []
+    monkeypatch.setattr(data.MemoryImages, "to", lambda self, device: moved.append(device) or self)
+    gpu, small, large = torch.device("cuda", 0), make(400, tests=100), make(401, tests=100)
+    assert data.on_device(small, gpu).notes == ()
+    assert moved == [gpu, gpu]
+    [note] = data.on_device(large, gpu).notes
+    assert "too large" in note
+    with pytest.raises(UserError, match="--data_on_device yes"):
+        data.on_device(large, gpu, "yes")
+    for choice, device in (("no", gpu), ("yes", torch.device("cpu"))):
+        assert data.on_device(small, device, choice) is small
+    assert len(moved) == 2
