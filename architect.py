@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import distributed
+import utils
 
 HVP = ("finite_difference", "exact")
 
@@ -130,9 +132,8 @@ class Architect:
 
     def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
         """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
-        with torch.autocast(input.device.type, torch.bfloat16, enabled=amp and self.amp):
-            logits = functional_call(self.model, state or {}, (input,))
-        return distributed.mean(self.criterion(logits.float() if self.amp else logits, target), target.size(0))
+        logits, _ = utils.forward(partial(functional_call, self.model, state or {}), input, amp and self.amp)
+        return distributed.mean(self.criterion(logits, target), target.size(0))
 
     def _state(self, flat: Tensor) -> dict[str, Tensor]:
         """The weights named as the model names them, as views into one flat vector."""

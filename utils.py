@@ -6,6 +6,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def advance(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
         scheduler.step()
 
 
-def forward(model: nn.Module, x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
+def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
     """Logits of `model`, (B, classes), and those of its auxiliary head, where it has one that runs.
 
     With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the loss needs them.

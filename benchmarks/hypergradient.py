@@ -108,7 +108,7 @@ def _synchronize(device: torch.device) -> None:
 def main() -> None:
     args = parse_arguments()
     args.device = str(utils.select_device(args.gpu))
-    images = data.load(args.dataset, args.data, args.image_size, args.workers)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     args.num_classes = images.num_classes
     train, valid, _ = data.search_batches(
         images, batch_size=args.batch_size, train_portion=0.5, cutout_length=0, seed=args.seed, workers=args.workers, device="cpu"
