@@ -115,21 +115,20 @@ def main() -> None:
     )
     batches = [batch for pair in islice(zip(train, valid, strict=True), args.search_steps + 1) for batch in pair]
 
+    network = f"{args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {args.search_steps} steps"
+    print(f"{args.dataset}, {network}; torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    print("| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|", flush=True)
+    rows = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         truth, _, _ = processes.submit(measure, args, batches, torch.float64, True, "exact", None).result()
-        rows = []
+        truth = torch.tensor(truth, dtype=torch.float64)
         for name, unrolled, hvp, r in METHODS:
             gradient, seconds, memory = processes.submit(measure, args, batches, torch.float32, unrolled, hvp, r).result()
-            gradient, truth = torch.as_tensor(gradient, dtype=torch.float64), torch.as_tensor(truth, dtype=torch.float64)
+            gradient = torch.tensor(gradient, dtype=torch.float64)
             error = float((gradient - truth).norm() / truth.norm())
             cosine = float(torch.cosine_similarity(gradient, truth, dim=0))
             rows.append({"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory})
-
-    network = f"{args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {len(batches) // 2 - 1} steps"
-    print(f"{args.dataset}, {network}; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|")
-    for row in rows:
-        print("| {method} | {relative error:.3%} | {cosine:.4f} | {seconds:.2f} | {peak MiB:.0f} MiB |".format(**row))
+            print("| {method} | {relative error:.3%} | {cosine:.4f} | {seconds:.2f} | {peak MiB:.0f} MiB |".format(**rows[-1]), flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=2) + "\n")
 
