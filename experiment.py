@@ -40,13 +40,21 @@ class Progress:
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)  # one object for every epoch that is complete
 
-    def check(self) -> None:
-        """Raises `ValueError` if no run has come this far: a checkpoint may be a stranger's."""
-        counts = all(type(count) is int and count >= 0 for count in (self.epoch, self.step))
+    def check(self, epochs: int, steps: int, accuracy: str) -> None:
+        """Raises `ValueError` if no run has come this far: a checkpoint may be a stranger's.
+
+        Args:
+            epochs: of the whole run.
+            steps: of an epoch, at most.
+            accuracy: the metric that every epoch has; another that is read again is the search's `eigenvalue`.
+        """
+        counts = all(type(count) is int and 0 <= count <= most for count, most in ((self.epoch, epochs), (self.step, steps)))
         time = type(self.seconds) is float and 0 <= self.seconds < float("inf")
-        rows = isinstance(self.metrics, list) and all(isinstance(row, dict) for row in self.metrics)
+        rows = isinstance(self.metrics, list) and all(
+            isinstance(row, dict) and type(row.get(accuracy)) is float and type(row.get("eigenvalue", 0.0)) is float for row in self.metrics
+        )
         if not (counts and time and rows) or [row.get("epoch") for row in self.metrics] != list(range(self.epoch)):
-            raise ValueError("its progress is none of a run")
+            raise ValueError("its progress is none of this run")
 
 
 class Stateful(Protocol):
@@ -146,8 +154,10 @@ class Run:
 
     # ---- Going on after an interruption
 
-    def restore(self, **parts: Stateful) -> Progress:
+    def restore(self, epochs: int, steps: int, accuracy: str, **parts: Stateful) -> Progress:
         """Takes what a checkpoint consists of, besides the progress and the random states, and brings all to where the run stopped.
+
+        The rest of the arguments are `Progress.check`'s.
 
         From here on SIGTERM and Ctrl-C end the run after its next step, with status 143 and 130 and a line that says how to go on.
 
@@ -158,6 +168,7 @@ class Run:
             UserError: the checkpoint and the one before it cannot be read, or are of another model.
         """
         self._parts = parts
+        self._bounds = epochs, steps + 1, accuracy  # with fewer processes, an epoch may have had one more
         content = distributed.broadcast(self._load_checkpoint() if self._resumed and self._writes else b"")
         if content and not self._writes:
             self._take(content)
@@ -249,7 +260,7 @@ class Run:
         """Brings all to where this checkpoint was saved."""
         state = _read_checkpoint(content)
         progress = Progress(**state["progress"])
-        progress.check()
+        progress.check(*self._bounds)
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         _set_random_states(state["random"])

@@ -82,6 +82,7 @@ def main() -> None:
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
     limit = 2 if args.fast_dev_run else None  # of batches; None: all
     epochs = 1 if args.fast_dev_run else args.epochs
+    steps = limit or len(train_batches)
 
     criterion = nn.CrossEntropyLoss()
     model = search.build_discrete(args, images.num_classes, architecture).to(device)
@@ -102,8 +103,8 @@ def main() -> None:
         size = images.image_size
         multiply_adds = utils.count_multiply_adds(model, size)
         run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
-        progress = run.restore(model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
-        watch = monitor.Monitor(run, epochs, limit or len(train_batches))
+        progress = run.restore(epochs, steps, "test_acc", model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        watch = monitor.Monitor(run, epochs, steps)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = scheduler.get_last_lr()[0]
@@ -113,7 +114,7 @@ def main() -> None:
                 run.log("epoch %d lr %e", epoch, lr)
 
             train_batches.set_epoch(epoch, progress.step)
-            batches = islice(train_batches, limit and limit - progress.step)
+            batches = islice(train_batches, max(0, steps - progress.step))
             train(watch.batches(batches, meters), model, criterion, optimizer, lr, meters, args, run)
             run.save()
             run.log("train_acc %f", meters.top1.avg)

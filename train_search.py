@@ -97,6 +97,7 @@ def main() -> None:
     )
     limit = 2 if args.fast_dev_run else None  # of batches; None: all
     epochs = 1 if args.fast_dev_run else args.epochs
+    steps = limit or len(train_batches)
 
     criterion = nn.CrossEntropyLoss()
     model, architect = search.build(args, images.num_classes, criterion, device)
@@ -111,8 +112,10 @@ def main() -> None:
         for note in images.notes:
             run.log("%s", note)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        progress = run.restore(model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters)
-        watch = monitor.Monitor(run, epochs, limit or len(train_batches))
+        progress = run.restore(
+            epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters
+        )
+        watch = monitor.Monitor(run, epochs, steps)
         stop = None
         for epoch in range(progress.epoch, epochs):
             if args.early_stop and (stop := hessian.stop_at(progress.metrics)) is not None:
@@ -127,7 +130,7 @@ def main() -> None:
 
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
-            batches = islice(zip(train_batches, alpha_batches, strict=True), limit and limit - progress.step)
+            batches = islice(zip(train_batches, alpha_batches, strict=True), max(0, steps - progress.step))
             train(watch.batches(batches, meters), model, architect, criterion, optimizer, lr, meters, args, run)
             run.save()
             run.log("train_acc %f (supernet)", meters.top1.avg)

@@ -374,7 +374,7 @@ class Part:
 def restore(folder):
     args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
     with experiment.Run("search", args) as run:
-        return run.restore(model=Part())
+        return run.restore(2, 5, "test_acc", model=Part())
 
 
 @pytest.fixture
@@ -399,7 +399,24 @@ def test_checkpoints(seed, progress, whole, tmp_path):
     found = only_user_errors(restore, tmp_path)
     if found is not None:
         assert type(found.epoch) is type(found.step) is int
-        assert min(found.epoch, found.step) >= 0
+        assert 0 <= found.epoch <= 2
+        assert 0 <= found.step <= 6
         assert type(found.seconds) is float
         assert len(found.metrics) == found.epoch
-        assert all(isinstance(row, dict) for row in found.metrics)
+        assert all(type(row["test_acc"]) is float for row in found.metrics)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"epoch": 3, "metrics": [{"epoch": epoch, "test_acc": 50.0} for epoch in range(3)]},
+        {"step": 7},
+        {"metrics": [{"epoch": 0}]},
+        {"metrics": [{"epoch": 0, "test_acc": "50"}]},
+        {"metrics": [{"epoch": 0, "test_acc": 50.0, "eigenvalue": None}]},
+    ],
+)
+def test_a_checkpoint_of_no_epoch_of_the_run_is_refused(progress, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(saved(CHECKPOINT | {"progress": CHECKPOINT["progress"] | progress}))
+    with pytest.raises(UserError, match="no checkpoint"):
+        restore(tmp_path)
