@@ -199,7 +199,6 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         "--data", default="../data", help="the folder of CIFAR (downloaded if absent), or of train/<class>/ and test/<class>/"
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
-    group.add_argument("--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory")
     group.add_argument(
         "--skip_bad_images",
         action="store_true",
@@ -208,10 +207,17 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that decode images; never changes a result")
 
 
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """What computes, and where the images are: the same for every stage."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
+    group.add_argument("--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory")
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The device, the run's folder and its log: the same for both stages that train."""
+    add_device_arguments(parser)
     group = parser.add_argument_group("run")
-    group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
     group.add_argument("--save", default="EXP", help="name in the run's default folder")
     group.add_argument("--run_dir", help="the run's folder, exactly")
     group.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, with its arguments")

@@ -139,10 +139,10 @@ def _add_pool(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
 
 
 def _add_factorized_reduce(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
-    layers = _columns([(op.conv_1, op.conv_2, op.bn) for op in ops], (nn.Conv2d, nn.Conv2d, nn.BatchNorm2d))
+    layers = _columns([(op.relu, op.conv_1, op.conv_2, op.bn) for op in ops], (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d))
     if layers is None:
         return False
-    first, second, norms = layers
+    _, first, second, norms = layers
     image = torch.cat([node.half_relu, node.relu[:, :, 1::2, 1::2]], dim=1)
     upper, lower = _matrices(first), _matrices(second)  # (n, C, C / 2) each: the two halves of the result see different pixels
     matrices = torch.cat([F.pad(upper, (0, lower.size(2))), F.pad(lower, (upper.size(2), 0))], dim=1)

@@ -23,7 +23,7 @@ from nas import search
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Measure the accuracy of saved weights on the test set.")
     cli.add_data_arguments(parser, data.DATASETS)
-    parser.add_argument("--gpu", type=cli.device_number, default=0, help="number of the CUDA device; -1 for the CPU")
+    cli.add_device_arguments(parser)
     cli.accept_unread(parser, "--seed", "--cutout_length", "--drop_path_prob", nargs=1)
     cli.accept_unread(parser, "--cutout", nargs=0)
     parser.add_argument("--batch_size", type=cli.positive_int, default=96)

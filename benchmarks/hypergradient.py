@@ -2,10 +2,12 @@
 
     python benchmarks/hypergradient.py --dataset digits --init_channels 8 --layers 5 --batch_size 32
     python benchmarks/hypergradient.py --dataset folder --data data                    # the paper's network, batch 16
+    python benchmarks/hypergradient.py --dataset digits --smooth --float64 ...         # does the finite difference converge?
 
 Expect one table. The truth is the gradient of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay w), alpha) with
 respect to alpha, with the exact Hessian-vector product in float64; relative error and cosine are those of all alphas' gradients together,
-computed in float32 as a search does. Each row is computed in a process of its own, so that its peak memory is its own.
+computed in float32 as a search does, or with `--float64` as exactly as the truth. Each row is computed in a process of its own, so that its
+peak memory is its own.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--search_steps", type=cli.non_negative_int, default=3, help="first-order search steps before the comparison")
+    parser.add_argument("--smooth", action="store_true", help="GELU instead of ReLU, average instead of max pooling")
+    parser.add_argument("--float64", action="store_true", help="compare in float64: what is wrong then is not rounding")
     parser.add_argument("--json", type=cli.output_file, help="also write the table to this file")
     args = parser.parse_args()
     args.momentum, args.weight_decay, args.learning_rate = 0.9, 3e-4, 0.025  # the search's defaults
@@ -69,6 +73,8 @@ def measure(
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     model = search.ENGINES[args.engine](args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
+    if args.smooth:
+        make_smooth(model)
     weights = model.weight_parameters()
     optimizer = torch.optim.SGD(weights, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     batches = [(x.to(device), y.to(device)) for x, y in batches]
@@ -100,6 +106,17 @@ def measure(
     return gradient.tolist(), seconds, memory
 
 
+def make_smooth(module: nn.Module) -> None:
+    """Takes the kinks out of a network, whose gradient then is differentiable everywhere."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.GELU())
+        elif isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, count_include_pad=False))
+        else:
+            make_smooth(child)
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -115,20 +132,24 @@ def main() -> None:
     )
     batches = [batch for pair in islice(zip(train, valid, strict=True), args.search_steps + 1) for batch in pair]
 
+    dtype = torch.float64 if args.float64 else torch.float32
     network = f"{args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {args.search_steps} steps"
-    print(f"{args.dataset}, {network}; torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    print(
+        f"{args.dataset}, {'smooth, ' * args.smooth}{network}; {dtype}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        flush=True,
+    )
     print("| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|", flush=True)
     rows = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         truth, _, _ = processes.submit(measure, args, batches, torch.float64, True, "exact", None).result()
         truth = torch.tensor(truth, dtype=torch.float64)
         for name, unrolled, hvp, r in METHODS:
-            gradient, seconds, memory = processes.submit(measure, args, batches, torch.float32, unrolled, hvp, r).result()
+            gradient, seconds, memory = processes.submit(measure, args, batches, dtype, unrolled, hvp, r).result()
             gradient = torch.tensor(gradient, dtype=torch.float64)
             error = float((gradient - truth).norm() / truth.norm())
             cosine = float(torch.cosine_similarity(gradient, truth, dim=0))
             rows.append({"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory})
-            print("| {method} | {relative error:.3%} | {cosine:.4f} | {seconds:.2f} | {peak MiB:.0f} MiB |".format(**rows[-1]), flush=True)
+            print("| {method} | {relative error:.3g} | {cosine:.4f} | {seconds:.2f} | {peak MiB:.0f} MiB |".format(**rows[-1]), flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=2) + "\n")
 

@@ -39,6 +39,20 @@ def test_exact_is_nearest_to_the_truth(benchmark, monkeypatch, capsys, tmp_path)
     assert "batch 8, after 1 steps" in capsys.readouterr().out
 
 
+def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(benchmark, monkeypatch, tmp_path):
+    """Central differences are exact to second order: a tenth of the step, a hundredth of the error."""
+    arguments = [*TINY, "--batch_size", "4", "--search_steps", "0", "--smooth", "--float64", "--json", tmp_path / "table.json"]
+    module = benchmark("hypergradient", "--dataset", "digits", *arguments)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+    module.main()
+    errors = [row["relative error"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]]
+    first, large, middle, small, exact = errors
+    assert first > 0.01
+    assert large > middle
+    assert 50 < middle / small < 200
+    assert exact < 1e-9
+
+
 class Here:
     """Takes the place of a pool of processes."""
 
