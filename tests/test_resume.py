@@ -1,6 +1,6 @@
 """A run is never lost: killed, stopped, damaged or out of disk, it goes on and ends as if nothing had happened.
 
-`KILLS=20 pytest tests/test_resume.py -k killed` kills each run 20 times at random moments instead of 2 (docs/reliability.md).
+`KILLS=20 pytest -s -n0 tests/test_resume.py -k random_moments` kills each command 20 times instead of 2 (docs/reliability.md).
 """
 
 import argparse
@@ -139,22 +139,25 @@ def uninterrupted(images, tmp_path_factory):
 def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
     expected, duration = uninterrupted(name)
     moments = random.Random(name)
-    folder = tmp_path / "run"
-    arguments = ["--run_dir", folder, "--checkpoint_minutes", "0"]
-    kills = 0
-    for _ in range(KILLS):
-        child, reader = start(COMMANDS[name], images, *arguments)
-        time.sleep(moments.uniform(0, 1.5 * duration / min(KILLS, 2)))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        status, _ = finish(child, reader)
-        kills += status == -signal.SIGKILL
-        if (folder / "config.json").exists():  # else it was killed before there was a run
-            arguments = ["--resume", folder, "--checkpoint_minutes", "0"]
-    status, output = run(COMMANDS[name], images, *arguments)
-    assert status == 0, output
-    assert kills > 0
-    assert_same(result(folder), expected)
+    runs, kills = 1, 0
+    while True:
+        folder = tmp_path / f"run{runs}"
+        begun = (folder / "config.json").exists()  # else it was killed before there was a run
+        child, reader = start(COMMANDS[name], images, "--resume" if begun else "--run_dir", folder, "--checkpoint_minutes", "0")
+        if kills < KILLS:
+            time.sleep(moments.uniform(0, 0.75 * duration))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        status, output = finish(child, reader)
+        if status == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert status == 0, output
+        assert_same(result(folder), expected)
+        if kills == KILLS:
+            break
+        runs += 1  # it came to its end before it was killed
+    print(f"{name}: killed {kills} times in {runs} runs")
 
 
 @pytest.mark.parametrize("moment", range(1, 9))
