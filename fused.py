@@ -1,4 +1,4 @@
-"""The supernet of model_search.py in fewer, larger operations: the same parameters, buffers and results, in less than half of the time.
+"""The supernet of model_search.py in fewer, larger operations: the same parameters, buffers and results, in about half of the time.
 
 `Network` takes `model_search.Network`'s place. Only the way through a cell's edges is its own: where model_search.py goes edge by edge and
 operation by operation, this goes node by node, and computes together what the n edges that leave a node make of it.
