@@ -89,8 +89,11 @@ def read(path: str | Path) -> History:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise UserError(f"{folder / 'config.json'} holds no JSON: it is not one of a run") from None
-    if not isinstance(config, dict) or not isinstance(config.get("arguments"), dict):
+    arguments = config.get("arguments") if isinstance(config, dict) else None
+    if not isinstance(arguments, dict) or not all(isinstance(value, str | int | float | None) for value in arguments.values()):
         raise UserError(f"{folder / 'config.json'} is not one of a run: it lacks the arguments")
+    if not isinstance(config.get("command", []), list):
+        raise UserError(f"{folder / 'config.json'} is not one of a run: its command is no list")
     epochs = []
     for number, line in enumerate(lines, 1):
         try:
@@ -105,14 +108,22 @@ def read(path: str | Path) -> History:
 
 
 def _checked(row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+    if not isinstance(row, dict) or type(row.get("epoch")) is not int or not 0 <= row["epoch"] < 2**31:
         raise ValueError("no object with an epoch")
+    for key, value in row.items():
+        if key not in ("alphas", "genotype", "architecture") and not _is_number(value):
+            raise ValueError(f"{key[:100]!r} is no number")
     edges = row.get("alphas", {})
     if not isinstance(edges, dict) or not all(isinstance(edge, dict) and edge for edge in edges.values()):
         raise ValueError("its alphas are not {edge: {operation: weight}}")
-    if not all(isinstance(weight, int | float) for edge in edges.values() for weight in edge.values()):
-        raise ValueError("an alpha is not a number")
+    if not all(_is_number(weight) and not (weight < 0 or weight > 1) for edge in edges.values() for weight in edge.values()):
+        raise ValueError("an alpha is no weight between 0 and 1")
     return row
+
+
+def _is_number(value: Any) -> bool:
+    """One that pictures have room for, or what a diverged run has instead: NaN, infinity."""
+    return type(value) in (int, float) and not 1e100 < abs(value) < math.inf
 
 
 def read_architecture(path: str | Path) -> Genotype | dict[str, Any]:

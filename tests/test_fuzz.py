@@ -420,3 +420,51 @@ def test_a_checkpoint_of_no_epoch_of_the_run_is_refused(progress, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(saved(CHECKPOINT | {"progress": CHECKPOINT["progress"] | progress}))
     with pytest.raises(UserError, match="no checkpoint"):
         restore(tmp_path)
+
+
+# ---- Metrics
+
+ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5, "alphas": {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}}}
+
+
+def write_run(folder, row, **config):
+    (folder / "config.json").write_text(json.dumps({"arguments": {"seed": 2}} | config))
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [row, ROW | {"epoch": 1}])) + "\n")
+    return folder
+
+
+@fuzz(1000, seed=SEEDS, value=JSON)
+def test_metrics(seed, value, tmp_path):
+    """What is taken has numbers, or the three that are none, where a picture or a page counts on them."""
+    try:
+        folder = write_run(tmp_path, edited([ROW], seed, value))
+    except (ValueError, RecursionError):  # JSON of this cannot be written
+        return
+    found = only_user_errors(history.read, folder)
+    for row in found.epochs if found else []:
+        assert type(row["epoch"]) is int
+        for key, number in row.items():
+            assert key in {"alphas", "genotype", "architecture"} or type(number) in (int, float)
+        for edge in row.get("alphas", {}).values():
+            assert edge
+            assert all(type(weight) in (int, float) for weight in edge.values())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"epoch": -1}, {"epoch": True}, {"seconds": "1.5"}, {"lr": None}, {"valid_acc": 10**400}, {"alphas": {"edge": {"none": 1e308}}}],
+)
+def test_metrics_that_are_none(changed, tmp_path):
+    with pytest.raises(UserError, match="line 1, is not the metrics of an epoch"):
+        history.read(write_run(tmp_path, ROW | changed))
+
+
+@pytest.mark.parametrize("config", [{"arguments": {"seed": []}}, {"command": 3.5}, {"arguments": None}])
+def test_configurations_that_are_none_of_a_run(config, tmp_path):
+    with pytest.raises(UserError, match="not one of a run"):
+        history.read(write_run(tmp_path, ROW, **config))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_diverged_run_can_be_looked_at(number, tmp_path):
+    assert len(history.read(write_run(tmp_path, ROW | {"valid_loss": number})).epochs) == 2
