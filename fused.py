@@ -54,7 +54,8 @@ class Cell(model_search.Cell):
                 states.append(_sum(incoming[source - 2]))
             steps = range(max(0, source - 1), self._steps)
             edges = [step * (step + 3) // 2 + source for step in steps]
-            outputs = _Node(states[source]).mix([self._ops[edge] for edge in edges], weights[edges])  # type: ignore[misc]  # all MixedOp
+            ops: list[MixedOp] = [self._ops[edge] for edge in edges]  # type: ignore[misc]  # a ModuleList holds Modules, to mypy
+            outputs = _Node(states[source]).mix(ops, weights[edges])
             for step, output in zip(steps, outputs, strict=True):
                 incoming[step].append(output)
         states.append(_sum(incoming[-1]))

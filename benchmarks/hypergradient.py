@@ -92,7 +92,7 @@ def measure(
     (x, y), (x_valid, y_valid) = batches[-2:]
     architect = Architect(model, argparse.Namespace(**vars(args), hvp=hvp))
     if r is not None:
-        architect._hessian_vector_product = partial(architect._hessian_vector_product, r=r)  # type: ignore[method-assign]  # this one's only
+        architect._hessian_vector_product = partial(architect._hessian_vector_product, r=r)  # type: ignore[method-assign]  # only here
     _synchronize(device)
     started = time.perf_counter()
     architect.step(x.to(dtype), y, x_valid.to(dtype), y_valid, args.learning_rate, optimizer, unrolled)
@@ -102,8 +102,8 @@ def measure(
         memory = torch.cuda.max_memory_allocated(device) / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    gradient = torch.cat([alpha.grad.double().flatten() for alpha in model.arch_parameters() if alpha.grad is not None])  # all have one
-    return gradient.tolist(), seconds, memory
+    gradients = [alpha.grad.double().flatten() for alpha in model.arch_parameters() if alpha.grad is not None]  # every one, by `step`
+    return torch.cat(gradients).tolist(), seconds, memory
 
 
 def make_smooth(module: nn.Module) -> None:
