@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import graphviz
@@ -92,12 +93,15 @@ def relaxed_cells(architecture: Genotype | dict[str, Any] | None, alphas: Alphas
         }
     if set(architecture) == set(alphas) == drawing.NASBENCH201_EDGES:
         nodes = {"0": "input", "1": "node", "2": "node", "3": "output"}
-        edges = [Edge(*key.split("_"), architecture[key], weights.get(architecture[key], 0.0), True) for key, weights in alphas.items()]
+        edges = []
+        for key, weights in alphas.items():
+            tail, head = key.split("_")
+            edges.append(Edge(tail, head, architecture[key], weights.get(architecture[key], 0.0), True))
         return {"": (nodes, edges)}
     return {}
 
 
-def _darts_cell(chosen: list[tuple[str, int]], alphas: Alphas) -> tuple[dict[str, Any], list[Edge]]:
+def _darts_cell(chosen: Sequence[tuple[str, int]], alphas: Alphas) -> tuple[dict[str, Any], list[Edge]]:
     names = ["c_{k-2}", "c_{k-1}", *(str(node) for node in range(len(chosen) // 2))]
     sources = {(index // 2 + 2, source) for index, (_, source) in enumerate(chosen)}
     edges = []

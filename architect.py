@@ -21,6 +21,18 @@ import utils
 HVP = ("finite_difference", "exact")
 
 
+class Searchable(nn.Module):
+    """A search model: `forward(x)` gives logits. Not asked for at run time, where any module with these methods will do."""
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """What the architecture is learned by, alpha in the paper."""
+        raise NotImplementedError
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """The network's weights, w in the paper."""
+        raise NotImplementedError
+
+
 class Architect:
     """Learns the alphas of `model` on validation batches.
 
@@ -32,7 +44,7 @@ class Architect:
             two passes whose difference would drown in its roundings.
     """
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
+    def __init__(self, model: Searchable, args: Any) -> None:
         self.model = model
         self.criterion = getattr(model, "criterion", F.cross_entropy)
         self.network_momentum = args.momentum

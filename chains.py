@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import depthwise
 from depthwise import vector_jacobian
@@ -21,10 +21,21 @@ from depthwise import vector_jacobian
 CHUNK = 2**18  # numbers, 1 MiB of float32; the same for any number of threads, so that roundings are, too
 
 
+class Norm(Protocol):
+    """An `nn.BatchNorm2d` without affine parameters, but with running statistics and a momentum."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    eps: float
+    momentum: float
+    training: bool
+
+
 class Stage(NamedTuple):
     """n times a depthwise convolution, a pointwise one and BatchNorm."""
 
-    norms: Sequence[nn.BatchNorm2d]  # alike, and without affine parameters
+    norms: Sequence[Norm]  # alike
     kernels: Tensor | None  # of the depthwise convolutions, (n C, 1, k, k), or None for none
     matrices: Tensor  # the pointwise convolutions, (n, K, C)
     stride: int = 1
@@ -62,7 +73,7 @@ def add_chains(total: Tensor, chains: Sequence[tuple[Tensor, Branch]]) -> Tensor
 class _Level(NamedTuple):
     """What b branches' stages of the same number are, apart from their parameters."""
 
-    norms: Sequence[nn.BatchNorm2d]  # of all branches, b n
+    norms: Sequence[Norm]  # of all branches, b n
     stride: int
     paddings: Sequence[int]  # each branch's
 
@@ -126,8 +137,8 @@ class _Chains(torch.autograd.Function):
         if torch.is_grad_enabled():
             statistics = [None if level.norms[0].training else record[2:4] for level, record in zip(levels, records, strict=True)]
             plain = partial(_chains, grad.size(0), levels, statistics)
-            grads = vector_jacobian(plain, (x, alpha, *parameters), grad, (need_x, need_alpha, *need))
-            return grad, grads[0], None, *grads[1:]
+            gradients = vector_jacobian(plain, (x, alpha, *parameters), grad, (need_x, need_alpha, *need))
+            return grad, gradients[0], None, *gradients[1:]
 
         n, branches = grad.size(0), len(levels[0].paddings)
         grad_parameters: list[Tensor | None] = []  # from the last to the first
@@ -172,9 +183,9 @@ class _Chains(torch.autograd.Function):
             if i == 0:
                 images: Iterable[Sequence[Tensor]] = ([_copies(part, n)] * branches for part in _image_chunks(x, n))
             else:
-                _, _, mean_before, rstd_before, *before = records[i - 1]
+                _, _, mean_before, rstd_before, *flat_before = records[i - 1]
                 factor_before = _by_level(parameters, levels)[i - 1][-1] * rstd_before
-                before = [before[k : k + branches] for k in range(0, len(before), branches)]
+                before = [flat_before[k : k + branches] for k in range(0, len(flat_before), branches)]
                 images = _rectified(before, factor_before, -mean_before * rstd_before)
             grad_kernels: list[Tensor | None] = [None] * branches
             grad_images: list[list[Tensor]] = []
@@ -190,7 +201,8 @@ class _Chains(torch.autograd.Function):
                     geometry = level.stride, level.paddings[b]
                     if need_kernels[b]:
                         gradient = depthwise.weight_gradient(image, kernels[b], grad_z, *geometry)
-                        grad_kernels[b] = gradient if grad_kernels[b] is None else grad_kernels[b] + gradient
+                        so_far = grad_kernels[b]
+                        grad_kernels[b] = gradient if so_far is None else so_far + gradient
                     if i > 0 or need_x:
                         grad_image = grad_z if kernels[b] is None else depthwise.input_gradient(image, kernels[b], grad_z, *geometry)
                         if i > 0:
@@ -290,10 +302,10 @@ class _ScaledSum(torch.autograd.Function):
         for rows in _pixel_chunks(grad):
             part = grad[:, rows]
             for i in range(0, len(terms), 2):
-                if need[i]:
-                    torch.sum(part * terms[i + 1], 0, out=grads[i][rows])
-                if need[i + 1]:
-                    grads[i + 1] += (part * terms[i][rows]).sum(1, keepdim=True)
+                if (grad_pixels := grads[i]) is not None:
+                    torch.sum(part * terms[i + 1], 0, out=grad_pixels[rows])
+                if (grad_scale := grads[i + 1]) is not None:
+                    grad_scale += (part * terms[i][rows]).sum(1, keepdim=True)
         return grad_shift, None, *grads
 
 
@@ -304,12 +316,12 @@ def _scaled_sum(*terms: Tensor) -> Tensor:
 # --- BatchNorms, taken together.
 
 
-def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
+def running_statistics(norms: Sequence[Norm]) -> tuple[Tensor, Tensor]:
     """Their running mean and variance, (n, 1, C) each."""
     return torch.stack([norm.running_mean for norm in norms])[:, None], torch.stack([norm.running_var for norm in norms])[:, None]
 
 
-def batch_statistics(pixels: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
+def batch_statistics(pixels: Tensor, norms: Sequence[Norm]) -> tuple[Tensor, Tensor]:
     """Mean and variance, (1, 1, C) each, of pixels (N, C) that all of the `norms` see, whose running statistics advance."""
     mean = pixels.mean(0)
     var = (pixels - mean).square().mean(0)
@@ -319,7 +331,7 @@ def batch_statistics(pixels: Tensor, norms: Sequence[nn.BatchNorm2d]) -> tuple[T
 
 
 @torch.no_grad()
-def _advance(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, count: int) -> None:
+def _advance(norms: Sequence[Norm], mean: Tensor, var: Tensor, count: int) -> None:
     """Moves the running statistics towards those of a batch of `count` pixels, (n or 1, 1, C)."""
     for name, batch in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
         batches = batch.flatten(0, 1).expand(len(norms), -1).unbind()

@@ -116,7 +116,7 @@ def operations(run: History) -> Figure | None:
             if len(series[0]) == 1:
                 axes.plot(*series, "o", color=LINES[index])
         _finish(axes, "skip connections in the architecture")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="y", integer=True)
         if "normal" in skips:
             axes.axhline(2.5, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="too many in a normal cell")
         axes.set_ylim(-0.2, max(4, *(max(values) for _, values in skips.values())) + 1.6)
@@ -143,15 +143,15 @@ def _strongest(axes: Axes, cell: str, rows: list[tuple[int, history.Alphas]]) ->
             if history.cell_of(edge) == cell:
                 counts.setdefault(strongest(weights)[0], [0] * len(rows))[index] += 1
     bottom, patches = [0] * len(rows), {}
-    edge = {"edgecolor": "white", "linewidth": 0.5} if len(rows) <= 60 else {}
+    outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if len(rows) <= 60 else {}
     for name in sorted(counts, key=_order):
-        bars = axes.bar([epoch for epoch, _ in rows], counts[name], 1.0, bottom, color=_colour(name), **edge)
+        bars = axes.bar([epoch for epoch, _ in rows], counts[name], 1.0, bottom, color=_colour(name), **outline)
         bottom = [low + count for low, count in zip(bottom, counts[name], strict=True)]
         patches[name] = bars[0]
     _finish(axes, f"{CELLS[cell]}: edges on which an operation is strongest")
     axes.grid(visible=False)
     axes.set_ylim(0, max(bottom))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     return patches
 
 
@@ -281,5 +281,5 @@ def _line(axes: Axes, epochs: Sequence[int], values: Sequence[float], **style: A
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.margins(x=0.02)

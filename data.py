@@ -110,15 +110,14 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
     """
     if choice == "no" or device.type == "cpu":
         return data
-    parts = data.train, data.test
-    decoded = all(isinstance(part, MemoryImages) for part in parts)
-    needed = sum(len(part) for part in parts) * 3 * data.image_size**2
+    train, test = data.train, data.test
+    needed = (len(train) + len(test)) * 3 * data.image_size**2
     free, _ = torch.cuda.mem_get_info(device)
-    if not decoded or needed > free // 2:
-        if choice == "yes":
-            raise UserError(f"--data_on_device yes: the images take {needed / 2**20:.0f} MiB, too much: leave it out")
-        return replace(data, notes=(*data.notes, "the images are too large to be kept in the GPU's memory"))
-    return replace(data, train=data.train.to(device), test=data.test.to(device))
+    if isinstance(train, MemoryImages) and isinstance(test, MemoryImages) and needed <= free // 2:
+        return replace(data, train=train.to(device), test=test.to(device))
+    if choice == "yes":
+        raise UserError(f"--data_on_device yes: the images take {needed / 2**20:.0f} MiB, too much: leave it out")
+    return replace(data, notes=(*data.notes, "the images are too large to be kept in the GPU's memory"))
 
 
 # ---- Datasets

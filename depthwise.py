@@ -117,7 +117,7 @@ class _Depthwise(torch.autograd.Function):
         geometry = ctx.stride, ctx.padding
         need_x, need_weight, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            return *vector_jacobian(lambda *xw: convolve(*xw, *geometry), (x, weight), grad, (need_x, need_weight)), None, None
+            return *vector_jacobian(lambda x, weight: convolve(x, weight, *geometry), (x, weight), grad, (need_x, need_weight)), None, None
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = input_gradient(x, weight, grad, *geometry) if need_x else None
         grad_weight = weight_gradient(x, weight, grad, *geometry) if need_weight else None

@@ -116,8 +116,8 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """`average` of the gradients of those parameters that have one."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    for parameter, gradient in zip(parameters, average([parameter.grad for parameter in parameters]), strict=True):
+    gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    for (parameter, _), gradient in zip(gradients, average([gradient for _, gradient in gradients]), strict=True):
         parameter.grad = gradient
 
 
@@ -179,6 +179,9 @@ class SyncBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _advance(self, mean: Tensor, var: Tensor) -> None:
         """Moves the running statistics, as `nn.BatchNorm2d` does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.to(mean.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)

@@ -170,7 +170,7 @@ def micro_cells(architecture: dict[str, Any]) -> dict[str, tuple[list[tuple[str,
     cells = {}
     remaining = dict(architecture)
     for name, kind in (("normal", "normal"), ("reduction", "reduce")):
-        edges = []
+        edges: list[tuple[str, int]] = []
         while (node := f"{kind}_node_{len(edges) // 2}_{'xy'[len(edges) % 2]}") + "_op" in remaining:
             operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
             if not _is_index(operation, len(MICRO_OPERATIONS)) or not _is_index(source, len(edges) // 2 + 2):

@@ -307,7 +307,9 @@ def _read_checkpoint(content: bytes) -> dict[str, Any]:
 
 
 def _random_states() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple)  # of NumPy's own generator, which nothing here replaces
+    kind, keys, position, has_gauss, cached = state
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), position, has_gauss, cached),

@@ -54,7 +54,8 @@ class Cell(model_search.Cell):
                 states.append(_sum(incoming[source - 2]))
             steps = range(max(0, source - 1), self._steps)
             edges = [step * (step + 3) // 2 + source for step in steps]
-            outputs = _Node(states[source]).mix([self._ops[edge] for edge in edges], weights[edges])
+            ops: list[MixedOp] = [self._ops[edge] for edge in edges]  # type: ignore[misc]  # a ModuleList holds Modules, to mypy
+            outputs = _Node(states[source]).mix(ops, weights[edges])
             for step, output in zip(steps, outputs, strict=True):
                 incoming[step].append(output)
         states.append(_sum(incoming[-1]))
@@ -125,9 +126,10 @@ def _add_skip(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
 
 
 def _add_pool(node: _Node, ops: Sequence[Any], alpha: Tensor) -> bool:
-    pools, norms = _layers(ops, (nn.MaxPool2d, nn.BatchNorm2d)) or _layers(ops, (nn.AvgPool2d, nn.BatchNorm2d)) or (None, None)
-    if pools is None:
+    layers = _layers(ops, (nn.MaxPool2d, nn.BatchNorm2d)) or _layers(ops, (nn.AvgPool2d, nn.BatchNorm2d))
+    if layers is None:
         return False
+    pools, norms = layers
     image = pools[0](node.x)
     pixels = as_pixels(image)
     mean, var = batch_statistics(pixels, norms) if norms[0].training else running_statistics(norms)

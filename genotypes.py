@@ -340,9 +340,9 @@ def to_json(genotype: Genotype) -> dict[str, list]:
 def _from_nni(content: dict[str, Any]) -> Genotype:
     """NNI's flat dictionary: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1; all concatenated."""
     remaining = dict(content)
-    cells = {}
+    cells: dict[str, list] = {}
     for cell in ("normal", "reduce"):
-        edges = []
+        edges: list[tuple[Any, Any]] = []
         while f"{cell}/op_{len(edges) // 2 + 2}_{len(edges) % 2}" in remaining:
             suffix = f"{len(edges) // 2 + 2}_{len(edges) % 2}"
             operation = remaining.pop(f"{cell}/op_{suffix}")

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 import distributed
+from architect import Searchable
 
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared
@@ -23,7 +24,7 @@ THRESHOLD = 0.75  # stop where an average has grown by more than a third
 EARLIEST = 10  # the first epoch whose architecture may be returned: not in the paper, but in its authors' code
 
 
-def dominant_eigenvalue(model: nn.Module, input: Tensor, target: Tensor, tolerance: float = 1e-3, max_iterations: int = 100) -> float:
+def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolerance: float = 1e-3, max_iterations: int = 100) -> float:
     """The eigenvalue of d2/dalpha2 L_val(w, alpha) that is the largest in absolute value, with its sign, by power iteration.
 
     The loss is taken in training mode, as the alphas see it, without weight decay. Nothing is left behind: not in running statistics, not

@@ -173,8 +173,8 @@ def entropies(alphas: Alphas) -> dict[str, float]:
 def skips(architecture: Genotype | dict[str, Any]) -> dict[str, int]:
     """{cell: skip connections among its edges}; of a macro network, the layers' additional inputs."""
     if isinstance(architecture, Genotype):
-        cells = {"normal": architecture.normal, "reduce": architecture.reduce}
-        return {cell: _count_skips(operation for operation, _ in edges) for cell, edges in cells.items()}
+        edges_by_cell = {"normal": architecture.normal, "reduce": architecture.reduce}
+        return {cell: _count_skips(operation for operation, _ in edges) for cell, edges in edges_by_cell.items()}
     if cells := drawing.micro_cells(architecture):
         return {cell_of(name.replace("reduction", "reduce")): _count_skips(op for op, _ in edges) for name, (edges, _) in cells.items()}
     if layers := drawing.macro_layers(architecture):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from architect import Searchable
 from genotypes import PRIMITIVES, Genotype
 from operations import OPS, FactorizedReduce, ReLUConvBN
 
@@ -46,7 +47,7 @@ class Cell(nn.Module):
         self._steps = steps
         self._multiplier = multiplier
         if reduction_prev:  # the input from two cells back is still of the size before
-            self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
+            self.preprocess0: nn.Module = FactorizedReduce(C_prev_prev, C, affine=False)
         else:
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
@@ -66,7 +67,7 @@ class Cell(nn.Module):
         return torch.cat(states[-self._multiplier :], dim=1)
 
 
-class Network(nn.Module):
+class Network(Searchable):
     """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling, classifier.
 
     Args:

@@ -108,7 +108,8 @@ class Monitor:
         for name, picture in pictures.items():
             width, height = struct.unpack(">II", picture[16:24])
             image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture)
-            writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"architecture/{name}", image=image)]), epoch)
+            summary = Summary(value=[Summary.Value(tag=f"architecture/{name}", image=image)])
+            writer.file_writer.add_summary(summary, epoch)  # type: ignore[attr-defined]  # None to mypy, its value at first
 
 
 def _tag(key: str) -> str:

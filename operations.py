@@ -36,6 +36,8 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 class Depthwise(nn.Conv2d):
     """A depthwise convolution, (B, C, H, W) -> (B, C, H', W'). Fast in `channels_last` on CPUs, see depthwise.py."""
 
+    padding: tuple[int, ...]  # never a word
+
     def __init__(self, C: int, kernel_size: int, stride: int, padding: int, dilation: int = 1) -> None:
         super().__init__(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False)
 
@@ -120,7 +122,7 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         if C_out % 2:
             raise ValueError(f"FactorizedReduce makes its channels in two halves: {C_out} is odd")
-        self.relu = nn.ReLU()
+        self.relu: nn.Module = nn.ReLU()
         self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)

@@ -107,7 +107,7 @@ def main() -> None:
         watch = monitor.Monitor(run, epochs, steps)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
-            lr = scheduler.get_last_lr()[0]
+            lr = float(scheduler.get_last_lr()[0])
             model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             if progress.step == 0:
                 meters.reset()

@@ -29,7 +29,7 @@ import hessian
 import history
 import monitor
 import utils
-from architect import HVP
+from architect import HVP, Searchable
 from cli import UserError
 from nas import search
 
@@ -120,7 +120,7 @@ def main() -> None:
         for epoch in range(progress.epoch, epochs):
             if args.early_stop and (stop := hessian.stop_at(progress.metrics)) is not None:
                 break
-            lr = scheduler.get_last_lr()[0]
+            lr = float(scheduler.get_last_lr()[0])
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
@@ -167,7 +167,9 @@ def main() -> None:
 
         architecture, found_in = search.found(model), epochs
         if stop is not None:
-            architecture, found_in = history.recorded_architecture(progress.metrics[stop]), stop + 1
+            before = history.recorded_architecture(progress.metrics[stop])
+            assert before is not None  # a search records one in every epoch
+            architecture, found_in = before, stop + 1
             run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
             for name, content in search.files(architecture).items():
                 run.write_json(name, content)
@@ -183,7 +185,7 @@ def main() -> None:
 
 def train(
     batches: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
-    model: nn.Module,
+    model: Searchable,
     architect: search.Learner,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -92,7 +92,7 @@ def measure(
     (x, y), (x_valid, y_valid) = batches[-2:]
     architect = Architect(model, argparse.Namespace(**vars(args), hvp=hvp))
     if r is not None:
-        architect._hessian_vector_product = partial(architect._hessian_vector_product, r=r)
+        architect._hessian_vector_product = partial(architect._hessian_vector_product, r=r)  # type: ignore[method-assign]  # only here
     _synchronize(device)
     started = time.perf_counter()
     architect.step(x.to(dtype), y, x_valid.to(dtype), y_valid, args.learning_rate, optimizer, unrolled)
@@ -102,8 +102,8 @@ def measure(
         memory = torch.cuda.max_memory_allocated(device) / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    gradient = torch.cat([alpha.grad.double().flatten() for alpha in model.arch_parameters()])
-    return gradient.tolist(), seconds, memory
+    gradients = [alpha.grad.double().flatten() for alpha in model.arch_parameters() if alpha.grad is not None]  # every one, by `step`
+    return torch.cat(gradients).tolist(), seconds, memory
 
 
 def make_smooth(module: nn.Module) -> None:
@@ -141,15 +141,15 @@ def main() -> None:
     print("| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|", flush=True)
     rows = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
-        truth, _, _ = processes.submit(measure, args, batches, torch.float64, True, "exact", None).result()
-        truth = torch.tensor(truth, dtype=torch.float64)
+        true_gradient, _, _ = processes.submit(measure, args, batches, torch.float64, True, "exact", None).result()
+        truth = torch.tensor(true_gradient, dtype=torch.float64)
         for name, unrolled, hvp, r in METHODS:
-            gradient, seconds, memory = processes.submit(measure, args, batches, dtype, unrolled, hvp, r).result()
-            gradient = torch.tensor(gradient, dtype=torch.float64)
+            numbers, seconds, memory = processes.submit(measure, args, batches, dtype, unrolled, hvp, r).result()
+            gradient = torch.tensor(numbers, dtype=torch.float64)
             error = float((gradient - truth).norm() / truth.norm())
             cosine = float(torch.cosine_similarity(gradient, truth, dim=0))
             rows.append({"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory})
-            print("| {method} | {relative error:.3g} | {cosine:.4f} | {seconds:.2f} | {peak MiB:.0f} MiB |".format(**rows[-1]), flush=True)
+            print(f"| {name} | {error:.3g} | {cosine:.4f} | {seconds:.2f} | {memory:.0f} MiB |", flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=2) + "\n")
 

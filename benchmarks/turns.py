@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 MEBIBYTE = 2**20
 
 
-def compare(makers: dict[str, Callable[[], Callable[[], None]]], steps: int, device: str, threads: int) -> dict[str, dict[str, float]]:
+def compare(makers: Mapping[str, Callable[[], Callable[[], None]]], steps: int, device: str, threads: int) -> dict[str, dict[str, float]]:
     """Seconds per step (the median of `steps`, after one that is not counted) and peak memory in MiB, by name.
 
     Args:

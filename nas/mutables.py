@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +101,12 @@ class Choice(Mutable):
         self.reduction = reduction
         self.return_mask = return_mask
 
+    def __len__(self) -> int:
+        """The number of candidates."""
+        raise NotImplementedError
+
     @property
-    def labels(self) -> list[str | int]:
+    def labels(self) -> Sequence[str | int]:
         """What an exported architecture calls the candidates: their names where they have some, their positions otherwise."""
         raise NotImplementedError
 
@@ -144,7 +148,7 @@ class LayerChoice(Choice):
             self.names.append(name)
 
     @property
-    def labels(self) -> list[str | int]:
+    def labels(self) -> Sequence[str | int]:
         return [index if name == str(index) else name for index, name in enumerate(self.names)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,10 +160,16 @@ class LayerChoice(Choice):
         return len(self.names)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter([self._modules[name] for name in self.names])
+        return iter([self._candidate(name) for name in self.names])
+
+    @overload
+    def __getitem__(self, index: int | str) -> nn.Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[nn.Module]: ...
 
     def __getitem__(self, index: int | str | slice) -> nn.Module | list[nn.Module]:
-        return [self._modules[name] for name in self.names[index]] if isinstance(index, slice) else self._modules[self._name(index)]
+        return [self._candidate(name) for name in self.names[index]] if isinstance(index, slice) else self._candidate(self._name(index))
 
     def __setitem__(self, index: int | str, module: nn.Module) -> None:
         self._modules[self._name(index)] = module
@@ -173,6 +183,11 @@ class LayerChoice(Choice):
         if isinstance(index, str) and index not in self.names:
             raise KeyError(index)
         return index if isinstance(index, str) else self.names[index]
+
+    def _candidate(self, name: str) -> nn.Module:
+        module = self._modules[name]
+        assert module is not None
+        return module
 
 
 class InputChoice(Choice):
@@ -203,7 +218,7 @@ class InputChoice(Choice):
         super().__init__(reduction, return_mask, key)
         if not n_candidates and not choose_from:
             raise UserError(f"{self.key} has no candidates: give n_candidates or choose_from")
-        self.choose_from = list(choose_from or [self.NO_KEY] * n_candidates)
+        self.choose_from = list(choose_from or [self.NO_KEY] * (n_candidates or 0))
         self.n_candidates = len(self.choose_from)
         self.n_chosen = n_chosen
         if n_candidates not in (None, self.n_candidates):
@@ -212,7 +227,7 @@ class InputChoice(Choice):
             raise UserError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
 
     @property
-    def labels(self) -> list[str | int]:
+    def labels(self) -> Sequence[str | int]:
         named = self.NO_KEY not in self.choose_from and len(set(self.choose_from)) == self.n_candidates
         return self.choose_from if named else list(range(self.n_candidates))
 

@@ -42,7 +42,9 @@ def find_space(model: nn.Module) -> SpaceNode:
     Raises:
         UserError: a choice inside a choice, or one key for two choices that differ in what they choose from.
     """
-    root, seen, by_key = SpaceNode(), set(), {}
+    root = SpaceNode()
+    seen: set[int] = set()
+    by_key: dict[str, Mutable] = {}
 
     def walk(module: nn.Module, node: SpaceNode, choice: Choice | None) -> None:
         if id(module) in seen:
@@ -167,8 +169,11 @@ class Mutator(nn.Module):
             raise UserError(f"nothing is decided for {mutable.key}: call reset() on the mutator before the model")
         return self._decisions[mutable.key], self._running[mutable.key]
 
+    def _choices(self) -> dict[str, Choice]:
+        return {key: mutable for key, mutable in self._by_key.items() if isinstance(mutable, Choice)}
+
     def _checked(self, decisions: Decisions) -> Decisions:
-        choices = {key: mutable for key, mutable in self._by_key.items() if isinstance(mutable, Choice)}
+        choices = self._choices()
         if decisions.keys() != choices.keys():
             missing, unknown = sorted(choices.keys() - decisions.keys()), sorted(decisions.keys() - choices.keys())
             raise UserError(f"{type(self).__name__} must decide for each choice: missing {missing}, unknown {unknown}")
@@ -181,9 +186,9 @@ class Mutator(nn.Module):
         return decisions
 
     def _named(self, decisions: Decisions) -> Architecture:
-        architecture = {}
+        architecture, choices = {}, self._choices()
         for key, mask in self._checked(decisions).items():
-            chosen = [label for label, on in zip(self._by_key[key].labels, mask.tolist(), strict=True) if on]
+            chosen = [label for label, on in zip(choices[key].labels, mask.tolist(), strict=True) if on]
             architecture[key] = chosen[0] if len(chosen) == 1 else chosen
         return architecture
 
@@ -208,10 +213,10 @@ class RandomMutator(Mutator):
         return self.sample_search()
 
 
-def _random_mask(mutable: LayerChoice | InputChoice) -> Tensor:
-    if isinstance(mutable, InputChoice) and mutable.n_chosen is None:
+def _random_mask(mutable: Choice) -> Tensor:
+    n_chosen = mutable.n_chosen if isinstance(mutable, InputChoice) else 1
+    if n_chosen is None:
         return torch.rand(len(mutable)) < 0.5
-    n_chosen = 1 if isinstance(mutable, LayerChoice) else mutable.n_chosen
     return _mask(torch.randperm(len(mutable))[:n_chosen], len(mutable))
 
 
@@ -321,9 +326,8 @@ class EnasMutator(Mutator):
 
     def _sample(self, node: SpaceNode, decisions: Decisions) -> None:
         mutable = node.mutable
-        if isinstance(mutable, Choice) and mutable.key not in decisions:
-            sample = self._sample_layer if isinstance(mutable, LayerChoice) else self._sample_input
-            decisions[mutable.key] = sample(mutable)
+        if isinstance(mutable, LayerChoice | InputChoice) and mutable.key not in decisions:
+            decisions[mutable.key] = self._sample_layer(mutable) if isinstance(mutable, LayerChoice) else self._sample_input(mutable)
         for child in node.children:
             self._sample(child, decisions)
         if isinstance(mutable, LayerChoice | MutableScope):
@@ -413,14 +417,14 @@ def apply_fixed_architecture(model: nn.Module, architecture: Architecture | str 
     if not isinstance(architecture, Mapping):
         raise UserError("an architecture is an object, {key of a choice: what was chosen}")
     space = list(find_space(model))
-    choices = [mutable for mutable in space if isinstance(mutable, Choice)]
+    choices = [mutable for mutable in space if isinstance(mutable, LayerChoice | InputChoice)]
     keys = {mutable.key for mutable in choices}
     missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
     if missing or unknown:
         raise UserError(f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}")
     if any(mutable.has_mutator for mutable in space):
         raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
-    fixed = {mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices}
+    fixed: dict[nn.Module, nn.Module] = {mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in fixed:
@@ -513,6 +517,6 @@ class FixedInputChoice(_Fixed):
         return self._reduced([inputs[index] for index in self._chosen])
 
 
-def _few(items: list, limit: int = 8) -> str:
+def _few(items: Sequence, limit: int = 8) -> str:
     first = ", ".join(map(shown, items[:limit]))
     return f"[{first}{', ...' if len(items) > limit else ''}]"

@@ -14,7 +14,7 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import distributed
 import fused
 import genotypes
-from architect import HVP, Architect
+from architect import HVP, Architect, Searchable
 from cli import UserError, shorten
 from genotypes import CHOICES, PRIMITIVES
 from model import NetworkCIFAR
@@ -58,7 +58,7 @@ ENGINES = {"fused": fused.Network, "reference": Network}
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 
 
-class SearchModel(nn.Module):
+class SearchModel(Searchable):
     """A network with choices and its mutator, as one model: (B, 3, H, W) to logits (B, num_classes)."""
 
     def __init__(self, space: str, network: nn.Module, mutator: Mutator) -> None:
@@ -180,6 +180,7 @@ class Enas(Random):
 
     def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
         super().__init__(model, args)
+        assert isinstance(model.mutator, EnasMutator)  # a sample's probability is only known to it
         self.controller = Reinforce(model.mutator)
 
     def step(
@@ -244,7 +245,7 @@ class Reinforce:
         self.optimizer.step()
 
 
-def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[nn.Module, Learner]:
+def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Network | SearchModel, Learner]:
     """(search model, learner) for `args.space` and `args.strategy`; the paper's own network for DARTS's space and strategy.
 
     Raises:
@@ -255,9 +256,14 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     if args.strategy != "darts" and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
     if (args.space, args.strategy) == ("darts", "darts"):
-        model: nn.Module = ENGINES[args.engine](args.init_channels, num_classes, args.layers, criterion).to(device)
-        return model, Darts(model, args)
-    make_mutator, learner = {"darts": (DartsMutator, Darts), "enas": (EnasMutator, Enas), "random": (RandomMutator, Random)}[args.strategy]
+        supernet = ENGINES[args.engine](args.init_channels, num_classes, args.layers, criterion).to(device)
+        return supernet, Darts(supernet, args)
+    strategies: dict[str, tuple[type[Mutator], Callable[[SearchModel, argparse.Namespace], Learner]]] = {
+        "darts": (DartsMutator, Darts),
+        "enas": (EnasMutator, Enas),
+        "random": (RandomMutator, Random),
+    }
+    make_mutator, learner = strategies[args.strategy]
     network = build_network(args, num_classes)
     mutator = make_mutator(network)
     if not mutator.layer_choices and not mutator.input_choices:
@@ -363,7 +369,7 @@ def resume(args: argparse.Namespace) -> genotypes.Genotype | Architecture | None
     return genotypes.read(str(recorded)) if args.space == "darts" else read_architecture(recorded)
 
 
-def found(model: nn.Module) -> genotypes.Genotype | Architecture:
+def found(model: Network | SearchModel) -> genotypes.Genotype | Architecture:
     """What a search has found so far: a genotype in the space of DARTS, an architecture otherwise."""
     if isinstance(model, Network):
         return model.genotype()
@@ -388,7 +394,7 @@ def describe(architecture: genotypes.Genotype | Architecture) -> str:
     return f"{'genotype' if isinstance(architecture, genotypes.Genotype) else 'architecture'} = {architecture}"
 
 
-def alphas(model: nn.Module) -> dict[str, dict[str, float]]:
+def alphas(model: Network | SearchModel) -> dict[str, dict[str, float]]:
     """The softmaxed alphas, JSON-ready: {edge: {operation: weight}}, in the cells of DARTS with the edges' names of nas/spaces/darts.py.
 
     Operations without a name have their number; `none` is the alpha that stands for no operation. Empty where the strategy has no alphas.
@@ -415,7 +421,7 @@ def _edges(cell: str, count: int) -> Iterator[str]:
     return islice((f"{cell}_n{node}_p{source}" for node in itertools.count(2) for source in range(node)), count)
 
 
-def alpha_lines(model: nn.Module) -> list[str]:
+def alpha_lines(model: Network | SearchModel) -> list[str]:
     """The log's lines of them."""
     if isinstance(model, Network):  # as the original logs them
         return [str(torch.softmax(alpha.detach(), dim=-1).cpu()) for alpha in model.arch_parameters()]
