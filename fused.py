@@ -59,7 +59,7 @@ class Cell(model_search.Cell):
             for step, output in zip(steps, outputs, strict=True):
                 incoming[step].append(output)
         states.append(_sum(incoming[-1]))
-        # Between the cells not in `channels_last`, in which PyTorch's BatchNorm on CPUs sums 20 to 100 times less exactly.
+        # Between the cells not in `channels_last`, in which PyTorch's BatchNorm on CPUs sums 5 to 100 times less exactly.
         return torch.cat(states[-self._multiplier :], dim=1).contiguous()
 
 
