@@ -116,8 +116,11 @@ def _checked(row: Any) -> dict[str, Any]:
     edges = row.get("alphas", {})
     if not isinstance(edges, dict) or not all(isinstance(edge, dict) and edge for edge in edges.values()):
         raise ValueError("its alphas are not {edge: {operation: weight}}")
-    if not all(_is_number(weight) and not (weight < 0 or weight > 1) for edge in edges.values() for weight in edge.values()):
-        raise ValueError("an alpha is no weight between 0 and 1")
+    weights = [weight for edge in edges.values() for weight in edge.values()]
+    if not all(map(_is_number, weights)):
+        raise ValueError("an alpha is not a number")
+    if any(weight < 0 or weight > 1 for weight in weights):
+        raise ValueError("an alpha is not between 0 and 1")
     return row
 
 

@@ -114,7 +114,7 @@ def main() -> None:
                 run.log("epoch %d lr %e", epoch, lr)
 
             train_batches.set_epoch(epoch, progress.step)
-            batches = islice(train_batches, max(0, steps - progress.step))
+            batches = islice(train_batches, limit and max(0, limit - progress.step))
             train(watch.batches(batches, meters), model, criterion, optimizer, lr, meters, args, run)
             run.save()
             run.log("train_acc %f", meters.top1.avg)

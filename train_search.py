@@ -130,7 +130,7 @@ def main() -> None:
 
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
-            batches = islice(zip(train_batches, alpha_batches, strict=True), max(0, steps - progress.step))
+            batches = islice(zip(train_batches, alpha_batches, strict=True), limit and max(0, limit - progress.step))
             train(watch.batches(batches, meters), model, architect, criterion, optimizer, lr, meters, args, run)
             run.save()
             run.log("train_acc %f (supernet)", meters.top1.avg)

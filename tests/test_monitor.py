@@ -44,11 +44,11 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searched(images, tmp_path_factory):
-    """A search of two epochs in a process of its own: (folder, finished process)."""
+    """A search of three epochs in a process of its own: (folder, finished process)."""
     import subprocess
 
     folder = tmp_path_factory.mktemp("searched") / "run"
-    command = [sys.executable, ROOT / "train_search.py", *CELLS, "--data", images, "--epochs", "2", "--eigenvalue_every", "2"]
+    command = [sys.executable, ROOT / "train_search.py", *CELLS, "--data", images, "--epochs", "3", "--eigenvalue_every", "2"]
     done = subprocess.run([*map(str, command), "--run_dir", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done
@@ -62,8 +62,8 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
     rows = metrics_of(searched[0])
     documented = set(re.findall(r"^\|.*?\|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     documented = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
-    assert [row["epoch"] for row in rows] == [0, 1]
-    assert ["eigenvalue" in row for row in rows] == [True, False]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert ["eigenvalue" in row for row in rows] == [True, False, True]
     for row in rows:
         elsewhere = {"test_loss", "test_acc", "drop_path_prob", "entropy", "skips"}  # in a training; in other spaces
         assert set(row) | {"eigenvalue"} == documented - elsewhere
@@ -95,9 +95,9 @@ def test_tensorboard_shows_the_metrics(searched):
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     rows = metrics_of(folder)
     for tag, key in (("loss/train", "train_loss"), ("acc/valid", "valid_acc"), ("lr", "lr"), ("skips/normal", "skips_normal")):
-        assert [event.step for event in events.Scalars(tag)] == [1, 2]
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([row[key] for row in rows], rel=1e-6)
-    assert [event.step for event in events.Scalars("eigenvalue")] == [1]
+    assert [event.step for event in events.Scalars("eigenvalue")] == [1, 3]
     tags = events.Tags()
     assert {"entropy/normal", "entropy/reduce", "seconds_per_step", "memory_mb"} <= set(tags["scalars"])
     assert sum(tag.startswith("alphas ") for tag in tags["scalars"]) == 28 * 8
@@ -119,7 +119,7 @@ def test_nothing_but_lines_where_there_is_no_terminal(searched):
 
 
 def test_watching_changes_nothing(searched, images, script):
-    status, *_ = script("train_search", *CELLS, "--data", images, "--epochs", "2", "--run_dir", "run")
+    status, *_ = script("train_search", *CELLS, "--data", images, "--epochs", "3", "--run_dir", "run")
     assert status == 0
     watched, plain = searched[0], Path("run")
     ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (watched, plain))

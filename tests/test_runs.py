@@ -76,7 +76,7 @@ def damaged(folder, name, content):
         ("metrics.jsonl", b'[1]\n{"epoch": 1}\n', "line 1.*no object"),
         ("metrics.jsonl", b'{"epoch": "0"}\n{"epoch": 1}\n', "line 1"),
         ("metrics.jsonl", b'{"epoch": 0, "alphas": [[0.1]]}\n{"epoch": 1}\n', "line 1.*alphas"),
-        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": "c"}}}\n{"epoch": 1}\n', "line 1.*no weight between 0 and 1"),
+        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": "c"}}}\n{"epoch": 1}\n', "line 1.*not a number"),
         ("config.json", b"{", "no JSON"),
         ("config.json", b"[]", "lacks the arguments"),
         ("config.json", b'{"arguments": 1}', "lacks the arguments"),

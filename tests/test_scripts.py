@@ -375,8 +375,9 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 
 def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path):
     arguments = [*TINY, "--fast_dev_run", "--batch_size", "16", "--amp"]
-    status, _, errors = script("train_search", *arguments, "--unrolled", "--run_dir", "search")
-    assert status == 0, errors
+    for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
+        status, _, errors = script("train_search", *arguments, *order, "--run_dir", "-".join(["search", *order]))
+        assert status == 0, errors
     status, _, errors = script("train", *arguments, "--arch", "search", "--auxiliary", "--run_dir", "train")
     assert status == 0, errors
     for folder in ("search", "train"):
