@@ -82,7 +82,22 @@ def shorten(text: str, limit: int = 120) -> str:
 
 
 # Arguments that may differ from those of the run that is resumed.
-MAY_CHANGE = {"resume", "run_dir", "save", "data", "gpu", "workers", "data_on_device", "engine", "report_freq", "checkpoint_minutes"}
+MAY_CHANGE = {
+    "resume",
+    "run_dir",
+    "save",
+    "data",
+    "gpu",
+    "workers",
+    "data_on_device",
+    "compile",
+    "recompute",
+    "report_freq",
+    "checkpoint_minutes",
+}
+
+# Arguments of earlier versions that changed no result and are left out where a run is resumed.
+RETIRED = {"engine"}
 
 
 def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
@@ -137,7 +152,7 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
         raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
     if own != stage:
         raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")
-    recorded = {name: value for name, value in arguments if value is not None and value is not False}
+    recorded = {name: value for name, value in arguments if value is not None and value is not False and name not in RETIRED}
     for name, value in recorded.items():
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
@@ -214,9 +229,20 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory")
 
 
+def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a network that learns is computed: the same for both stages that train."""
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: where a long run earns it"
+    )
+    group.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")
+    group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The device, the run's folder and its log: the same for both stages that train."""
     add_device_arguments(parser)
+    add_speed_arguments(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--save", default="EXP", help="name in the run's default folder")
     group.add_argument("--run_dir", help="the run's folder, exactly")
@@ -224,7 +250,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
     group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
-    group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
     group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
     group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
 

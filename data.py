@@ -391,20 +391,12 @@ class Augment:
         data: whose statistics and `flip` to use.
         cutout_length: the square's side in pixels, made even by rounding down, as in the original; 0 for none.
         train: whether to augment.
-        memory_format: of the result.
     """
 
-    def __init__(
-        self,
-        data: ImageData,
-        cutout_length: int = 0,
-        train: bool = True,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> None:
+    def __init__(self, data: ImageData, cutout_length: int = 0, train: bool = True) -> None:
         self.flip = data.flip
         self.cutout_length = cutout_length
         self.train = train
-        self.memory_format = memory_format
         self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
 
     def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
@@ -441,7 +433,7 @@ class Augment:
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
-        return (images / 255).sub_(mean).div_(std).contiguous(memory_format=self.memory_format)
+        return (images / 255).sub_(mean).div_(std).contiguous()
 
 
 # ---- Batches
@@ -610,7 +602,7 @@ def search_batches(
 
 
 def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str) -> Batches:
-    """For a fixed network: all training images in a new random order, augmented, in `channels_last` (benchmarks/train_step.py says why).
+    """For a fixed network: all training images in a new random order, augmented.
 
     Raises:
         UserError: fewer training images than a batch; or a batch cannot be shared by all processes.
@@ -622,7 +614,7 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
         data.train,
         _shuffled(np.arange(count), batch_size, seed, _TRAIN_ORDER),
         _training_steps(count, batch_size),
-        Augment(data, cutout_length, memory_format=torch.channels_last),
+        Augment(data, cutout_length),
         seed=seed,
         stream=_TRAIN_AUGMENT,
         workers=workers,
@@ -631,7 +623,7 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
 
 
 def test_batches(data: ImageData, *, batch_size: int, workers: int, device: torch.device | str) -> Batches:
-    """All test images in order, only normalised, in `channels_last`."""
+    """All test images in order, only normalised."""
     plan = _in_order(np.arange(len(data.test)), batch_size)
-    augment = Augment(data, train=False, memory_format=torch.channels_last)
+    augment = Augment(data, train=False)
     return Batches(data.test, plan, len(plan(0)), augment, seed=0, stream=0, workers=workers, device=device)

@@ -125,15 +125,23 @@ class _Sum(torch.autograd.Function):
     """The sum over the processes. Each process's sum depends on every process's term, so a term's gradient is the sum of all of theirs."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
         with _others():
             dist.all_reduce(x)
         return x
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is kept: the sum is linear."""
+
+    @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return _Sum.apply(gradient)
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:
+        return _Sum.apply(tangent)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -150,7 +158,7 @@ class SyncBatchNorm(_BatchNorm):
         own_statistics = not self.training and self.running_mean is not None
         if own_statistics or not dist.is_initialized():
             return super().forward(input)
-        mean, var, count = self._statistics(input)
+        mean, var, count = self.statistics(input)
         if self.training and self.track_running_stats:
             self._advance(mean.detach(), (var * count / (count - 1)).detach())
         scale = torch.rsqrt(var + self.eps)
@@ -162,7 +170,7 @@ class SyncBatchNorm(_BatchNorm):
         shape = [-1] + [1] * (input.dim() - 2)  # of a channel's numbers, beside (B, C, ...)
         return torch.addcmul(shift.view(shape), input, scale.view(shape)).to(input.dtype)
 
-    def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and (biased) variance of each channel over all processes, (C,), and the number of values that they are of."""
         pixels = [dim for dim in range(input.dim()) if dim != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))

@@ -42,7 +42,8 @@ def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolera
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     criterion = getattr(model, "criterion", F.cross_entropy)
     training = model.training
-    with torch.random.fork_rng([input.device] if input.device.type == "cuda" else []):
+    # Compiled code has no second derivative.
+    with torch.random.fork_rng([input.device] if input.device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
         logits = functional_call(model.train(), constants | buffers, (input,))
     model.train(training)
     gradient = _gradient(distributed.mean(criterion(logits, target), target.size(0)), alphas, create_graph=True)

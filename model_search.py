@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from architect import Searchable
 from genotypes import PRIMITIVES, Genotype
-from operations import OPS, FactorizedReduce, ReLUConvBN
+from operations import OPS, FactorizedReduce, ReLUConvBN, Zero
 
 
 class MixedOp(nn.Module):
@@ -31,7 +31,8 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
-        return sum(weight * op(x) for weight, op in zip(weights, self._ops, strict=True))
+        # `none` adds nothing to the sum; its alpha has its say in the softmax.
+        return sum(weight * op(x) for weight, op in zip(weights, self._ops, strict=True) if not isinstance(op, Zero))
 
 
 class Cell(nn.Module):

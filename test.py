@@ -12,6 +12,7 @@ import argparse
 
 from torch import nn
 
+import acceleration
 import cli
 import data
 import experiment
@@ -51,6 +52,7 @@ def main() -> None:
     model = search.build_discrete(args, images.num_classes, architecture)
     experiment.load_weights(model, args.model_path)
     model.to(device)
+    acceleration.set_memory_format(model, device)
     print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
     meters = utils.evaluate(

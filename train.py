@@ -17,6 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+import acceleration
 import cli
 import data
 import distributed
@@ -88,6 +89,7 @@ def main() -> None:
     model = search.build_discrete(args, images.num_classes, architecture).to(device)
     if args.sync_bn:
         distributed.convert(model)
+    speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
@@ -96,6 +98,7 @@ def main() -> None:
     with experiment.Run("eval", args) as run:
         for note in images.notes:
             run.log("%s", note)
+        run.log("%s", speed)
         run.log("%s", search.describe(architecture))
         if recorded is None:
             run.write_json(*search.record(architecture))

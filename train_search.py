@@ -20,6 +20,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+import acceleration
 import cli
 import data
 import distributed
@@ -43,7 +44,6 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("supernet")
     group.add_argument("--space", default="darts", help=search.SPACE_HELP)
     group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")
-    group.add_argument("--engine", choices=search.ENGINES, default="fused", help="how the supernet is computed; equal results")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
     group = parser.add_argument_group("weights")
@@ -103,6 +103,7 @@ def main() -> None:
     model, architect = search.build(args, images.num_classes, criterion, device)
     if args.sync_bn:
         distributed.convert(model)
+    speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
@@ -111,6 +112,7 @@ def main() -> None:
     with experiment.Run("search", args) as run:
         for note in images.notes:
             run.log("%s", note)
+        run.log("%s", speed)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         progress = run.restore(
             epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters

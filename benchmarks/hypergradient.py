@@ -32,7 +32,7 @@ import cli
 import data
 import utils
 from architect import Architect
-from nas import search
+from model_search import Network
 
 # Name, unrolled, how to multiply with the Hessian, length r of the finite difference's step.
 METHODS = [
@@ -49,7 +49,6 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_data_arguments(parser, data.DATASETS)
     parser.add_argument("--gpu", type=cli.device_number, default=-1, help="number of the CUDA device; -1 for the CPU")
     parser.add_argument("--seed", type=cli.non_negative_int, default=2)
-    parser.add_argument("--engine", choices=search.ENGINES, default="fused", help="how the supernet is computed")
     parser.add_argument("--init_channels", type=cli.positive_int, default=16, help="channels of the first cells")
     parser.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
@@ -72,7 +71,7 @@ def measure(
     """
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model = search.ENGINES[args.engine](args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
+    model = Network(args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
     if args.smooth:
         make_smooth(model)
     weights = model.weight_parameters()

@@ -1,11 +1,20 @@
-"""Seconds and memory of a step of the search, by the reference and by the fused supernet, side by side.
+"""Seconds and memory of a step of the search: plain, as a search computes it by default, and with recomputation, side by side.
 
-    python benchmarks/search_step.py                        # the paper's network on the CPU: about 20 minutes on 2 cores
+    python benchmarks/search_step.py                        # the paper's network on the CPU: about half an hour on 2 cores
     python benchmarks/search_step.py --batch_sizes 16 --steps 3 --json search_step.json
     python benchmarks/search_step.py --device cuda
 
-A step is the whole of it: the alphas' (`Architect.step`), then the weights' (forward, backward, clipping, SGD). Expect a table: per order
-and batch size the median seconds of a step, their ratio, and the peak memory of each engine, which has a process of its own.
+A step is the whole of it: the alphas' (`Architect.step`), then the weights' (forward, backward, clipping, SGD).
+
+| way | what is computed |
+|---|---|
+| plain | contiguous images, PyTorch's own gradients of convolutions, nothing compiled |
+| eager | `--compile no`: acceleration.py's memory format, convolutions.py's gradients |
+| default | `--compile yes` |
+| recompute | `--compile yes --recompute` |
+
+Expect a table: per order and batch size the median seconds of a step, how many times as fast as the plain one it is, and its share of the
+plain one's peak memory. Each way has a process of its own. The first step, which compiles, is not counted.
 """
 
 from __future__ import annotations
@@ -23,22 +32,24 @@ import torch
 import torch.nn.functional as F
 import turns
 
+import acceleration
 import cli
-import fused
 import model_search
-from architect import Architect
+import operations
+from architect import HVP, Architect
 
-ENGINES = {"reference": model_search.Network, "fused": fused.Network}
+WAYS = ("plain", "eager", "default", "recompute")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Time a step of the search, by the reference and by the fused supernet.")
+    parser = cli.Parser(description="Time a step of the search, computed in several ways.")
     parser.add_argument("--orders", nargs="+", choices=["first", "second"], default=["first", "second"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--batch_sizes", nargs="+", type=cli.positive_int, default=[16, 64])
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
     parser.add_argument("--layers", type=cli.cell_count, default=8)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
-    parser.add_argument("--hvp", choices=["finite_difference", "exact"], default="finite_difference")
+    parser.add_argument("--hvp", choices=HVP, default=HVP[0], help="the plain way always takes the finite difference")
     parser.add_argument("--steps", type=cli.positive_int, default=5, help="measured, after one that is not")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=cli.positive_int, default=2, help="on the CPU")
@@ -49,29 +60,44 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     machine = turns.machine(args.device, args.threads)
-    print(f"{args.init_channels} channels, {args.layers} cells, images of {args.image_size}; {machine}\n\n{turns.HEADER}", flush=True)
+    print(
+        f"{args.init_channels} channels, {args.layers} cells, images of {args.image_size}; {machine}\n\n{turns.header(args.ways)}",
+        flush=True,
+    )
     figures = []
     for batch_size in args.batch_sizes:
         for order in args.orders:
-            makers = {engine: partial(search_step, engine, order == "second", batch_size, args) for engine in ENGINES}
+            makers = {way: partial(search_step, way, order == "second", batch_size, args) for way in args.ways}
             results = turns.compare(makers, args.steps, args.device, args.threads)
-            print(turns.row(f"search, {order} order", batch_size, results), flush=True)
+            name = f"search, {order} order" + (", exact" if order == "second" and args.hvp == "exact" else "")
+            print(turns.row(name, batch_size, results), flush=True)
             figures.append({"order": order, "batch_size": batch_size, **results})
     turns.save(args.json, {"machine": machine, "arguments": vars(args), "figures": figures})
 
 
-def search_step(engine: str, unrolled: bool, batch_size: int, args: argparse.Namespace) -> Callable[[], None]:
-    """A network of this engine on random images, and the step that trains it."""
+def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namespace) -> Callable[[], None]:
+    """A network on random images, and the step that trains it."""
     torch.manual_seed(0)
-    network = ENGINES[engine](args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(args.device)
+    device = torch.device(args.device)
+    network = model_search.Network(args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(device)
+    if way == "plain":
+        operations.depthwise = _own_gradients  # of this process
+    else:
+        acceleration.set_memory_format(network, device)
+    if way in ("default", "recompute"):
+        acceleration.compile_regions(network, batch_size)
+    if way == "recompute":
+        acceleration.recompute(network)
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
-    hyperparameters = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, hvp=args.hvp)
-    architect = Architect(network, hyperparameters)
+    hvp = HVP[0] if way == "plain" else args.hvp
+    architect = Architect(
+        network, SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, hvp=hvp)
+    )
     train, valid = (
         (
-            torch.randn(batch_size, 3, args.image_size, args.image_size, device=args.device),
-            torch.randint(0, 10, (batch_size,), device=args.device),
+            torch.randn(batch_size, 3, args.image_size, args.image_size, device=device),
+            torch.randint(0, 10, (batch_size,), device=device),
         )
         for _ in range(2)
     )
@@ -80,11 +106,15 @@ def search_step(engine: str, unrolled: bool, batch_size: int, args: argparse.Nam
         architect.step(*train, *valid, 0.025, optimizer, unrolled)
         optimizer.zero_grad()
         loss = F.cross_entropy(network(train[0]), train[1])
-        loss.backward()
+        loss.backward(inputs=weights)
         torch.nn.utils.clip_grad_norm_(weights, 5)
         optimizer.step()
 
     return step
+
+
+def _own_gradients(x: torch.Tensor, weight: torch.Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> torch.Tensor:
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups=weight.size(0))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Seconds and memory of a step of the final training, plain and in `channels_last` with fast depthwise gradients, side by side.
+"""Seconds and memory of a step of the final training: plain, as `--compile no` and as `--compile yes` compute it, side by side.
 
     python benchmarks/train_step.py                         # DARTS_V2 as in the paper on the CPU: about 10 minutes on 2 cores
     python benchmarks/train_step.py --batch_size 16 --json train_step.json
     python benchmarks/train_step.py --device cuda
 
-A step is forward with drop path and the auxiliary head, backward, clipping, SGD. Expect a table: the median seconds of a step, their ratio,
-and the peak memory of each way, which has a process of its own.
+A step is forward with drop path and the auxiliary head, backward, clipping, SGD. The ways and the table are those of search_step.py;
+"bfloat16" is `--compile yes --amp`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 import torch
 import torch.nn.functional as F
 import turns
+from search_step import _own_gradients
 
+import acceleration
 import cli
 import genotypes
+import operations
+import utils
 from model import NetworkCIFAR
 
-FORMATS = {"reference": torch.contiguous_format, "fused": torch.channels_last}
+WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Time a step of the final training, plain and in channels_last.")
+    parser = cli.Parser(description="Time a step of the final training, computed in several ways.")
     parser.add_argument("--arch", choices=genotypes.KNOWN, default="DARTS_V2")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:3])
     parser.add_argument("--batch_size", type=cli.positive_int, default=96)
     parser.add_argument("--init_channels", type=cli.positive_int, default=36)
     parser.add_argument("--layers", type=cli.cell_count, default=20)
@@ -46,25 +51,34 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     machine = turns.machine(args.device, args.threads)
-    print(f"{args.arch}, {args.init_channels} channels, {args.layers} cells; {machine}\n\n{turns.HEADER}", flush=True)
-    makers = {name: partial(training_step, memory_format, args) for name, memory_format in FORMATS.items()}
+    print(f"{args.arch}, {args.init_channels} channels, {args.layers} cells; {machine}\n\n{turns.header(args.ways)}", flush=True)
+    makers = {way: partial(training_step, way, args) for way in args.ways}
     results = turns.compare(makers, args.steps, args.device, args.threads)
     print(turns.row(f"training, {args.arch}", args.batch_size, results))
     turns.save(args.json, {"machine": machine, "arguments": vars(args), "figures": [results]})
 
 
-def training_step(memory_format: torch.memory_format, args: argparse.Namespace) -> Callable[[], None]:
+def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     """A network on random images, and the step that trains it."""
     torch.manual_seed(0)
     network = NetworkCIFAR(args.init_channels, 10, args.layers, True, genotypes.KNOWN[args.arch]).to(args.device)
     network.drop_path_prob = 0.1
+    if way == "plain":
+        operations.depthwise = _own_gradients  # of this process
+    else:
+        acceleration.set_memory_format(network, torch.device(args.device), amp=way == "bfloat16")
+    if way in ("default", "recompute", "bfloat16"):
+        acceleration.compile_regions(network, args.batch_size)
+    if way == "recompute":
+        acceleration.recompute(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
-    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device).contiguous(memory_format=memory_format)
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     targets = torch.randint(0, 10, (args.batch_size,), device=args.device)
 
     def step() -> None:
         optimizer.zero_grad()
-        logits, auxiliary = network(images)
+        logits, auxiliary = utils.forward(network, images, amp=way == "bfloat16")
+        assert auxiliary is not None
         loss = F.cross_entropy(logits, targets) + 0.4 * F.cross_entropy(auxiliary, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5)

@@ -1,4 +1,4 @@
-"""Two ways to compute the same step, measured side by side: each in a process of its own, taking turns on one machine."""
+"""Ways to compute the same step, measured side by side: each in a process of its own, taking turns on one machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,21 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-HEADER = "| step | batch | reference s | fused s | ratio | reference MiB | fused MiB | ratio |\n|---|---|---|---|---|---|---|---|"
+def header(ways: Iterable[str]) -> str:
+    """The table's first two lines; the first of the `ways` is what the others are compared with."""
+    first, *others = ways
+    columns = ["step", "batch", f"{first} s", f"{first} MiB"]
+    columns += [f"{way} {column}" for way in others for column in ("s", "times as fast", "memory")]
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
 def row(step: str, batch: int, results: dict[str, dict[str, float]]) -> str:
-    """A line of the table under `HEADER`."""
-    slow, fast = results["reference"], results["fused"]
-    return (
-        f"| {step} | {batch} | {slow['seconds']:.2f} | {fast['seconds']:.2f} | {slow['seconds'] / fast['seconds']:.2f} "
-        f"| {slow['peak_mib']:.0f} | {fast['peak_mib']:.0f} | {fast['peak_mib'] / slow['peak_mib']:.2f} |"
-    )
+    """A line of the table: of the first way seconds and MiB, of the others how many times as fast, and their share of its memory."""
+    first, *others = results.values()
+    cells = [step, str(batch), f"{first['seconds']:.2f}", f"{first['peak_mib']:.0f}"]
+    for other in others:
+        cells += [f"{other['seconds']:.2f}", f"{first['seconds'] / other['seconds']:.2f}", f"{other['peak_mib'] / first['peak_mib']:.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def save(path: str | None, content: Any) -> None:

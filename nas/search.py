@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import distributed
-import fused
 import genotypes
 from architect import HVP, Architect, Searchable
 from cli import UserError, shorten
@@ -54,7 +53,6 @@ SPACES = {
     "nasbench201": Space(NASBench201Network, "channels", "cells"),
 }
 STRATEGIES = ("darts", "enas", "random")
-ENGINES = {"fused": fused.Network, "reference": Network}
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 
 
@@ -256,7 +254,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     if args.strategy != "darts" and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
     if (args.space, args.strategy) == ("darts", "darts"):
-        supernet = ENGINES[args.engine](args.init_channels, num_classes, args.layers, criterion).to(device)
+        supernet = Network(args.init_channels, num_classes, args.layers, criterion).to(device)
         return supernet, Darts(supernet, args)
     strategies: dict[str, tuple[type[Mutator], Callable[[SearchModel, argparse.Namespace], Learner]]] = {
         "darts": (DartsMutator, Darts),

@@ -70,14 +70,15 @@ class Here:
         return Namespace(result=lambda: value)
 
 
-@pytest.mark.parametrize("engine", ["reference", "fused"])
+@pytest.mark.parametrize("way", ["plain", "eager", "recompute"])
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_search_steps_learn_alphas_and_weights(benchmark, engine, unrolled, monkeypatch):
+def test_search_steps_learn_alphas_and_weights(benchmark, way, unrolled, monkeypatch):
     module = benchmark("search_step", *TINY, "--image_size", "8")
-    made = []
-    network = module.ENGINES[engine]
-    monkeypatch.setitem(module.ENGINES, engine, lambda *arguments: made.append(network(*arguments)) or made[0])
-    step = module.search_step(engine, unrolled, 4, module.parse_arguments())
+    made, network = [], module.model_search.Network
+    monkeypatch.setattr(module.model_search, "Network", lambda *arguments: made.append(network(*arguments)) or made[0])
+    monkeypatch.setattr(module.operations, "depthwise", module.operations.depthwise)  # which the plain way replaces
+    monkeypatch.setattr(module.acceleration, "compile_regions", lambda *arguments: None)  # takes long, and has its own tests
+    step = module.search_step(way, unrolled, 4, module.parse_arguments())
     before = {name: parameter.clone() for name, parameter in made[0].named_parameters()}
     step()
     still = [name for name, parameter in made[0].named_parameters() if torch.equal(parameter, before[name])]
@@ -87,10 +88,11 @@ def test_search_steps_learn_alphas_and_weights(benchmark, engine, unrolled, monk
 def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch):
     module = benchmark("train_step", *TINY, "--batch_size", "4")
     args, states, network = module.parse_arguments(), [], module.NetworkCIFAR
-    for memory_format in module.FORMATS.values():
+    monkeypatch.setattr(module.operations, "depthwise", module.operations.depthwise)
+    for way in ("plain", "eager"):
         made = []
         monkeypatch.setattr(module, "NetworkCIFAR", lambda *arguments, made=made: made.append(network(*arguments)) or made[0])
-        module.training_step(memory_format, args)()
+        module.training_step(way, args)()
         states.append(made[0].state_dict())
     torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
 

@@ -7,14 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import fused
+import acceleration
 import genotypes
 import model_search
 from architect import Architect
 from model import NetworkCIFAR, NetworkImageNet
 
 GOLDEN = golden.load("darts_cnn.json")
-ENGINES = {"reference": model_search.Network, "fused": fused.Network}
+WAYS = {
+    "plain": lambda network: None,
+    "channels_last": lambda network: acceleration.set_memory_format(network, torch.device("cpu")),
+    "recomputed": acceleration.recompute,
+}
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -29,29 +33,30 @@ def close(actual, expected, relative):
     assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
 
 
-def search_network(case, engine):
-    network = ENGINES[engine](case["C"], case["num_classes"], case["layers"], torch.nn.CrossEntropyLoss())
+def search_network(case, way):
+    network = model_search.Network(case["C"], case["num_classes"], case["layers"], torch.nn.CrossEntropyLoss())
     golden.fill(network)
     golden.fill_alphas(network, case["alpha_seed"])
+    WAYS[way](network)
     return network
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", GOLDEN["search"], ids=lambda case: f"C{case['C']}-layers{case['layers']}")
-def test_search_logits_and_genotype(case, engine):
+def test_search_logits_and_genotype(case, way):
     x, _ = golden.batch(case["alpha_seed"] + 1, case["batch"])
-    network = search_network(case, engine)
+    network = search_network(case, way)
     assert repr(network.genotype()) == case["genotype"]
     with torch.no_grad():
         close(network(x), case["train_logits"], 1e-8)
-        close(search_network(case, engine).eval()(x), case["eval_logits"], 1e-8)
+        close(search_network(case, way).eval()(x), case["eval_logits"], 1e-8)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", GOLDEN["search"], ids=lambda case: f"C{case['C']}-layers{case['layers']}")
 @pytest.mark.parametrize(("order", "tolerance"), [("first_order", 1e-8), ("second_order", 1e-6)])
-def test_three_search_steps(case, engine, order, tolerance):
-    network = search_network(case, engine)
+def test_three_search_steps(case, way, order, tolerance):
+    network = search_network(case, way)
     seed, expected = case["alpha_seed"], case[order]
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, lr=0.025, momentum=0.9, weight_decay=3e-4)

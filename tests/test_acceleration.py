@@ -1,0 +1,202 @@
+"""What acceleration.py does to a network from outside leaves what it computes, and what is saved of it, as it was."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import acceleration
+import model_search
+import operations
+from architect import HVP, Architect
+from model import NetworkCIFAR
+
+CPU = torch.device("cpu")
+
+
+def batch(size, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator)
+
+
+def learn(network, unrolled, hvp=HVP[0], steps=2):
+    """Alpha steps and weight steps, the last on a smaller batch; everything that they left in the network."""
+    optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9)
+    args = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, hvp=hvp)
+    architect = Architect(network, args)
+    for step in range(steps):
+        train, valid = batch(4 - step, step), batch(4 - step, 10 + step)
+        architect.step(*train, *valid, 0.025, optimizer, unrolled)
+        optimizer.zero_grad()
+        F.cross_entropy(network(train[0]), train[1]).backward(inputs=network.weight_parameters())
+        optimizer.step()
+    return network.state_dict()
+
+
+def supernet(seed=0):
+    torch.manual_seed(seed)
+    return model_search.Network(2, 5, 3, nn.CrossEntropyLoss(), steps=2, multiplier=2)
+
+
+def equal(one, other, tolerance=1e-9):
+    assert list(one) == list(other)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """Skips what needs one."""
+    if reason := acceleration._no_compiler(CPU):
+        pytest.skip(f"no compiler works here: {reason}")
+
+
+class Edge(nn.Module):
+    """A search model of one mixed operation, so that there is little to compile."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.edge = model_search.MixedOp(4, 1)
+        self.classifier = nn.Linear(4, 5)
+        self.alphas = nn.Parameter(torch.randn(1, len(model_search.PRIMITIVES)))
+
+    def arch_parameters(self):
+        return [self.alphas]
+
+    def weight_parameters(self):
+        return [*self.edge.parameters(), *self.classifier.parameters()]
+
+    def forward(self, x):
+        x = F.pad(x, (0, 0, 0, 0, 0, 1))
+        return self.classifier(self.edge(x, self.alphas.softmax(-1)[0]).square().mean((2, 3)))
+
+
+def test_compiled_regions_are_equal_to_the_network(compiler, double, monkeypatch):
+    """Both orders, either product, a last batch that is smaller, and evaluation; with an operation of each kind."""
+    monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "max_pool_3x3", "skip_connect", "sep_conv_5x5", "dil_conv_3x3"])
+    for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
+        plain, compiled = Edge(), Edge()
+        acceleration.set_memory_format(compiled, CPU)
+        acceleration.compile_regions(compiled, 4)
+        ran = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        equal(learn(compiled, unrolled, hvp), learn(plain, unrolled, hvp), 1e-9 if hvp == "exact" or not unrolled else 1e-7)
+        assert unrolled or torch._dynamo.utils.counters["stats"]["unique_graphs"] > ran
+        x, _ = batch(4)
+        torch.testing.assert_close(compiled.eval()(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
+    plain.load_state_dict(compiled.state_dict())
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("hvp", HVP)
+def test_recomputed_cells_are_equal_to_the_network(double, unrolled, hvp):
+    recomputed = supernet()
+    acceleration.recompute(recomputed)
+    equal(learn(recomputed, unrolled, hvp), learn(supernet(), unrolled, hvp))
+
+
+def test_recomputed_cells_keep_little(double):
+    """Bytes that a training forward keeps for the backward pass."""
+
+    def kept(network):
+        seen = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t):
+            network(batch(4)[0])
+        return sum(seen.values())
+
+    network = supernet()
+    plain = kept(network)
+    acceleration.recompute(network)
+    assert kept(network) < plain / 4
+
+
+def test_drop_path_is_recomputed_with_the_same_mask(double):
+    import genotypes
+
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
+        network.drop_path_prob = 0.5
+        if recompute:
+            acceleration.recompute(network)
+        x, y = batch(4)
+        F.cross_entropy(network(x)[0], y).backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+
+
+def test_regions_are_edges_in_the_search_and_operations_in_training():
+    import genotypes
+
+    assert {type(region) for region in acceleration._outermost(supernet())} == {
+        nn.Sequential,
+        model_search.MixedOp,
+        operations.ReLUConvBN,
+        operations.FactorizedReduce,
+    }
+    found = {type(region) for region in acceleration._outermost(NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2))}
+    assert {operations.SepConv, operations.DilConv, operations.FactorizedReduce} <= found
+
+
+def arguments(**given):
+    return Namespace(**{"batch_size": 4, "amp": False, "compile": "auto", "recompute": False, "sync_bn": False} | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "says"),
+    [({}, 10, "too few to earn it back"), ({"compile": "no"}, 10**9, "--compile no"), ({}, 10**9, "no compiler works here (broken)")],
+)
+def test_what_is_not_compiled_says_why(given, steps, says, monkeypatch):
+    monkeypatch.setattr(acceleration, "_no_compiler", lambda device: "broken")
+    network = supernet()
+    assert says in acceleration.accelerate(network, arguments(**given), 8, steps, CPU)
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
+def test_without_a_compiler_a_run_goes_on(monkeypatch, tmp_path):
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # empty
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
+    assert acceleration._no_compiler(CPU)
+
+
+def test_a_region_that_cannot_be_compiled_is_computed_without(monkeypatch, capsys, double):
+    def broken(function, **options):
+        def compiled(*arguments):
+            raise torch._dynamo.exc.Unsupported("a part that is missing")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", broken)
+    plain, network = supernet(), supernet()
+    acceleration.compile_regions(network, 7)
+    x, _ = batch(7)
+    torch.testing.assert_close(network(x), plain(x))
+    told = [line for line in capsys.readouterr().err.splitlines() if "MixedOp" in line]
+    assert len(told) == 1
+    assert "a part that is missing" in told[0]
+
+
+class Strided(nn.Module):
+    """A user's network with a convolution whose gradient corrupts memory in `channels_last` (convolutions.py)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.stem, self.shortcut = nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 4, 1, stride=2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        self.format = "channels_last" if x.is_contiguous(memory_format=torch.channels_last) else "contiguous"
+        return self.shortcut(x)
+
+
+@pytest.mark.parametrize(("channels", "format"), [(15, "contiguous"), (16, "channels_last")])
+def test_convolutions_that_corrupt_memory_stay_out_of_channels_last(channels, format):
+    network = Strided(channels)
+    acceleration.set_memory_format(network, CPU)
+    network(batch(2)[0])
+    assert network.format == format
