@@ -160,8 +160,8 @@ def test_what_is_not_compiled_says_why(given, steps, says, monkeypatch):
 def test_without_a_compiler_a_run_goes_on(monkeypatch, tmp_path):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # empty
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
-    assert acceleration._no_compiler(CPU)
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}):
+        assert acceleration._no_compiler(CPU)
 
 
 def test_a_region_that_cannot_be_compiled_is_computed_without(monkeypatch, capsys, double):
