@@ -11,8 +11,7 @@ from PIL import Image
 import cli
 
 # Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores; in the scripts' processes, too.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def load(name):
