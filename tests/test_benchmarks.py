@@ -29,14 +29,13 @@ def benchmark(monkeypatch):
 
 
 @pytest.fixture
-def table(benchmark, monkeypatch, capsys, tmp_path):
+def table(benchmark, monkeypatch, capsys, images, tmp_path):
     """hypergradient.py's table for these methods on a tiny network without kinks, {method: row}, and what it printed."""
 
     def run(*arguments, methods=slice(None)):
-        module = benchmark(
-            "hypergradient", "--dataset", "digits", *TINY, "--batch_size", "4", "--smooth", *arguments, "--json", "table.json"
-        )
         monkeypatch.chdir(tmp_path)
+        folder = ["--dataset", "folder", "--data", images, "--image_size", "8", "--workers", "0"]
+        module = benchmark("hypergradient", *folder, *TINY, "--batch_size", "8", "--smooth", *arguments, "--json", "table.json")
         monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
         monkeypatch.setattr(module, "METHODS", module.METHODS[methods])
         module.main()
@@ -55,7 +54,7 @@ def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(ta
     assert exact < 1e-9
     assert rows["exact"]["cosine"] > 1 - 1e-9
     assert rows["first order"]["cosine"] < 1 - 1e-4
-    assert "batch 4, after 1 steps; torch.float64" in printed
+    assert "batch 8, after 1 steps; torch.float64" in printed
 
 
 def test_the_exact_product_in_float32_is_as_exact_as_float32(table):

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load
-from test_resume import assert_same, finish, result, start
+from scripts import assert_same, finish, load, result, start
 from torch import nn
 
 import cli

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_scripts import said
+from scripts import said
 
 import drawing
 import genotypes

@@ -5,16 +5,17 @@ import math
 import os
 import pickle
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import load
+from PIL import Image
+from scripts import load, log_lines, said
 
 import cli
 import drawing
@@ -27,17 +28,6 @@ from model import NetworkCIFAR
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
-
-
-def log_lines(folder):
-    """The log without its times."""
-    return [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def said(lines, label):
-    """The words of the command that follows `label` in a log."""
-    [command] = [line.partition(label)[2] for line in lines if label in line]
-    return shlex.split(command)
 
 
 def test_search_then_train_then_test(script, tmp_path):
@@ -109,13 +99,22 @@ def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
     assert lines[-1].startswith("no pictures: ")
 
 
-def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, double):
-    script("train", *TINY, "--arch", "DARTS_V1", "--epochs", "2", "--batch_size", "160", "--run_dir", "eval", "--drop_path_prob", "0.3")
+def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images, double):
+    """On images of noise, whose class can only be guessed, so that most changes of the network show."""
+    shutil.copytree(images / "train", tmp_path / "images" / "train")
+    noise = np.random.default_rng(1).integers(0, 256, (2, 100, 8, 8, 3), dtype=np.uint8)
+    for label, pictures in zip(("dark", "light"), noise, strict=True):
+        (tmp_path / "images" / "test" / label).mkdir(parents=True)
+        for number, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(tmp_path / "images" / "test" / label / f"{number}.png")
+    folder = ["--dataset", "folder", "--data", "images", "--image_size", "8", "--workers", "0", "--batch_size", "8", *TINY[2:]]
+    script("train", *folder, "--arch", "DARTS_V1", "--epochs", "2", "--run_dir", "eval", "--drop_path_prob", "0.3")
     metrics = [json.loads(line) for line in (tmp_path / "eval" / "metrics.jsonl").read_text().splitlines()]
     assert [row["drop_path_prob"] for row in metrics] == [0.0, pytest.approx(0.15)]
     assert [row["lr"] for row in metrics] == [pytest.approx(0.025), pytest.approx(0.0125)]
     command = said(log_lines(tmp_path / "eval"), "test the weights again: ")
-    _, out, _ = script("test", *command[2:], "--batch_size", "160")
+    _, out, _ = script("test", *command[2:], "--batch_size", "160", "--workers", "0")
+    assert 0 < metrics[-1]["test_acc"] < 100
     assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(metrics[-1]["test_acc"], abs=1e-6)
 
 
@@ -374,8 +373,9 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
     assert not trap.exists()
 
 
-def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path):
-    arguments = [*TINY, "--fast_dev_run", "--batch_size", "16", "--amp"]
+def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path, images):
+    arguments = [*TINY, "--dataset", "folder", "--data", images, "--image_size", "8", "--workers", "0", "--batch_size", "8"]
+    arguments += ["--fast_dev_run", "--amp"]
     for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
         status, _, errors = script("train_search", *arguments, *order, "--run_dir", "-".join(["search", *order]))
         assert status == 0, errors
