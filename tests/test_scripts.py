@@ -28,6 +28,7 @@ from model import NetworkCIFAR
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
+SMALL_IMAGES = ["--dataset", "folder", "--image_size", "8", "--workers", "0", "--batch_size", "8", *TINY[2:]]
 
 
 def test_search_then_train_then_test(script, tmp_path):
@@ -107,8 +108,8 @@ def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images,
         (tmp_path / "images" / "test" / label).mkdir(parents=True)
         for number, pixels in enumerate(pictures):
             Image.fromarray(pixels).save(tmp_path / "images" / "test" / label / f"{number}.png")
-    folder = ["--dataset", "folder", "--data", "images", "--image_size", "8", "--workers", "0", "--batch_size", "8", *TINY[2:]]
-    script("train", *folder, "--arch", "DARTS_V1", "--epochs", "2", "--run_dir", "eval", "--drop_path_prob", "0.3")
+    arguments = [*SMALL_IMAGES, "--data", "images", "--arch", "DARTS_V1", "--epochs", "2", "--drop_path_prob", "0.3"]
+    script("train", *arguments, "--run_dir", "eval")
     metrics = [json.loads(line) for line in (tmp_path / "eval" / "metrics.jsonl").read_text().splitlines()]
     assert [row["drop_path_prob"] for row in metrics] == [0.0, pytest.approx(0.15)]
     assert [row["lr"] for row in metrics] == [pytest.approx(0.025), pytest.approx(0.0125)]
@@ -118,7 +119,7 @@ def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images,
     assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(metrics[-1]["test_acc"], abs=1e-6)
 
 
-def test_learning_rate_of_the_search_and_xi(script, tmp_path, monkeypatch):
+def test_learning_rate_of_the_search_and_xi(images, tmp_path, monkeypatch):
     module = load("train_search")
     seen = []
 
@@ -126,12 +127,13 @@ def test_learning_rate_of_the_search_and_xi(script, tmp_path, monkeypatch):
         seen.append((eta, optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(module.search.Darts, "step", step)
-    arguments = [*TINY, "--epochs", "3", "--train_portion", "0.05", "--batch_size", "64", "--run_dir", "run"]
+    arguments = [*SMALL_IMAGES, "--data", str(images), "--epochs", "3", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
     monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])
     module.main()
     expected = [0.001 + (0.025 - 0.001) * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
     per_epoch = len(seen) // 3
+    assert per_epoch == 2
     for epoch, rate in enumerate(expected):
         for eta, lr in seen[epoch * per_epoch : (epoch + 1) * per_epoch]:
             assert eta == lr == pytest.approx(rate, rel=1e-12)
@@ -158,16 +160,16 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
         assert text.count("skipped 1 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
 
 
-def test_same_seed_same_log(script, tmp_path, monkeypatch):
+def test_same_seed_same_log(script, tmp_path, images, monkeypatch):
     logs = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--cutout")
+        script("train_search", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", "run", "--cutout")
         logs.append(log_lines(tmp_path / name / "run"))
     assert logs[0] == logs[1]
     monkeypatch.chdir(tmp_path)
-    script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "other", "--cutout", "--seed", "3")
+    script("train_search", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", "other", "--cutout", "--seed", "3")
     assert log_lines(tmp_path / "other")[2:] != logs[0][2:]
 
 
@@ -374,8 +376,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 
 
 def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path, images):
-    arguments = [*TINY, "--dataset", "folder", "--data", images, "--image_size", "8", "--workers", "0", "--batch_size", "8"]
-    arguments += ["--fast_dev_run", "--amp"]
+    arguments = [*SMALL_IMAGES, "--data", images, "--fast_dev_run", "--amp"]
     for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
         status, _, errors = script("train_search", *arguments, *order, "--run_dir", "-".join(["search", *order]))
         assert status == 0, errors
