@@ -1,26 +1,16 @@
-import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load
 
 import cli
 
 # Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores; in the scripts' processes, too.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
-
-
-def load(name):
-    """The script as a module; by its path, because the standard library has a `test`, too."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", Path(__file__).parent.parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture

@@ -6,14 +6,10 @@ import golden
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
+from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 
 from architect import Architect
 from model_search import Network
-
-ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
-EXACT = SimpleNamespace(**vars(ARGS), hvp="exact")
-ETA = 0.025
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -52,43 +48,12 @@ def batches(model, size=3):
     return [golden.batch(seed, size) for seed in (1, 2)]
 
 
-def sgd(model, steps=2):
-    """The weights' optimizer with momentum buffers that are not zero."""
-    optimizer = torch.optim.SGD(model.weight_parameters(), ETA, momentum=ARGS.momentum, weight_decay=ARGS.weight_decay)
-    for step in range(steps):
-        (x, y), _ = batches(model)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x + step), y).backward(inputs=model.weight_parameters())
-        optimizer.step()
-    return optimizer
-
-
-def direct_gradient(model, train, valid, optimizer, eta=ETA):
-    """d/dalpha of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay w), alpha), by autograd."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    weights = model.weight_parameters()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    loss = F.cross_entropy(functional_call(model, buffers, (train[0],)), train[1])
-    dw = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True, materialize_grads=True)
-    virtual = {}
-    for w, g in zip(weights, dw, strict=True):
-        buffer = optimizer.state[w]["momentum_buffer"] if w in optimizer.state else torch.zeros_like(w)
-        virtual[names[id(w)]] = w - eta * (ARGS.momentum * (0 if buffer is None else buffer) + g + ARGS.weight_decay * w)
-    loss = F.cross_entropy(functional_call(model, buffers | virtual, (valid[0],)), valid[1])
-    return torch.autograd.grad(loss, model.arch_parameters())
-
-
-def relative_error(actual, expected):
-    actual, expected = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (actual, expected))
-    return float((actual - expected).norm() / expected.norm())
-
-
 @pytest.mark.parametrize("build", [network, Toy])
 @pytest.mark.parametrize("sgd_steps", [0, 2], ids=["first step", "with momentum"])
 def test_exact_is_the_gradient_of_the_unrolled_loss(build, sgd_steps):
     model = build()
-    optimizer = sgd(model, sgd_steps)
     train, valid = batches(model)
+    optimizer = sgd(model, train, sgd_steps)
     expected = direct_gradient(model, train, valid, optimizer)
     Architect(model, EXACT).step(*train, *valid, ETA, optimizer, unrolled=True)
     assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-10
@@ -117,11 +82,11 @@ def test_finite_difference_approaches_the_exact_product():
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_a_step_changes_the_alphas_and_nothing_else(hvp, unrolled):
     model = network()
-    optimizer = sgd(model)
+    train, valid = batches(model)
+    optimizer = sgd(model, train)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     momentum = [optimizer.state[w]["momentum_buffer"].clone() for w in model.weight_parameters()]
     gradients = [w.grad.clone() for w in model.weight_parameters()]
-    train, valid = batches(model)
     Architect(model, SimpleNamespace(**vars(ARGS), hvp=hvp)).step(*train, *valid, ETA, optimizer, unrolled)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not name.startswith("alphas")), name

@@ -400,6 +400,7 @@ def test_the_most_accurate_of_some_samples_is_found(mutator, learner):
     network = Signed()
     model = SearchModel("signed", network, mutator(network))
     architect = learner(model, None)
+    architect.candidates = 40  # of which each is the better one with probability 1/2: that all are the other one does not happen
     chosen = set()
     for _ in range(20):
         architect.step(None, None, IMAGES, CLASSES, 0.0, None, unrolled=False)

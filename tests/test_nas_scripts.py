@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_scripts import said
+from scripts import said
 
 import drawing
 import genotypes
@@ -19,13 +19,19 @@ SPACES = {
     f"{EXAMPLE}:Net": ["--init_channels", "2"],
 }
 PICTURES = {"darts": {"normal.png", "reduction.png"}, "enas_micro": {"normal.png", "reduction.png"}}
-TINY = ["--dataset", "digits", "--gpu", "-1", "--batch_size", "8", "--fast_dev_run"]
+
+
+@pytest.fixture
+def tiny(images):
+    """The arguments of a short run on small images."""
+    folder = ["--dataset", "folder", "--data", images, "--image_size", "16", "--workers", "0"]
+    return [*folder, "--gpu", "-1", "--batch_size", "8", "--fast_dev_run"]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.rpartition("/")[2])
 @pytest.mark.parametrize("strategy", ["darts --unrolled", "darts --unrolled --hvp exact", "enas", "random"])
-def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, strategy):
-    arguments = [*TINY, "--space", space, *SPACES[space]]
+def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, space, strategy):
+    arguments = [*tiny, "--space", space, *SPACES[space]]
     status, out, error = script("train_search", *arguments, "--run_dir", "run", "--strategy", *strategy.split())
     assert (status, error) == (0, "")
     folder = tmp_path / "run"
@@ -42,7 +48,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, s
     if strategy == "enas":  # what follows depends on the space alone
         command = said(out.splitlines(), "train what was found: ")
         assert command[:4] == ["python", "train.py", "--arch", "run"]
-        arguments = [*command[2:], *SPACES[space], "--batch_size", "8", "--fast_dev_run", "--run_dir", "trained"]
+        arguments = [*command[2:], *tiny, *SPACES[space], "--run_dir", "trained"]
         status, out, error = script("train", *arguments)
         assert (status, error) == (0, "")
         status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
@@ -52,11 +58,11 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, space, s
         assert (status, error) == (0, "")
 
 
-def test_the_paper_s_own_network_without_more(script, tmp_path):
+def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
     """--space darts --strategy darts is model_search.Network, with its names."""
     import torch
 
-    status, _, _ = script("train_search", *TINY, *SPACES["darts"], "--run_dir", "run")
+    status, _, _ = script("train_search", *tiny, *SPACES["darts"], "--run_dir", "run")
     assert status == 0
     weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
     assert weights["alphas_normal"].shape == (14, 8)

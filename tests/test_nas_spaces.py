@@ -9,7 +9,7 @@ import golden
 import pytest
 import torch
 import torch.nn.functional as F
-from test_architect import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
+from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 
 import genotypes
 from architect import Architect
@@ -66,9 +66,8 @@ def batches():
 @pytest.mark.parametrize("sgd_steps", [0, 2])
 def test_second_order_is_the_exact_gradient(network, sgd_steps, monkeypatch):
     model = relaxed(network)
-    monkeypatch.setattr("test_architect.batches", lambda model: batches())
-    optimizer = sgd(model, sgd_steps)
     train, valid = batches()
+    optimizer = sgd(model, train, sgd_steps)
     expected = direct_gradient(model, train, valid, optimizer)
     first_order = direct_gradient(model, train, valid, optimizer, eta=0.0)
     assert relative_error(first_order, expected) > 1e-4

@@ -1,0 +1,107 @@
+"""Scripts as a user runs them, in child processes, and what they leave."""
+
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+
+import cli
+from monitor import MEASURED
+
+
+def load(name):
+    """The script as a module; by its path, because the standard library has a `test`, too."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", Path(__file__).parent.parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(command, images, *arguments, prepare=lambda: None):
+    """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe with its output."""
+    name, *rest = command
+    data = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        return child, reader
+    status = 1
+    try:
+        os.dup2(writer, 1), os.dup2(writer, 2)
+        for stream, fd, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):  # as Python's own
+            setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))
+        warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
+        warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
+        sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
+        module = load(name)
+        prepare()
+        cli.run(module.main)
+        status = 0
+    except SystemExit as exit:
+        status = exit.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status or 0)
+
+
+def finish(child, reader):
+    """(exit status or minus the signal, output) of a child from `start`."""
+    with open(reader, errors="replace") as pipe:
+        output = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
+
+
+def run(command, images, *arguments, **options):
+    return finish(*start(command, images, *arguments, **options))
+
+
+def result(folder):
+    """All that a run leaves, but for times."""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        assert all(row.pop(key) > 0 for key in MEASURED)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del state["progress"]["seconds"]
+    for row in state["progress"]["metrics"]:
+        for key in MEASURED:
+            del row[key]
+    files = {path.name: path.read_bytes() for path in folder.glob("*.json") if path.name != "config.json"}
+    return metrics, torch.load(folder / "weights.pt", weights_only=True), state, files
+
+
+def assert_same(left, right, where="result"):
+    """Equal to the bit."""
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for index, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{where}.{index}")
+    else:
+        assert left == right, where
+
+
+def log_lines(folder):
+    """The log without its times."""
+    return [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def said(lines, label):
+    """The words of the command that follows `label` in a log."""
+    [command] = [line.partition(label)[2] for line in lines if label in line]
+    return shlex.split(command)
