@@ -184,6 +184,7 @@ def train_steps():
     return recorder.states, meters.state_dict(), measured.state_dict()
 
 
+@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
@@ -197,11 +198,10 @@ def train_steps():
     ],
     ids=["first order", "second order", "exact", "darts on a space", "enas", "random", "train"],
 )
-def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, double):
-    """Four, with shares of unequal size; of two, whole runs are compared below."""
+def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, processes, double):
     expected = function(*arguments)
     assert len(expected[0]) == 4  # a line of the log, and three steps
-    first, *others = together(4, function, *arguments)
+    first, *others = together(processes, function, *arguments)
     assert_close(first, expected)
     for other in others:
         assert_same(other, first)

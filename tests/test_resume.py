@@ -37,7 +37,8 @@ COMMANDS = {
     "second order": [*SEARCH, "--unrolled", "--batch_size", "8"],
     "enas": [*SEARCH, "--space", "nasbench201", "--strategy", "enas"],
     "random": [*SEARCH, "--space", "enas_macro", "--strategy", "random"],
-    "exact on nasbench201": [*SEARCH, "--space", "nasbench201", "--unrolled", "--hvp", "exact"],
+    "exact": [*SEARCH, "--unrolled", "--hvp", "exact", "--batch_size", "8"],
+    "darts on nasbench201": [*SEARCH, "--space", "nasbench201"],
     "train": TRAIN,
 }
 
@@ -167,7 +168,7 @@ def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
-    child, reader = start(COMMANDS["enas"], images, "--run_dir", tmp_path / "run", "--report_freq", "1")
+    child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
     output = b""
     while b"train 001" not in output:  # in the middle of the first epoch; no checkpoint is due for ten minutes
         output += os.read(reader, 1000)
@@ -180,7 +181,7 @@ def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     assert status == 0, output
     assert "going on from" in output
     assert "epoch 0, step 0" not in output
-    assert_same(result(tmp_path / "run"), uninterrupted("enas")[0])
+    assert_same(result(tmp_path / "run"), uninterrupted("first order")[0])
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_a_run_has_the_pictures_of_what_it_recorded(tmp_path, make, expected, ep
     assert set(figures) == expected
     for figure in figures.values():
         assert f"run, epoch {epochs} of {epochs}, seed 7" in figure.get_suptitle()
-        assert curves.save(figure)
+        assert curves.save(figure) == curves.save(figure)
     assert not list(recwarn)
 
 
