@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import files
+
 
 class UserError(ValueError):
     """Something that the user can put right. The message says what is wrong and what to do."""
@@ -129,6 +131,7 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
     """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
     try:
+        files.check_folder(folder)
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         own, arguments = config["stage"], config["arguments"].items()
     except OSError as error:

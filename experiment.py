@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import filelock
 import numpy as np
@@ -27,6 +27,7 @@ from torch import nn
 
 import cli
 import distributed
+import files
 from cli import UserError, shorten
 from progress import Console
 
@@ -112,6 +113,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
             self._lock.acquire(timeout=0)
+            files.check_folder(self.folder)
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
             if not self._resumed:  # before all else: from here on the run can go on
@@ -146,11 +148,13 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes `content` to the file `name`, whole or not at all."""
-        self._write(name, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+        if self._writes:
+            self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_weights(self, model: nn.Module) -> None:
         """Writes `weights.pt`, whole or not at all."""
-        self._write("weights.pt", lambda file: torch.save(model.state_dict(), file))
+        if self._writes:
+            self._write("weights.pt", _saved(model.state_dict()))
 
     # ---- Going on after an interruption
 
@@ -197,14 +201,15 @@ class Run:
             "random": _random_states(),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
-        self._write("checkpoint.pt", lambda file: torch.save(state, file), previous="checkpoint.prev.pt")
+        self._write("checkpoint.pt", _saved(state), previous="checkpoint.prev.pt")
 
     def complete_epoch(self, metrics: dict[str, Any]) -> None:
         """Adds the epoch's `metrics`, with the seconds that it took, to `metrics.jsonl`, and saves."""
         seconds = self.progress.seconds + time.monotonic() - self._started
         progress = self.progress
         progress.metrics.append({"epoch": progress.epoch, **metrics, "seconds": seconds})
-        self._write("metrics.jsonl", lambda file: file.writelines(json.dumps(row).encode() + b"\n" for row in progress.metrics))
+        if self._writes:
+            self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress.metrics).encode())
         progress.epoch, progress.step = progress.epoch + 1, 0
         self._started, progress.seconds = time.monotonic(), 0.0
         self.save()
@@ -266,23 +271,12 @@ class Run:
         _set_random_states(state["random"])
         self.progress = progress
 
-    def _write(self, name: str, write: Callable[[BinaryIO], Any], previous: str | None = None) -> None:
-        """Writes beside the old file, then renames: who reads, or is interrupted, finds one that is complete."""
-        if not self._writes:
-            return
-        temporary = self.folder / f"{name}.tmp"
+    def _write(self, name: str, content: bytes | memoryview, previous: str | None = None) -> None:
         try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if previous is not None and (self.folder / name).exists():
-                os.replace(self.folder / name, self.folder / previous)
-            os.replace(temporary, self.folder / name)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            temporary.unlink(missing_ok=True)
+            files.write({self.folder / name: content}, previous=None if previous is None else self.folder / previous)
+        except OSError as error:
             self._unwritten.add(name)
-            self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, " ".join(str(error).split())[:200])
+            self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, error.strerror or error)
         else:
             self._unwritten.discard(name)
 
@@ -293,10 +287,20 @@ def _holds_something(path: Path) -> bool:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk leaves incomplete, without a traceback for each line."""
+    """A log that a full disk leaves incomplete, without a traceback for each line. Its file is never a link."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=files.open_to_append)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+def _saved(content: Any) -> memoryview:
+    """What `torch.save` writes. In memory first: whatever fails then on the way to the disk is the disk's fault, and not a device's."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getbuffer()
 
 
 def _read_checkpoint(content: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import drawing
+import files
 import genotypes
 from cli import UserError
 from genotypes import Genotype
@@ -83,6 +84,7 @@ def read(path: str | Path) -> History:
     if not folder.is_dir():
         raise UserError(f"{path} is no folder: name the folder of a run")
     try:
+        files.check_folder(folder)
         lines = (folder / "metrics.jsonl").read_bytes().splitlines()
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:

@@ -160,21 +160,21 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
     print(f"{name}: killed {kills} times in {runs} runs")
 
 
-@pytest.mark.parametrize("moment", range(1, 9))
+@pytest.mark.parametrize("moment", range(1, 12))
 def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
-    """Before a file is flushed, and before each rename, of the fourth to the sixth file that is written."""
+    """Before a file is flushed, before each rename, and before its folder is flushed, of the fourth to the sixth file that is written."""
     folder, calls = tmp_path / "run", iter(range(1000))
 
     def prepare():
         def deadly(original):
             def call(*arguments):
-                if next(calls) == 5 + moment:
+                if next(calls) == 8 + moment:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return original(*arguments)
 
             return call
 
-        experiment.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
 
     status, _ = run(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
     assert status == -signal.SIGKILL
@@ -183,9 +183,9 @@ def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
     assert_same(result(folder), uninterrupted("train")[0])
 
 
-@pytest.mark.parametrize("moment", range(5))
+@pytest.mark.parametrize("moment", range(6))
 def test_killed_at_the_beginning(moment, images, tmp_path):
-    """Before the first file is flushed and renamed, before the log is opened, before its first line, before the architecture is written."""
+    """Before the first file is flushed and renamed, its folder flushed, the log opened, its first line and the architecture written."""
     folder, calls = tmp_path / "run", iter(range(1000))
 
     def prepare():
@@ -197,7 +197,7 @@ def test_killed_at_the_beginning(moment, images, tmp_path):
 
             return call
 
-        experiment.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
         experiment._LogFile.__init__ = deadly(experiment._LogFile.__init__)
         experiment.Run.log = deadly(experiment.Run.log)
 
@@ -338,6 +338,64 @@ def test_a_full_disk_costs_no_checkpoint(half, images, uninterrupted):
     status, output = run(TRAIN, images, "--resume", half)
     assert status == 0, output
     assert_same(result(half), uninterrupted("train")[0])
+
+
+LINKED = (
+    "config.json.tmp",
+    "log.txt",
+    "metrics.jsonl.tmp",
+    "weights.pt.tmp",
+    "checkpoint.pt.tmp",
+    "events.out.tfevents.1",
+    "checkpoint.pt",
+)
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_in_a_run_s_folder_is_refused_and_never_followed(name, images, tmp_path):
+    """In a folder that counts as empty, and in one to go on with."""
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / name).symlink_to(precious)
+    for argument in ("--run_dir", "--resume"):
+        status, output = run([*TRAIN, "--fast_dev_run"], images, argument, folder)
+        assert (status, output.count("\n")) == (2, 1), output
+        assert f"{name} is a symbolic link" in output
+        assert precious.read_text() == "precious"
+        (folder / "config.json").write_text(json.dumps({"stage": "eval", "arguments": {}}))
+
+
+@pytest.mark.parametrize("name", LINKED[1:5])
+def test_a_link_that_comes_later_is_not_followed(name, half, images, uninterrupted, tmp_path):
+    """Made when the folder has been looked at already; where a link is in the log's place, the run does not begin."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+
+    def prepare():
+        original, looks = experiment.files.check_folder, iter(range(2))
+
+        def look_and_link(folder):
+            original(folder)
+            if next(looks) == 1:  # config.json has been read, and the lock is held
+                (half / name).unlink(missing_ok=True)
+                (half / name).symlink_to(precious)
+
+        experiment.files.check_folder = look_and_link
+
+    status, output = run(TRAIN, images, "--resume", half, prepare=prepare)
+    assert precious.read_text() == "precious"
+    assert status == (2 if name == "log.txt" else 0), output
+    if status == 0:
+        assert_same(result(half), uninterrupted("train")[0])
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "log.txt"])
+def test_a_pipe_in_a_run_s_folder_is_refused(name, images, tmp_path):
+    os.mkfifo(tmp_path / name)
+    status, output = run(TRAIN, images, "--resume", tmp_path)
+    assert (status, output.count("\n")) == (2, 1), output
+    assert f"{name} is neither a file nor a folder" in output
 
 
 def test_a_second_process_on_the_same_folder_is_refused(half, images):
