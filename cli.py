@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def run(main: Callable[[], None]) -> None:
             print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
+            print(f"{os.path.basename(sys.argv[0])}: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(130)
         finally:
             if sys.stdout is not None:
@@ -51,6 +53,16 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         discard_output()
         sys.exit(141)
+
+
+def end_on_ctrl_c() -> None:
+    """From here on Ctrl-C ends the process without a word, as it does programs that are not Python's, until a run takes the signal.
+
+    For a script's first lines: importing torch takes seconds, and an interrupt anywhere in them would be a long traceback, as it would in
+    the processes that decode images before the run begins.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored, as behind a shell's `&`, nor somebody's
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def discard_output() -> None:
@@ -110,6 +122,10 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         resume = args.run_dir
     if resume is None:
         return args
+    try:
+        files.check_folder(resume)
+    except OSError as error:
+        raise UserError(f"--resume {resume}: cannot use this folder ({error.strerror or error})") from None
     recorded = _recorded(resume, stage, known=vars(args))
     # Through the parser again, which checks them: the file may be a stranger's.
     texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
@@ -128,16 +144,27 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     return merged
 
 
-def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
-    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of the run in `folder`, with its `stage` and its `arguments`, a dictionary.
+
+    Raises:
+        UserError: there is none, or it is not one of a run.
+    """
     try:
-        files.check_folder(folder)
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        own, arguments = config["stage"], config["arguments"].items()
+        if not isinstance(config["arguments"], dict) or "stage" not in config:
+            raise ValueError
     except OSError as error:
         raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
+    return config
+
+
+def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
+    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+    config = read_config(folder)
+    own, arguments = config["stage"], config["arguments"].items()
     if own != stage:
         raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")
     recorded = {name: value for name, value in arguments if value is not None and value is not False}

@@ -9,6 +9,11 @@ result. The best one is printed as well, as what it is: picked on the test set, 
 
 from __future__ import annotations
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import argparse
 import shlex
 from collections.abc import Iterable
@@ -17,7 +22,6 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import cli
 import data
 import distributed
 import experiment
@@ -93,7 +97,7 @@ def main() -> None:
 
     meters = utils.Meters()
 
-    with experiment.Run("eval", args) as run:
+    with experiment.Run("eval", args, device) as run:
         for note in images.notes:
             run.log("%s", note)
         run.log("%s", search.describe(architecture))
@@ -103,7 +107,8 @@ def main() -> None:
         size = images.image_size
         multiply_adds = utils.count_multiply_adds(model, size)
         run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
-        progress = run.restore(epochs, steps, "test_acc", model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        progress = run.restore(epochs, steps, "test_acc", model=model, optimizer=optimizer, meters=meters)
+        utils.advance(scheduler, progress.epoch)
         watch = monitor.Monitor(run, epochs, steps)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):

@@ -12,6 +12,11 @@ The accuracies on the way are the supernet's; what the found network is worth, o
 
 from __future__ import annotations
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import argparse
 import shlex
 from collections.abc import Iterable
@@ -20,7 +25,6 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import cli
 import data
 import distributed
 import drawing
@@ -108,13 +112,12 @@ def main() -> None:
 
     meters = utils.Meters()
 
-    with experiment.Run("search", args) as run:
+    with experiment.Run("search", args, device) as run:
         for note in images.notes:
             run.log("%s", note)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        progress = run.restore(
-            epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters
-        )
+        progress = run.restore(epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, meters=meters)
+        utils.advance(scheduler, progress.epoch)
         watch = monitor.Monitor(run, epochs, steps)
         stop = None
         for epoch in range(progress.epoch, epochs):

@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import distributed
 import fused
 import genotypes
+import utils
 from architect import HVP, Architect, Searchable
 from cli import UserError, shorten
 from genotypes import CHOICES, PRIMITIVES
@@ -162,6 +163,7 @@ class Random:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        utils.check_like(state_dict.get("decisions"), self.model.mutator.status(), "the decisions")
         self.model.mutator.decide(state_dict["decisions"])
 
     @torch.no_grad()
@@ -205,7 +207,7 @@ class Enas(Random):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.controller.optimizer.load_state_dict(state_dict["controller"])
+        utils.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))
 
 
 class Reinforce:

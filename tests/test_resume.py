@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -63,6 +64,7 @@ def start(command, images, *arguments, prepare=lambda: None):
             setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))
         warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
         warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a terminal
         sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
         module = load(name)
         prepare()
@@ -219,13 +221,13 @@ def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "config.json").write_text("")
     with pytest.raises(cli.UserError, match="never overwritten"):
-        experiment.Run("search", args)
+        experiment.Run("search", args, torch.device("cpu"))
     (tmp_path / "config.json").unlink()
-    with experiment.Run("search", args) as begun:
+    with experiment.Run("search", args, torch.device("cpu")) as begun:
         begun.log("a line")
     (tmp_path / "config.json").unlink()
     with pytest.raises(cli.UserError, match="never overwritten"):
-        experiment.Run("search", args)
+        experiment.Run("search", args, torch.device("cpu"))
 
 
 def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
@@ -241,12 +243,10 @@ def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
-    output = b""
-    while b"train 001" not in output:  # in the middle of the first epoch; no checkpoint is due for ten minutes
-        output += os.read(reader, 1000)
+    until(reader, b"train 001")  # in the middle of the first epoch; no checkpoint is due for ten minutes
     os.kill(child, number)
     actual, rest = finish(child, reader)
     assert actual == status, rest
@@ -257,6 +257,75 @@ def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     assert "going on from" in output
     assert "epoch 0, step 0" not in output
     assert_same(result(tmp_path / "run"), uninterrupted("first order")[0])
+
+
+def stuck():
+    """Prints so, and then waits in C for ever, where no handler of Python's is called: a step that takes minutes."""
+    print("stuck", flush=True)
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)
+
+
+def until(reader, words):
+    """Reads a child's output until these words have come."""
+    output = b""
+    while words not in output:
+        output += os.read(reader, 1000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_a_run_at_once(number, images, uninterrupted, tmp_path):
+    """In the middle of a step, and with the checkpoint from before it."""
+    folder = tmp_path / "run"
+
+    def prepare():
+        original = experiment.Run.complete_step
+
+        def complete_step(self):
+            if (self.progress.epoch, self.progress.step) == (1, 1):
+                stuck()
+            original(self)
+
+        experiment.Run.complete_step = complete_step
+
+    child, reader = start(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
+    until(reader, b"stuck")
+    before = (folder / "checkpoint.pt").read_bytes()
+    os.kill(child, number)
+    time.sleep(1.5 * experiment.ECHO)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)  # the first waits for the step
+    os.kill(child, number)
+    status, output = finish(child, reader)
+    assert (status, output.strip().count("\n")) == (128 + number, 0), output
+    assert f"stopped at once by a second signal, {number.name}" in output
+    assert output.endswith(f"--resume {folder}\n")
+    assert (folder / "log.txt").read_text().endswith(output.lstrip())
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    status, output = run(TRAIN[:1], images, "--resume", folder)
+    assert status == 0, output
+    assert_same(result(folder), uninterrupted("train")[0])
+
+
+def test_a_signal_and_its_echo_are_one(images, tmp_path):
+    """`timeout` sends its signal to the process and to the process's group: the run is still saved."""
+    child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
+    until(reader, b"train 001")
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.1 * experiment.ECHO)
+    os.kill(child, signal.SIGTERM)
+    status, output = finish(child, reader)
+    assert status == 143, output
+    assert "stopped by SIGTERM" in output
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_started_by_nohup_outlives_its_terminal(images, tmp_path):
+    def prepare():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        experiment.Run.complete_step = lambda self: os.kill(os.getpid(), signal.SIGHUP)
+
+    status, output = run([*TRAIN, "--fast_dev_run"], images, "--run_dir", tmp_path / "run", prepare=prepare)
+    assert status == 0, output
 
 
 @pytest.fixture
