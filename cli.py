@@ -9,6 +9,8 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +35,8 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
 
+    Anything else that it raises becomes one line, too, with the path of a file that holds the traceback, and exit status 1.
+
     A reader of standard output that goes away (`| head`) ends it without a word, with status 141, as if by SIGPIPE.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -44,6 +48,11 @@ def run(main: Callable[[], None]) -> None:
             message = " ".join(str(error).split())
             print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            print(f"{os.path.basename(sys.argv[0])}: error: {_unforeseen(error)}", file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print(f"{os.path.basename(sys.argv[0])}: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(130)
@@ -53,6 +62,24 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         discard_output()
         sys.exit(141)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error that is not the user's; the traceback goes to a file."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    # By their words: PyTorch's are of one class with many other errors, and this file does without torch.
+    if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason or "ALLOC_FAILED" in reason:
+        what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
+    elif "CUDA" in reason or "cuDNN" in reason or "NCCL" in reason:
+        what = "the GPU, or what drives it, has failed; if that happens again, see whether --gpu -1 or another GPU does it"
+    else:
+        what = "this is a fault of the program, not yours; please report it"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in (shlex.join(sys.argv), "", traceback.format_exc()))
+    except (OSError, ValueError):  # no room for it: better too many lines than none
+        return f"{what} ({shorten(reason, 300)})\n{traceback.format_exc()}"
+    return f"{what}, with {file.name}, which holds the traceback ({shorten(reason, 300)})"
 
 
 def end_on_ctrl_c() -> None:
@@ -206,7 +233,7 @@ non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of a
 seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
 cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
 device_number = _number(int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU")
-image_size = _number(int, lambda n: 8 <= n <= _MOST and n % 8 == 0, "a multiple of 8")
+image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")

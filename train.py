@@ -113,7 +113,9 @@ def main() -> None:
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = float(scheduler.get_last_lr()[0])
-            model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+            drop_path = {}
+            if hasattr(model, "drop_path_prob"):  # the networks of other spaces have none
+                drop_path["drop_path_prob"] = model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
@@ -132,7 +134,7 @@ def main() -> None:
             run.write_weights(model)
             metrics = {
                 "lr": lr,
-                "drop_path_prob": model.drop_path_prob,
+                **drop_path,
                 "train_loss": meters.loss.avg,
                 "train_acc": meters.top1.avg,
                 "test_loss": test_meters.loss.avg,

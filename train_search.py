@@ -182,8 +182,8 @@ def main() -> None:
             try:
                 pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
                 run.log("pictures: %s", ", ".join(map(str, pictures)))
-            except UserError as error:  # the search is complete, with or without
-                run.log("no pictures: %s", error)
+            except Exception as error:  # the search is complete, with or without
+                run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
 
 
 def train(

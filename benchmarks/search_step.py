@@ -19,11 +19,15 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import torch
 import torch.nn.functional as F
 import turns
 
-import cli
 import fused
 import model_search
 from architect import Architect

@@ -18,11 +18,15 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import torch
 import torch.nn.functional as F
 import turns
 
-import cli
 import genotypes
 from model import NetworkCIFAR
 

@@ -122,6 +122,7 @@ class Random:
 
     def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
         self.model = model
+        self.device = next(model.parameters()).device
         # A running average over steps, each with other layers, is the statistics of no architecture: a batch's own are used, always.
         for module in model.network.modules():
             if isinstance(module, _BatchNorm):
@@ -139,14 +140,14 @@ class Random:
         unrolled: bool,
     ) -> None:
         """Decides which architecture the weights learn on next. Arguments as `Architect.step`'s; those that are not needed are not read."""
-        distributed.same_random_numbers()
+        distributed.same_random_numbers(self.device)
         with torch.no_grad():
             self.model.mutator.reset()
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decides on the most accurate of some architectures, measured on the first of `batches`; equals by their loss."""
         x, y = next(iter(batches))
-        distributed.same_random_numbers()
+        distributed.same_random_numbers(self.device)
         best: tuple[tuple[float, float], Any] | None = None
         for _ in range(self.candidates):
             decisions = self.model.mutator.sample_final()
@@ -196,7 +197,7 @@ class Enas(Random):
         unrolled: bool,
     ) -> None:
         """One step on the controller, by the validation batch; then decides as `Random.step`."""
-        distributed.same_random_numbers()
+        distributed.same_random_numbers(self.device)
         self.model.mutator.reset()
         accuracy, _ = self.score(input_valid, target_valid)
         self.controller.step(accuracy)
