@@ -23,12 +23,16 @@ from hypothesis import strategies as st
 from test_resume import assert_same
 from torch import nn
 
+import animation
 import architect
 import cli
+import compare
+import curves
 import drawing
 import experiment
 import genotypes
 import history
+import report
 import utils
 from cli import UserError
 from nas.mutables import InputChoice, LayerChoice
@@ -541,11 +545,58 @@ def test_metrics(seed, value, tmp_path):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"epoch": -1}, {"epoch": True}, {"seconds": "1.5"}, {"lr": None}, {"valid_acc": 10**400}, {"alphas": {"edge": {"none": 1e308}}}],
+    [
+        {"epoch": -1},
+        {"epoch": 1},
+        {"epoch": True},
+        {"seconds": "1.5"},
+        {"seconds": float("inf")},
+        {"seconds": float("nan")},
+        {"skips_normal": float("inf")},
+        {"valid_loss": -float("inf")},
+        {"lr": None},
+        {"valid_acc": 10**400},
+        {"alphas": {"edge": {"skip_connect": 1e308}}},
+        {"alphas": {"edge": {"skip_connect": float("nan")}}},
+        {"alphas": {"edge": {"none": 0.5}}},
+        {"alphas": {"edge": {"1" * 5000: 0.5}}},
+        {"genotype": genotypes.to_json(genotypes.DARTS_V2)},  # whose edges the alphas do not have
+        {"genotype": {}},
+        {"architecture": {"edge": {}}},
+    ],
 )
 def test_metrics_that_are_none(changed, tmp_path):
     with pytest.raises(UserError, match="line 1, is not the metrics of an epoch"):
         history.read(write_run(tmp_path, ROW | changed))
+
+
+def test_alphas_that_name_other_operations_in_other_epochs(tmp_path):
+    for alphas in ({"normal_n2_p0": {"none": 0.5, "max_pool_3x3": 0.5}}, {"normal_n2_p1": {"none": 0.5, "skip_connect": 0.5}}, {}):
+        with pytest.raises(UserError, match="line 2, is not the metrics of an epoch"):
+            history.read(write_run(tmp_path, ROW | {"alphas": alphas}))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"alphas": {"normal_nX_p0": {"a": 0.5, "b": 0.5}}},
+        {"alphas": {"normal_n999_p999": {"a": 0.5}, "reduce_n2_p7": {"0": 0.5}}},
+        {
+            "alphas": {edge: {"a": 0.5} for edge in drawing.NASBENCH201_EDGES},
+            "architecture": {edge: ["a"] for edge in drawing.NASBENCH201_EDGES},
+        },
+        {"skips_normal": 1e100, "valid_loss": float("inf"), "eigenvalue": float("nan")},
+    ],
+)
+def test_what_is_taken_can_be_drawn_and_reported(changed, tmp_path):
+    rows = [ROW | {"epoch": epoch} | changed for epoch in range(2)]
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGURATION))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = history.read(tmp_path)
+    assert all(graph.source for graphs in animation._graphs(run) for graph in graphs)
+    assert all(curves.save(figure) for figure in curves.pictures(run).values())
+    assert report.of_run(run, {})
+    assert compare.table([run])
 
 
 @pytest.mark.parametrize("config", [{"arguments": {"seed": []}}, {"command": 3.5}, {"arguments": None}])

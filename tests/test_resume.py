@@ -467,6 +467,60 @@ def test_a_pipe_in_a_run_s_folder_is_refused(name, images, tmp_path):
     assert f"{name} is neither a file nor a folder" in output
 
 
+def test_a_run_goes_on_with_its_number_of_threads(images, tmp_path):
+    """Or says that it cannot."""
+    command = [*TRAIN, "--fast_dev_run"]
+
+    def with_threads(count, cores):
+        def prepare():
+            torch.set_num_threads(count)
+            experiment.os.cpu_count = lambda: cores
+            original = experiment.Run.complete_epoch
+            experiment.Run.complete_epoch = lambda *args: print(f"threads: {torch.get_num_threads()}") or original(*args)
+
+        return prepare
+
+    status, output = run(command, images, "--run_dir", tmp_path / "run", prepare=with_threads(2, 8))
+    assert status == 0, output
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+    for cores, words, threads in ((8, "going on with 2 threads, as the run began", 2), (1, "the run began with 2 threads, more than", 1)):
+        status, output = run(["train"], images, "--resume", tmp_path / "run", prepare=with_threads(1, cores))
+        assert status == 0, output
+        assert words in output
+        assert f"threads: {threads}\n" in output
+        (tmp_path / "run" / "checkpoint.pt").unlink(), (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+
+
+def test_an_error_of_the_gpu_is_not_a_damaged_checkpoint_and_not_a_full_disk(half, images):
+    """Whatever a device raises while a checkpoint is read or written is let through, with what helps."""
+
+    def fails(name):
+        def prepare():
+            def fail(*_, **__):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            setattr(torch.optim.SGD, name, fail)
+
+        return prepare
+
+    for name in ("load_state_dict", "state_dict"):
+        status, output = run(TRAIN, images, "--resume", half, "--checkpoint_minutes", "0", prepare=fails(name))
+        assert status == 1, output
+        assert "not enough memory; a smaller --batch_size" in output.splitlines()[-1]
+        assert "no checkpoint" not in output
+        assert "cannot write" not in output
+
+
+def test_random_states_of_cuda_that_are_not_restored_are_named(half, images):
+    state = torch.load(half / "checkpoint.pt", weights_only=True)
+    state["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * 2
+    torch.save(state, half / "checkpoint.pt")
+    status, output = run(TRAIN, images, "--resume", half)
+    assert status == 0, output
+    assert "CUDA's random states are not restored: the checkpoint has those of 2 GPUs, and this process computes on cpu" in output
+
+
 def test_a_second_process_on_the_same_folder_is_refused(half, images):
     with filelock.FileLock(half / ".lock"):
         status, output = run(TRAIN, images, "--resume", half)

@@ -276,7 +276,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_a_file(error, words,
 
 
 def test_a_traceback_that_no_file_can_hold_is_printed(monkeypatch, capsys):
-    monkeypatch.setattr(cli.tempfile, "NamedTemporaryFile", lambda *_, **__: open("/nowhere/at/all"))
+    monkeypatch.setattr(cli.tempfile, "tempdir", "/nowhere/at/all")
     with pytest.raises(SystemExit):
         cli.run(lambda: {}["a fault"])
     assert "Traceback" in capsys.readouterr().err
