@@ -10,6 +10,7 @@ import graphviz
 
 import drawing
 import history
+import metrics
 from cli import UserError
 from drawing import Edge
 from genotypes import Genotype
@@ -91,7 +92,7 @@ def relaxed_cells(architecture: Genotype | dict[str, Any] | None, alphas: Alphas
             f": {name} cell": _darts_cell(edges, {edge: weights for edge, weights in alphas.items() if history.cell_of(edge) == cell})
             for name, cell, edges in (("normal", "normal", architecture.normal), ("reduction", "reduce", architecture.reduce))
         }
-    if set(architecture) == set(alphas) == drawing.NASBENCH201_EDGES:
+    if set(architecture) == set(alphas) == drawing.NASBENCH201_EDGES and all(isinstance(name, str) for name in architecture.values()):
         nodes = {"0": "input", "1": "node", "2": "node", "3": "output"}
         edges = []
         for key, weights in alphas.items():
@@ -106,7 +107,9 @@ def _darts_cell(chosen: Sequence[tuple[str, int]], alphas: Alphas) -> tuple[dict
     sources = {(index // 2 + 2, source) for index, (_, source) in enumerate(chosen)}
     edges = []
     for key, weights in alphas.items():
-        node, source = (int(part[1:]) for part in key.split("_")[1:])
+        match = metrics.EDGE.fullmatch(key)
+        assert match is not None  # `metrics.check` has seen to it
+        node, source = int(match[2]), int(match[3])
         operation, strength = strongest(weights)
         edges.append(Edge(names[source], names[node], operation, strength, (node, source) in sources))
     kinds = {name: "input" if name.startswith("c_") else "node" for name in names}

@@ -67,7 +67,7 @@ class Architect:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.optimizer.load_state_dict(state_dict)
+        utils.load_optimizer(self.optimizer, state_dict)
 
     def step(
         self,

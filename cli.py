@@ -7,10 +7,15 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import files
 
 
 class UserError(ValueError):
@@ -30,6 +35,8 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
 
+    Anything else that it raises becomes one line, too, with the path of a file that holds the traceback, and exit status 1.
+
     A reader of standard output that goes away (`| head`) ends it without a word, with status 141, as if by SIGPIPE.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -41,7 +48,13 @@ def run(main: Callable[[], None]) -> None:
             message = " ".join(str(error).split())
             print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            print(f"{os.path.basename(sys.argv[0])}: error: {_unforeseen(error)}", file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
+            print(f"{os.path.basename(sys.argv[0])}: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(130)
         finally:
             if sys.stdout is not None:
@@ -49,6 +62,34 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         discard_output()
         sys.exit(141)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error that is not the user's; the traceback goes to a file."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    # By their words: PyTorch's are of one class with many other errors, and this file does without torch.
+    if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason or "ALLOC_FAILED" in reason:
+        what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
+    elif "CUDA" in reason or "cuDNN" in reason or "NCCL" in reason:
+        what = "the GPU, or what drives it, has failed; if that happens again, see whether --gpu -1 or another GPU does it"
+    else:
+        what = "this is a fault of the program, not yours; please report it"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in (shlex.join(sys.argv), "", traceback.format_exc()))
+    except (OSError, ValueError):  # no room for it: better too many lines than none
+        return f"{what} ({shorten(reason, 300)})\n{traceback.format_exc()}"
+    return f"{what}, with {file.name}, which holds the traceback ({shorten(reason, 300)})"
+
+
+def end_on_ctrl_c() -> None:
+    """From here on Ctrl-C ends the process without a word, as it does programs that are not Python's, until a run takes the signal.
+
+    For a script's first lines: importing torch takes seconds, and an interrupt anywhere in them would be a long traceback, as it would in
+    the processes that decode images before the run begins.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored, as behind a shell's `&`, nor somebody's
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def discard_output() -> None:
@@ -123,6 +164,10 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         resume = args.run_dir
     if resume is None:
         return args
+    try:
+        files.check_folder(resume)
+    except OSError as error:
+        raise UserError(f"--resume {resume}: cannot use this folder ({error.strerror or error})") from None
     recorded = _recorded(resume, stage, known=vars(args))
     # Through the parser again, which checks them: the file may be a stranger's.
     texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
@@ -141,15 +186,27 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     return merged
 
 
-def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
-    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of the run in `folder`, with its `stage` and its `arguments`, a dictionary.
+
+    Raises:
+        UserError: there is none, or it is not one of a run.
+    """
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        own, arguments = config["stage"], config["arguments"].items()
+        if not isinstance(config["arguments"], dict) or "stage" not in config:
+            raise ValueError
     except OSError as error:
         raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
+    return config
+
+
+def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
+    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+    config = read_config(folder)
+    own, arguments = config["stage"], config["arguments"].items()
     if own != stage:
         raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")
     recorded = {name: value for name, value in arguments if value is not None and value is not False and name not in RETIRED}
@@ -191,7 +248,7 @@ non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of a
 seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
 cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
 device_number = _number(int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU")
-image_size = _number(int, lambda n: 8 <= n <= _MOST and n % 8 == 0, "a multiple of 8")
+image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")

@@ -6,10 +6,12 @@ Every operation has the colour that it has in the drawings of cells.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import history
+import metrics
 from animation import strongest
 from drawing import COLOURS
 from history import History
@@ -42,7 +44,7 @@ STYLE = {
     "svg.hashsalt": "darts",  # the same picture again has the same bytes
 }
 CELLS = {"normal": "normal cell", "reduce": "reduction cell", "": "architecture"}
-NODES = {"p0": "c_{k-2}", "p1": "c_{k-1}", "p2": "0", "p3": "1", "p4": "2"}  # a node's sources, named as in the drawings
+INPUTS = ("c_{k-2}", "c_{k-1}")  # nodes 0 and 1 of a cell, named as in the drawings
 PHASES = {"train": "training", "valid": "validation", "test": "test set"}
 
 
@@ -213,22 +215,28 @@ def alphas(run: History) -> Figure | None:
 
 def _places(edges: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
     """({edge: (row, column)}, columns): cells as triangles, a row for every node; others in order."""
-    parsed = {edge: edge.split("_") for edge in edges}
-    if all(len(parts) == 3 and history.cell_of(edge) and parts[1][:1] == "n" and parts[2] in NODES for edge, parts in parsed.items()):
-        nodes = sorted({(parts[0], int(parts[1][1:])) for parts in parsed.values()})
-        places = {edge: (nodes.index((parts[0], int(parts[1][1:]))), int(parts[2][1:])) for edge, parts in parsed.items()}
-        return places, 1 + max(column for _, column in places.values())
+    found = {edge: metrics.EDGE.fullmatch(edge) for edge in edges}
+    parsed = {edge: (match[1], int(match[2]), int(match[3])) for edge, match in found.items() if match}
+    if len(parsed) == len(edges):
+        nodes = sorted({(cell, node) for cell, node, _ in parsed.values()})
+        sources = sorted({source for _, _, source in parsed.values()})
+        return {edge: (nodes.index((cell, node)), sources.index(source)) for edge, (cell, node, source) in parsed.items()}, len(sources)
     columns = min(4, len(edges))
     return {edge: divmod(index, columns) for index, edge in enumerate(edges)}, columns
 
 
 def _edge_name(edge: str) -> str:
-    kind, *rest = edge.split("_")
-    if history.cell_of(edge) and len(rest) == 2 and rest[1] in NODES:
-        return f"{CELLS[kind].removesuffix(' cell')}: {NODES[rest[1]]} \N{RIGHTWARDS ARROW} {int(rest[0][1:]) - 2}"
-    if len(rest) == 1 and kind.isdecimal() and rest[0].isdecimal():
-        return f"{kind} \N{RIGHTWARDS ARROW} {rest[0]}"
+    if match := metrics.EDGE.fullmatch(edge):
+        cell, node, source = match[1], int(match[2]), int(match[3])
+        return f"{CELLS[cell].removesuffix(' cell')}: {_node(source)} \N{RIGHTWARDS ARROW} {_node(node)}"
+    if re.fullmatch("[0-9]+_[0-9]+", edge):
+        return edge.replace("_", " \N{RIGHTWARDS ARROW} ")
     return edge
+
+
+def _node(number: int) -> str:
+    """A node of a cell, named as in the drawings."""
+    return INPUTS[number] if number < len(INPUTS) else str(number - len(INPUTS))
 
 
 def _chosen(architecture: Any) -> dict[str, str]:

@@ -256,17 +256,17 @@ def synchronize(model: nn.Module) -> None:
         raise UserError(f"{name} is not the same on all processes: do they run the same code, libraries and kind of device?")
 
 
-def same_random_numbers() -> None:
-    """Every process's next random numbers are those of process 0, so that what they draw is decided together."""
+def same_random_numbers(device: torch.device) -> None:
+    """Every process's next random numbers, on the CPU and on `device`, are those of process 0: what they draw is decided together."""
     if not dist.is_initialized():
         return
     state = torch.get_rng_state()
     _broadcast(state)
     torch.set_rng_state(state)
-    if torch.cuda.is_available():
-        state = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state = torch.cuda.get_rng_state(device)
         _broadcast(state)
-        torch.cuda.set_rng_state(state)
+        torch.cuda.set_rng_state(state, device)
 
 
 def own_random_numbers() -> None:
@@ -282,9 +282,11 @@ def _broadcast(tensor: Tensor) -> None:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """What torch raises when another process is gone, or silent for too long, in words."""
+    """What torch raises when another process is gone, or silent for too long, in words. An error of this one's own GPU is let through."""
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except RuntimeError as error:
         raise UserError(
             "another process of this run has ended or does not answer, so this one stops, too: "

@@ -5,7 +5,6 @@ Graphviz's `dot` draws them where it is installed, the program of the package gr
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import graphviz
 
+import files
 from cli import UserError, shorten, shown
 from genotypes import Genotype
 
@@ -299,23 +299,13 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
     signed = {Path(folder) / name: _sign(content, name.rpartition(".")[2]) for name, content in pictures.items()}
     try:
         for path in signed:
-            if path.exists() and SIGNATURE not in path.read_bytes():
+            if os.path.lexists(path) and not (path.is_file() and SIGNATURE in path.read_bytes()):
                 raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for path, picture in signed.items():
-            _beside(path).write_bytes(picture)
-        for path in signed:
-            os.replace(_beside(path), path)
+        files.write(signed, suffix=f".{os.getpid()}.tmp")
     except OSError as error:
-        for path in signed:
-            with contextlib.suppress(OSError):
-                _beside(path).unlink()
         raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from None
     return list(signed)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:

@@ -6,18 +6,21 @@ import argparse
 import io
 import json
 import logging
+import multiprocessing.util
 import os
 import platform
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import filelock
 import numpy as np
@@ -27,8 +30,16 @@ from torch import nn
 
 import cli
 import distributed
+import files
+import metrics
+import utils
 from cli import UserError, shorten
 from progress import Console
+
+# What asks a run to stop: a scheduler, the user, a terminal that was closed (which Windows does not tell).
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+# Seconds within which a second signal is the first one's echo: `timeout` and others send each to the process and to its group.
+ECHO = 1.0
 
 
 @dataclass
@@ -46,19 +57,20 @@ class Progress:
         Args:
             epochs: of the whole run.
             steps: of an epoch, at most.
-            accuracy: the metric that every epoch has; another that is read again is the search's `eigenvalue`.
+            accuracy: the metric that every epoch has.
         """
         counts = all(type(count) is int and 0 <= count <= most for count, most in ((self.epoch, epochs), (self.step, steps)))
         time = type(self.seconds) is float and 0 <= self.seconds < float("inf")
-        rows = isinstance(self.metrics, list) and all(
-            isinstance(row, dict) and type(row.get(accuracy)) is float and type(row.get("eigenvalue", 0.0)) is float for row in self.metrics
-        )
-        if not (counts and time and rows) or [row.get("epoch") for row in self.metrics] != list(range(self.epoch)):
-            raise ValueError("its progress is none of this run")
+        if not (counts and time and isinstance(self.metrics, list) and len(self.metrics) == self.epoch):
+            raise ValueError("its progress is not one of this run")
+        for epoch, row in enumerate(self.metrics):
+            metrics.check(row, epoch, self.metrics[0])
+            if type(row.get(accuracy)) is not float:
+                raise ValueError(f"epoch {epoch} lacks its {accuracy}")
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold."""
+    """What a checkpoint can hold. `load_state_dict` raises `ValueError` for what is not the state of such an object."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -85,14 +97,17 @@ class Run:
     Args:
         stage: `search` or `eval`, the name of a new folder without `args.run_dir`.
         args: the arguments to record: `run_dir` or `save`, `resume` and `checkpoint_minutes` are read here.
+        device: what the run computes on.
 
     Raises:
         UserError: the folder is not empty, cannot be made, or is in use by another process.
     """
 
-    def __init__(self, stage: str, args: argparse.Namespace) -> None:
+    def __init__(self, stage: str, args: argparse.Namespace, device: torch.device) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
+        self.device = device
+        self.closing = ExitStack()  # what is to be done when the run ends, however it ends
         self._args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
@@ -110,12 +125,14 @@ class Run:
             raise UserError(f"the folder's name {self.folder} is no text in UTF-8, which TensorBoard needs: choose another") from None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
-            self._lock.acquire(timeout=0)
+            lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
+            lock.acquire(timeout=0)
+            self.closing.callback(lock.release)
+            files.check_folder(self.folder)
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
             if not self._resumed:  # before all else: from here on the run can go on
-                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance()})
+                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance(device)})
                 if self._unwritten:
                     raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
@@ -126,6 +143,7 @@ class Run:
         for handler in (Console(), log_file):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
+            self.closing.callback(handler.close)
         if not self._resumed:
             self.log("args = %s", args)
 
@@ -146,11 +164,13 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes `content` to the file `name`, whole or not at all."""
-        self._write(name, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+        if self._writes:
+            self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_weights(self, model: nn.Module) -> None:
         """Writes `weights.pt`, whole or not at all."""
-        self._write("weights.pt", lambda file: torch.save(model.state_dict(), file))
+        if self._writes:
+            self._write("weights.pt", _saved(model.state_dict()))
 
     # ---- Going on after an interruption
 
@@ -159,7 +179,8 @@ class Run:
 
         The rest of the arguments are `Progress.check`'s.
 
-        From here on SIGTERM and Ctrl-C end the run after its next step, with status 143 and 130 and a line that says how to go on.
+        From here on SIGTERM, Ctrl-C and SIGHUP end the run after its next step, with status 143, 130 and 129 and a line that says how to go
+        on. A second one, `ECHO` seconds later, ends it at once, and the last checkpoint stays.
 
         Returns:
             `self.progress`, which the loop keeps up to date.
@@ -172,8 +193,9 @@ class Run:
         content = distributed.broadcast(self._load_checkpoint() if self._resumed and self._writes else b"")
         if content and not self._writes:
             self._take(content)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._interrupt)
+        if self._resumed:
+            self._keep_threads()
+        self._take_signals()
         self._started = self._saved = time.monotonic()
         return self.progress
 
@@ -194,17 +216,18 @@ class Run:
         self._started = self._saved = now
         state = {
             "progress": asdict(self.progress),
-            "random": _random_states(),
+            "random": _random_states(self.device),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
-        self._write("checkpoint.pt", lambda file: torch.save(state, file), previous="checkpoint.prev.pt")
+        self._write("checkpoint.pt", _saved(state), previous="checkpoint.prev.pt")
 
     def complete_epoch(self, metrics: dict[str, Any]) -> None:
         """Adds the epoch's `metrics`, with the seconds that it took, to `metrics.jsonl`, and saves."""
         seconds = self.progress.seconds + time.monotonic() - self._started
         progress = self.progress
         progress.metrics.append({"epoch": progress.epoch, **metrics, "seconds": seconds})
-        self._write("metrics.jsonl", lambda file: file.writelines(json.dumps(row).encode() + b"\n" for row in progress.metrics))
+        if self._writes:
+            self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress.metrics).encode())
         progress.epoch, progress.step = progress.epoch + 1, 0
         self._started, progress.seconds = time.monotonic(), 0.0
         self.save()
@@ -214,12 +237,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        for handler in self._logger.handlers:
-            handler.close()
-        if self._writes:
-            self._lock.release()
+        self.closing.close()
         if kind is None and self._unwritten:
             raise UserError(f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see the log")
 
@@ -232,11 +250,54 @@ class Run:
             self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._args, self.folder))
             sys.exit(128 + number)
 
+    def _take_signals(self) -> None:
+        taken = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup has SIGHUP ignored
+        for number in taken:
+            self.closing.callback(signal.signal, number, signal.signal(number, self._interrupt) or signal.SIG_DFL)
+        if distributed.world_size() > 1:  # torchrun passes on what each process gets anyway, and kills those that do not end
+            return
+        # Python calls `_interrupt` between two of its instructions, and one of them may be minutes of work. The system's own part of a
+        # handler also writes to this pipe, at once, and a thread reads it.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self.closing.callback(os.close, writer)
+        self.closing.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
+        multiprocessing.util.register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # a data worker's signals are its own
+        threading.Thread(target=self._await_second, args=(reader, taken), daemon=True).start()
+
     def _interrupt(self, number: int, frame: object) -> None:
-        # Asked twice: at once, and without saving. Under torchrun every Ctrl-C comes twice, from the terminal and from torchrun.
-        if self._signal is not None and number == signal.SIGINT and distributed.world_size() == 1:
-            raise KeyboardInterrupt
         self._signal = number
+
+    def _await_second(self, reader: int, taken: list[int]) -> None:
+        first = None
+        with open(reader, "rb", buffering=0) as signals:
+            while came := signals.read(1):  # nothing, when the run is over
+                [number] = came
+                if number not in taken:
+                    continue
+                if first is None:
+                    first = time.monotonic()
+                elif time.monotonic() - first > ECHO:
+                    command = cli.resume_command(self._args, self.folder)
+                    name = signal.Signals(number).name
+                    self.log("stopped at once by a second signal, %s, with the last checkpoint as it was; go on with: %s", name, command)
+                    os._exit(128 + number)
+
+    def _keep_threads(self) -> None:
+        """Goes on with the number of threads that the run began with: a sum is split among them, so another number rounds otherwise."""
+        config = cli.read_config(self.folder)
+        threads, now = config.get("threads"), torch.get_num_threads()
+        comparable = self.device.type == "cpu" and config.get("processes") == distributed.world_size()
+        if not comparable or type(threads) is not int or threads == now:
+            return
+        if 1 <= threads <= (os.cpu_count() or 1):
+            torch.set_num_threads(threads)
+            self.log("going on with %d threads, as the run began: with %d, results would differ in their last digits", threads, now)
+        else:
+            lacking = (
+                "warning: the run began with %s threads, more than this machine has cores: with %d, results differ in their last digits"
+            )
+            self.log(lacking, cli.shown(threads), now)
 
     def _load_checkpoint(self) -> bytes:
         """Takes over the newest checkpoint that can be used, and returns the file's content; nothing, where there is none yet."""
@@ -248,41 +309,47 @@ class Run:
             try:
                 content = path.read_bytes()
                 self._take(content)
-            except Exception as error:  # what a damaged file leads to is of many kinds
-                reason = " ".join(str(error).split())[:200]
-                self.log("%s cannot be used (%s: %s)", path, type(error).__name__, reason)
+            except (OSError, ValueError) as error:
+                self.log("%s cannot be used: %s", path, shorten(" ".join(str(error).split()), 200))
                 continue
             self.log("going on from %s: epoch %d, step %d", path, self.progress.epoch, self.progress.step)
             return content
         raise UserError(f"no checkpoint in {self.folder} can be used: start again with another --run_dir")
 
     def _take(self, content: bytes) -> None:
-        """Brings all to where this checkpoint was saved."""
+        """Brings all to where this checkpoint was saved. Raises `ValueError` if it is damaged, or not of this run."""
         state = _read_checkpoint(content)
-        progress = Progress(**state["progress"])
-        progress.check(*self._bounds)
+        state["progress"].check(*self._bounds)
         for name, part in self._parts.items():
-            part.load_state_dict(state["parts"][name])
+            saved = state["parts"].get(name)
+            if isinstance(part, nn.Module):
+                utils.check_like(saved, part.state_dict(), "the weights")
+            if isinstance(part, torch.optim.Optimizer):
+                utils.load_optimizer(part, saved)
+            else:
+                part.load_state_dict(saved)
         _set_random_states(state["random"])
-        self.progress = progress
+        self._set_cuda_random_state(state["random"]["cuda"])
+        self.progress = state["progress"]
 
-    def _write(self, name: str, write: Callable[[BinaryIO], Any], previous: str | None = None) -> None:
-        """Writes beside the old file, then renames: who reads, or is interrupted, finds one that is complete."""
-        if not self._writes:
-            return
-        temporary = self.folder / f"{name}.tmp"
+    def _set_cuda_random_state(self, cuda: list[Any]) -> None:
+        if self.device.type == "cuda" and len(cuda) == 1:
+            utils.check_like(cuda, [torch.cuda.get_rng_state(self.device)], "CUDA's random state")
+            torch.cuda.set_rng_state(cuda[0], self.device)
+        elif self.device.type == "cuda" or cuda:
+            self.log(
+                "CUDA's random states are not restored: the checkpoint has those of %d GPUs, and this process computes on %s; "
+                "drop path draws other numbers from here on",
+                len(cuda),
+                self.device,
+            )
+
+    def _write(self, name: str, content: bytes | memoryview, previous: str | None = None) -> None:
         try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if previous is not None and (self.folder / name).exists():
-                os.replace(self.folder / name, self.folder / previous)
-            os.replace(temporary, self.folder / name)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            temporary.unlink(missing_ok=True)
+            files.write({self.folder / name: content}, previous=None if previous is None else self.folder / previous)
+        except OSError as error:
             self._unwritten.add(name)
-            self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, " ".join(str(error).split())[:200])
+            self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, error.strerror or error)
         else:
             self._unwritten.discard(name)
 
@@ -293,20 +360,39 @@ def _holds_something(path: Path) -> bool:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk leaves incomplete, without a traceback for each line."""
+    """A log that a full disk leaves incomplete, without a traceback for each line. Its file is never a link."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=files.open_to_append)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
 
+def _saved(content: Any) -> memoryview:
+    """What `torch.save` writes. In memory first: whatever fails then on the way to the disk is the disk's fault, and not a device's."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getbuffer()
+
+
 def _read_checkpoint(content: bytes) -> dict[str, Any]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{damaged} is damaged")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    """A checkpoint's `progress`, `parts` and `random` states, of which only the outlines are checked. Raises `ValueError` for others."""
+    try:  # what a damaged file leads to is of many kinds; nothing here is on a device yet
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is damaged")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        progress, parts, states = Progress(**state["progress"]), state["parts"], state["random"]
+        outlines = {"python": tuple, "numpy": tuple, "torch": torch.Tensor, "cuda": list}
+        if not isinstance(parts, dict) or {name: type(value) for name, value in states.items()} != outlines:
+            raise ValueError("it holds something else")
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return {"progress": progress, "parts": parts, "random": states}
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: torch.device) -> dict[str, Any]:
     state = np.random.get_state()
     assert isinstance(state, tuple)  # of NumPy's own generator, which nothing here replaces
     kind, keys, position, has_gauss, cached = state
@@ -314,17 +400,19 @@ def _random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],  # of the one GPU that this process computes on
     }
 
 
 def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    """All but CUDA's. Raises `ValueError` if they are none."""
+    try:
+        kind, keys, *rest = states["numpy"]
+        random.setstate(states["python"])
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(states["torch"])
+    except Exception as error:  # of many kinds, and none of them a device's
+        raise ValueError(f"its random states cannot be restored ({error})") from None
 
 
 def load_weights(model: nn.Module, path: str) -> None:
@@ -381,7 +469,7 @@ def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _provenance() -> dict[str, Any]:
+def _provenance(device: torch.device) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "commit": _commit(),
@@ -391,7 +479,7 @@ def _provenance() -> dict[str, Any]:
             "torchvision": torchvision.__version__,
             "numpy": np.__version__,
         },
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
     }

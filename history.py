@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import drawing
+import files
 import genotypes
+import metrics
 from cli import UserError
 from genotypes import Genotype
 
@@ -83,7 +85,8 @@ def read(path: str | Path) -> History:
     if not folder.is_dir():
         raise UserError(f"{path} is no folder: name the folder of a run")
     try:
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        files.check_folder(folder)
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
@@ -94,39 +97,17 @@ def read(path: str | Path) -> History:
         raise UserError(f"{folder / 'config.json'} is not one of a run: it lacks the arguments")
     if not isinstance(config.get("command", []), list):
         raise UserError(f"{folder / 'config.json'} is not one of a run: its command is no list")
-    epochs = []
-    for number, line in enumerate(lines, 1):
+    epochs: list[dict[str, Any]] = []
+    for number, line in enumerate(lines):
         try:
-            epochs.append(_checked(json.loads(line)))
+            epochs.append(metrics.check(json.loads(line), number, epochs[0] if epochs else None))
         except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise UserError(f"{folder / 'metrics.jsonl'}, line {number}, is not the metrics of an epoch ({error})") from None
+            if line.endswith(b"\n"):
+                raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
             print(f"warning: {folder / 'metrics.jsonl'} ends in an incomplete line, which is left out", file=sys.stderr)
     if not epochs:
         raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
     return History(folder, config, epochs)
-
-
-def _checked(row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict) or type(row.get("epoch")) is not int or not 0 <= row["epoch"] < 2**31:
-        raise ValueError("no object with an epoch")
-    for key, value in row.items():
-        if key not in ("alphas", "genotype", "architecture") and not _is_number(value):
-            raise ValueError(f"{key[:100]!r} is no number")
-    edges = row.get("alphas", {})
-    if not isinstance(edges, dict) or not all(isinstance(edge, dict) and edge for edge in edges.values()):
-        raise ValueError("its alphas are not {edge: {operation: weight}}")
-    weights = [weight for edge in edges.values() for weight in edge.values()]
-    if not all(map(_is_number, weights)):
-        raise ValueError("an alpha is not a number")
-    if any(weight < 0 or weight > 1 for weight in weights):
-        raise ValueError("an alpha is not between 0 and 1")
-    return row
-
-
-def _is_number(value: Any) -> bool:
-    """One that pictures have room for, or what a diverged run has instead: NaN, infinity."""
-    return type(value) in (int, float) and not 1e100 < abs(value) < math.inf
 
 
 def read_architecture(path: str | Path) -> Genotype | dict[str, Any]:
@@ -143,17 +124,8 @@ def read_architecture(path: str | Path) -> Genotype | dict[str, Any]:
 
 
 def recorded_architecture(row: dict[str, Any]) -> Genotype | dict[str, Any] | None:
-    """The architecture that was found by the end of an epoch; None in the metrics of `train.py`.
-
-    Raises:
-        UserError: what is recorded is no architecture.
-    """
-    if "genotype" in row:
-        return genotypes.from_json(row["genotype"])
-    architecture = row.get("architecture")
-    if architecture is not None and not isinstance(architecture, dict):
-        raise UserError(f"epoch {row['epoch']} holds an architecture that is none: metrics.jsonl is damaged")
-    return architecture
+    """The architecture that was found by the end of an epoch, whose metrics `metrics.check` has taken; None in those of `train.py`."""
+    return genotypes.from_json(row["genotype"]) if "genotype" in row else row.get("architecture")
 
 
 # ---- Questions to alphas and architectures

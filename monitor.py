@@ -9,6 +9,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,27 +45,31 @@ class Monitor:
         self._clock = progress.Clock(epochs, steps, run.progress.epoch * steps + run.progress.step)
         self._seconds_per_step = 0.0
         self._drawn: Any = None
+        self._draws = True
         self._writer: SummaryWriter | None = None
-        if distributed.rank() == 0:  # what an interrupted epoch left behind, TensorBoard drops
-            self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
+        if distributed.rank() == 0:
+            with self._or_without():  # what an interrupted epoch left behind, TensorBoard drops
+                self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
+            run.closing.callback(self._close)
 
     def batches(self, batches: Iterable[Any], meters: utils.Meters) -> Iterator[Any]:
         """The batches of the epoch that is running, from the run's step on, with a bar on a terminal, and measured."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        device = self._run.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         epoch, first = self._run.progress.epoch, self._run.progress.step
         started, count = time.perf_counter(), 0
         for count, batch in enumerate(progress.bar(batches, epoch, first, self._steps, meters, self._clock), 1):  # noqa: B007
             yield batch
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the device may be behind
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # it may be behind
         self._seconds_per_step = (time.perf_counter() - started) / max(1, count)
 
     def measured(self) -> dict[str, float]:
         """What the last epoch's training took: `seconds_per_step`, and `memory_mb`, the peak, of the GPU or else of the process."""
         measured = {"seconds_per_step": self._seconds_per_step}
-        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-            measured["memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        if self._run.device.type == "cuda":
+            measured["memory_mb"] = torch.cuda.max_memory_allocated(self._run.device) / 1e6
         elif sys.platform != "win32":
             import resource
 
@@ -75,19 +80,31 @@ class Monitor:
     def record(self, metrics: dict[str, Any], architecture: Genotype | dict[str, Any] | None = None) -> None:
         """Gives the epoch that is running to TensorBoard: its numbers, and pictures of the architecture whenever that is a new one.
 
-        A folder that cannot be written to (a full disk) ends the recording, and not the run.
+        A failure of TensorBoard, such as a full disk, ends the recording; one of a picture, the pictures; neither ends the run.
         """
         if self._writer is None:
             return
-        try:
-            self._record(self._writer, metrics, self._run.progress.epoch + 1)
-            if architecture is not None and architecture != self._drawn:
+        epoch = self._run.progress.epoch + 1
+        with self._or_without():
+            self._record(self._writer, metrics, epoch)
+            if architecture is not None and architecture != self._drawn and self._draws:
                 self._drawn = architecture
-                self._draw(self._writer, architecture, self._run.progress.epoch + 1)
+                self._show(self._writer, self._pictures(architecture, epoch), epoch)
             self._writer.flush()
-        except OSError as error:
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Ends the recording where TensorBoard fails: what it raises is of many kinds, and no reason to lose a run."""
+        try:
+            yield
+        except Exception as error:
             self._writer = None
-            self._run.log("cannot write for TensorBoard (%s): going on without", error.strerror or error)
+            self._run.log("cannot write for TensorBoard (%s): going on without", getattr(error, "strerror", None) or repr(error))
+
+    def _close(self) -> None:
+        with self._or_without():
+            if self._writer is not None:
+                self._writer.close()
 
     def _record(self, writer: SummaryWriter, metrics: dict[str, Any], epoch: int) -> None:
         for key, value in metrics.items():
@@ -97,14 +114,20 @@ class Monitor:
             for operation, weight in weights.items():
                 writer.add_scalar(f"alphas {edge}/{operation}", weight, epoch)
 
-    def _draw(self, writer: SummaryWriter, architecture: Genotype | dict[str, Any], epoch: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
+    def _pictures(self, architecture: Genotype | dict[str, Any], epoch: int) -> dict[str, bytes]:
         try:
             graphs = drawing.graphs(architecture, f"{self._run.folder.name}, epoch {epoch}")
-            pictures = {name: drawing.render(graph, "png", dpi=75) for name, graph in graphs.items()}
+            return {name: drawing.render(graph, "png", dpi=75) for name, graph in graphs.items()}
         except UserError:  # nothing is installed that draws; the end of the search says so
-            return
+            pass
+        except Exception as error:
+            self._run.log("cannot draw the architecture (%r): going on without pictures", error)
+        self._draws = False
+        return {}
+
+    def _show(self, writer: SummaryWriter, pictures: dict[str, bytes], epoch: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         for name, picture in pictures.items():
             width, height = struct.unpack(">II", picture[16:24])
             image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture)

@@ -8,12 +8,16 @@ Expect one number. The arguments that shape the network must be those of its tra
 
 from __future__ import annotations
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import argparse
 
 from torch import nn
 
 import acceleration
-import cli
 import data
 import experiment
 import genotypes

@@ -9,6 +9,11 @@ result. The best one is printed as well, as what it is: picked on the test set, 
 
 from __future__ import annotations
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import argparse
 import shlex
 from collections.abc import Iterable
@@ -18,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 import acceleration
-import cli
 import data
 import distributed
 import experiment
@@ -95,7 +99,7 @@ def main() -> None:
 
     meters = utils.Meters()
 
-    with experiment.Run("eval", args) as run:
+    with experiment.Run("eval", args, device) as run:
         for note in images.notes:
             run.log("%s", note)
         run.log("%s", speed)
@@ -106,12 +110,15 @@ def main() -> None:
         size = images.image_size
         multiply_adds = utils.count_multiply_adds(model, size)
         run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
-        progress = run.restore(epochs, steps, "test_acc", model=model, optimizer=optimizer, scheduler=scheduler, meters=meters)
+        progress = run.restore(epochs, steps, "test_acc", model=model, optimizer=optimizer, meters=meters)
+        utils.advance(scheduler, progress.epoch)
         watch = monitor.Monitor(run, epochs, steps)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = float(scheduler.get_last_lr()[0])
-            model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+            drop_path = {}
+            if hasattr(model, "drop_path_prob"):  # the networks of other spaces have none
+                drop_path["drop_path_prob"] = model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
@@ -130,7 +137,7 @@ def main() -> None:
             run.write_weights(model)
             metrics = {
                 "lr": lr,
-                "drop_path_prob": model.drop_path_prob,
+                **drop_path,
                 "train_loss": meters.loss.avg,
                 "train_acc": meters.top1.avg,
                 "test_loss": test_meters.loss.avg,

@@ -12,6 +12,11 @@ The accuracies on the way are the supernet's; what the found network is worth, o
 
 from __future__ import annotations
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import argparse
 import shlex
 from collections.abc import Iterable
@@ -21,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 import acceleration
-import cli
 import data
 import distributed
 import drawing
@@ -109,14 +113,13 @@ def main() -> None:
 
     meters = utils.Meters()
 
-    with experiment.Run("search", args) as run:
+    with experiment.Run("search", args, device) as run:
         for note in images.notes:
             run.log("%s", note)
         run.log("%s", speed)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        progress = run.restore(
-            epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, scheduler=scheduler, meters=meters
-        )
+        progress = run.restore(epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, meters=meters)
+        utils.advance(scheduler, progress.epoch)
         watch = monitor.Monitor(run, epochs, steps)
         stop = None
         for epoch in range(progress.epoch, epochs):
@@ -181,8 +184,8 @@ def main() -> None:
             try:
                 pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
                 run.log("pictures: %s", ", ".join(map(str, pictures)))
-            except UserError as error:  # the search is complete, with or without
-                run.log("no pictures: %s", error)
+            except Exception as error:  # the search is complete, with or without
+                run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
 
 
 def train(

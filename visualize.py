@@ -16,11 +16,15 @@ epochs. A file of that name which this program did not write is never overwritte
 
 from __future__ import annotations
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 from pathlib import Path
 from typing import Any
 
 import animation
-import cli
 import compare
 import curves
 import drawing

@@ -23,12 +23,16 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import torch
+from torch import Tensor, nn
+
 import data
 import utils
 from architect import Architect

@@ -28,12 +28,16 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import torch
 import torch.nn.functional as F
 import turns
 
 import acceleration
-import cli
 import model_search
 import operations
 from architect import HVP, Architect

@@ -18,13 +18,17 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
 import torch
 import torch.nn.functional as F
 import turns
 from search_step import _own_gradients
 
 import acceleration
-import cli
 import genotypes
 import operations
 import utils

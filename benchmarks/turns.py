@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from cli import UserError
+
 MEBIBYTE = 2**20
 
 
@@ -73,7 +75,9 @@ def _synchronize(device: str) -> None:
 
 
 def machine(device: str, threads: int) -> str:
-    """What the figures depend on, in words."""
+    """What the figures depend on, in words. Raises `UserError` where there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here; leave it out to measure on the CPU")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {threads} threads"
     return f"{name}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import distributed
 import genotypes
+import utils
 from architect import HVP, Architect, Searchable
 from cli import UserError, shorten
 from genotypes import CHOICES, PRIMITIVES
@@ -119,6 +120,7 @@ class Random:
 
     def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
         self.model = model
+        self.device = next(model.parameters()).device
         # A running average over steps, each with other layers, is the statistics of no architecture: a batch's own are used, always.
         for module in model.network.modules():
             if isinstance(module, _BatchNorm):
@@ -136,14 +138,14 @@ class Random:
         unrolled: bool,
     ) -> None:
         """Decides which architecture the weights learn on next. Arguments as `Architect.step`'s; those that are not needed are not read."""
-        distributed.same_random_numbers()
+        distributed.same_random_numbers(self.device)
         with torch.no_grad():
             self.model.mutator.reset()
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decides on the most accurate of some architectures, measured on the first of `batches`; equals by their loss."""
         x, y = next(iter(batches))
-        distributed.same_random_numbers()
+        distributed.same_random_numbers(self.device)
         best: tuple[tuple[float, float], Any] | None = None
         for _ in range(self.candidates):
             decisions = self.model.mutator.sample_final()
@@ -160,6 +162,7 @@ class Random:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        utils.check_like(state_dict.get("decisions"), self.model.mutator.status(), "the decisions")
         self.model.mutator.decide(state_dict["decisions"])
 
     @torch.no_grad()
@@ -192,7 +195,7 @@ class Enas(Random):
         unrolled: bool,
     ) -> None:
         """One step on the controller, by the validation batch; then decides as `Random.step`."""
-        distributed.same_random_numbers()
+        distributed.same_random_numbers(self.device)
         self.model.mutator.reset()
         accuracy, _ = self.score(input_valid, target_valid)
         self.controller.step(accuracy)
@@ -203,7 +206,7 @@ class Enas(Random):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.controller.optimizer.load_state_dict(state_dict["controller"])
+        utils.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))
 
 
 class Reinforce:

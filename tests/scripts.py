@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -41,6 +42,7 @@ def start(command, images, *arguments, prepare=lambda: None):
             setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))
         warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
         warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a terminal
         sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
         module = load(name)
         prepare()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli import UserError
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--init_channels", "2", "--layers", "3"]
 
@@ -119,3 +121,11 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, capsys, tmp
             module.main()
         assert ended.value.code == 2
         assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["search_step", "train_step"])
+def test_a_gpu_that_is_not_there_is_a_user_s_error(benchmark, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    module = benchmark(name, "--device", "cuda")
+    with pytest.raises(UserError, match="--device cuda: PyTorch finds no GPU here"):
+        module.main()

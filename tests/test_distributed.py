@@ -308,7 +308,7 @@ def random_numbers():
     before = torch.rand(3)
     distributed.own_random_numbers()
     own = torch.rand(3)
-    distributed.same_random_numbers()
+    distributed.same_random_numbers(torch.device("cpu"))
     return before, own, torch.rand(3)
 
 
@@ -455,6 +455,14 @@ def test_alphas_that_differ_are_noticed(images, tmp_path):
     for status, output in launch(2, SEARCH, images, "--run_dir", tmp_path / "run", prepare=at(1, 0, 2, nudge)):
         assert status == 2, output
         assert "mutator.alphas.0 is not the same on all processes" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error", 1)])
+def test_an_error_of_one_s_own_gpu_is_not_another_process_s(error):
+    with pytest.raises(type(error)), distributed._others():
+        raise error
+    with pytest.raises(cli.UserError, match="another process"), distributed._others():
+        raise RuntimeError("Connection closed by peer")
 
 
 def test_restarts_need_a_folder(images, monkeypatch):

@@ -258,15 +258,61 @@ def test_time_left_is_that_of_the_whole_run(monkeypatch):
     assert clock.left(epoch=2, step=0) == "00:40"
 
 
-def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(images, script, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a fault")])
+@pytest.mark.parametrize("name", ["__init__", "add_scalar", "flush", "close"])
+def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script, monkeypatch, name, error):
+    def failing(*_, **__):
+        raise error
 
-    monkeypatch.setattr(monitor.SummaryWriter, "add_scalar", full)
+    monkeypatch.setattr(monitor.SummaryWriter, name, failing)
     status, out, _ = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "2", "--run_dir", "run")
     assert status == 0
-    assert out.count("cannot write for TensorBoard (No space left on device)") == 1
+    reason = "No space left on device" if isinstance(error, OSError) else "RuntimeError('a fault')"
+    assert out.count(f"cannot write for TensorBoard ({reason})") == 1
     assert len(metrics_of(Path("run"))) == 2
+
+
+def test_a_picture_s_failure_does_not_end_a_search(images, script, monkeypatch):
+    """Neither in an epoch nor at the end; TensorBoard still has the numbers."""
+    monkeypatch.setattr(monitor.drawing, "graphs", lambda *_: {}["se_conv_3x3"])
+    status, out, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "2", "--run_dir", "run")
+    assert (status, error) == (0, "")
+    assert out.count("cannot draw the architecture (KeyError('se_conv_3x3'))") == 1
+    assert "no pictures: KeyError('se_conv_3x3')" in out.splitlines()[-1]
+    assert len(EventAccumulator("run").Reload().Scalars("lr")) == 2
+
+
+def test_tensorboard_s_file_is_closed(images, script, monkeypatch):
+    closed = []
+    monkeypatch.setattr(monitor.SummaryWriter, "close", lambda self: closed.append(self.log_dir))
+    script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
+    assert closed == ["run"]
+
+
+def test_drop_path_is_recorded_where_there_is_some(images, script):
+    space = ["--space", "nasbench201", "--arch", "arch.json"]
+    edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
+    Path("arch.json").write_text(json.dumps(dict.fromkeys(edges, "conv_1x1")))
+    for name, network in (("cells", ["--layers", "3"]), ("other", space)):
+        status, _, error = script("train", *TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name)
+        assert status == 0, error
+        assert ["drop_path_prob" in row for row in metrics_of(Path(name))] == [name == "cells"]
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, script, monkeypatch):
+    """On a machine that has one."""
+
+    def touched(*_, **__):
+        raise AssertionError("the GPU was touched")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_device_name", "get_rng_state_all", "get_rng_state", "synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    # PyTorch's optimizers ask for the current stream of any accelerator, whatever the device.
+    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
+    status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run", "--strategy", "enas")
+    assert status == 0, error
+    assert json.loads(Path("run/config.json").read_text())["gpu"] is None
 
 
 def test_the_flags_are_checked(script):

@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -85,21 +86,21 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
     print(f"{name}: killed {kills} times in {runs} runs")
 
 
-@pytest.mark.parametrize("moment", range(1, 9))
+@pytest.mark.parametrize("moment", range(1, 12))
 def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
-    """Before a file is flushed, and before each rename, of the fourth to the sixth file that is written."""
+    """Before a file is flushed, before each rename, and before its folder is flushed, of the fourth to the sixth file that is written."""
     folder, calls = tmp_path / "run", iter(range(1000))
 
     def prepare():
         def deadly(original):
             def call(*arguments):
-                if next(calls) == 5 + moment:
+                if next(calls) == 8 + moment:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return original(*arguments)
 
             return call
 
-        experiment.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
 
     status, _ = run(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
     assert status == -signal.SIGKILL
@@ -108,9 +109,9 @@ def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
     assert_same(result(folder), uninterrupted("train")[0])
 
 
-@pytest.mark.parametrize("moment", range(5))
+@pytest.mark.parametrize("moment", range(6))
 def test_killed_at_the_beginning(moment, images, tmp_path):
-    """Before the first file is flushed and renamed, before the log is opened, before its first line, before the architecture is written."""
+    """Before the first file is flushed and renamed, its folder flushed, the log opened, its first line and the architecture written."""
     folder, calls = tmp_path / "run", iter(range(1000))
 
     def prepare():
@@ -122,7 +123,7 @@ def test_killed_at_the_beginning(moment, images, tmp_path):
 
             return call
 
-        experiment.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
         experiment._LogFile.__init__ = deadly(experiment._LogFile.__init__)
         experiment.Run.log = deadly(experiment.Run.log)
 
@@ -144,13 +145,13 @@ def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "config.json").write_text("")
     with pytest.raises(cli.UserError, match="never overwritten"):
-        experiment.Run("search", args)
+        experiment.Run("search", args, torch.device("cpu"))
     (tmp_path / "config.json").unlink()
-    with experiment.Run("search", args) as begun:
+    with experiment.Run("search", args, torch.device("cpu")) as begun:
         begun.log("a line")
     (tmp_path / "config.json").unlink()
     with pytest.raises(cli.UserError, match="never overwritten"):
-        experiment.Run("search", args)
+        experiment.Run("search", args, torch.device("cpu"))
 
 
 def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
@@ -166,12 +167,10 @@ def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
-    output = b""
-    while b"train 001" not in output:  # in the middle of the first epoch; no checkpoint is due for ten minutes
-        output += os.read(reader, 1000)
+    until(reader, b"train 001")  # in the middle of the first epoch; no checkpoint is due for ten minutes
     os.kill(child, number)
     actual, rest = finish(child, reader)
     assert actual == status, rest
@@ -182,6 +181,75 @@ def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     assert "going on from" in output
     assert "epoch 0, step 0" not in output
     assert_same(result(tmp_path / "run"), uninterrupted("first order")[0])
+
+
+def stuck():
+    """Prints so, and then waits in C for ever, where no handler of Python's is called: a step that takes minutes."""
+    print("stuck", flush=True)
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)
+
+
+def until(reader, words):
+    """Reads a child's output until these words have come."""
+    output = b""
+    while words not in output:
+        output += os.read(reader, 1000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_a_run_at_once(number, images, uninterrupted, tmp_path):
+    """In the middle of a step, and with the checkpoint from before it."""
+    folder = tmp_path / "run"
+
+    def prepare():
+        original = experiment.Run.complete_step
+
+        def complete_step(self):
+            if (self.progress.epoch, self.progress.step) == (1, 1):
+                stuck()
+            original(self)
+
+        experiment.Run.complete_step = complete_step
+
+    child, reader = start(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
+    until(reader, b"stuck")
+    before = (folder / "checkpoint.pt").read_bytes()
+    os.kill(child, number)
+    time.sleep(1.5 * experiment.ECHO)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)  # the first waits for the step
+    os.kill(child, number)
+    status, output = finish(child, reader)
+    assert (status, output.strip().count("\n")) == (128 + number, 0), output
+    assert f"stopped at once by a second signal, {number.name}" in output
+    assert output.endswith(f"--resume {folder}\n")
+    assert (folder / "log.txt").read_text().endswith(output.lstrip())
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    status, output = run(TRAIN[:1], images, "--resume", folder)
+    assert status == 0, output
+    assert_same(result(folder), uninterrupted("train")[0])
+
+
+def test_a_signal_and_its_echo_are_one(images, tmp_path):
+    """`timeout` sends its signal to the process and to the process's group: the run is still saved."""
+    child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
+    until(reader, b"train 001")
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.1 * experiment.ECHO)
+    os.kill(child, signal.SIGTERM)
+    status, output = finish(child, reader)
+    assert status == 143, output
+    assert "stopped by SIGTERM" in output
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_started_by_nohup_outlives_its_terminal(images, tmp_path):
+    def prepare():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        experiment.Run.complete_step = lambda self: os.kill(os.getpid(), signal.SIGHUP)
+
+    status, output = run([*TRAIN, "--fast_dev_run"], images, "--run_dir", tmp_path / "run", prepare=prepare)
+    assert status == 0, output
 
 
 @pytest.fixture
@@ -267,6 +335,118 @@ def test_a_full_disk_costs_no_checkpoint(half, images, uninterrupted):
     status, output = run(TRAIN, images, "--resume", half)
     assert status == 0, output
     assert_same(result(half), uninterrupted("train")[0])
+
+
+LINKED = (
+    "config.json.tmp",
+    "log.txt",
+    "metrics.jsonl.tmp",
+    "weights.pt.tmp",
+    "checkpoint.pt.tmp",
+    "events.out.tfevents.1",
+    "checkpoint.pt",
+)
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_in_a_run_s_folder_is_refused_and_never_followed(name, images, tmp_path):
+    """In a folder that counts as empty, and in one to go on with."""
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / name).symlink_to(precious)
+    for argument in ("--run_dir", "--resume"):
+        status, output = run([*TRAIN, "--fast_dev_run"], images, argument, folder)
+        assert (status, output.count("\n")) == (2, 1), output
+        assert f"{name} is a symbolic link" in output
+        assert precious.read_text() == "precious"
+        (folder / "config.json").write_text(json.dumps({"stage": "eval", "arguments": {}}))
+
+
+@pytest.mark.parametrize("name", LINKED[1:5])
+def test_a_link_that_comes_later_is_not_followed(name, half, images, uninterrupted, tmp_path):
+    """Made when the folder has been looked at already; where a link is in the log's place, the run does not begin."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+
+    def prepare():
+        original, looks = experiment.files.check_folder, iter(range(2))
+
+        def look_and_link(folder):
+            original(folder)
+            if next(looks) == 1:  # config.json has been read, and the lock is held
+                (half / name).unlink(missing_ok=True)
+                (half / name).symlink_to(precious)
+
+        experiment.files.check_folder = look_and_link
+
+    status, output = run(TRAIN, images, "--resume", half, prepare=prepare)
+    assert precious.read_text() == "precious"
+    assert status == (2 if name == "log.txt" else 0), output
+    if status == 0:
+        assert_same(result(half), uninterrupted("train")[0])
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "log.txt"])
+def test_a_pipe_in_a_run_s_folder_is_refused(name, images, tmp_path):
+    os.mkfifo(tmp_path / name)
+    status, output = run(TRAIN, images, "--resume", tmp_path)
+    assert (status, output.count("\n")) == (2, 1), output
+    assert f"{name} is neither a file nor a folder" in output
+
+
+def test_a_run_goes_on_with_its_number_of_threads(images, tmp_path):
+    """Or says that it cannot."""
+    command = [*TRAIN, "--fast_dev_run"]
+
+    def with_threads(count, cores):
+        def prepare():
+            torch.set_num_threads(count)
+            experiment.os.cpu_count = lambda: cores
+            original = experiment.Run.complete_epoch
+            experiment.Run.complete_epoch = lambda *args: print(f"threads: {torch.get_num_threads()}") or original(*args)
+
+        return prepare
+
+    status, output = run(command, images, "--run_dir", tmp_path / "run", prepare=with_threads(2, 8))
+    assert status == 0, output
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+    for cores, words, threads in ((8, "going on with 2 threads, as the run began", 2), (1, "the run began with 2 threads, more than", 1)):
+        status, output = run(["train"], images, "--resume", tmp_path / "run", prepare=with_threads(1, cores))
+        assert status == 0, output
+        assert words in output
+        assert f"threads: {threads}\n" in output
+        (tmp_path / "run" / "checkpoint.pt").unlink(), (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+
+
+def test_an_error_of_the_gpu_is_not_a_damaged_checkpoint_and_not_a_full_disk(half, images):
+    """Whatever a device raises while a checkpoint is read or written is let through, with what helps."""
+
+    def fails(name):
+        def prepare():
+            def fail(*_, **__):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            setattr(torch.optim.SGD, name, fail)
+
+        return prepare
+
+    for name in ("load_state_dict", "state_dict"):
+        status, output = run(TRAIN, images, "--resume", half, "--checkpoint_minutes", "0", prepare=fails(name))
+        assert status == 1, output
+        assert "not enough memory; a smaller --batch_size" in output.splitlines()[-1]
+        assert "no checkpoint" not in output
+        assert "cannot write" not in output
+
+
+def test_random_states_of_cuda_that_are_not_restored_are_named(half, images):
+    state = torch.load(half / "checkpoint.pt", weights_only=True)
+    state["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * 2
+    torch.save(state, half / "checkpoint.pt")
+    status, output = run(TRAIN, images, "--resume", half)
+    assert status == 0, output
+    assert "CUDA's random states are not restored: the checkpoint has those of 2 GPUs, and this process computes on cpu" in output
 
 
 def test_a_second_process_on_the_same_folder_is_refused(half, images):

@@ -1,11 +1,13 @@
 """The stages as a user runs them: search, train, test; what they write, what they say, and what they refuse."""
 
+import itertools
 import json
 import math
 import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +212,7 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--drop_path_prob", "1"], "--drop_path_prob"),
         ("train", ["--batch_size", "100000"], "1437.*batch of 100000"),
         ("train", ["--image_size", "30"], "multiple of 8"),
+        ("train", ["--image_size", "2147483640"], "multiple of 8, from 8 to 4096"),
         ("train", ["--dataset", "mnist"], "--dataset"),
         ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
@@ -245,6 +248,86 @@ def test_a_mistake_ends_the_process_without_a_traceback():
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(r"train\.py: error: unknown architecture nonsense.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("a fault"), "this is a fault of the program"),
+        (MemoryError(), "not enough memory; a smaller --batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "not enough memory.*--amp"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "the GPU, or what drives it, has failed"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_a_file(error, words, monkeypatch, capsys, tmp_path):
+    def main():
+        raise error
+
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    [file] = tmp_path.iterdir()
+    assert (out, err.count("\n")) == ("", 1)
+    assert re.search(f"{words}.*{file}", err)
+    kept = file.read_text()
+    assert "in main" in kept
+    assert kept.rstrip().splitlines()[-1].startswith(type(error).__name__) or "torch.OutOfMemoryError" in kept
+
+
+def test_a_traceback_that_no_file_can_hold_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(cli.tempfile, "tempdir", "/nowhere/at/all")
+    with pytest.raises(SystemExit):
+        cli.run(lambda: {}["a fault"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "train_search", "test", "benchmarks/search_step", "benchmarks/hypergradient"])
+def test_ctrl_c_while_modules_are_imported_ends_without_a_word(name, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    ends_without_a_word([ROOT / f"{name}.py"], tmp_path, b"importing")
+
+
+def test_ctrl_c_while_a_run_is_set_up_ends_without_a_word(tmp_path):
+    """With two processes that decode images."""
+    code = f"""
+import runpy, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+def slow(path, size):
+    print("decoding", flush=True)
+    time.sleep(60)
+import cli, data
+cli.end_on_ctrl_c()
+data._decode = slow
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+    for part, label in itertools.product(("train", "test"), ("a", "b")):
+        (tmp_path / part / label).mkdir(parents=True)
+        for number in range(300):
+            (tmp_path / part / label / f"{number}.png").touch()
+    command = ["-c", code, "--dataset", "folder", "--data", tmp_path, "--workers", "2", "--gpu", "-1"]
+    ends_without_a_word(command, tmp_path, b"decoding")
+
+
+def ends_without_a_word(command, folder, words):
+    """Ctrl-C, which a terminal sends to the whole group of processes, when these words have been printed."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    output = b""
+    while words not in output:
+        output += os.read(process.stdout.fileno(), 1000)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == -signal.SIGINT
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import re
+import stat
 import struct
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 import drawing
+import files
 import genotypes
 import visualize
 from cli import UserError
@@ -189,19 +192,16 @@ def test_foreign_pictures_are_kept(tmp_path):
     assert not (tmp_path / "normal.png").exists()
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_an_interrupted_drawing_is_in_the_way_of_nothing(tmp_path, monkeypatch, failing):
     """What is there of a picture is complete, or not called one."""
     pictures = {"normal.png": b"a" * 20, "reduction.png": b"b" * 20}
 
-    def interrupted(*arguments):
-        if failing == "write_bytes":
-            path, content = arguments
-            path.open("wb").write(content[:5])
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(Path if failing == "write_bytes" else drawing.os, failing, interrupted)
+        context.setattr(drawing.files.os, failing, interrupted)
         with pytest.raises(KeyboardInterrupt):
             drawing.write(pictures, tmp_path)
     assert not list(tmp_path.glob("*.png"))
@@ -213,14 +213,44 @@ def test_a_full_disk_leaves_the_old_pictures_and_nothing_else(tmp_path, monkeypa
     drawing.write({"normal.png": b"a" * 20}, tmp_path)
     before = (tmp_path / "normal.png").read_bytes()
 
-    def full(path, content):
-        path.open("wb").write(content[:5])
+    def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(drawing.files.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write the pictures.*No space"):
         drawing.write({"normal.png": b"c" * 20, "reduction.png": b"b" * 20}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"normal.png": before}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent / "precious")])
+def test_a_link_or_a_pipe_in_a_picture_s_place_is_kept_and_not_opened(tmp_path, make):
+    make(tmp_path / "normal.png")
+    with pytest.raises(UserError, match="is not one of our pictures"):
+        drawing.write({"normal.png": b"a" * 20}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["normal.png"]
+
+
+def test_pictures_are_not_written_through_links(tmp_path):
+    """Not even where the temporary file's name is known in advance."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / f"normal.png.{os.getpid()}.tmp").symlink_to(precious)
+    drawing.write({"normal.png": b"a" * 20}, tmp_path)
+    assert precious.read_text() == "precious"
+
+
+def test_names_are_flushed_after_what_they_stand_for(tmp_path, monkeypatch):
+    """First the files' contents, then the renames, then the folder: after a power failure a name stands for a complete file."""
+    done = []
+
+    def fsync(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    replace = os.replace
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    files.write({tmp_path / "one": b"1", tmp_path / "two": b"2"})
+    assert done == ["file", "file", "rename", "rename", "folder"]
 
 
 def test_command_line_draws_into_the_current_folder(tmp_path):

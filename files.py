@@ -1,0 +1,72 @@
+"""Files of folders that may be untrusted: nothing is written through a link, and a file is written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raises `OSError`, which names the first that it finds, if `folder` holds anything but files and folders, or cannot be read.
+
+    A link could lead reading and writing elsewhere, and a pipe or a device would keep its reader waiting.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                kind = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+                raise OSError(errno.EINVAL, f"{entry.name} is {kind}; remove it, or put a copy of the file in its place", entry.path)
+
+
+def open_to_append(path: str, flags: int) -> int:
+    """For `open(..., opener=open_to_append)`: fails where the path is a link."""
+    return os.open(path, flags | _NO_LINK, 0o666)
+
+
+def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", previous: Path | None = None) -> None:
+    """Writes files of one folder: a reader, also after a crash, finds the old content or the new one, complete.
+
+    Args:
+        contents: what to write to which path. All of it is on the disk before the first path is replaced.
+        suffix: of the temporary file beside each path. What has that name is removed first, so it must be no one else's.
+        previous: where the old file goes, if there is one; for a single path.
+
+    Raises:
+        OSError: a file cannot be written. The old ones stay, and no temporary file is left.
+    """
+    beside = {path: path.with_name(path.name + suffix) for path in contents}
+    try:
+        for path, content in contents.items():
+            beside[path].unlink(missing_ok=True)
+            with open(beside[path], "xb") as file:  # x: follows no link, not even one made since the line above
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in beside.items():
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
+    except OSError:
+        for temporary in beside.values():
+            with suppress(OSError):
+                temporary.unlink()
+        raise
+    for folder in {path.parent for path in contents}:
+        _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the new names in it outlast a power failure, where the system can: its files are on the disk already."""
+    with suppress(OSError):  # Windows cannot open a folder, and some file systems cannot flush one
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
