@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import untrusted
 
 
 class UserError(ValueError):
@@ -129,11 +130,13 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
     """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = untrusted.read_json(Path(folder) / "config.json")
         own, arguments = config["stage"], config["arguments"].items()
     except OSError as error:
         raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except ValueError as error:
+        raise UserError(f"--resume {folder}: its config.json does not hold JSON: {error}") from None
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
     if own != stage:
         raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")

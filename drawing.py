@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import graphviz
 
+import untrusted
 from cli import UserError, shorten, shown
 from genotypes import Genotype
 
@@ -299,7 +300,7 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
     signed = {Path(folder) / name: _sign(content, name.rpartition(".")[2]) for name, content in pictures.items()}
     try:
         for path in signed:
-            if path.exists() and SIGNATURE not in path.read_bytes():
+            if path.exists() and SIGNATURE not in untrusted.read(path):
                 raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         for path, picture in signed.items():

@@ -27,6 +27,7 @@ from torch import nn
 
 import cli
 import distributed
+import untrusted
 from cli import UserError, shorten
 from progress import Console
 
@@ -246,7 +247,7 @@ class Run:
             return b""
         for path in found:
             try:
-                content = path.read_bytes()
+                content = untrusted.read(path)
                 self._take(content)
             except Exception as error:  # what a damaged file leads to is of many kinds
                 reason = " ".join(str(error).split())[:200]
@@ -336,7 +337,8 @@ def load_weights(model: nn.Module, path: str) -> None:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name its weights.pt")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with untrusted.open_file(path) as file:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds

@@ -8,12 +8,12 @@ outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, s
 from __future__ import annotations
 
 import ast
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import untrusted
 from cli import UserError, shorten, shown
 
 
@@ -248,12 +248,12 @@ def read(arch: str) -> Genotype:
             path = path / "genotype.json"
         if path.suffix != ".json" and not path.is_file():
             raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted.read_json(path)
     except OSError as error:
         raise UserError(f"cannot read the architecture {shorten(arch)}: {error.strerror or error}") from None
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{shorten(arch)} does not hold JSON: {error}") from None
     return from_json(content)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import drawing
 import genotypes
+import untrusted
 from cli import UserError
 from genotypes import Genotype
 
@@ -83,12 +83,12 @@ def read(path: str | Path) -> History:
     if not folder.is_dir():
         raise UserError(f"{path} is no folder: name the folder of a run")
     try:
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-        config = json.loads((folder / "config.json").read_bytes())
+        lines = untrusted.read(folder / "metrics.jsonl").splitlines()
+        config = untrusted.read_json(folder / "config.json")
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{folder / 'config.json'} holds no JSON: it is not one of a run") from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} holds no JSON ({error}): it is not one of a run") from None
     arguments = config.get("arguments") if isinstance(config, dict) else None
     if not isinstance(arguments, dict) or not all(isinstance(value, str | int | float | None) for value in arguments.values()):
         raise UserError(f"{folder / 'config.json'} is not one of a run: it lacks the arguments")
@@ -97,8 +97,8 @@ def read(path: str | Path) -> History:
     epochs = []
     for number, line in enumerate(lines, 1):
         try:
-            epochs.append(_checked(json.loads(line)))
-        except (ValueError, RecursionError) as error:
+            epochs.append(_checked(untrusted.parse_json(line)))
+        except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number}, is not the metrics of an epoch ({error})") from None
             print(f"warning: {folder / 'metrics.jsonl'} ends in an incomplete line, which is left out", file=sys.stderr)
@@ -136,8 +136,8 @@ def read_architecture(path: str | Path) -> Genotype | dict[str, Any]:
         UserError: it is neither.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # genotypes.read knows what to say
+        content = untrusted.read_json(path)
+    except (OSError, ValueError):  # genotypes.read knows what to say
         return genotypes.read(str(path))
     return content if isinstance(content, dict) and content and not genotypes.is_meant(content) else genotypes.read(str(path))
 

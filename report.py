@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+import untrusted
 from history import History
 
 TITLES = {
@@ -136,7 +137,7 @@ def _provenance(run: History) -> dict[str, Any]:
 def _command(run: History) -> Iterable[str]:
     """The command that the run ended with, from its log."""
     try:
-        log = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        log = untrusted.read(run.folder / "log.txt").decode(errors="replace")
     except OSError:
         log = ""
     found = re.findall(r"(train what was found|test the weights again): (.+)", log)

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import inspect
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import distributed
 import fused
 import genotypes
+import untrusted
 from architect import HVP, Architect, Searchable
 from cli import UserError, shorten
 from genotypes import CHOICES, PRIMITIVES
@@ -355,8 +355,8 @@ def read(args: argparse.Namespace) -> genotypes.Genotype | Architecture:
 def _recorded_space(folder: str) -> str | None:
     """The `--space` of the run in this folder; None if it is none."""
     try:
-        space = json.loads((Path(folder) / "config.json").read_bytes())["arguments"]["space"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        space = untrusted.read_json(Path(folder) / "config.json")["arguments"]["space"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return space if isinstance(space, str) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import urllib.error
 from collections import Counter
@@ -450,6 +451,64 @@ def test_kinds_of_images(tmp_path):
     colours = [{tuple(colour) for colour in image.flatten(1).T.tolist()} for image in inside]
     assert sorted(map(sorted, colours)) == sorted([[(255, 0, 0)], [(255, 0, 0)], [(77, 77, 77)], [(204, 0, 0)], [(204, 0, 0)]])
     assert (images.test.images == 77).all()
+
+
+def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_factory, no_waiting):
+    """Each folder counts once, where it lies; what links lead to outside of the classes counts as well, once."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "more" / "x.png", np.zeros((16, 16, 3), dtype=np.uint8))
+    (folder / "train" / "dog" / "deep").mkdir()
+    (folder / "train" / "dog" / "0.png").rename(folder / "train" / "dog" / "deep" / "0.png")
+    cat = folder / "train" / "cat"
+    for name, target in {"loop": ".", "up": "..", "out": "../..", "dogs": "../dog/deep", "a": elsewhere, "b": elsewhere / "more"}.items():
+        (cat / name).symlink_to(target)
+    (cat / "one.png").symlink_to("../dog/1.png")  # a link to a file is a file
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert images.train.labels.bincount().tolist() == [9 + 1 + 1, 7]
+    [note] = images.notes
+    assert note.startswith("left out links to folders that are visited already, or that hold the link (5): ")
+    assert str(cat / "loop") in note
+
+
+def test_a_class_that_is_a_link(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "train" / "cat").rename(elsewhere / "cat")
+    (folder / "train" / "cat").symlink_to(elsewhere / "cat")
+    assert data.load("folder", str(folder), image_size=16, workers=0).train.labels.bincount().tolist() == [9, 7]
+    (folder / "train" / "ape").symlink_to("dog")
+    with pytest.raises(UserError, match=r"it has no image of ape; left out links to folders .*train/ape"):
+        data.load("folder", str(folder), image_size=16, workers=0)
+
+
+def test_a_folder_is_read_in_the_order_of_torchvision(folder):
+    for path in ("cat/b/0.png", "cat/b/c/1.JPEG", "cat/b.png", "cat/B/0.webp", "dog/a b/1.png"):
+        save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
+    expected = torchvision.datasets.ImageFolder(folder / "train")
+    classes, samples, _ = data._walk(folder, "train")
+    assert list(classes) == expected.classes
+    assert samples == expected.samples
+
+
+def test_what_is_not_a_file_is_never_opened(folder, large, no_waiting):
+    """A pipe in the place of an image, of a later one, or of the measured statistics: nothing waits for it."""
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    os.mkfifo(folder / "statistics-16.json")
+    (folder / "test" / "dog" / "device.png").symlink_to("/dev/null")
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert (len(images.train), len(images.notes)) == (16, 1)
+    assert images.notes[0].startswith("left out pipes, sockets and devices (2): ")
+    (folder / "train" / "cat" / "4.png").unlink()
+    os.mkfifo(folder / "train" / "cat" / "4.png")
+    with pytest.raises(UserError, match=r"cat/4\.png: .*it is a pipe, a socket or a device"):
+        list(data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=0, device="cpu"))
+
+
+def test_measured_statistics_are_not_written_through_a_link(folder, large):
+    (folder / "precious").write_text("precious")
+    (folder / "statistics-16.json").symlink_to("precious")
+    data.load("folder", str(folder), image_size=16, workers=0)
+    assert (folder / "precious").read_text() == "precious"
+    assert "mean" in json.loads((folder / "statistics-16.json").read_text())
 
 
 def break_no_root(root):
