@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -79,7 +79,7 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
 
     Args:
         name: `cifar10` or `cifar100`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits that come with scikit-learn;
-            or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*.
+            or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*. What is left out there is in the result's notes.
         root: the folder of the data; `digits` needs none.
         image_size: height and width in pixels; only a `folder` has a choice.
         workers: processes that decode a `folder`.
@@ -196,8 +196,21 @@ class _Complaints(Dataset):
 _UNDECODABLE = "cannot decode the image "
 
 
+# What turns an image of this orientation, in its EXIF data, upright. `ImageOps.exif_transpose` also writes all of that data anew, and fails
+# where some of it is damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _decode(path: str, size: int) -> Tensor:
-    """The image as uint8 (3, size, size); transparency is dropped."""
+    """The image as uint8 (3, size, size): upright, as its EXIF data says, and on white where it is transparent."""
     try:
         with warnings.catch_warnings():
             # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
@@ -206,7 +219,12 @@ def _decode(path: str, size: int) -> Tensor:
             with untrusted.open_file(path) as file, Image.open(file) as image:
                 if image.mode[0] in "IF":
                     raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
-                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+                pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
+                upright = pixels if turn is None else pixels.transpose(turn)
+                square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+                if square.mode == "RGBA":
+                    square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message names an object, not the file
@@ -417,7 +435,7 @@ def _unchanged(batch: Any) -> Any:
 def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Triple]:
     """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
     try:
-        key = {"files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
+        key = {"decoding": "upright, on white", "files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
     except OSError as error:
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
     try:
@@ -671,8 +689,8 @@ def search_batches(
     for half, images in (("weights", split), ("alphas", count - split)):
         if images < batch_size:
             raise UserError(
-                f"the search split leaves {images} of {count} images for the {half}, less than a batch of {batch_size}: "
-                "lower --batch_size or change --train_portion"
+                f"the search split, {train_portion} of the images for the weights, leaves {images} of {count} images for the {half}, "
+                f"less than a batch of {batch_size}: lower --batch_size"
             )
     for_w, for_alpha = np.arange(split), np.arange(split, count)
     steps = _training_steps(split, batch_size)

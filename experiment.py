@@ -29,7 +29,7 @@ import cli
 import distributed
 import untrusted
 from cli import UserError, shorten
-from progress import Console
+from progress import Console, Lines
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
         for handler in (Console(), log_file):
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
+            handler.setFormatter(Lines("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
         if not self._resumed:
             self.log("args = %s", args)
@@ -196,6 +196,7 @@ class Run:
         state = {
             "progress": asdict(self.progress),
             "random": _random_states(),
+            "arguments": {name: value for name, value in vars(self._args).items() if name not in cli.MAY_CHANGE},
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
         self._write("checkpoint.pt", lambda file: torch.save(state, file), previous="checkpoint.prev.pt")
@@ -255,11 +256,14 @@ class Run:
                 continue
             self.log("going on from %s: epoch %d, step %d", path, self.progress.epoch, self.progress.step)
             return content
-        raise UserError(f"no checkpoint in {self.folder} can be used: start again with another --run_dir")
+        raise UserError(f"no checkpoint in {self.folder} can be used ({reason}): start again with another --run_dir")
 
     def _take(self, content: bytes) -> None:
         """Brings all to where this checkpoint was saved."""
         state = _read_checkpoint(content)
+        for name, value in state.get("arguments", {}).items():  # older checkpoints have none
+            if (now := vars(self._args).get(name)) != value:
+                raise ValueError(f"its run had --{name} {value}, but config.json says {now}: put {value} back")
         progress = Progress(**state["progress"])
         progress.check(*self._bounds)
         for name, part in self._parts.items():

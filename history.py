@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import drawing
 import genotypes
 import untrusted
-from cli import UserError
+from cli import UserError, warn
 from genotypes import Genotype
 
 Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
@@ -62,6 +61,11 @@ class History:
         found = [row for row in self.epochs if recorded_architecture(row) == architecture]
         return self.caption_at(found[-1] if found else self.epochs[-1])
 
+    def thinned(self, most: int) -> tuple[list[dict[str, Any]], int]:
+        """At most `most` of the epochs, equally far apart, the last one among them; and how many epochs they are apart."""
+        stride = math.ceil(len(self.epochs) / most)
+        return self.epochs[(len(self.epochs) - 1) % stride :: stride], stride
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(epochs, values) of a number, where it was recorded; epochs counted from 1 on, as in all pictures."""
         rows = [row for row in self.epochs if isinstance(row.get(key), int | float)]
@@ -101,7 +105,7 @@ def read(path: str | Path) -> History:
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number}, is not the metrics of an epoch ({error})") from None
-            print(f"warning: {folder / 'metrics.jsonl'} ends in an incomplete line, which is left out", file=sys.stderr)
+            warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is left out")
     if not epochs:
         raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
     return History(folder, config, epochs)

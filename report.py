@@ -25,7 +25,7 @@ TITLES = {
 }
 CELLS = ("normal.png", "reduction.png", "architecture.png")
 EXPLANATIONS = {
-    "cells.gif": "The wider a line, the stronger its edge; filled labels are in the architecture of that epoch.",
+    "cells.gif": "The wider a line, the stronger its edge; filled labels are in that epoch's architecture. A long run is thinned out.",
     "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
     "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, announce a collapse (Zela et al. 2020).",
 }

@@ -73,6 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
     args = cli.parse(parser, "search")
+    if args.learning_rate_min > args.learning_rate:
+        raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
     if args.early_stop and not args.eigenvalue_every:
         args.eigenvalue_every = 1
     return args

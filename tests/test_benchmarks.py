@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli import UserError
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--init_channels", "2", "--layers", "3"]
 
@@ -37,6 +39,12 @@ def test_exact_is_nearest_to_the_truth_and_the_first_order_farthest(benchmark, m
     assert rows["exact"]["relative error"] < 1e-3 < rows["first order"]["relative error"]
     assert rows["exact"]["cosine"] > 0.99999
     assert "batch 8, after 1 steps" in capsys.readouterr().out
+
+
+def test_a_batch_that_is_too_large_ends_in_advice_that_the_benchmark_takes(benchmark):
+    module = benchmark("hypergradient", "--dataset", "digits", *TINY, "--batch_size", "5000")
+    with pytest.raises(UserError, match=r"718 of 1437 images for the weights, less than a batch of 5000: lower --batch_size$"):
+        module.main()
 
 
 def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(benchmark, monkeypatch, tmp_path):

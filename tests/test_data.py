@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import urllib.error
 from collections import Counter
 from itertools import chain, pairwise
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torchvision
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
@@ -433,7 +434,7 @@ def test_the_split_of_a_folder_does_not_depend_on_the_seed(folder):
 
 
 def test_kinds_of_images(tmp_path):
-    """Wide and tall images keep their centre; grey, palette and transparent ones become RGB."""
+    """Wide and tall images keep their centre; grey, palette and RGBA ones become RGB."""
     stripes = np.zeros((20, 60, 3), dtype=np.uint8)
     stripes[:, 20:40] = (255, 0, 0)
     red = np.full((8, 8, 3), (204, 0, 0), dtype=np.uint8)
@@ -441,7 +442,7 @@ def test_kinds_of_images(tmp_path):
     save(tmp_path / "train" / "a" / "tall.png", stripes.transpose(1, 0, 2))
     save(tmp_path / "train" / "b" / "grey.png", np.full((40, 40), 77, dtype=np.uint8), "L")
     save(tmp_path / "train" / "b" / "palette.png", red, "P")
-    save(tmp_path / "train" / "b" / "transparent.png", np.dstack([red, np.full((8, 8), 9, dtype=np.uint8)]), "RGBA")
+    save(tmp_path / "train" / "b" / "opaque.png", np.dstack([red, np.full((8, 8), 255, dtype=np.uint8)]), "RGBA")
     (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
     for name in "ab":
         save(tmp_path / "test" / name / "0.jpg", np.full((8, 8, 3), 77, dtype=np.uint8))
@@ -509,6 +510,52 @@ def test_measured_statistics_are_not_written_through_a_link(folder, large):
     data.load("folder", str(folder), image_size=16, workers=0)
     assert (folder / "precious").read_text() == "precious"
     assert "mean" in json.loads((folder / "statistics-16.json").read_text())
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 10)])
+def test_photographs_stand_upright(tmp_path, orientation):
+    pixels = np.random.RandomState(0).randint(256, size=(24, 40, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "0.png", exif=exif)
+    with Image.open(tmp_path / "0.png") as image:
+        upright = ImageOps.exif_transpose(image)
+    assert upright.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
+    expected = np.array(ImageOps.fit(upright, (16, 16), Image.Resampling.BILINEAR))
+    assert torch.equal(data._decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    """Whatever colour they hide, in every way in which an image can be transparent; half transparent ones are half white."""
+    hidden = np.zeros((16, 16, 4), dtype=np.uint8)
+    hidden[:8] = (255, 0, 0, 255)
+    hidden[8:] = (0, 255, 0, 0)
+    expected = np.full((16, 16, 3), 255, dtype=np.uint8)
+    expected[:8] = (255, 0, 0)
+    rgba, palette, key = Image.fromarray(hidden), Image.new("P", (16, 16), 1), Image.new("RGB", (16, 16), "red")
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    for image, colour in ((palette, 0), (key, (255, 0, 0))):
+        image.paste(colour, (0, 0, 16, 8))
+    key.paste((0, 255, 0), (0, 8, 16, 16))
+    rgba.save(tmp_path / "rgba.png")
+    rgba.save(tmp_path / "rgba.webp", lossless=True)
+    palette.save(tmp_path / "palette.png", transparency=1)
+    key.save(tmp_path / "key.png", transparency=(0, 255, 0))
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(data._decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
+    grey = Image.merge("LA", (Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 127)))
+    grey.save(tmp_path / "grey.png")
+    assert (data._decode(str(tmp_path / "grey.png"), 16) == 128).all()
+
+
+def test_files_of_other_kinds_are_counted_and_named(folder):
+    for path in ("train/cat/a.gif", "train/cat/b.GIF", "train/dog/c.svg", "test/dog/README"):
+        (folder / path).write_text("something")
+    [note] = data.load("folder", str(folder), image_size=16, workers=0).notes
+    assert re.match(r"left out files of other kinds than \.jpg, .* \(2 \.gif, 1 \.svg, 1 without a suffix\): ", note)
+    assert note.count("cat/a.gif") == 1
+    assert note.endswith("; ...")
 
 
 def break_no_root(root):
