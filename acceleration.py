@@ -129,7 +129,7 @@ def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
     """`kind.forward`, compiled: one function for all modules of this type, which compiles once for each shape and mode of them."""
     # More than the default of 8: a network has regions of about 6 shapes, each in training and in evaluation, with and without gradients.
     torch._dynamo.config.recompile_limit = 256
-    compiled = torch.compile(kind.forward, dynamic=False)
+    compiled = torch.compile(kind.forward, fullgraph=True, dynamic=False)
 
     def forward(self: nn.Module, x: Tensor, *others: Any) -> Tensor:
         nonlocal compiled

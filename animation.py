@@ -19,6 +19,7 @@ from history import Alphas, History
 DPI = 64  # 970 pixels of width for the cells of DARTS
 SECONDS = 0.4  # of an epoch; less where there are many, and two seconds more for the last one
 LONGEST = 12.0  # seconds, of the whole animation
+MOST_FRAMES = 60  # in that time; of a longer run, every second or third epoch and so on
 
 
 def animation(run: History) -> bytes | None:
@@ -48,10 +49,10 @@ def animation(run: History) -> bytes | None:
 
 
 def _graphs(run: History) -> list[list[graphviz.Digraph]]:
-    """For every epoch the graphs that stand below each other."""
+    """For every epoch that is shown, the graphs that stand below each other."""
     weakest, strongest = strength_range(run)
     epochs = []
-    for row in run.epochs:
+    for row in run.thinned(MOST_FRAMES)[0]:
         architecture, alphas = history.recorded_architecture(row), history.named_alphas(run, row)
         if architecture is None:
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shlex
 import signal
@@ -16,10 +15,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import files
+import untrusted
+
+
+def printable(text: str) -> str:
+    """Text for a terminal, which obeys control characters: those, and all others that are not printed, as Python writes them."""
+    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
 
 
 class UserError(ValueError):
-    """Something that the user can put right. The message says what is wrong and what to do."""
+    """Something that the user can put right. The message says what is wrong and what to do; it becomes one line that can be printed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the arguments)\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))} (--help lists the arguments)\n")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -100,7 +108,7 @@ def discard_output() -> None:
 def tell(message: str) -> None:
     """One line on standard error; from the first of several processes only."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
@@ -126,7 +134,6 @@ def shorten(text: str, limit: int = 120) -> str:
 MAY_CHANGE = {
     "resume",
     "run_dir",
-    "save",
     "data",
     "gpu",
     "workers",
@@ -168,6 +175,8 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         files.check_folder(resume)
     except OSError as error:
         raise UserError(f"--resume {resume}: cannot use this folder ({error.strerror or error})") from None
+    if args.run_dir is not None and Path(args.run_dir).resolve() != Path(resume).resolve():
+        raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {args.run_dir}")
     recorded = _recorded(resume, stage, known=vars(args))
     # Through the parser again, which checks them: the file may be a stranger's.
     texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
@@ -193,12 +202,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         UserError: there is none, or it is not one of a run.
     """
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = untrusted.read_json(Path(folder) / "config.json")
         if not isinstance(config["arguments"], dict) or "stage" not in config:
-            raise ValueError
+            raise KeyError
     except OSError as error:
         raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except ValueError as error:
+        raise UserError(f"--resume {folder}: its config.json is not one of a run: {error}") from None
+    except (KeyError, TypeError):
         raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
     return config
 
@@ -276,7 +287,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         action="store_true",
         help="for --dataset folder: leave out, and count, what cannot be decoded",
     )
-    group.add_argument("--workers", type=non_negative_int, default=2, help="processes that decode images; never changes a result")
+    group.add_argument(
+        "--workers",
+        type=non_negative_int,
+        action=_Workers,
+        default=2,
+        help="processes that decode images, as many as there are cores at most; never changes a result",
+    )
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -315,6 +332,19 @@ def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) 
     """Flags of the original with `nargs` values that change nothing: taken, with a warning, so that its commands still work."""
     for flag in flags:
         parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+class _Workers(argparse.Action):
+    """Processes beyond the number of cores would wait for each other, and so many may be asked for that no machine can start them."""
+
+    warned = False  # the command line of a run that goes on is parsed twice
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if values > cores and not self.warned:
+            warn(f"{option_string} {values} is more than there are cores: {cores} are started")
+            self.warned = True
+        setattr(namespace, self.dest, min(values, cores))
 
 
 class _Unread(argparse.Action):

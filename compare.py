@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 
 import drawing
 import history
-from cli import UserError
+from cli import UserError, printable
 from history import History
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of images of 32x32
@@ -78,7 +80,7 @@ def _size(run: History) -> tuple[str, str]:
 
 def text(rows: Sequence[dict[str, str]]) -> str:
     """The table for a terminal."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    lines = [[printable(cell) for cell in line] for line in (list(rows[0]), *(list(row.values()) for row in rows))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
@@ -88,8 +90,14 @@ def text(rows: Sequence[dict[str, str]]) -> str:
 
 def markdown(rows: Sequence[dict[str, str]]) -> bytes:
     """The table for a README."""
-    lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *(list(row.values()) for row in rows)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines).encode()
+    head, *body = ([_plain(cell) for cell in line] for line in (list(rows[0]), *(list(row.values()) for row in rows)))
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines).encode()
+
+
+def _plain(cell: str) -> str:
+    """Text as Markdown that shows it as it is: no HTML, no link, no emphasis, no line of its own."""
+    return re.sub(r"([\\`*_~|\[\]])", r"\\\1", html.escape(printable(cell), quote=False))
 
 
 def cells(runs: Sequence[History]) -> bytes | None:

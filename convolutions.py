@@ -34,15 +34,16 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dila
     if x.is_cpu and torch.is_autocast_enabled("cpu"):  # whose kernels give NaN gradients of dilated ones with less than 16 channels
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight, stride, padding, dilation)
+    convolution = _Depthwise if torch.compiler.is_compiling() else _DepthwiseForwardMode
     fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)
     if fast and dilation == 2 and padding % 2 == 0:
         if stride == 2:
             x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
-            return _Depthwise.apply(x, weight, 1, padding // 2)
+            return convolution.apply(x, weight, 1, padding // 2)
         if stride == 1 and x.size(2) % 2 == 0 and x.size(3) % 2 == 0 and padding == weight.size(2) - 1:
-            return join(_Depthwise.apply(split(x), weight, 1, padding // 2))
+            return join(convolution.apply(split(x), weight, 1, padding // 2))
     if fast and dilation == 1:
-        return _Depthwise.apply(x, weight, stride, padding)
+        return convolution.apply(x, weight, stride, padding)
     return F.conv2d(x, weight, None, stride, padding, dilation, groups=weight.size(0))
 
 
@@ -112,21 +113,10 @@ class _Depthwise(torch.autograd.Function):
     """`convolve`, with the gradients above."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        return convolve(x, weight, stride, padding)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
-        x, weight, ctx.stride, ctx.padding = inputs
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
-
-    @staticmethod
-    def jvp(ctx, dx: Tensor | None, dweight: Tensor | None, *_: None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        pairs = [(dx, weight)] * (dx is not None) + [(x, dweight)] * (dweight is not None)
-        terms = [_Depthwise.apply(image, kernels, ctx.stride, ctx.padding) for image, kernels in pairs]
-        return sum(terms[1:], terms[0])
+        ctx.stride, ctx.padding = stride, padding
+        return convolve(x, weight, stride, padding)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -139,6 +129,29 @@ class _Depthwise(torch.autograd.Function):
         grad_x = input_gradient(x, weight, grad, *geometry) if need_x else None
         grad_weight = weight_gradient(x, weight, grad, *geometry) if need_weight else None
         return grad_x, grad_weight, None, None
+
+
+class _DepthwiseForwardMode(torch.autograd.Function):
+    """The same with a forward-mode derivative. A class of its own, because one that has it is not compiled."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        return convolve(x, weight, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
+        x, weight, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    backward = _Depthwise.backward
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor | None, dweight: Tensor | None, *_: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        pairs = [(dx, weight)] * (dx is not None) + [(x, dweight)] * (dweight is not None)
+        terms = [_DepthwiseForwardMode.apply(image, kernels, ctx.stride, ctx.padding) for image, kernels in pairs]
+        return sum(terms[1:], terms[0])
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], mask: list[bool]):

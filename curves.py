@@ -45,6 +45,7 @@ STYLE = {
 }
 CELLS = {"normal": "normal cell", "reduce": "reduction cell", "": "architecture"}
 INPUTS = ("c_{k-2}", "c_{k-1}")  # nodes 0 and 1 of a cell, named as in the drawings
+MOST_BARS, MOST_COLUMNS = 120, 240  # that a panel has the pixels for, of bars and of a heat map; a longer run is thinned out
 PHASES = {"train": "training", "valid": "validation", "test": "test set"}
 
 
@@ -99,7 +100,8 @@ def operations(run: History) -> Figure | None:
 
     None for a run without architectures.
     """
-    rows = [(row["epoch"] + 1, history.named_alphas(run, row)) for row in run.epochs if row.get("alphas")]
+    shown_epochs, stride = run.thinned(MOST_BARS)
+    rows = [(row["epoch"] + 1, history.named_alphas(run, row)) for row in shown_epochs if row.get("alphas")]
     skips = {cell: run.series(f"skips_{cell}" if cell else "skips") for cell in CELLS}
     skips = {cell: series for cell, series in skips.items() if series[0]}
     if not skips:
@@ -111,7 +113,7 @@ def operations(run: History) -> Figure | None:
         figure, panels = _panels(run.caption, len(cells) + 1 + bool(cells) + bool(eigenvalue[0]), legend_rows=1)
         shown: dict[str, Any] = {}
         for axes, cell in zip(panels, cells, strict=False):
-            shown |= _strongest(axes, cell, rows)
+            shown |= _strongest(axes, cell, rows, stride)
         axes = panels[len(cells)]
         for index, (cell, series) in enumerate(skips.items()):
             axes.step(*series, where="mid", label=CELLS[cell], color=LINES[index], linestyle=DASHES[index])
@@ -137,8 +139,8 @@ def operations(run: History) -> Figure | None:
     return figure
 
 
-def _strongest(axes: Axes, cell: str, rows: list[tuple[int, history.Alphas]]) -> dict[str, Any]:
-    """Bars of the number of edges that each operation is the strongest on; {operation: a patch for the legend}."""
+def _strongest(axes: Axes, cell: str, rows: list[tuple[int, history.Alphas]], stride: int) -> dict[str, Any]:
+    """Bars of the number of edges that each operation is the strongest on, every `stride` epochs; {operation: a patch for the legend}."""
     counts: dict[str, list[int]] = {}
     for index, (_, alphas) in enumerate(rows):
         for edge, weights in alphas.items():
@@ -147,10 +149,10 @@ def _strongest(axes: Axes, cell: str, rows: list[tuple[int, history.Alphas]]) ->
     bottom, patches = [0] * len(rows), {}
     outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if len(rows) <= 60 else {}
     for name in sorted(counts, key=_order):
-        bars = axes.bar([epoch for epoch, _ in rows], counts[name], 1.0, bottom, color=_colour(name), **outline)
+        bars = axes.bar([epoch for epoch, _ in rows], counts[name], stride, bottom, color=_colour(name), **outline)
         bottom = [low + count for low, count in zip(bottom, counts[name], strict=True)]
         patches[name] = bars[0]
-    _finish(axes, f"{CELLS[cell]}: edges on which an operation is strongest")
+    _finish(axes, f"{CELLS[cell]}: edges on which an operation is strongest{_every(stride)}")
     axes.grid(visible=False)
     axes.set_ylim(0, max(bottom))
     axes.locator_params(axis="y", integer=True)
@@ -162,7 +164,8 @@ def alphas(run: History) -> Figure | None:
 
     In a cell of DARTS, a node's edges stand beside each other, and those of the final architecture have a frame. None without alphas.
     """
-    rows = [(row, history.named_alphas(run, row)) for row in run.epochs if row.get("alphas")]
+    shown, stride = run.thinned(MOST_COLUMNS)
+    rows = [(row, history.named_alphas(run, row)) for row in shown if row.get("alphas")]
     if not rows:
         return None
     import numpy as np
@@ -193,7 +196,7 @@ def alphas(run: History) -> Figure | None:
             for index, name in enumerate(names):
                 share = (np.array([operations[name] for operations in series]) - low)[:, None] / span
                 block[index] = 1 - share * (1 - np.array(to_rgb(_colour(name))))
-            first, last = rows[0][0]["epoch"] + 0.5, rows[-1][0]["epoch"] + 1.5
+            first, last = rows[0][0]["epoch"] + 1 - stride / 2, rows[-1][0]["epoch"] + 1 + stride / 2
             axes.imshow(block, aspect="auto", interpolation="nearest", extent=(first, last, len(names) - 0.5, -0.5))
             axes.set_title(_edge_name(edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3)
             axes.grid(visible=False)
@@ -209,8 +212,12 @@ def alphas(run: History) -> Figure | None:
             if edge in chosen and chosen[edge] in names:
                 frame = Rectangle((first, names.index(chosen[edge]) - 0.5), last - first, 1, fill=False, edgecolor=_colour(chosen[edge]))
                 axes.add_patch(frame)
-        figure.supxlabel(f"epochs; white {low:.3f}, full colour {high:.3f}; bold: in the architecture", fontsize=9)
+        figure.supxlabel(f"epochs{_every(stride)}; white {low:.3f}, full colour {high:.3f}; bold: in the architecture", fontsize=9)
     return figure
+
+
+def _every(stride: int) -> str:
+    return f", every {stride} epochs" if stride > 1 else ""
 
 
 def _places(edges: list[str]) -> tuple[dict[str, tuple[int, int]], int]:

@@ -14,26 +14,31 @@ the middle of an epoch without any stored random state.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
+import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import cli
 import distributed
+import untrusted
 from cli import UserError
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
@@ -74,7 +79,7 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
 
     Args:
         name: `cifar10` or `cifar100`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits that come with scikit-learn;
-            or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*.
+            or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*. What is left out there is in the result's notes.
         root: the folder of the data; `digits` needs none.
         image_size: height and width in pixels; only a `folder` has a choice.
         workers: processes that decode a `folder`.
@@ -191,19 +196,39 @@ class _Complaints(Dataset):
 _UNDECODABLE = "cannot decode the image "
 
 
+# What turns an image of this orientation, in its EXIF data, upright. `ImageOps.exif_transpose` also writes all of that data anew, and fails
+# where some of it is damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _decode(path: str, size: int) -> Tensor:
-    """The image as uint8 (3, size, size); transparency is dropped."""
+    """The image as uint8 (3, size, size): upright, as its EXIF data says, and on white where it is transparent."""
     try:
         with warnings.catch_warnings():
             # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with untrusted.open_file(path) as file, Image.open(file) as image:
                 if image.mode[0] in "IF":
                     raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
-                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+                pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
+                upright = pixels if turn is None else pixels.transpose(turn)
+                square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+                if square.mode == "RGBA":
+                    square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # its message names an object, not the file
+        raise BadImage(f"{_UNDECODABLE}{path}: it is not an image that Pillow reads") from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         # With a number, it is the system that says it (the file is gone, too many are open), and may be otherwise the next time.
         kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
@@ -248,20 +273,19 @@ def _digits() -> ImageData:
 
 
 def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool) -> ImageData:
-    (classes, samples), (test_classes, test_samples) = _walk(root, "train"), _walk(root, "test")
+    (classes, samples, left_out), (test_classes, test_samples, test_left_out) = _walk(root, "train"), _walk(root, "test")
     if different := set(classes) ^ set(test_classes):
         raise UserError(
             f"{root / 'train'} and {root / 'test'} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
         )
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
-    notes: tuple[str, ...] = ()
+    notes = (left_out + test_left_out).notes()
     if skip_bad_images:
         (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
         if bad := bad + test_bad:
-            first = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
             total = len(samples) + len(test_samples) + len(bad)
-            notes = (f"skipped {len(bad)} of {total} images, which cannot be decoded: {first}",)
+            notes += (f"skipped {len(bad)} of {total} images, which cannot be decoded: {_first(bad)}",)
     # The files come sorted by class, and the search split takes the first part of the list.
     samples = [samples[index] for index in _interleave(np.array([label for _, label in samples]))]
     train, test = FileImages(samples, image_size), FileImages(test_samples, image_size)
@@ -283,16 +307,85 @@ def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, worke
     return sound, bad
 
 
-def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample]]:
-    """The classes in `root`/`part`, sorted, and its files with their labels, sorted by class and name."""
+class _LeftOut(NamedTuple):
+    """Paths in a folder of images that are not used."""
+
+    links: list[str]  # to folders
+    devices: list[str]
+    others: list[str]  # files of other kinds
+
+    def __add__(self, more: _LeftOut) -> _LeftOut:  # type: ignore[override]  # of tuples of other kinds there are none
+        return _LeftOut(*(ours + theirs for ours, theirs in zip(self, more, strict=True)))
+
+    def notes(self) -> tuple[str, ...]:
+        """What the log should say of them."""
+        notes = []
+        if self.links:
+            notes.append(
+                f"left out links to folders that are visited already, or that hold the link ({len(self.links)}): {_first(self.links)}"
+            )
+        if self.devices:
+            notes.append(f"left out pipes, sockets and devices ({len(self.devices)}): {_first(self.devices)}")
+        if self.others:
+            kinds = Counter(os.path.splitext(path)[1].lower() or "without a suffix" for path in self.others)
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) + (", ..." if len(kinds) > 5 else "")
+            notes.append(f"left out files of other kinds than {', '.join(IMG_EXTENSIONS)} ({counts}): {_first(self.others)}")
+        return tuple(notes)
+
+
+def _first(items: Sequence[str]) -> str:
+    return "; ".join(items[:3]) + ("; ..." if len(items) > 3 else "")
+
+
+def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOut]:
+    """The classes in `root`/`part`, sorted; its images with their labels, sorted by class, folder and name; and what is left out.
+
+    Links are followed, but no folder is visited twice, nor one that holds `part`: links may form circles, or lead from one class into
+    another.
+    """
     layout = f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/ with images in every class"
     if not (root / part).is_dir():
         raise UserError(f"there is no folder {root / part}: {layout}")
     try:
-        found = torchvision.datasets.ImageFolder(root / part)
-    except OSError as error:  # also for a class without images
-        raise UserError(f"cannot use the folder {root / part}: {error} ({layout})") from None
-    return tuple(found.classes), found.samples
+        top = (root / part).resolve()
+        visited = {_identity(folder) for folder in (top, *top.parents)}
+        entries = sorted((entry for entry in os.scandir(root / part) if entry.is_dir()), key=lambda entry: entry.name)
+        classes = tuple(entry.name for entry in entries)
+        samples: list[Sample] = []
+        left_out = _LeftOut([], [], [])
+        # Folders to visit, links after all others: what lies in a class is that class's, whoever links to it.
+        own = [(label, entry.path) for label, entry in enumerate(entries) if not entry.is_symlink()]
+        linked = [(label, entry.path) for label, entry in enumerate(entries) if entry.is_symlink()]
+        while own or linked:
+            label, folder = own.pop() if own else linked.pop(0)
+            if (identity := _identity(folder)) in visited:
+                left_out.links.append(folder)
+                continue
+            visited.add(identity)
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                if entry.is_dir():
+                    (linked if entry.is_symlink() else own).append((label, entry.path))
+                elif os.path.exists(entry.path) and not entry.is_file():
+                    left_out.devices.append(entry.path)
+                elif entry.name.lower().endswith(IMG_EXTENSIONS):  # a link to nowhere, too: decoding it says so
+                    samples.append((entry.path, label))
+                else:
+                    left_out.others.append(entry.path)
+    except OSError as error:
+        raise UserError(f"cannot use the folder {root / part}: cannot read {error.filename}: {error.strerror} ({layout})") from None
+    if not classes:
+        raise UserError(f"cannot use the folder {root / part}: it holds no folders ({layout})")
+    if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):
+        reasons = "".join(f"; {note}" for note in left_out.notes())
+        names = ", ".join(classes[label] for label in empty)
+        raise UserError(f"cannot use the folder {root / part}: it has no image of {names}{reasons} ({layout})")
+    return classes, sorted(samples, key=lambda sample: (sample[1], *os.path.split(sample[0]))), left_out
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """Equal for all paths that lead to one folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _interleave(labels: np.ndarray) -> np.ndarray:
@@ -342,22 +435,27 @@ def _unchanged(batch: Any) -> Any:
 def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Triple]:
     """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
     try:
-        key = {"files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
+        key = {"decoding": "upright, on white", "files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
     except OSError as error:
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
     try:
-        known = json.loads(cache.read_text())
+        known = untrusted.read_json(cache)
         (a, b, c), (d, e, f) = known["mean"], known["std"]
         fractions = all(type(value) is float and 0 <= value <= 1 for value in (a, b, c, d, e, f))
         if {name: known[name] for name in key} == key and fractions and min(d, e, f) > 0:
             return (a, b, c), (d, e, f)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         pass  # no such file, or not one of ours: measure
     cli.tell(f"measuring mean and deviation of {len(images)} images, once")
     mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), torch.zeros(3, 256, dtype=torch.long)))
+    beside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     try:
-        cache.write_text(json.dumps(key | {"mean": mean, "std": std}))
+        with open(beside, "x") as file:  # a new file: what stands in the cache's place may be a link or a pipe
+            file.write(json.dumps(key | {"mean": mean, "std": std}))
+        os.replace(beside, cache)
     except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         cli.tell(f"cannot write {cache}: they will be measured again")
     return mean, std
 
@@ -583,8 +681,8 @@ def search_batches(
     for half, images in (("weights", split), ("alphas", count - split)):
         if images < batch_size:
             raise UserError(
-                f"the search split leaves {images} of {count} images for the {half}, less than a batch of {batch_size}: "
-                "lower --batch_size or change --train_portion"
+                f"the search split, {train_portion} of the images for the weights, leaves {images} of {count} images for the {half}, "
+                f"less than a batch of {batch_size}: lower --batch_size"
             )
     for_w, for_alpha = np.arange(split), np.arange(split, count)
     steps = _training_steps(split, batch_size)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import graphviz
 
 import files
+import untrusted
 from cli import UserError, shorten, shown
 from genotypes import Genotype
 
@@ -48,6 +49,9 @@ MICRO_OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x
 MACRO_BRANCHES = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
 
 NASBENCH201_EDGES = {"0_1", "0_2", "1_2", "0_3", "1_3", "2_3"}
+
+# What a picture can show, and Graphviz lays out within seconds: rows of a table, edges of a macro network.
+MOST_ROWS, MOST_EDGES = 200, 300
 
 FORMATS = ("png", "pdf", "svg")
 INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphviz.org)"
@@ -194,7 +198,7 @@ def network(architecture: dict[str, Any], caption: str) -> graphviz.Digraph:
     graph = _graph(caption)
     if set(architecture) == NASBENCH201_EDGES and all(_is_operation(chosen) for chosen in architecture.values()):
         _nasbench201(graph, architecture)
-    elif layers := macro_layers(architecture):
+    elif (layers := macro_layers(architecture)) and sum(1 + len(skips) for _, skips in layers) <= MOST_EDGES:
         _macro(graph, layers)
     else:
         _table(graph, architecture)
@@ -242,15 +246,18 @@ def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None
 
 
 def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
-    """Every choice beside what was chosen, in the order of the file."""
+    """Every choice beside what was chosen, in the order of the file; of very many, the first."""
     graph.attr(rankdir="TB", ranksep="0.15")
-    for row, (key, entry) in enumerate(architecture.items()):
+    entries = list(architecture.items())
+    if (more := len(entries) - MOST_ROWS) > 0:
+        entries[MOST_ROWS:] = [("...", f"{more} more")]
+    for row, (key, entry) in enumerate(entries):
         chosen = entry if isinstance(entry, list) else [entry]
         text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
         with graph.subgraph() as cells:
             cells.attr(rank="same")
             cells.node(f"key{row}", label=_plain(shorten(key)), **_INPUT)
-            cells.node(f"chosen{row}", label=_plain(text or "nothing"), **_OUTPUT)
+            cells.node(f"chosen{row}", label=_plain(shorten(text) or "nothing"), **_OUTPUT)
             cells.edge(f"key{row}", f"chosen{row}")
         if row:  # one row below the other
             graph.edge(f"key{row - 1}", f"key{row}", style="invis")
@@ -263,7 +270,7 @@ def graphs(architecture: Genotype | dict[str, Any], caption: str = "") -> dict[s
         normal, reduction = (architecture.normal, architecture.normal_concat), (architecture.reduce, architecture.reduce_concat)
         cells: dict[str, Any] = {"normal": normal, "reduction": reduction}
     else:
-        cells = micro_cells(architecture)
+        cells = micro_cells(architecture) if len(architecture) <= MOST_ROWS else {}
     drawn = {name: cell(edges, concat, f"{caption}: {name} cell" if caption else f"{name} cell") for name, (edges, concat) in cells.items()}
     return drawn or {"architecture": network(architecture, caption)}  # type: ignore[arg-type]  # a genotype has cells
 
@@ -299,7 +306,7 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
     signed = {Path(folder) / name: _sign(content, name.rpartition(".")[2]) for name, content in pictures.items()}
     try:
         for path in signed:
-            if os.path.lexists(path) and not (path.is_file() and SIGNATURE in path.read_bytes()):
+            if os.path.lexists(path) and (path.is_symlink() or SIGNATURE not in untrusted.read(path)):
                 raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         files.write(signed, suffix=f".{os.getpid()}.tmp")

@@ -32,9 +32,10 @@ import cli
 import distributed
 import files
 import metrics
+import untrusted
 import utils
 from cli import UserError, shorten
-from progress import Console
+from progress import Console, Lines
 
 # What asks a run to stop: a scheduler, the user, a terminal that was closed (which Windows does not tell).
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -141,7 +142,7 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
         for handler in (Console(), log_file):
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
+            handler.setFormatter(Lines("%(asctime)s %(message)s", datefmt="%m/%d %I:%M:%S %p"))
             self._logger.addHandler(handler)
             self.closing.callback(handler.close)
         if not self._resumed:
@@ -217,6 +218,7 @@ class Run:
         state = {
             "progress": asdict(self.progress),
             "random": _random_states(self.device),
+            "arguments": {name: value for name, value in vars(self._args).items() if name not in cli.MAY_CHANGE},
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
         self._write("checkpoint.pt", _saved(state), previous="checkpoint.prev.pt")
@@ -307,18 +309,21 @@ class Run:
             return b""
         for path in found:
             try:
-                content = path.read_bytes()
+                content = untrusted.read(path)
                 self._take(content)
             except (OSError, ValueError) as error:
                 self.log("%s cannot be used: %s", path, shorten(" ".join(str(error).split()), 200))
                 continue
             self.log("going on from %s: epoch %d, step %d", path, self.progress.epoch, self.progress.step)
             return content
-        raise UserError(f"no checkpoint in {self.folder} can be used: start again with another --run_dir")
+        raise UserError(f"no checkpoint in {self.folder} can be used ({reason}): start again with another --run_dir")
 
     def _take(self, content: bytes) -> None:
         """Brings all to where this checkpoint was saved. Raises `ValueError` if it is damaged, or not of this run."""
         state = _read_checkpoint(content)
+        for name, value in state["arguments"].items():
+            if (now := vars(self._args).get(name)) != value:
+                raise ValueError(f"its run had --{name} {value}, but config.json says {now}: put {value} back")
         state["progress"].check(*self._bounds)
         for name, part in self._parts.items():
             saved = state["parts"].get(name)
@@ -377,7 +382,7 @@ def _saved(content: Any) -> memoryview:
 
 
 def _read_checkpoint(content: bytes) -> dict[str, Any]:
-    """A checkpoint's `progress`, `parts` and `random` states, of which only the outlines are checked. Raises `ValueError` for others."""
+    """A checkpoint's `progress`, `parts`, `random` states and `arguments`, of which only the outlines are checked. Raises `ValueError` for others."""
     try:  # what a damaged file leads to is of many kinds; nothing here is on a device yet
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
             if (damaged := archive.testzip()) is not None:
@@ -385,11 +390,16 @@ def _read_checkpoint(content: bytes) -> dict[str, Any]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         progress, parts, states = Progress(**state["progress"]), state["parts"], state["random"]
         outlines = {"python": tuple, "numpy": tuple, "torch": torch.Tensor, "cuda": list}
-        if not isinstance(parts, dict) or {name: type(value) for name, value in states.items()} != outlines:
+        arguments = state.get("arguments", {})  # older checkpoints have none
+        if (
+            not isinstance(parts, dict)
+            or not isinstance(arguments, dict)
+            or {name: type(value) for name, value in states.items()} != outlines
+        ):
             raise ValueError("it holds something else")
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return {"progress": progress, "parts": parts, "random": states}
+    return {"progress": progress, "parts": parts, "random": states, "arguments": arguments}
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
@@ -424,7 +434,8 @@ def load_weights(model: nn.Module, path: str) -> None:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name its weights.pt")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with untrusted.open_file(path) as file:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds

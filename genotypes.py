@@ -8,12 +8,12 @@ outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, s
 from __future__ import annotations
 
 import ast
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import untrusted
 from cli import UserError, shorten, shown
 
 
@@ -40,6 +40,9 @@ PRIMITIVES = [
 
 # All that a genotype may name: the keys of `operations.OPS`.
 OPERATIONS = [*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7"]
+
+# Intermediate nodes of a cell, at most: more than any published cell has, and few enough that a network of them is built in seconds.
+MOST_NODES = 32
 
 # What NNI, and so nas/spaces/darts.py, calls the candidates of an edge.
 CHOICES = {
@@ -248,12 +251,12 @@ def read(arch: str) -> Genotype:
             path = path / "genotype.json"
         if path.suffix != ".json" and not path.is_file():
             raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted.read_json(path)
     except OSError as error:
         raise UserError(f"cannot read the architecture {shorten(arch)}: {error.strerror or error}") from None
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{shorten(arch)} does not hold JSON: {error}") from None
     return from_json(content)
 
@@ -365,6 +368,8 @@ def _from_choices(content: dict[str, Any]) -> Genotype:
         edges: list[tuple[Any, int]] = []
         node = 2
         while (switch := f"{cell}_n{node}_switch") in remaining:
+            if node > MOST_NODES + 1:
+                raise UserError(f"the {cell} cell has more nodes than a cell can have, {MOST_NODES}")
             keys = [f"{cell}_n{node}_p{source}" for source in range(node)]
             operations = [remaining.pop(key, None) for key in keys]
             chosen = remaining.pop(switch)
@@ -414,12 +419,15 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
     """A `Genotype` of these parts, if they make two cells that can be built.
 
     Raises:
-        UserError: an unknown operation, a node that does not exist yet, an odd number of edges, or no edges or outputs at all.
+        UserError: an unknown operation, a node that does not exist yet, an odd number of edges, more nodes than `MOST_NODES`, no edges or
+            outputs at all, or an output that nothing but `none` leads to.
     """
 
     def edges(cell: str, pairs: Any) -> list[tuple[str, int]]:
         if not isinstance(pairs, list | tuple) or not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
             raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
+        if len(pairs) > 2 * MOST_NODES:
+            raise UserError(f"the {cell} cell has {len(pairs)} edges: it can have {2 * MOST_NODES}, two for each of {MOST_NODES} nodes")
         if len(pairs) % 2:
             raise UserError(f"the {cell} cell has {len(pairs)} edges: each node takes two, so their number must be even")
         for edge, (operation, node) in enumerate(pairs):
@@ -440,5 +448,16 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
             raise UserError(f"{cell}_concat names a node twice: {shown(nodes)}")
         return list(nodes)
 
+    def alive(cell: str, pairs: list[tuple[str, int]], outputs: list[int]) -> None:
+        reached = {0, 1}  # by a path from the cell's inputs that is not `none`
+        for edge, (operation, node) in enumerate(pairs):
+            if operation != "none" and node in reached:
+                reached.add(edge // 2 + 2)
+        if reached.isdisjoint(outputs):
+            raise UserError(f"the {cell} cell's output is always 0: every path to it leads through the operation none")
+
     normal, reduce = edges("normal", normal), edges("reduce", reduce)
-    return Genotype(normal, concat("normal", normal_concat, len(normal)), reduce, concat("reduce", reduce_concat, len(reduce)))
+    genotype = Genotype(normal, concat("normal", normal_concat, len(normal)), reduce, concat("reduce", reduce_concat, len(reduce)))
+    alive("normal", normal, genotype.normal_concat)
+    alive("reduce", reduce, genotype.reduce_concat)
+    return genotype

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ import drawing
 import files
 import genotypes
 import metrics
-from cli import UserError
+import untrusted
+from cli import UserError, warn
 from genotypes import Genotype
 
 Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
@@ -64,6 +63,11 @@ class History:
         found = [row for row in self.epochs if recorded_architecture(row) == architecture]
         return self.caption_at(found[-1] if found else self.epochs[-1])
 
+    def thinned(self, most: int) -> tuple[list[dict[str, Any]], int]:
+        """At most `most` of the epochs, equally far apart, the last one among them; and how many epochs they are apart."""
+        stride = math.ceil(len(self.epochs) / most)
+        return self.epochs[(len(self.epochs) - 1) % stride :: stride], stride
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(epochs, values) of a number, where it was recorded; epochs counted from 1 on, as in all pictures."""
         rows = [row for row in self.epochs if isinstance(row.get(key), int | float)]
@@ -86,12 +90,12 @@ def read(path: str | Path) -> History:
         raise UserError(f"{path} is no folder: name the folder of a run")
     try:
         files.check_folder(folder)
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        config = json.loads((folder / "config.json").read_bytes())
+        lines = untrusted.read(folder / "metrics.jsonl").splitlines(keepends=True)
+        config = untrusted.read_json(folder / "config.json")
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{folder / 'config.json'} holds no JSON: it is not one of a run") from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} holds no JSON ({error}): it is not one of a run") from None
     arguments = config.get("arguments") if isinstance(config, dict) else None
     if not isinstance(arguments, dict) or not all(isinstance(value, str | int | float | None) for value in arguments.values()):
         raise UserError(f"{folder / 'config.json'} is not one of a run: it lacks the arguments")
@@ -100,11 +104,11 @@ def read(path: str | Path) -> History:
     epochs: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         try:
-            epochs.append(metrics.check(json.loads(line), number, epochs[0] if epochs else None))
-        except (ValueError, RecursionError) as error:
+            epochs.append(metrics.check(untrusted.parse_json(line), number, epochs[0] if epochs else None))
+        except ValueError as error:
             if line.endswith(b"\n"):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
-            print(f"warning: {folder / 'metrics.jsonl'} ends in an incomplete line, which is left out", file=sys.stderr)
+            warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is left out")
     if not epochs:
         raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
     return History(folder, config, epochs)
@@ -117,8 +121,8 @@ def read_architecture(path: str | Path) -> Genotype | dict[str, Any]:
         UserError: it is neither.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # genotypes.read knows what to say
+        content = untrusted.read_json(path)
+    except (OSError, ValueError):  # genotypes.read knows what to say
         return genotypes.read(str(path))
     return content if isinstance(content, dict) and content and not genotypes.is_meant(content) else genotypes.read(str(path))
 

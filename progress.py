@@ -17,6 +17,13 @@ import utils
 Item = TypeVar("Item")
 
 
+class Lines(logging.Formatter):
+    """Log lines that can be printed, whatever names of files go into them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(cli.printable, super().format(record).split("\n")))
+
+
 class Console(logging.Handler):
     """Log lines on standard output, above the bar if there is one, for as long as somebody reads them."""
 

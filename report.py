@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+import untrusted
 from history import History
 
 TITLES = {
@@ -24,7 +25,7 @@ TITLES = {
 }
 CELLS = ("normal.png", "reduction.png", "architecture.png")
 EXPLANATIONS = {
-    "cells.gif": "The wider a line, the stronger its edge; filled labels are in the architecture of that epoch.",
+    "cells.gif": "The wider a line, the stronger its edge; filled labels are in that epoch's architecture. A long run is thinned out.",
     "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
     "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, announce a collapse (Zela et al. 2020).",
 }
@@ -136,7 +137,7 @@ def _provenance(run: History) -> dict[str, Any]:
 def _command(run: History) -> Iterable[str]:
     """The command that the run ended with, from its log."""
     try:
-        log = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        log = untrusted.read(run.folder / "log.txt").decode(errors="replace")
     except OSError:
         log = ""
     found = re.findall(r"(train what was found|test the weights again): (.+)", log)

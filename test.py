@@ -52,7 +52,7 @@ def main() -> None:
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)
     for note in images.notes:
-        print(note)
+        print(cli.printable(note))
     model = search.build_discrete(args, images.num_classes, architecture)
     experiment.load_weights(model, args.model_path)
     model.to(device)

@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch; descends to 0 as a cosine")
     group.add_argument("--momentum", type=cli.probability, default=0.9)
     group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4)
-    group.add_argument("--grad_clip", type=cli.positive_float, default=5, help="largest norm of the gradient")
+    group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
     group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="of the auxiliary head's loss")
     group.add_argument(
         "--drop_path_prob", type=cli.probability, default=0.2, help="that drop path grows to, linearly with the epochs; in cells"

@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.001, help="that the cosine schedule descends to")
     group.add_argument("--momentum", type=cli.probability, default=0.9)
     group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4)
-    group.add_argument("--grad_clip", type=cli.positive_float, default=5, help="largest norm of the gradient")
+    group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=cli.positive_int, default=16)
     group = parser.add_argument_group("alphas")
@@ -77,6 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
     args = cli.parse(parser, "search")
+    if args.learning_rate_min > args.learning_rate:
+        raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
     if args.early_stop and not args.eigenvalue_every:
         args.eigenvalue_every = 1
     return args

@@ -114,7 +114,7 @@ def main() -> None:
     if page is not None:
         files["report.html"] = page
     for path in drawing.write(files, args.out or folder):
-        print(path)
+        print(cli.printable(str(path)))
 
 
 if __name__ == "__main__":

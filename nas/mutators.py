@@ -5,7 +5,6 @@ A mutator of one's own is a class with two methods, `sample_search` and `sample_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import untrusted
 from cli import UserError, shown
 from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
 
@@ -442,10 +442,10 @@ def read_architecture(path: str | Path) -> Architecture:
     if path.is_dir():
         path = path / "architecture.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return untrusted.read_json(path)
     except OSError as error:
         raise UserError(f"cannot read the architecture {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} does not hold JSON: {error}") from None
 
 

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import inspect
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import distributed
 import genotypes
+import untrusted
 import utils
 from architect import HVP, Architect, Searchable
 from cli import UserError, shorten
@@ -254,6 +254,8 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     """
     if args.strategy != "darts" and (args.unrolled or args.hvp != HVP[0]):
         raise UserError(f"--unrolled and --hvp are of --strategy darts: {args.strategy} takes no gradient of an architecture")
+    if args.hvp != HVP[0] and not args.unrolled:
+        raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
     if args.strategy != "darts" and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
     if (args.space, args.strategy) == ("darts", "darts"):
@@ -347,6 +349,8 @@ def read(args: argparse.Namespace) -> genotypes.Genotype | Architecture:
     Raises:
         UserError: it is neither, or the folder of a run in another space.
     """
+    if args.space != "darts" and args.arch in genotypes.KNOWN and not Path(args.arch).exists():
+        raise UserError(f"--arch {args.arch} is of --space darts: name a JSON file or a search's folder of --space {args.space}")
     space = _recorded_space(args.arch)
     if space is not None and (space == "darts") != (args.space == "darts"):
         raise UserError(f"{shorten(args.arch)} is a run in another space: add {shlex.join(['--space', shorten(space)])}")
@@ -356,8 +360,8 @@ def read(args: argparse.Namespace) -> genotypes.Genotype | Architecture:
 def _recorded_space(folder: str) -> str | None:
     """The `--space` of the run in this folder; None if it is none."""
     try:
-        space = json.loads((Path(folder) / "config.json").read_bytes())["arguments"]["space"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        space = untrusted.read_json(Path(folder) / "config.json")["arguments"]["space"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return space if isinstance(space, str) else None
 

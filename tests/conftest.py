@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 
 import numpy as np
@@ -28,6 +29,16 @@ def script(monkeypatch, capsys, tmp_path):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def no_waiting():
+    """A test that waits, for a pipe, fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -46,6 +46,12 @@ def table(benchmark, monkeypatch, capsys, images, tmp_path):
     return run
 
 
+def test_a_batch_that_is_too_large_ends_in_advice_that_the_benchmark_takes(benchmark):
+    module = benchmark("hypergradient", "--dataset", "digits", *TINY, "--batch_size", "5000")
+    with pytest.raises(UserError, match=r"718 of 1437 images for the weights, less than a batch of 5000: lower --batch_size$"):
+        module.main()
+
+
 def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(table):
     """Central differences are exact to second order: a tenth of the step, a hundredth of the error."""
     rows, printed = table("--float64", "--search_steps", "1")

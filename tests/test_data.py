@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import re
 import urllib.error
 from collections import Counter
 from itertools import chain, pairwise
@@ -14,7 +16,7 @@ import pytest
 import torch
 import torchvision
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
@@ -432,7 +434,7 @@ def test_the_split_of_a_folder_does_not_depend_on_the_seed(folder):
 
 
 def test_kinds_of_images(tmp_path):
-    """Wide and tall images keep their centre; grey, palette and transparent ones become RGB."""
+    """Wide and tall images keep their centre; grey, palette and RGBA ones become RGB."""
     stripes = np.zeros((20, 60, 3), dtype=np.uint8)
     stripes[:, 20:40] = (255, 0, 0)
     red = np.full((8, 8, 3), (204, 0, 0), dtype=np.uint8)
@@ -440,7 +442,7 @@ def test_kinds_of_images(tmp_path):
     save(tmp_path / "train" / "a" / "tall.png", stripes.transpose(1, 0, 2))
     save(tmp_path / "train" / "b" / "grey.png", np.full((40, 40), 77, dtype=np.uint8), "L")
     save(tmp_path / "train" / "b" / "palette.png", red, "P")
-    save(tmp_path / "train" / "b" / "transparent.png", np.dstack([red, np.full((8, 8), 9, dtype=np.uint8)]), "RGBA")
+    save(tmp_path / "train" / "b" / "opaque.png", np.dstack([red, np.full((8, 8), 255, dtype=np.uint8)]), "RGBA")
     (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
     for name in "ab":
         save(tmp_path / "test" / name / "0.jpg", np.full((8, 8, 3), 77, dtype=np.uint8))
@@ -450,6 +452,110 @@ def test_kinds_of_images(tmp_path):
     colours = [{tuple(colour) for colour in image.flatten(1).T.tolist()} for image in inside]
     assert sorted(map(sorted, colours)) == sorted([[(255, 0, 0)], [(255, 0, 0)], [(77, 77, 77)], [(204, 0, 0)], [(204, 0, 0)]])
     assert (images.test.images == 77).all()
+
+
+def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_factory, no_waiting):
+    """Each folder counts once, where it lies; what links lead to outside of the classes counts as well, once."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "more" / "x.png", np.zeros((16, 16, 3), dtype=np.uint8))
+    (folder / "train" / "dog" / "deep").mkdir()
+    (folder / "train" / "dog" / "0.png").rename(folder / "train" / "dog" / "deep" / "0.png")
+    cat = folder / "train" / "cat"
+    for name, target in {"loop": ".", "up": "..", "out": "../..", "dogs": "../dog/deep", "a": elsewhere, "b": elsewhere / "more"}.items():
+        (cat / name).symlink_to(target)
+    (cat / "one.png").symlink_to("../dog/1.png")  # a link to a file is a file
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert images.train.labels.bincount().tolist() == [9 + 1 + 1, 7]
+    [note] = images.notes
+    assert note.startswith("left out links to folders that are visited already, or that hold the link (5): ")
+    assert str(cat / "loop") in note
+
+
+def test_a_class_that_is_a_link(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "train" / "cat").rename(elsewhere / "cat")
+    (folder / "train" / "cat").symlink_to(elsewhere / "cat")
+    assert data.load("folder", str(folder), image_size=16, workers=0).train.labels.bincount().tolist() == [9, 7]
+    (folder / "train" / "ape").symlink_to("dog")
+    with pytest.raises(UserError, match=r"it has no image of ape; left out links to folders .*train/ape"):
+        data.load("folder", str(folder), image_size=16, workers=0)
+
+
+def test_a_folder_is_read_in_the_order_of_torchvision(folder):
+    for path in ("cat/b/0.png", "cat/b/c/1.JPEG", "cat/b.png", "cat/B/0.webp", "dog/a b/1.png"):
+        save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
+    expected = torchvision.datasets.ImageFolder(folder / "train")
+    classes, samples, _ = data._walk(folder, "train")
+    assert list(classes) == expected.classes
+    assert samples == expected.samples
+
+
+def test_what_is_not_a_file_is_never_opened(folder, large, no_waiting):
+    """A pipe in the place of an image, of a later one, or of the measured statistics: nothing waits for it."""
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    os.mkfifo(folder / "statistics-16.json")
+    (folder / "test" / "dog" / "device.png").symlink_to("/dev/null")
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert (len(images.train), len(images.notes)) == (16, 1)
+    assert images.notes[0].startswith("left out pipes, sockets and devices (2): ")
+    (folder / "train" / "cat" / "4.png").unlink()
+    os.mkfifo(folder / "train" / "cat" / "4.png")
+    with pytest.raises(UserError, match=r"cat/4\.png: .*it is a pipe, a socket or a device"):
+        list(data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=0, device="cpu"))
+
+
+def test_measured_statistics_are_not_written_through_a_link(folder, large):
+    (folder / "precious").write_text("precious")
+    (folder / "statistics-16.json").symlink_to("precious")
+    data.load("folder", str(folder), image_size=16, workers=0)
+    assert (folder / "precious").read_text() == "precious"
+    assert "mean" in json.loads((folder / "statistics-16.json").read_text())
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 10)])
+def test_photographs_stand_upright(tmp_path, orientation):
+    pixels = np.random.RandomState(0).randint(256, size=(24, 40, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "0.png", exif=exif)
+    with Image.open(tmp_path / "0.png") as image:
+        upright = ImageOps.exif_transpose(image)
+    assert upright.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
+    expected = np.array(ImageOps.fit(upright, (16, 16), Image.Resampling.BILINEAR))
+    assert torch.equal(data._decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    """Whatever colour they hide, in every way in which an image can be transparent; half transparent ones are half white."""
+    hidden = np.zeros((16, 16, 4), dtype=np.uint8)
+    hidden[:8] = (255, 0, 0, 255)
+    hidden[8:] = (0, 255, 0, 0)
+    expected = np.full((16, 16, 3), 255, dtype=np.uint8)
+    expected[:8] = (255, 0, 0)
+    rgba, palette, key = Image.fromarray(hidden), Image.new("P", (16, 16), 1), Image.new("RGB", (16, 16), "red")
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    for image, colour in ((palette, 0), (key, (255, 0, 0))):
+        image.paste(colour, (0, 0, 16, 8))
+    key.paste((0, 255, 0), (0, 8, 16, 16))
+    rgba.save(tmp_path / "rgba.png")
+    rgba.save(tmp_path / "rgba.webp", lossless=True)
+    palette.save(tmp_path / "palette.png", transparency=1)
+    key.save(tmp_path / "key.png", transparency=(0, 255, 0))
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(data._decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
+    grey = Image.merge("LA", (Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 127)))
+    grey.save(tmp_path / "grey.png")
+    assert (data._decode(str(tmp_path / "grey.png"), 16) == 128).all()
+
+
+def test_files_of_other_kinds_are_counted_and_named(folder):
+    for path in ("train/cat/a.gif", "train/cat/b.GIF", "train/dog/c.svg", "test/dog/README"):
+        (folder / path).write_text("something")
+    [note] = data.load("folder", str(folder), image_size=16, workers=0).notes
+    assert re.match(r"left out files of other kinds than \.jpg, .* \(2 \.gif, 1 \.svg, 1 without a suffix\): ", note)
+    assert note.count("cat/a.gif") == 1
+    assert note.endswith("; ...")
 
 
 def break_no_root(root):

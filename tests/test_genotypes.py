@@ -50,8 +50,21 @@ def test_all_forms_of_one_genotype(tmp_path):
     assert genotypes.from_json(nested) == genotypes.NNI_FULL
 
 
+@pytest.mark.parametrize("edges", [[("none", 0), ("skip_connect", 1)], [("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)]])
+def test_a_cell_may_have_none_on_the_way(edges):
+    """As long as something reaches the output."""
+    outputs = range(2, len(edges) // 2 + 2)
+    assert genotypes.check(edges, list(outputs), edges, list(outputs)).normal == edges
+
+
 def edit(**fields):
     return json.dumps(genotypes.to_json(DARTS_V2._replace(**fields)))
+
+
+def long_choices(nodes):
+    """An architecture of the space of DARTS, with so many nodes in the normal cell."""
+    choices = {f"normal_n{node}_p{source}": "maxpool" for node in range(2, nodes + 2) for source in (0, 1)}
+    return choices | {f"normal_n{node}_switch": [f"normal_n{node}_p0", f"normal_n{node}_p1"] for node in range(2, nodes + 2)}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,12 @@ def edit(**fields):
         (json.dumps({**NNI["full"], "normal/op_7_0": "skip_connect"}), "normal/op_7_0"),
         (json.dumps({key: value for key, value in NNI["full"].items() if key != "normal/input_3_0"}), "takes node None"),
         ("[" * 100_000, "does not hold JSON"),
+        (edit(normal=[("skip_connect", 0)] * 66), "the normal cell has 66 edges: it can have 64, two for each of 32 nodes"),
+        (edit(reduce=[("sep_conv_3x3", 0)] * 10**6), "the reduce cell has 1000000 edges"),
+        (json.dumps(long_choices(33)), "the normal cell has more nodes than a cell can have, 32"),
+        (edit(normal=[("none", 0), ("none", 1)] * 4), "the normal cell's output is always 0"),
+        (edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 2), ("skip_connect", 2)], reduce_concat=[3]), "the reduce cell's output"),
+        (edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)], reduce_concat=[2]), "the reduce cell's output"),
     ],
 )
 def test_bad_files(tmp_path, text, words):

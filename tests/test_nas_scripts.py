@@ -122,7 +122,7 @@ FILES = {
         ("train", ["--arch", "searched"], "searched is a run in another space: add --space nasbench201"),
         ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
-        ("train", ["--space", "enas_macro"], "cannot read the architecture DARTS"),
+        ("train", ["--space", "enas_macro"], "--arch DARTS is of --space darts: name a JSON file or"),
         ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture is an object"),
         ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary is of --space darts"),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
@@ -182,6 +182,27 @@ def test_micro_cells_are_drawn_as_cells():
     assert cells["reduction"][1] == [2, 3]
     assert drawing.micro_cells(architecture | {"more": 1}) == {}
     assert drawing.micro_cells(architecture | {"normal_node_1_x_input": 3}) == {}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {f"choice{number}": [f"layer_{source}" for source in range(1000)] for number in range(1000)},
+        {"L0": 0, "L1": 0, "I1": [], **{f"{kind}{i}": chosen for i in range(2, 500) for kind, chosen in (("L", 0), ("I", ["layer_0"]))}},
+        {
+            f"{kind}_node_{i}_{key}": 0
+            for kind in ("normal", "reduce")
+            for i in range(500)
+            for key in ("x_input", "x_op", "y_input", "y_op")
+        },
+    ],
+    ids=["any", "macro", "micro"],
+)
+def test_no_picture_shows_more_than_fits(architecture):
+    [graph] = drawing.graphs(architecture).values()
+    assert f'label="{len(architecture) - drawing.MOST_ROWS} more"' in graph.source
+    assert graph.source.count("label=") == 2 * (drawing.MOST_ROWS + 1) + 1
+    assert len(graph.source) < 100_000
 
 
 def test_any_other_space_is_drawn_as_a_table():

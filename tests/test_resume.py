@@ -464,12 +464,34 @@ def test_resuming_with_other_arguments(half, images, uninterrupted):
         status, output = run(["train"], images, "--resume", half, *arguments)
         assert status == 2
         assert words in output
+    for arguments, words in (
+        (["--save", "other"], "--save was EXP, not other"),
+        (["--run_dir", half.parent / "other"], f"--resume {half} goes on in that folder: leave out --run_dir"),
+    ):
+        status, output = run(["train"], images, "--resume", half, *arguments)
+        assert (status, output.count("\n")) == (2, 1), output
+        assert words in output
+    assert not (half.parent / "other").exists()
     status, output = run(["train_search"], images, "--resume", half)
     assert status == 2
     assert "other script" in output
     status, output = run(["train"], images, "--resume", half, "--workers", "1", "--report_freq", "7", "--checkpoint_minutes", "3")
     assert status == 0, output
     assert_same(result(half), uninterrupted("train")[0])
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 5}, {"learning_rate": 0.5}, {"cutout": False}])
+def test_arguments_that_were_edited_in_the_folder(changed, half, images):
+    """The checkpoint holds a schedule and an optimizer of other arguments, and would go on by those."""
+    config = json.loads((half / "config.json").read_text())
+    before = {name: config["arguments"][name] for name in changed}
+    config["arguments"] |= changed
+    (half / "config.json").write_text(json.dumps(config))
+    status, output = run(["train"], images, "--resume", half)
+    assert status == 2
+    [(name, value)] = before.items()
+    reason = f"its run had --{name} {value}, but config.json says {changed[name]}: put {value} back"
+    assert output.splitlines()[-1].startswith(f"train.py: error: no checkpoint in {half} can be used ({reason})")
 
 
 def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images, tmp_path):

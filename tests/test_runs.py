@@ -186,6 +186,25 @@ def test_an_animation_has_a_frame_for_every_epoch(tmp_path, make):
     assert durations == [400, 400, 2400]
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [0]), (7, list(range(7))), (8, [1, 3, 5, 7]), (20, [1, 4, 7, 10, 13, 16, 19])])
+def test_long_runs_are_thinned_out_evenly(tmp_path, epochs, expected):
+    rows, stride = history.History(tmp_path, {}, [{"epoch": epoch} for epoch in range(epochs)]).thinned(7)
+    assert [row["epoch"] for row in rows] == expected
+    assert stride == (expected[1] - expected[0] if len(expected) > 1 else 1)
+
+
+def test_a_long_run_has_no_more_frames_bars_and_cells_than_a_picture_can_show(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=601))
+    assert len(animation._graphs(run)) == 55  # every 11th of 601
+    bars = curves.operations(run).axes[0]
+    assert {len(container) for container in bars.containers} == {101}  # every 6th
+    assert bars.get_title("left") == "normal cell: edges on which an operation is strongest, every 6 epochs"
+    assert bars.containers[0][-1].get_x() + 3 == 601
+    heat_map = next(axes for axes in curves.alphas(run).axes if axes.images)
+    assert heat_map.images[0].get_array().shape == (8, 201, 3)  # every 3rd
+    assert heat_map.images[0].get_extent()[:2] == [-0.5, 602.5]
+
+
 def test_a_training_has_no_animation(tmp_path):
     assert animation.animation(history.read(training_run(tmp_path / "run", genotypes.KNOWN["DARTS_V2"]))) is None
 
@@ -299,6 +318,24 @@ def test_command_line_compares_runs_of_different_spaces(tmp_path):
     assert "| two | nasbench201 |" in (tmp_path / "comparison.md").read_text()
     with Image.open(tmp_path / "cells.png") as picture:
         assert picture.width > 500
+
+
+def test_names_are_shown_as_they_are(tmp_path, monkeypatch, capsys):
+    """In a terminal and in Markdown: no control sequence, no HTML, no link."""
+    names = ["<img src=x>", "[a](b)|*c*`d`", "\x1b[31mred\n\u202e_"]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        nasbench201_run(tmp_path / name, epochs=1)
+    rows = compare.table([history.read(name) for name in names])
+    assert compare.text(rows).split("\n")[3].startswith(r"\x1b[31mred\n\u202e_ ")
+    lines = compare.markdown(rows).decode().splitlines()
+    assert len(lines) == 5
+    assert lines[2].startswith("| &lt;img src=x&gt; |")
+    assert lines[3].startswith(r"| \[a\](b)\|\*c\*\`d\` |")
+    assert lines[4].startswith(r"| \\x1b\[31mred\\n\\u202e\_ |")
+    monkeypatch.setattr("sys.argv", ["visualize.py", "DARTS_V2", "--out", names[2], "--format", "svg"])
+    visualize.main()
+    assert capsys.readouterr().out.splitlines() == [rf"\x1b[31mred\n\u202e_/{name}.svg" for name in ("normal", "reduction")]
 
 
 # ---- The page

@@ -162,6 +162,34 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
         assert text.count("skipped 1 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
 
 
+def test_names_give_the_terminal_no_orders(script, tmp_path, images):
+    """Names of files and of tensors: in the log, in what is printed, in errors."""
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "train" / "dark" / "\x1b]0;title\x07\x9b31m.gif").touch()
+    folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--gpu", "-1", "--workers", "0", *TINY[4:]]
+    status, out, err = script("train", *folder, "--fast_dev_run", "--batch_size", "4", "--run_dir", "eval")
+    assert (status, err) == (0, "")
+    status, printed, _ = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
+    assert status == 0
+    for text in (out, printed, (tmp_path / "eval" / "log.txt").read_text()):
+        assert text.count(r"images/train/dark/\x1b]0;title\x07\x9b31m.gif") == 1
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    torch.save({"\x1b[2J": torch.zeros(1)}, tmp_path / "weights.pt")
+    status, _, err = script("test", *TINY, "--model_path", "weights.pt")
+    assert status == 2
+    assert r"only in the file: \x1b[2J" in err
+    assert err.count("\n") == 1
+
+
+def test_messages_are_one_line_that_can_be_printed(capsys):
+    assert str(cli.UserError("a\n\tb \x1b \u2028 \x9b é 雪")) == r"a b \x1b \x9b é 雪"
+    assert str(pickle.loads(pickle.dumps(cli.UserError("\x1b\\")))) == "\\x1b\\"
+    cli.warn("\x1b[31m")
+    with pytest.raises(SystemExit):
+        cli.Parser(prog="script").error("\x1b[31m")
+    assert capsys.readouterr().err == "warning: \\x1b[31m\nscript: error: \\x1b[31m (--help lists the arguments)\n"
+
+
 def test_same_seed_same_log(script, tmp_path, images, monkeypatch):
     logs = []
     for name in ("a", "b"):
@@ -218,6 +246,8 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
         ("train_search", ["--hvp", "wrong"], "finite_difference.*exact"),
+        ("train_search", ["--hvp", "exact"], "--hvp exact is of the second order: add --unrolled"),
+        ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train_search", ["--gpu", "-2"], "--gpu"),
         ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),
     ],
@@ -230,6 +260,20 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path,
     assert err.count("\n") == 1
     assert re.search(words, err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_are_limited_by_the_cores_and_it_is_said_once(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    parser = cli.Parser(prog="script")
+    cli.add_data_arguments(parser, ["digits"])
+    cli.add_run_arguments(parser)
+    assert [parser.parse_args(["--workers", text]).workers for text in ("0", "3")] == [0, 3]
+    assert capsys.readouterr().err == ""
+    config = {"stage": "search", "arguments": {"workers": 100000}}  # recorded on a larger machine
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
+    assert cli.parse(parser, "search").workers == 3
+    assert capsys.readouterr().err == "warning: --workers 100000 is more than there are cores: 3 are started\n"
 
 
 def test_a_folder_that_holds_anything_is_refused(script, tmp_path):

@@ -1,0 +1,102 @@
+"""Files that are none, wherever one is read; and JSON that says one thing twice."""
+
+import json
+import os
+
+import pytest
+from runs import search_run, training_run
+from torch import nn
+
+import drawing
+import experiment
+import genotypes
+import history
+import report
+import untrusted
+from cli import UserError
+from nas import mutators, search
+
+READERS = {
+    "genotype.json": [genotypes.read, lambda path: genotypes.read(os.path.dirname(path)), history.read_architecture],
+    "architecture.json": [mutators.read_architecture],
+    "weights.pt": [lambda path: experiment.load_weights(nn.Linear(1, 1), path)],
+    "config.json": [lambda path: history.read(os.path.dirname(path))],
+    "metrics.jsonl": [lambda path: history.read(os.path.dirname(path))],
+    "normal.png": [lambda path: drawing.draw(genotypes.DARTS_V2, os.path.dirname(path))],
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize(("name", "read"), [(name, read) for name, readers in READERS.items() for read in readers])
+def test_what_is_not_a_file_is_never_opened(tmp_path, name, read, kind, no_waiting):
+    folder = search_run(tmp_path / "run", epochs=1)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to("/dev/null")
+    with pytest.raises(UserError, match="it is a pipe, a socket or a device, not a file"):
+        read(str(folder / name))
+
+
+def test_a_run_whose_files_are_pipes(tmp_path, script, no_waiting):
+    """What a command can do without, it does without."""
+    folder = training_run(tmp_path / "run", genotypes.DARTS_V2, epochs=1)
+    os.mkfifo(folder / "log.txt")
+    assert b"not over yet" in report.of_run(history.read(folder), {})
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert search._recorded_space(str(folder)) is None
+    status, _, error = script("train", "--resume", folder)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "cannot read its config.json (it is a pipe" in error
+
+
+def test_a_checkpoint_that_is_a_pipe_gives_way_to_the_one_before(tmp_path, images, script, no_waiting):
+    arguments = ["--dataset", "folder", "--data", images, "--image_size", "8", "--gpu", "-1", "--workers", "0", "--batch_size", "4"]
+    size = ["--arch", "DARTS_V2", "--init_channels", "2", "--layers", "3", "--fast_dev_run", "--run_dir", "run"]
+    assert script("train", *arguments, *size)[0] == 0
+    os.replace("run/checkpoint.pt", "run/checkpoint.prev.pt")
+    os.mkfifo("run/checkpoint.pt")
+    status, out, error = script("train", "--resume", "run")
+    assert (status, error) == (0, "")
+    assert "checkpoint.pt cannot be used (OSError: [Errno 22] it is a pipe, a socket or a device, not a file" in out
+    assert "going on from run/checkpoint.prev.pt: epoch 1" in out
+
+
+def test_a_key_twice(tmp_path):
+    """JSON's readers take the last of them; here, none is lost without a word."""
+    genotype = json.dumps(genotypes.to_json(genotypes.DARTS_V2))
+    doubled = genotype[:-1] + ', "normal": [["none", 0], ["none", 1]]}'
+    folder = search_run(tmp_path / "run", epochs=2)
+    (folder / "genotype.json").write_text(doubled)
+    (folder / "architecture.json").write_text('{"a": 1, "a": 2}')
+    for read in (genotypes.read, history.read_architecture):
+        with pytest.raises(UserError, match="does not hold JSON: it has the key 'normal' twice"):
+            read(str(folder / "genotype.json"))
+    with pytest.raises(UserError, match="it has the key 'a' twice"):
+        mutators.read_architecture(folder)
+    metrics = folder / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole.replace('{"epoch": 0', '{"lr": 1, "epoch": 0'))
+    with pytest.raises(UserError, match=r"line 1, .*it has the key 'lr' twice"):
+        history.read(folder)
+    metrics.write_text(whole)
+    config = folder / "config.json"
+    config.write_text('{"arguments": {}, ' + config.read_text()[1:])
+    with pytest.raises(UserError, match="it has the key 'arguments' twice"):
+        history.read(folder)
+
+
+def test_a_key_twice_in_the_configuration_of_a_run_that_goes_on(tmp_path, script):
+    folder = search_run(tmp_path / "run", epochs=1)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"seed": 7', '"seed": 7, "seed": 8', 1))
+    status, _, error = script("train_search", "--resume", folder)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "it has the key 'seed' twice" in error
+
+
+def test_other_readers_of_json_agree():
+    for content in ('{"a": [1, {"b": null}], "c": NaN}', "3", '{"a": {"a": 1}}'):
+        assert repr(untrusted.parse_json(content)) == repr(json.loads(content))
+    for content in ("{", "[" * 100_000, b"\xff"):
+        with pytest.raises(ValueError, match=r".+"):
+            untrusted.parse_json(content)
