@@ -219,7 +219,7 @@ def _decode(path: str, size: int) -> Tensor:
             with untrusted.open_file(path) as file, Image.open(file) as image:
                 if image.mode[0] in "IF":
                     raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
-                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
                 pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
                 upright = pixels if turn is None else pixels.transpose(turn)
                 square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)

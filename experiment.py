@@ -307,12 +307,14 @@ class Run:
         if not found:
             self.log("no checkpoint yet: from the beginning")
             return b""
+        reason = ""
         for path in found:
             try:
                 content = untrusted.read(path)
                 self._take(content)
             except (OSError, ValueError) as error:
-                self.log("%s cannot be used: %s", path, shorten(" ".join(str(error).split()), 200))
+                reason = shorten(" ".join(str(error).split()), 200)
+                self.log("%s cannot be used: %s", path, reason)
                 continue
             self.log("going on from %s: epoch %d, step %d", path, self.progress.epoch, self.progress.step)
             return content
@@ -382,7 +384,7 @@ def _saved(content: Any) -> memoryview:
 
 
 def _read_checkpoint(content: bytes) -> dict[str, Any]:
-    """A checkpoint's `progress`, `parts`, `random` states and `arguments`, of which only the outlines are checked. Raises `ValueError` for others."""
+    """A checkpoint's `progress`, `parts`, `random` states and `arguments`; their outlines are checked. Raises `ValueError` for others."""
     try:  # what a damaged file leads to is of many kinds; nothing here is on a device yet
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
             if (damaged := archive.testzip()) is not None:

@@ -448,7 +448,7 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
             raise UserError(f"{cell}_concat names a node twice: {shown(nodes)}")
         return list(nodes)
 
-    def alive(cell: str, pairs: list[tuple[str, int]], outputs: list[int]) -> None:
+    def alive(cell: str, pairs: list[tuple[str, int]], outputs: Sequence[int]) -> None:
         reached = {0, 1}  # by a path from the cell's inputs that is not `none`
         for edge, (operation, node) in enumerate(pairs):
             if operation != "none" and node in reached:
