@@ -28,6 +28,7 @@ from torch import nn
 import cli
 import distributed
 from cli import UserError, shorten
+from genotypes import PRIMITIVES
 from progress import Console
 
 
@@ -385,6 +386,7 @@ def _provenance() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "commit": _commit(),
+        "primitives": PRIMITIVES,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
