@@ -105,7 +105,11 @@ def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
 
     assert list(drawing.OPERATION_COLOURS) == OPERATIONS
     assert len(set(drawing.OPERATION_COLOURS.values())) == len(OPERATIONS)
-    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in drawing.OPERATION_COLOURS.values())
+    names = ["se_conv_3x3", "gelu_conv_3x3", "", "\udfff", *(f"operation{number}" for number in range(200))]  # colours that nobody chose
+    made = [drawing.colour(name) for name in names]
+    assert made == [drawing.colour(name) for name in names]
+    assert len(set(made)) > 190
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in [*drawing.OPERATION_COLOURS.values(), *made])
 
 
 @pytest.mark.parametrize("format", drawing.FORMATS)
