@@ -54,7 +54,7 @@ def colour(operation: str) -> str:
     if operation in COLOURS:
         return COLOURS[operation]
     number = zlib.crc32(operation.encode(errors="replace"))
-    hue, saturation, lightness = number % 360 / 360, 0.55 + number // 360 % 5 / 10, 0.45
+    hue, saturation, lightness = number % 360 / 360, 0.5 + number // 360 % 4 / 10, 0.45
     while 1.05 / (_luminance(rgb := colorsys.hls_to_rgb(hue, lightness, saturation)) + 0.05) < 4.6:  # 4.5, and room for rounding
         lightness -= 0.01
     return "#" + "".join(f"{round(255 * channel):02X}" for channel in rgb)
