@@ -169,7 +169,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError("it lacks the arguments")
     for name, value in arguments.items():
         if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{shown(name)} is {shown(value)}")
+            raise ValueError(f"{shorten(name)} is {shown(value)}")
     if not isinstance(config.get("command", []), list):
         raise ValueError("its command is not a list")
     return config
