@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
 
 import graphviz
 
 import drawing
 import history
-import metrics
 from cli import UserError
-from drawing import Edge
-from genotypes import Genotype
-from history import Alphas, History
+from drawing import RelaxedEdge
+from history import History
+from nas.architecture import Alphas, Architecture, cell_of, edge_ends
 
 DPI = 64  # 970 pixels of width for the cells of DARTS
 SECONDS = 0.4  # of an epoch; less where there are many, and two seconds more for the last one
@@ -53,7 +50,7 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
     weakest, strongest = strength_range(run)
     epochs = []
     for row in run.thinned(MOST_FRAMES)[0]:
-        architecture, alphas = history.recorded_architecture(row), history.named_alphas(run, row)
+        architecture, alphas = Architecture.of_epoch(row), history.named_alphas(run, row)
         if architecture is None:
             continue
         caption = run.caption_at(row)
@@ -64,7 +61,7 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
         cells = relaxed_cells(architecture, alphas)
         epochs.append(
             [
-                drawing.relaxed(nodes, [edge._replace(strength=strength(edge.strength)) for edge in edges], f"{caption}{name}")
+                drawing.relaxed(nodes, [edge._replace(strength=strength(edge.strength)) for edge in edges], drawing.title(name, caption))
                 for name, (nodes, edges) in cells.items()
             ]
             or list(drawing.graphs(architecture, caption).values())
@@ -76,45 +73,35 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
 
 def strength_range(run: History) -> tuple[float, float]:
     """The weakest and the strongest edge of the whole run, by its strongest operation; widths of lines stand for what is between."""
-    cells = [relaxed_cells(history.recorded_architecture(row), history.named_alphas(run, row)) for row in run.epochs]
+    cells = [relaxed_cells(Architecture.of_epoch(row), history.named_alphas(run, row)) for row in run.epochs]
     strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
     return min(strengths, default=0.0), max(strengths, default=0.0)
 
 
-def relaxed_cells(architecture: Genotype | dict[str, Any] | None, alphas: Alphas) -> dict[str, tuple[dict[str, Any], list[Edge]]]:
-    """{what follows the caption: (nodes, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas.
+def relaxed_cells(architecture: Architecture | None, alphas: Alphas) -> dict[str, tuple[dict[str, str], list[RelaxedEdge]]]:
+    """{cell: (nodes, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas.
 
     Known are the cells of DARTS and NAS-Bench-201; empty for others, and for strategies without alphas.
     """
-    if architecture is None or not alphas:
+    if architecture is None:
         return {}
-    if isinstance(architecture, Genotype):
-        return {
-            f": {name} cell": _darts_cell(edges, {edge: weights for edge, weights in alphas.items() if history.cell_of(edge) == cell})
-            for name, cell, edges in (("normal", "normal", architecture.normal), ("reduction", "reduce", architecture.reduce))
-        }
-    if set(architecture) == set(alphas) == drawing.NASBENCH201_EDGES and all(isinstance(name, str) for name in architecture.values()):
-        nodes = {"0": "input", "1": "node", "2": "node", "3": "output"}
+    relaxed = {}
+    for name, cell in architecture.cells.items():
+        chosen = {edge.key: edge.operation for edge in cell.edges}
         edges = []
         for key, weights in alphas.items():
-            tail, head = key.split("_")
-            edges.append(Edge(tail, head, architecture[key], weights.get(architecture[key], 0.0), True))
-        return {"": (nodes, edges)}
-    return {}
-
-
-def _darts_cell(chosen: Sequence[tuple[str, int]], alphas: Alphas) -> tuple[dict[str, Any], list[Edge]]:
-    names = ["c_{k-2}", "c_{k-1}", *(str(node) for node in range(len(chosen) // 2))]
-    sources = {(index // 2 + 2, source) for index, (_, source) in enumerate(chosen)}
-    edges = []
-    for key, weights in alphas.items():
-        match = metrics.EDGE.fullmatch(key)
-        assert match is not None  # `metrics.check` has seen to it
-        node, source = int(match[2]), int(match[3])
-        operation, strength = strongest(weights)
-        edges.append(Edge(names[source], names[node], operation, strength, (node, source) in sources))
-    kinds = {name: "input" if name.startswith("c_") else "node" for name in names}
-    return {**kinds, "c_{k}": "output"}, edges
+            if cell_of(key) != name:
+                continue
+            if (ends := edge_ends(key)) is None:
+                return {}
+            operation, strength = strongest(weights)
+            if chosen.get(key) == "none":  # may be chosen where every edge is in the architecture
+                operation, strength = "none", weights.get("none", 0.0)
+            edges.append(RelaxedEdge(*ends, operation, strength, key in chosen))
+        if not edges:
+            return {}
+        relaxed[name] = cell.nodes, edges
+    return relaxed
 
 
 def strongest(weights: dict[str, float]) -> tuple[str, float]:

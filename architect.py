@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +25,33 @@ import utils
 HVP = ("finite_difference", "exact")
 
 
-class Searchable(nn.Module):
-    """A search model: `forward(x)` gives logits. Not asked for at run time, where any module with these methods will do."""
+class Searchable(Protocol):
+    """A search model: an `nn.Module` whose `forward(x)` gives logits, and which answers for itself what it has found."""
+
+    training: bool
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """What the architecture is learned by, alpha in the paper."""
-        raise NotImplementedError
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """The network's weights, w in the paper."""
-        raise NotImplementedError
+
+    def export(self) -> Any:
+        """What has been found so far: a `Genotype`, or {key of a choice: what was chosen}."""
+
+    def alphas_by_edge(self) -> dict[str, dict[str, float]]:
+        """{edge: {operation: softmaxed alpha}}, JSON-ready; empty where there are no alphas."""
+
+    def alpha_lines(self) -> list[str]:
+        """The log's lines about the alphas."""
 
 
 class Architect:
@@ -147,13 +164,13 @@ class Architect:
 
         Arguments as of `_hessian_vector_product`. Leaves no trace in the running statistics.
         """
-        with _differentiable_twice(self.model):
+        with _differentiable_twice(cast(nn.Module, self.model)):
             along_v = torch.func.jvp(lambda w: self._loss(input, target, self._state(w), amp=False), (w,), (v,))[1]
             return _grad(along_v, self.model.arch_parameters())
 
     def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
         """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
-        logits, _ = utils.forward(partial(functional_call, self.model, state or {}), input, amp and self.amp)
+        logits, _ = utils.forward(partial(functional_call, cast(nn.Module, self.model), state or {}), input, amp and self.amp)
         return distributed.mean(self.criterion(logits, target), target.size(0))
 
     def _state(self, flat: Tensor) -> dict[str, Tensor]:

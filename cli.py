@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import files
 import untrusted
+from genotypes import PRIMITIVES
 
 
 def printable(text: str) -> str:
@@ -157,11 +158,11 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         parser: with `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
 
-    A space in a file is code, and a folder may be a stranger's: `--resume` runs it only if the command line names it, too.
+    A space or a strategy in a file is code, and a folder may be untrusted: `--resume` runs it only if the command line also names it.
 
     Raises:
-        UserError: there is no such run, it is of the other stage, an argument differs that would change the result, or the code of a
-            space would be run that the command line does not name.
+        UserError: there is no such run, it is of the other stage, an argument differs that would change the result, or code would be run
+            that the command line does not name.
     """
     args = parser.parse_args()
     resume = args.resume
@@ -181,12 +182,13 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     # Through the parser again, which checks them: the file may be a stranger's.
     texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
     before, merged = parser.parse_args(texts), parser.parse_args([*texts, *sys.argv[1:]])
-    space = getattr(before, "space", "")
-    if runs_code(space) and getattr(args, "space", "") != space:
-        raise UserError(
-            f"--resume {resume} would run the code of {shorten(space)}, which its config.json names: "
-            f"if you trust that file, add {shlex.join(['--space', space])}"
-        )
+    for name in CODE:
+        file = getattr(before, name, "")
+        if runs_code(file) and getattr(args, name, "") != file:
+            raise UserError(
+                f"--resume {resume} would run the code of {shorten(file)}, which its config.json names: "
+                f"if you trust that file, add {shlex.join([f'--{name}', file])}"
+            )
     changed = [name for name, value in vars(merged).items() if value != getattr(before, name) and name not in MAY_CHANGE]
     if changed:
         differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(merged, name)}" for name in changed)
@@ -195,49 +197,66 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     return merged
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of the run in `folder`, with its `stage` and its `arguments`, a dictionary.
-
-    Raises:
-        UserError: there is none, or it is not one of a run.
-    """
+def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
+    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
     try:
-        config = untrusted.read_json(Path(folder) / "config.json")
-        if not isinstance(config["arguments"], dict) or "stage" not in config:
-            raise KeyError
+        config = read_config(folder)
     except OSError as error:
         raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
     except ValueError as error:
         raise UserError(f"--resume {folder}: its config.json is not one of a run: {error}") from None
-    except (KeyError, TypeError):
-        raise UserError(f"--resume {folder}: its config.json is not one of a run") from None
-    return config
-
-
-def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
-    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
-    config = read_config(folder)
-    own, arguments = config["stage"], config["arguments"].items()
-    if own != stage:
-        raise UserError(f"{folder} is a run of the other script: its stage is {shown(own)}, this one's is {stage!r}")
+    if config.get("stage") != stage:
+        raise UserError(f"{folder} is a run of the other script: its stage is {shown(config.get('stage'))}, this one's is {stage!r}")
+    if stage == "search" and config["arguments"].get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
+        raise UserError(
+            f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
+            "restore it, or begin a new search"
+        )
+    arguments = config["arguments"].items()
     recorded = {name: value for name, value in arguments if value is not None and value is not False and name not in RETIRED}
     for name, value in recorded.items():
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
-        if not isinstance(value, bool | int | float | str) or (isinstance(value, str) and "\0" in value):
+        if isinstance(value, str) and "\0" in value:
             raise UserError(f"--resume {folder}: its config.json is not one of a run: {name} is {shown(value)}")
     return recorded
 
 
-def runs_code(space: str) -> bool:
-    """Whether this `--space` names a file, whose code is run."""
-    return ":" in space
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of the run in `folder`, in which `arguments` are numbers, strings, True, False and None.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not one of a run, and why.
+    """
+    try:
+        config = untrusted.read_json(Path(folder) / "config.json")
+    except ValueError as error:
+        raise ValueError(f"it does not hold JSON ({error})") from None
+    arguments = config.get("arguments") if isinstance(config, dict) else None
+    if not isinstance(arguments, dict):
+        raise ValueError("it lacks the arguments")
+    for name, value in arguments.items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{shorten(name)} is {shown(value)}")
+    if not isinstance(config.get("command", []), list):
+        raise ValueError("its command is not a list")
+    return config
+
+
+# The arguments that may name a file, `file.py:Class`, whose code is run.
+CODE = ("space", "strategy")
+
+
+def runs_code(value: str) -> bool:
+    """Whether this value of an argument of `CODE` names a file."""
+    return ":" in value
 
 
 def resume_command(args: argparse.Namespace, folder: str | Path) -> str:
-    """The command that goes on with the run in `folder`; a space in a file is named again (see `parse`)."""
-    space = ["--space", args.space] if runs_code(getattr(args, "space", "")) else []
-    return shlex.join(["python", sys.argv[0], "--resume", str(folder), *space])
+    """The command that goes on with the run in `folder`; a space or a strategy in a file is named again (see `parse`)."""
+    code = [text for name in CODE if runs_code(value := getattr(args, name, "")) for text in (f"--{name}", value)]
+    return shlex.join(["python", sys.argv[0], "--resume", str(folder), *code])
 
 
 def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], float]:

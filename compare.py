@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import drawing
-import history
 from cli import UserError, printable
 from history import History
 
@@ -30,8 +29,8 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
     rows = []
     for run, name in zip(runs, names(runs), strict=True):
         architecture = run.architecture
-        apart = history.distance(architecture, first) if architecture is not None and first is not None else None
-        skips = history.skips(architecture) if architecture is not None else {}
+        apart = architecture.distance(first) if architecture is not None and first is not None else None
+        skips = architecture.skips() if architecture is not None else {}
         parameters, multiply_adds = _size(run)
         rows.append(
             {

@@ -6,15 +6,15 @@ Every operation has the colour that it has in the drawings of cells.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import history
-import metrics
 from animation import strongest
-from drawing import COLOURS
+from drawing import COLOURS, colour
+from genotypes import edge_of
 from history import History
+from nas.architecture import TITLES, Alphas, Architecture, cell_of, edge_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +43,6 @@ STYLE = {
     "lines.linewidth": 1.8,
     "svg.hashsalt": "darts",  # the same picture again has the same bytes
 }
-CELLS = {"normal": "normal cell", "reduce": "reduction cell", "": "architecture"}
-INPUTS = ("c_{k-2}", "c_{k-1}")  # nodes 0 and 1 of a cell, named as in the drawings
 MOST_BARS, MOST_COLUMNS = 120, 240  # that a panel has the pixels for, of bars and of a heat map; a longer run is thinned out
 PHASES = {"train": "training", "valid": "validation", "test": "test set"}
 
@@ -85,11 +83,11 @@ def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
         figure, panels = _panels(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
         for axes, measure, title in zip(panels, ("loss", "acc"), ("loss", "accuracy, %"), strict=True):
             for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-                colour = LINES[index % len(LINES)]
-                _line(axes, *run.series(f"train_{measure}"), color=colour, linestyle="--", linewidth=1.1, label="_")
+                line = LINES[index % len(LINES)]
+                _line(axes, *run.series(f"train_{measure}"), color=line, linestyle="--", linewidth=1.1, label="_")
                 held_out = "test" if run.series("test_loss")[0] else "valid"
                 marker = "os^Dvpx"[index // len(LINES) % 7] if len(runs) > len(LINES) else None
-                _line(axes, *run.series(f"{held_out}_{measure}"), color=colour, label=name, marker=marker, markevery=5)
+                _line(axes, *run.series(f"{held_out}_{measure}"), color=line, label=name, marker=marker, markevery=5)
             _finish(axes, title)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -102,11 +100,11 @@ def operations(run: History) -> Figure | None:
     """
     shown_epochs, stride = run.thinned(MOST_BARS)
     rows = [(row["epoch"] + 1, history.named_alphas(run, row)) for row in shown_epochs if row.get("alphas")]
-    skips = {cell: run.series(f"skips_{cell}" if cell else "skips") for cell in CELLS}
+    skips = {cell: run.series(f"skips_{cell}" if cell else "skips") for cell in TITLES}
     skips = {cell: series for cell, series in skips.items() if series[0]}
     if not skips:
         return None
-    cells = [cell for cell in CELLS if rows and any(history.cell_of(edge) == cell for edge in rows[0][1])]
+    cells = [cell for cell in TITLES if rows and any(cell_of(edge) == cell for edge in rows[0][1])]
     entropies = {cell: run.series(f"entropy_{cell}" if cell else "entropy") for cell in cells}
     eigenvalue = run.series("eigenvalue")
     with _style():
@@ -116,7 +114,7 @@ def operations(run: History) -> Figure | None:
             shown |= _strongest(axes, cell, rows, stride)
         axes = panels[len(cells)]
         for index, (cell, series) in enumerate(skips.items()):
-            axes.step(*series, where="mid", label=CELLS[cell], color=LINES[index], linestyle=DASHES[index])
+            axes.step(*series, where="mid", label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
             if len(series[0]) == 1:
                 axes.plot(*series, "o", color=LINES[index])
         _finish(axes, "skip connections in the architecture")
@@ -127,7 +125,7 @@ def operations(run: History) -> Figure | None:
         axes.legend(loc="upper left", ncols=2, fontsize=8)
         if cells:
             for index, (cell, series) in enumerate(entropies.items()):
-                _line(panels[len(cells) + 1], *series, label=CELLS[cell], color=LINES[index], linestyle=DASHES[index])
+                _line(panels[len(cells) + 1], *series, label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
             _finish(panels[len(cells) + 1], "entropy of an edge's alphas, nats")
             panels[len(cells) + 1].legend()
         if eigenvalue[0]:
@@ -139,20 +137,20 @@ def operations(run: History) -> Figure | None:
     return figure
 
 
-def _strongest(axes: Axes, cell: str, rows: list[tuple[int, history.Alphas]], stride: int) -> dict[str, Any]:
+def _strongest(axes: Axes, cell: str, rows: list[tuple[int, Alphas]], stride: int) -> dict[str, Any]:
     """Bars of the number of edges that each operation is the strongest on, every `stride` epochs; {operation: a patch for the legend}."""
     counts: dict[str, list[int]] = {}
     for index, (_, alphas) in enumerate(rows):
         for edge, weights in alphas.items():
-            if history.cell_of(edge) == cell:
+            if cell_of(edge) == cell:
                 counts.setdefault(strongest(weights)[0], [0] * len(rows))[index] += 1
     bottom, patches = [0] * len(rows), {}
     outline: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if len(rows) <= 60 else {}
     for name in sorted(counts, key=_order):
-        bars = axes.bar([epoch for epoch, _ in rows], counts[name], stride, bottom, color=_colour(name), **outline)
+        bars = axes.bar([epoch for epoch, _ in rows], counts[name], stride, bottom, color=colour(name), **outline)
         bottom = [low + count for low, count in zip(bottom, counts[name], strict=True)]
         patches[name] = bars[0]
-    _finish(axes, f"{CELLS[cell]}: edges on which an operation is strongest{_every(stride)}")
+    _finish(axes, f"{TITLES[cell]}: edges on which an operation is strongest{_every(stride)}")
     axes.grid(visible=False)
     axes.set_ylim(0, max(bottom))
     axes.locator_params(axis="y", integer=True)
@@ -177,7 +175,8 @@ def alphas(run: History) -> Figure | None:
     weights = [weight for series in edges.values() for operations in series for weight in operations.values()]
     low, high = min(weights), max(weights)
     span = high - low or 1.0
-    chosen = _chosen(history.recorded_architecture(rows[-1][0]))
+    architecture = Architecture.of_epoch(rows[-1][0])
+    chosen = architecture.chosen if architecture is not None else {}
     places, columns = _places(list(edges))
     tall = max(len(series[0]) for series in edges.values())
     n_rows = 1 + max(row for row, _ in places.values())
@@ -195,7 +194,7 @@ def alphas(run: History) -> Figure | None:
             block = np.empty((len(names), len(series), 3))
             for index, name in enumerate(names):
                 share = (np.array([operations[name] for operations in series]) - low)[:, None] / span
-                block[index] = 1 - share * (1 - np.array(to_rgb(_colour(name))))
+                block[index] = 1 - share * (1 - np.array(to_rgb(colour(name))))
             first, last = rows[0][0]["epoch"] + 1 - stride / 2, rows[-1][0]["epoch"] + 1 + stride / 2
             axes.imshow(block, aspect="auto", interpolation="nearest", extent=(first, last, len(names) - 0.5, -0.5))
             axes.set_title(_edge_name(edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3)
@@ -206,11 +205,11 @@ def alphas(run: History) -> Figure | None:
             leftmost = column == 0 or not any(place == (row, column - 1) for place in places.values())
             axes.set_yticklabels(names if leftmost or names != sorted(next(iter(edges.values()))[-1], key=_order) else [])
             for label, name in zip(axes.get_yticklabels(), names, strict=False):
-                label.set_color(_colour(name))
+                label.set_color(colour(name))
             for spine in axes.spines.values():
                 spine.set(visible=True, color=INK if edge in chosen else "#BBBBBB", linewidth=1.6 if edge in chosen else 0.6)
             if edge in chosen and chosen[edge] in names:
-                frame = Rectangle((first, names.index(chosen[edge]) - 0.5), last - first, 1, fill=False, edgecolor=_colour(chosen[edge]))
+                frame = Rectangle((first, names.index(chosen[edge]) - 0.5), last - first, 1, fill=False, edgecolor=colour(chosen[edge]))
                 axes.add_patch(frame)
         figure.supxlabel(f"epochs{_every(stride)}; white {low:.3f}, full colour {high:.3f}; bold: in the architecture", fontsize=9)
     return figure
@@ -222,50 +221,25 @@ def _every(stride: int) -> str:
 
 def _places(edges: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
     """({edge: (row, column)}, columns): cells as triangles, a row for every node; others in order."""
-    found = {edge: metrics.EDGE.fullmatch(edge) for edge in edges}
-    parsed = {edge: (match[1], int(match[2]), int(match[3])) for edge, match in found.items() if match}
-    if len(parsed) == len(edges):
-        nodes = sorted({(cell, node) for cell, node, _ in parsed.values()})
-        sources = sorted({source for _, _, source in parsed.values()})
-        return {edge: (nodes.index((cell, node)), sources.index(source)) for edge, (cell, node, source) in parsed.items()}, len(sources)
+    known = {edge: place for edge in edges if (place := edge_of(edge)) is not None}
+    if len(known) == len(edges):
+        nodes = sorted({(cell, node) for cell, node, _ in known.values()})
+        sources = sorted({source for _, _, source in known.values()})
+        return {edge: (nodes.index((cell, node)), sources.index(source)) for edge, (cell, node, source) in known.items()}, len(sources)
     columns = min(4, len(edges))
     return {edge: divmod(index, columns) for index, edge in enumerate(edges)}, columns
 
 
 def _edge_name(edge: str) -> str:
-    if match := metrics.EDGE.fullmatch(edge):
-        cell, node, source = match[1], int(match[2]), int(match[3])
-        return f"{CELLS[cell].removesuffix(' cell')}: {_node(source)} \N{RIGHTWARDS ARROW} {_node(node)}"
-    if re.fullmatch("[0-9]+_[0-9]+", edge):
-        return edge.replace("_", " \N{RIGHTWARDS ARROW} ")
-    return edge
-
-
-def _node(number: int) -> str:
-    """A node of a cell, named as in the drawings."""
-    return INPUTS[number] if number < len(INPUTS) else str(number - len(INPUTS))
-
-
-def _chosen(architecture: Any) -> dict[str, str]:
-    """{edge: its operation} in the architecture."""
-    if isinstance(architecture, history.Genotype):
-        return {
-            f"{cell}_n{index // 2 + 2}_p{source}": operation
-            for cell, edges in (("normal", architecture.normal), ("reduce", architecture.reduce))
-            for index, (operation, source) in enumerate(edges)
-        }
-    return {edge: str(operation) for edge, operation in (architecture or {}).items()}
+    ends, cell = edge_ends(edge), cell_of(edge)
+    if ends is None:
+        return edge
+    return f"{TITLES[cell].removesuffix(' cell')}: " * bool(cell) + f"{ends[0]} \N{RIGHTWARDS ARROW} {ends[1]}"
 
 
 def _order(operation: str) -> tuple[int, str]:
     names = list(COLOURS)
     return (names.index(operation) if operation in names else len(names), operation)
-
-
-def _colour(operation: str) -> str:
-    if operation in COLOURS:
-        return COLOURS[operation]
-    return LINES[sum(operation.encode()) % len(LINES)]  # of a space of one's own: always the same one
 
 
 def _style():

@@ -1,10 +1,11 @@
-"""Architectures as graphs: both cells of a genotype, or a network of a space of `nas/`, every operation in a colour of its own.
+"""Architectures as graphs: cells, a network of ENAS's macro space, or a table of choices; every operation in a colour of its own.
 
 Graphviz's `dot` draws them where it is installed, the program of the package graphviz-pure everywhere else.
 """
 
 from __future__ import annotations
 
+import colorsys
 import os
 import re
 import shutil
@@ -14,14 +15,14 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import graphviz
 
 import files
 import untrusted
 from cli import UserError, shorten, shown
-from genotypes import Genotype
+from nas.architecture import TITLES, Architecture, Cell
 
 # After the palette of Okabe and Ito, darkened until the contrast with white, as text or as ground, is at least 4.5, and so far apart in
 # lightness that those who see no red or no green can tell them from each other.
@@ -44,12 +45,6 @@ COLOURS = OPERATION_COLOURS | {
     "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
 }
 
-# What the numbers in the architectures of nas/spaces/enas.py stand for.
-MICRO_OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
-MACRO_BRANCHES = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
-
-NASBENCH201_EDGES = {"0_1", "0_2", "1_2", "0_3", "1_3", "2_3"}
-
 # What a picture can show, and Graphviz lays out within seconds: rows of a table, edges of a macro network.
 MOST_ROWS, MOST_EDGES = 200, 300
 
@@ -58,27 +53,37 @@ INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphvi
 SIGNATURE = b"drawn by visualize.py of DARTS"
 
 
-def cell(edges: Sequence[tuple[str, int]], concat: Sequence[int], caption: str) -> graphviz.Digraph:
-    """One cell as a graph: inputs, nodes 0 to n - 1, output; node i of the pictures is node i + 2 of the genotype (DARTS, Figures 4 and 5).
+def colour(operation: str) -> str:
+    """The colour of an operation. One that nobody chose is made from the name, with a contrast to white of at least 4.5."""
+    if operation in COLOURS:
+        return COLOURS[operation]
+    number = zlib.crc32(operation.encode(errors="replace"))
+    hue, saturation, lightness = number % 360 / 360, 0.5 + number // 360 % 4 / 10, 0.45
+    while 1.05 / (_luminance(rgb := colorsys.hls_to_rgb(hue, lightness, saturation)) + 0.05) < 4.6:  # 4.5, and room for rounding
+        lightness -= 0.01
+    return "#" + "".join(f"{round(255 * channel):02X}" for channel in rgb)
 
-    Args:
-        edges: (operation, input node) pairs, two for each intermediate node, as in `Genotype.normal`.
-        concat: the nodes whose outputs are concatenated into the cell's own, as in `Genotype.normal_concat`.
-        caption: the line under the picture.
-    """
+
+def _luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance (WCAG 2.1)."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def cell(cell: Cell, caption: str) -> graphviz.Digraph:
+    """One cell as a graph; node i of the pictures is node i + 2 of the genotype (DARTS, Figures 4 and 5). `caption`: the line under it."""
     graph = _graph(caption)
-    inputs, nodes = ["c_{k-2}", "c_{k-1}"], [str(node) for node in range(len(edges) // 2)]
-    for name in inputs:
-        graph.node(name, **_INPUT)
-    for name in nodes:
-        graph.node(name, **_NODE)
-    graph.node("c_{k}", **_OUTPUT)
-    names = inputs + nodes
-    for edge, (operation, node) in enumerate(edges):
-        _edge(graph, f"edge{edge}", operation, names[node], nodes[edge // 2])
-    for node in concat:
-        graph.edge(names[node], "c_{k}", color="#8C8C8C", penwidth="1.2")
+    _nodes(graph, cell.nodes)
+    for index, edge in enumerate(cell.edges):
+        _edge(graph, f"edge{index}", edge.operation, edge.tail, edge.head)
+    for name in cell.concat:
+        graph.edge(name, list(cell.nodes)[-1], color="#8C8C8C", penwidth="1.2")
     return graph
+
+
+def _nodes(graph: graphviz.Digraph, nodes: dict[str, str]) -> None:
+    for name, kind in nodes.items():
+        graph.node(name, **{"input": _INPUT, "node": _NODE, "output": _OUTPUT}[kind])
 
 
 _INPUT = {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"}
@@ -116,11 +121,11 @@ def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: s
     Its label is a node in the middle of it: Graphviz then leaves it room, so that labels meet neither each other nor foreign edges.
     """
     _operation(graph, name, operation)
-    graph.edge(tail, f"{name}:w", color=COLOURS[operation], dir="none")
-    graph.edge(f"{name}:e", head, color=COLOURS[operation])
+    graph.edge(tail, f"{name}:w", color=colour(operation), dir="none")
+    graph.edge(f"{name}:e", head, color=colour(operation))
 
 
-class Edge(NamedTuple):
+class RelaxedEdge(NamedTuple):
     """An edge of the continuous relaxation, drawn with the operation that is the strongest on it."""
 
     tail: str
@@ -130,26 +135,24 @@ class Edge(NamedTuple):
     chosen: bool  # is part of the architecture
 
 
-def relaxed(nodes: dict[str, Literal["input", "node", "output"]], edges: Sequence[Edge], caption: str) -> graphviz.Digraph:
+def relaxed(nodes: dict[str, str], edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
     """All edges of a cell with their strengths as widths; pale those that the architecture leaves out.
 
     The graphs of one cell have one layout, whatever operations and strengths: pictures of them make an animation.
 
     Args:
-        nodes: what each node is, in order. All of kind "node" lead to an "output" that no edge leads to.
+        nodes: as in `Cell`. All of kind "node" lead to an "output" that no edge leads to.
         edges: in the same order for every picture of the cell.
         caption: the line under the picture.
     """
     graph = _graph(caption)
-    for name, kind in nodes.items():
-        graph.node(name, **{"input": _INPUT, "node": _NODE, "output": _OUTPUT}[kind])
+    _nodes(graph, nodes)
     for index, (tail, head, operation, strength, chosen) in enumerate(edges):
-        colour = COLOURS.get(operation, "#404040")
-        pale = _mix(colour, 0.3)
-        style = {"fillcolor": colour, "fontcolor": "white"} if chosen else {"fillcolor": "white", "fontcolor": _mix(colour, 0.75)}
-        line = {"color": colour if chosen else pale, "penwidth": f"{1 + 6 * strength:.2f}"}
+        full, pale = colour(operation), _mix(colour(operation), 0.3)
+        style = {"fillcolor": full, "fontcolor": "white"} if chosen else {"fillcolor": "white", "fontcolor": _mix(full, 0.75)}
+        line = {"color": full if chosen else pale, "penwidth": f"{1 + 6 * strength:.2f}"}
         size = {"fontsize": "13", "height": "0.28", "width": "1.3", "fixedsize": "true", "margin": "0"}  # one size, so one layout
-        graph.node(f"edge{index}", label=_plain(operation), color=line["color"], **style, **size)
+        graph.node(f"edge{index}", label=_label(operation), color=line["color"], **style, **size)
         graph.edge(tail, f"edge{index}:w", dir="none", **line)
         graph.edge(f"edge{index}:e", head, **line)
     heads = {edge.head for edge in edges}
@@ -165,71 +168,23 @@ def _mix(colour: str, share: float) -> str:
 
 
 def _operation(graph: graphviz.Digraph, name: str, operation: str) -> None:
-    colour = COLOURS[operation]
-    graph.node(name, label=operation, color=colour, fillcolor=colour, fontsize="13", fontcolor="white", height="0.28", margin="0.09,0.02")
+    fill = colour(operation)
+    style = {"color": fill, "fillcolor": fill, "fontsize": "13", "fontcolor": "white", "height": "0.28", "margin": "0.09,0.02"}
+    graph.node(name, label=_label(operation), **style)
 
 
-def micro_cells(architecture: dict[str, Any]) -> dict[str, tuple[list[tuple[str, int]], list[int]]]:
-    """The cells of an architecture of ENAS's micro space, {name: (edges, concat)} as for `cell`; empty if it is not one."""
-    cells = {}
-    remaining = dict(architecture)
-    for name, kind in (("normal", "normal"), ("reduction", "reduce")):
-        edges: list[tuple[str, int]] = []
-        while (node := f"{kind}_node_{len(edges) // 2}_{'xy'[len(edges) % 2]}") + "_op" in remaining:
-            operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
-            if not _is_index(operation, len(MICRO_OPERATIONS)) or not _is_index(source, len(edges) // 2 + 2):
-                return {}
-            edges.append((MICRO_OPERATIONS[operation], source))
-        if len(edges) % 2:
-            return {}
-        if edges:
-            used = {source for _, source in edges}
-            cells[name] = (edges, [node for node in range(len(edges) // 2 + 2) if node not in used])
-    return {} if remaining else cells
+def _label(operation: str) -> str:
+    return _plain(shorten(operation))
 
 
-def network(architecture: dict[str, Any], caption: str) -> graphviz.Digraph:
-    """An architecture of a space of `nas/` as one graph: a cell of NAS-Bench-201, a network of ENAS's macro space, or else a table.
-
-    Args:
-        architecture: {key: what was chosen}, as `nas.mutators.Mutator.export` gives it.
-        caption: the line under the picture.
-    """
+def network(architecture: Architecture, caption: str) -> graphviz.Digraph:
+    """An architecture that is not made of cells as one graph: a network of ENAS's macro space, or else a table of its choices."""
     graph = _graph(caption)
-    if set(architecture) == NASBENCH201_EDGES and all(_is_operation(chosen) for chosen in architecture.values()):
-        _nasbench201(graph, architecture)
-    elif (layers := macro_layers(architecture)) and sum(1 + len(skips) for _, skips in layers) <= MOST_EDGES:
+    if (layers := architecture.layers) and sum(1 + len(skips) for _, skips in layers) <= MOST_EDGES:
         _macro(graph, layers)
     else:
-        _table(graph, architecture)
+        _table(graph, architecture.choices)
     return graph
-
-
-def _is_index(chosen: Any, length: int) -> bool:
-    return type(chosen) is int and 0 <= chosen < length
-
-
-def _is_operation(chosen: Any) -> bool:
-    return isinstance(chosen, str) and chosen in COLOURS
-
-
-def _nasbench201(graph: graphviz.Digraph, architecture: dict[str, str]) -> None:
-    for node, style in (("0", _INPUT), ("1", _NODE), ("2", _NODE), ("3", _OUTPUT)):
-        graph.node(node, **style)
-    for key, operation in architecture.items():
-        _edge(graph, f"edge{key}", operation, *key.split("_"))
-
-
-def macro_layers(architecture: dict[str, Any]) -> list[tuple[str, list[int]]]:
-    """(branch, layers that are added) of every layer of ENAS's macro space; empty if this is not one of its architectures."""
-    values = [chosen if isinstance(chosen, list) else [chosen] for chosen in architecture.values()]
-    branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
-    labels = {f"layer_{layer}": layer for layer in range(len(branches))}
-    known = all(len(branch) == 1 and _is_index(branch[0], len(MACRO_BRANCHES)) for branch in branches)
-    earlier = all(isinstance(label, str) and labels.get(label, layer) < layer for layer, chosen in enumerate(skips) for label in chosen)
-    if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
-        return []
-    return [(MACRO_BRANCHES[branch[0]], [labels[label] for label in chosen]) for branch, chosen in zip(branches, skips, strict=True)]
 
 
 def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None:
@@ -264,19 +219,20 @@ def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
             graph.edge(f"chosen{row - 1}", f"chosen{row}", style="invis")
 
 
-def graphs(architecture: Genotype | dict[str, Any], caption: str = "") -> dict[str, graphviz.Digraph]:
-    """{name: graph}: `normal` and `reduction` for cells, `architecture` for anything else."""
-    if isinstance(architecture, Genotype):
-        normal, reduction = (architecture.normal, architecture.normal_concat), (architecture.reduce, architecture.reduce_concat)
-        cells: dict[str, Any] = {"normal": normal, "reduction": reduction}
-    else:
-        cells = micro_cells(architecture) if len(architecture) <= MOST_ROWS else {}
-    drawn = {name: cell(edges, concat, f"{caption}: {name} cell" if caption else f"{name} cell") for name, (edges, concat) in cells.items()}
-    return drawn or {"architecture": network(architecture, caption)}  # type: ignore[arg-type]  # a genotype has cells
+def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.Digraph]:
+    """{name: graph}: `normal` and `reduction` for such cells, `architecture` for anything else."""
+    cells = architecture.cells if len(architecture.json) <= MOST_ROWS else {}
+    drawn = {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
+    return drawn or {"architecture": network(architecture, caption)}
 
 
-def draw(architecture: Genotype | dict[str, Any], folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
-    """Draws both cells of a genotype, or an architecture of a space of `nas/`.
+def title(cell: str, caption: str) -> str:
+    """The caption of a picture of this cell, `normal` or `reduce`; of "", a cell of which there is one kind, the caption itself."""
+    return ": ".join(filter(None, [caption, cell and TITLES[cell]]))
+
+
+def draw(architecture: Architecture, folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
+    """Draws an architecture.
 
     Args:
         architecture: what to draw.

@@ -35,6 +35,7 @@ import metrics
 import untrusted
 import utils
 from cli import UserError, shorten
+from genotypes import PRIMITIVES
 from progress import Console, Lines
 
 # What asks a run to stop: a scheduler, the user, a terminal that was closed (which Windows does not tell).
@@ -486,6 +487,7 @@ def _provenance(device: torch.device) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "commit": _commit(),
+        "primitives": PRIMITIVES,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import drawing
+import cli
 import files
-import genotypes
 import metrics
 import untrusted
 from cli import UserError, warn
-from genotypes import Genotype
-
-Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
+from nas.architecture import NUMBERED, Alphas, Architecture, cell_of
 
 
 @dataclass
@@ -49,18 +45,16 @@ class History:
         return f"{self.name}, epoch {row['epoch'] + 1} of {epochs}, seed {self.arguments.get('seed', '?')}"
 
     @property
-    def architecture(self) -> Genotype | dict[str, Any] | None:
+    def architecture(self) -> Architecture | None:
         """The one in the folder: for a search, the last, or the one that early stopping went back to."""
-        for name in ("genotype.json", "architecture.json"):
-            if (self.folder / name).exists():
-                return read_architecture(self.folder / name)
-        return None
+        space = self.arguments.get("space")
+        return Architecture.recorded(self.folder, space if isinstance(space, str) else None)
 
     @property
     def architecture_caption(self) -> str:
         """Run, epoch and seed of that architecture: of the last epoch that found it."""
         architecture = self.architecture
-        found = [row for row in self.epochs if recorded_architecture(row) == architecture]
+        found = [row for row in self.epochs if Architecture.of_epoch(row) == architecture]
         return self.caption_at(found[-1] if found else self.epochs[-1])
 
     def thinned(self, most: int) -> tuple[list[dict[str, Any]], int]:
@@ -91,16 +85,11 @@ def read(path: str | Path) -> History:
     try:
         files.check_folder(folder)
         lines = untrusted.read(folder / "metrics.jsonl").splitlines(keepends=True)
-        config = untrusted.read_json(folder / "config.json")
+        config = cli.read_config(folder)
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} holds no JSON ({error}): it is not one of a run") from None
-    arguments = config.get("arguments") if isinstance(config, dict) else None
-    if not isinstance(arguments, dict) or not all(isinstance(value, str | int | float | None) for value in arguments.values()):
-        raise UserError(f"{folder / 'config.json'} is not one of a run: it lacks the arguments")
-    if not isinstance(config.get("command", []), list):
-        raise UserError(f"{folder / 'config.json'} is not one of a run: its command is no list")
+        raise UserError(f"{folder / 'config.json'} is not one of a run: {error}") from None
     epochs: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         try:
@@ -114,31 +103,7 @@ def read(path: str | Path) -> History:
     return History(folder, config, epochs)
 
 
-def read_architecture(path: str | Path) -> Genotype | dict[str, Any]:
-    """The genotype, or the architecture of a space of `nas/`, in a JSON file.
-
-    Raises:
-        UserError: it is neither.
-    """
-    try:
-        content = untrusted.read_json(path)
-    except (OSError, ValueError):  # genotypes.read knows what to say
-        return genotypes.read(str(path))
-    return content if isinstance(content, dict) and content and not genotypes.is_meant(content) else genotypes.read(str(path))
-
-
-def recorded_architecture(row: dict[str, Any]) -> Genotype | dict[str, Any] | None:
-    """The architecture that was found by the end of an epoch, whose metrics `metrics.check` has taken; None in those of `train.py`."""
-    return genotypes.from_json(row["genotype"]) if "genotype" in row else row.get("architecture")
-
-
-# ---- Questions to alphas and architectures
-
-
-def cell_of(edge: str) -> str:
-    """`normal` or `reduce`, the cell that an edge belongs to by its name; or an empty string, where there are no two kinds of cells."""
-    kind = edge.partition("_")[0]
-    return kind if kind in ("normal", "reduce") else ""
+# ---- Questions to alphas
 
 
 def entropies(alphas: Alphas) -> dict[str, float]:
@@ -149,52 +114,9 @@ def entropies(alphas: Alphas) -> dict[str, float]:
     return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
 
 
-def skips(architecture: Genotype | dict[str, Any]) -> dict[str, int]:
-    """{cell: skip connections among its edges}; of a macro network, the layers' additional inputs."""
-    if isinstance(architecture, Genotype):
-        edges_by_cell = {"normal": architecture.normal, "reduce": architecture.reduce}
-        return {cell: _count_skips(operation for operation, _ in edges) for cell, edges in edges_by_cell.items()}
-    if cells := drawing.micro_cells(architecture):
-        return {cell_of(name.replace("reduction", "reduce")): _count_skips(op for op, _ in edges) for name, (edges, _) in cells.items()}
-    if layers := drawing.macro_layers(architecture):
-        return {"": sum(len(inputs) for _, inputs in layers)}
-    return {"": _count_skips(architecture.values())}
-
-
-def _count_skips(operations: Iterable[Any]) -> int:
-    return sum(operation == "skip_connect" for operation in operations)
-
-
-def distance(one: Genotype | dict[str, Any], other: Genotype | dict[str, Any]) -> int | None:
-    """How many edges of `one`, with their operations, `other` lacks, 0 to 16 for the cells of DARTS; or how many choices differ.
-
-    None where they are not of one space.
-    """
-    if isinstance(one, Genotype) and isinstance(other, Genotype):
-        missing = 0
-        for ours, theirs in ((one.normal, other.normal), (one.reduce, other.reduce)):
-            if len(ours) != len(theirs):
-                return None
-            left = [(index // 2, *edge) for index, edge in enumerate(theirs)]
-            for edge in ((index // 2, *edge) for index, edge in enumerate(ours)):
-                if edge in left:
-                    left.remove(edge)
-                else:
-                    missing += 1
-        return missing
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return sum(one[key] != other[key] for key in one)
-    return None
-
-
-def operation_names(space: str) -> tuple[str, ...]:
-    """What the numbers stand for that the candidates of an edge are called by in some spaces; empty where they have names."""
-    return {"enas_micro": drawing.MICRO_OPERATIONS, "enas_macro": drawing.MACRO_BRANCHES}.get(space, ())
-
-
 def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
     """The alphas of an epoch, with the operations' names wherever the run's space has some; empty where the strategy has no alphas."""
-    names = dict(enumerate(operation_names(str(run.arguments.get("space")))))
+    names = dict(enumerate(NUMBERED.get(str(run.arguments.get("space")), ())))
     return {
         edge: {names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()}
         for edge, weights in row.get("alphas", {}).items()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
-import genotypes
 from cli import shown
+from genotypes import edge_key
+from nas.architecture import Architecture
 
-EDGE = re.compile(r"(normal|reduce)_n([0-9]{1,3})_p([0-9]{1,3})")  # an edge of a cell of DARTS: cell, node, source
 LONGEST_NAME = 200  # characters of an edge or an operation
 
 
@@ -39,9 +38,9 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
     if first is not None and alphas != {edge: set(weights) for edge, weights in first.get("alphas", {}).items()}:
         raise ValueError("its alphas name other edges or operations than those of epoch 0")
     if "genotype" in row:
-        genotype = genotypes.from_json(row["genotype"])
+        genotype = Architecture.of(row["genotype"], "darts").genotype
         nodes = {"normal": len(genotype.normal) // 2 + 2, "reduce": len(genotype.reduce) // 2 + 2}
-        edges = {f"{cell}_n{node}_p{source}" for cell, count in nodes.items() for node in range(2, count) for source in range(node)}
+        edges = {edge_key(cell, node, source) for cell, count in nodes.items() for node in range(2, count) for source in range(node)}
         if alphas and alphas.keys() != edges:
             raise ValueError("its alphas are not of the edges of its genotype")
     if row.get("architecture") is not None:

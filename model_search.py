@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from architect import Searchable
-from genotypes import PRIMITIVES, Genotype
+from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
 from operations import OPS, FactorizedReduce, ReLUConvBN, Zero
 
 
@@ -68,7 +67,7 @@ class Cell(nn.Module):
         return torch.cat(states[-self._multiplier :], dim=1)
 
 
-class Network(Searchable):
+class Network(nn.Module):
     """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling, classifier.
 
     Args:
@@ -150,6 +149,23 @@ class Network(Searchable):
         concat = range(2 + self._steps - self._multiplier, self._steps + 2)
         normal, reduce = (derive_cell(F.softmax(alphas.detach(), dim=-1).tolist(), self._steps) for alphas in self.arch_parameters())
         return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
+
+    def export(self) -> Genotype:
+        """What the search has found so far."""
+        return self.genotype()
+
+    def alphas_by_edge(self) -> dict[str, dict[str, float]]:
+        """The softmaxed alphas, {edge: {operation: weight}}, with the edges' names of `genotypes.edge_key`."""
+        edges = [(node, source) for node in range(2, self._steps + 2) for source in range(node)]
+        return {
+            edge_key(cell, node, source): dict(zip(PRIMITIVES, weights, strict=True))
+            for cell, alphas in zip(CELLS, self.arch_parameters(), strict=True)
+            for (node, source), weights in zip(edges, F.softmax(alphas.detach(), dim=-1).tolist(), strict=True)
+        }
+
+    def alpha_lines(self) -> list[str]:
+        """The log's lines about the alphas, as the original writes them: one matrix for each kind of cell."""
+        return [str(F.softmax(alphas.detach(), dim=-1).cpu()) for alphas in self.arch_parameters()]
 
 
 def derive_cell(weights: list[list[float]], steps: int) -> list[tuple[str, int]]:

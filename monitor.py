@@ -22,7 +22,7 @@ import history
 import progress
 import utils
 from cli import UserError
-from genotypes import Genotype
+from nas.architecture import Alphas, Architecture
 
 MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # what differs between two runs of one seed
 
@@ -44,7 +44,7 @@ class Monitor:
         self._steps = steps
         self._clock = progress.Clock(epochs, steps, run.progress.epoch * steps + run.progress.step)
         self._seconds_per_step = 0.0
-        self._drawn: Any = None
+        self._drawn: Architecture | None = None
         self._draws = True
         self._writer: SummaryWriter | None = None
         if distributed.rank() == 0:
@@ -77,7 +77,7 @@ class Monitor:
             measured["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
         return measured
 
-    def record(self, metrics: dict[str, Any], architecture: Genotype | dict[str, Any] | None = None) -> None:
+    def record(self, metrics: dict[str, Any], architecture: Architecture | None = None) -> None:
         """Gives the epoch that is running to TensorBoard: its numbers, and pictures of the architecture whenever that is a new one.
 
         A failure of TensorBoard, such as a full disk, ends the recording; one of a picture, the pictures; neither ends the run.
@@ -114,7 +114,7 @@ class Monitor:
             for operation, weight in weights.items():
                 writer.add_scalar(f"alphas {edge}/{operation}", weight, epoch)
 
-    def _pictures(self, architecture: Genotype | dict[str, Any], epoch: int) -> dict[str, bytes]:
+    def _pictures(self, architecture: Architecture, epoch: int) -> dict[str, bytes]:
         try:
             graphs = drawing.graphs(architecture, f"{self._run.folder.name}, epoch {epoch}")
             return {name: drawing.render(graph, "png", dpi=75) for name, graph in graphs.items()}
@@ -143,10 +143,10 @@ def _tag(key: str) -> str:
     return f"{part}/{rest}" if part in ("entropy", "skips") and rest else key
 
 
-def describe(architecture: Genotype | dict[str, Any], alphas: history.Alphas) -> dict[str, Any]:
+def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
     """An epoch's metrics of what is being searched: the alphas, their entropy, the skip connections; by cell where there are cells."""
     metrics: dict[str, Any] = {}
-    for name, values in (("entropy", history.entropies(alphas)), ("skips", history.skips(architecture))):
+    for name, values in (("entropy", history.entropies(alphas)), ("skips", architecture.skips())):
         metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
     return metrics | {"alphas": alphas}
 

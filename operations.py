@@ -7,11 +7,13 @@ operation that could scale its own output would have a say in its own alpha; `af
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from cli import UserError
 from convolutions import depthwise
 
 OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
@@ -33,8 +35,32 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 }
 
 
+def check(names: Iterable[str], C: int) -> None:
+    """Builds and runs each of these operations once, so that one that does not fit is reported before a run begins.
+
+    The state of random numbers stays as it was.
+
+    Raises:
+        UserError: an operation is not in `OPS`, fails with C channels, or gives another shape than it has to.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for name, stride, affine in itertools.product(names, (1, 2), (False, True)):
+            if name not in OPS:
+                raise UserError(f"the operation {name} is not in OPS of operations.py: add a line that builds it, or leave the name out")
+            try:
+                shape = tuple(OPS[name](C, stride, affine)(torch.zeros(2, C, 8, 8)).shape)
+            except Exception as error:  # a user's own code may fail in any way
+                raise UserError(
+                    f"the operation {name} of operations.py fails with {C} channels, stride {stride} and affine={affine}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            if shape != (2, C, 8 // stride, 8 // stride):
+                expected = (2, C, 8 // stride, 8 // stride)
+                raise UserError(f"the operation {name} of operations.py makes {shape} of {(2, C, 8, 8)} at stride {stride}, not {expected}")
+
+
 class Depthwise(nn.Conv2d):
-    """A depthwise convolution, (B, C, H, W) -> (B, C, H', W'). Fast in `channels_last` on CPUs, see depthwise.py."""
+    """A depthwise convolution, (B, C, H, W) -> (B, C, H', W'). Fast in `channels_last` on CPUs, see convolutions.py."""
 
     padding: tuple[int, ...]  # never a word
 

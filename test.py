@@ -22,7 +22,7 @@ import data
 import experiment
 import genotypes
 import utils
-from nas import search
+from nas import registry, search
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a run's folder; or Genotype(...) from a log"
     )
-    parser.add_argument("--space", default="darts", help=search.SPACE_HELP)
+    parser.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
     parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     parser.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")

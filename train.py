@@ -30,7 +30,8 @@ import genotypes
 import monitor
 import utils
 from cli import UserError
-from nas import search
+from nas import registry, search
+from nas.architecture import Architecture
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.accept_unread(parser, "--model_path")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
-    group.add_argument("--space", default="darts", help=search.SPACE_HELP)
+    group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument(
         "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
     )
@@ -69,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=36, layers=20)
-    recorded = search.resume(args) if args.resume else None
+    recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
@@ -103,9 +104,9 @@ def main() -> None:
         for note in images.notes:
             run.log("%s", note)
         run.log("%s", speed)
-        run.log("%s", search.describe(architecture))
+        run.log("%s", architecture)
         if recorded is None:
-            run.write_json(*search.record(architecture))
+            run.write_json(architecture.file_name, architecture.json)
         run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         size = images.image_size
         multiply_adds = utils.count_multiply_adds(model, size)

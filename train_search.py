@@ -31,12 +31,13 @@ import distributed
 import drawing
 import experiment
 import hessian
-import history
 import monitor
 import utils
 from architect import HVP, Searchable
 from cli import UserError
-from nas import search
+from nas import registry, search
+from nas.architecture import Architecture
+from nas.strategies import Strategy
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,8 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
     parser.add_argument("--seed", type=cli.seed, default=2, help="of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
-    group.add_argument("--space", default="darts", help=search.SPACE_HELP)
-    group.add_argument("--strategy", choices=search.STRATEGIES, default="darts", help="how the architecture is learned")
+    group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
+    group.add_argument("--strategy", default="darts", help=f"how the architecture is learned: {registry.STRATEGY_HELP}")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
     group = parser.add_argument_group("weights")
@@ -87,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=16, layers=8)
+    registry.load_strategy(args.strategy)  # an unknown one is reported before images are loaded
     device = utils.select_device(args.gpu)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
@@ -131,8 +133,8 @@ def main() -> None:
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
-                run.log("%s", search.describe(search.found(model)))
-                for line in search.alpha_lines(model):
+                run.log("%s", Architecture.of(model.export(), args.space))
+                for line in model.alpha_lines():
                     run.log("%s", line)
 
             train_batches.set_epoch(epoch, progress.step)
@@ -149,8 +151,8 @@ def main() -> None:
             run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
             utils.advance(scheduler)
 
-            architecture = search.found(model)
-            files = search.files(architecture)
+            architecture = Architecture.of(model.export(), args.space)
+            files = architecture.files()
             run.write_weights(model)
             for name, content in files.items():
                 run.write_json(name, content)
@@ -160,7 +162,7 @@ def main() -> None:
                 "train_acc": meters.top1.avg,
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
-                **monitor.describe(architecture, search.alphas(model)),
+                **monitor.describe(architecture, model.alphas_by_edge()),
                 **{name.removesuffix(".json"): content for name, content in files.items()},
                 **watch.measured(),
             }
@@ -172,15 +174,15 @@ def main() -> None:
             watch.record(metrics, architecture)
             run.complete_epoch(metrics)
 
-        architecture, found_in = search.found(model), epochs
+        architecture, found_in = Architecture.of(model.export(), args.space), epochs
         if stop is not None:
-            before = history.recorded_architecture(progress.metrics[stop])
+            before = Architecture.of_epoch(progress.metrics[stop])
             assert before is not None  # a search records one in every epoch
             architecture, found_in = before, stop + 1
             run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
-            for name, content in search.files(architecture).items():
+            for name, content in architecture.files().items():
                 run.write_json(name, content)
-        run.log("%s", search.describe(architecture))
+        run.log("%s", architecture)
         run.log("train what was found: %s", train_command(args, run))
         if distributed.rank() == 0:
             try:
@@ -193,7 +195,7 @@ def main() -> None:
 def train(
     batches: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
     model: Searchable,
-    architect: search.Learner,
+    architect: Strategy,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr: float,

@@ -22,7 +22,6 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 from pathlib import Path
-from typing import Any
 
 import animation
 import compare
@@ -32,12 +31,12 @@ import genotypes
 import history
 import report
 from cli import UserError
-from genotypes import Genotype
 from history import History
+from nas.architecture import Architecture
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
-    """What the pictures of `arch`, which `read` has accepted, are called and where they go, if the command line does not say."""
+    """What the pictures of `arch`, an accepted architecture, are called and where they go, if the command line does not say."""
     if arch in genotypes.KNOWN:
         return arch, "."
     if "Genotype(" in arch:
@@ -46,21 +45,7 @@ def _name_and_folder(arch: str) -> tuple[str, str]:
     return (path.parent if path.name in ("genotype.json", "architecture.json") else path).name, arch if path.is_dir() else "."
 
 
-def read(arch: str) -> Genotype | dict[str, Any]:
-    """The genotype that `arch` stands for (see `genotypes.read`), or an architecture of a space of `nas/`: a JSON file or a run's folder.
-
-    Raises:
-        UserError: `arch` is neither.
-    """
-    if arch in genotypes.KNOWN or "Genotype(" in arch:
-        return genotypes.read(arch)
-    path = Path(arch)
-    if path.is_dir() and not (path / "genotype.json").exists() and (path / "architecture.json").exists():
-        path = path / "architecture.json"
-    return history.read_architecture(path) if path.is_file() else genotypes.read(arch)
-
-
-def picture_architecture(architecture: Genotype | dict[str, Any], caption: str, format: str) -> dict[str, bytes]:
+def picture_architecture(architecture: Architecture, caption: str, format: str) -> dict[str, bytes]:
     """{file's name: picture}. All of these raise `UserError` where nothing that draws is installed, or a run's files are damaged."""
     return {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, caption).items()}
 
@@ -108,7 +93,7 @@ def main() -> None:
     elif args.report:
         raise UserError(f"{args.what[0]} is not the folder of a run: there is nothing to report on")
     else:
-        architecture, page = read(args.what[0]), None
+        architecture, page = Architecture.read(args.what[0]), None
         name, folder = _name_and_folder(args.what[0])
         files = picture_architecture(architecture, args.caption or name, args.format)
     if page is not None:

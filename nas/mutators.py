@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import untrusted
 from cli import UserError, shown
+from nas.architecture import Architecture
 from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
 
 Decisions = dict[str, Tensor]
-Architecture = dict[str, Any]
+Choices = dict[str, Any]
 
 
 @dataclass
@@ -136,11 +136,11 @@ class Mutator(nn.Module):
         self._decisions = self._checked(decisions)
         self._running = {key: mask.detach().nonzero().flatten().tolist() for key, mask in self._decisions.items()}
 
-    def export(self) -> Architecture:
+    def export(self) -> Choices:
         """The final architecture, JSON-ready: {key: what was chosen}, a name or, where there are none, an index; or a list of these."""
         return self._named(self.sample_final())
 
-    def current(self) -> Architecture:
+    def current(self) -> Choices:
         """The architecture that the decisions of now make, as `export` writes it."""
         return self._named(self._decisions)
 
@@ -185,7 +185,7 @@ class Mutator(nn.Module):
                 )
         return decisions
 
-    def _named(self, decisions: Decisions) -> Architecture:
+    def _named(self, decisions: Decisions) -> Choices:
         architecture, choices = {}, self._choices()
         for key, mask in self._checked(decisions).items():
             chosen = [label for label, on in zip(choices[key].labels, mask.tolist(), strict=True) if on]
@@ -217,10 +217,10 @@ def _random_mask(mutable: Choice) -> Tensor:
     n_chosen = mutable.n_chosen if isinstance(mutable, InputChoice) else 1
     if n_chosen is None:
         return torch.rand(len(mutable)) < 0.5
-    return _mask(torch.randperm(len(mutable))[:n_chosen], len(mutable))
+    return mask_of(torch.randperm(len(mutable))[:n_chosen], len(mutable))
 
 
-def _mask(chosen: Tensor, length: int) -> Tensor:
+def mask_of(chosen: Tensor, length: int) -> Tensor:
     """(length,) booleans, true at the indices `chosen`."""
     return torch.zeros(length, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
 
@@ -252,154 +252,16 @@ class DartsMutator(Mutator):
     @torch.no_grad()
     def sample_final(self) -> Decisions:
         weights = {key: F.softmax(alpha, dim=-1)[:-1] for key, alpha in self.choices.items()}
-        decisions = {key: _mask(weight.argmax().view(1), len(weight)) for key, weight in weights.items()}
+        decisions = {key: mask_of(weight.argmax().view(1), len(weight)) for key, weight in weights.items()}
         strength = {key: weight.max().item() for key, weight in weights.items()}
         for mutable in self.input_choices:
             strengths = [strength.get(label, 0.0) for label in mutable.choose_from]
             ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)
-            decisions[mutable.key] = _mask(torch.tensor(ranked[: mutable.n_chosen]), len(mutable))
+            decisions[mutable.key] = mask_of(torch.tensor(ranked[: mutable.n_chosen]), len(mutable))
         return decisions
 
 
-class EnasMutator(Mutator):
-    """ENAS's controller (Pham et al. 2018): an LSTM that writes an architecture, one decision a step, each step reading the one before.
-
-    A layer choice is a softmax over its candidates. An input choice attends over the steps at which its candidates were made (those that
-    closed the scope, or made the choice, that `choose_from` names): one or more of them by a softmax, or, where any number may be chosen,
-    each by a coin of its own. After `reset`, `sample_log_prob`, `sample_entropy` and `sample_skip_penalty` are those of the sample, with
-    gradients; `nas.search.Reinforce` learns from them.
-
-    Args:
-        model: the space.
-        lstm_size: hidden units.
-        tanh_constant: logits are bounded to +- this, by a tanh; None for no bound.
-        temperature: logits are divided by it first; None for 1.
-        skip_target: the share of skip connections (inputs of which any number may be chosen) that the penalty pulls towards.
-        branch_bias: added to the logits of convolutions, taken from those of the others, in the choices of reduction layers: modules
-            with a true attribute `reduction`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        lstm_size: int = 64,
-        tanh_constant: float | None = 1.5,
-        temperature: float | None = None,
-        skip_target: float = 0.4,
-        branch_bias: float = 0.25,
-    ) -> None:
-        super().__init__(model)
-        self.tanh_constant = tanh_constant
-        self.temperature = temperature
-        self.skip_target = skip_target
-        most = max((len(mutable) for mutable in self.layer_choices), default=1)
-        self.lstm = nn.LSTMCell(lstm_size, lstm_size, bias=False)
-        self.embedding = nn.Embedding(most + 1, lstm_size)  # of each candidate's position; the last is what the first step reads
-        self.classify = nn.Linear(lstm_size, most, bias=False)
-        self.attend_anchor = nn.Linear(lstm_size, lstm_size, bias=False)
-        self.attend_query = nn.Linear(lstm_size, lstm_size, bias=False)
-        self.attend = nn.Linear(lstm_size, 1, bias=False)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -0.1, 0.1)
-        self.baseline: Tensor
-        self.register_buffer("baseline", torch.tensor(torch.nan))  # of the rewards; kept here to be saved with the controller
-        self._bias = {}
-        for layer in model.modules():
-            if getattr(layer, "reduction", False) is True:
-                for mutable in layer.modules():
-                    if isinstance(mutable, LayerChoice):
-                        self._bias[mutable.key] = [branch_bias if _is_convolution(candidate) else -branch_bias for candidate in mutable]
-
-    def sample_search(self) -> Decisions:
-        self._input = self.embedding.weight[-1:]
-        self._hidden = self._cell = torch.zeros_like(self._input)
-        self._anchors: dict[str, Tensor] = {}
-        self.sample_log_prob = self.sample_entropy = self.sample_skip_penalty = self._input.new_zeros(())
-        decisions: Decisions = {}
-        self._sample(self._space, decisions)
-        del self._hidden, self._cell, self._input, self._anchors
-        return decisions
-
-    def sample_final(self) -> Decisions:
-        with torch.no_grad():
-            return self.sample_search()
-
-    def _sample(self, node: SpaceNode, decisions: Decisions) -> None:
-        mutable = node.mutable
-        if isinstance(mutable, LayerChoice | InputChoice) and mutable.key not in decisions:
-            decisions[mutable.key] = self._sample_layer(mutable) if isinstance(mutable, LayerChoice) else self._sample_input(mutable)
-        for child in node.children:
-            self._sample(child, decisions)
-        if isinstance(mutable, LayerChoice | MutableScope):
-            self._anchors.setdefault(mutable.key, self._hidden)
-
-    def _step(self) -> None:
-        self._hidden, self._cell = self.lstm(self._input, (self._hidden, self._cell))
-
-    def _sample_layer(self, mutable: LayerChoice) -> Tensor:
-        self._step()
-        logits = self._bounded(self.classify(self._hidden)[0, : len(mutable)])
-        if mutable.key in self._bias:
-            logits = logits + logits.new_tensor(self._bias[mutable.key])
-        chosen = self._draw(logits, 1)
-        self._input = self.embedding(chosen)
-        return _mask(chosen, len(mutable))
-
-    def _sample_input(self, mutable: InputChoice) -> Tensor:
-        anchors = torch.cat([self._anchor(label or f"input {index}") for index, label in enumerate(mutable.choose_from)])
-        self._step()
-        query = torch.tanh(self.attend_anchor(anchors) + self.attend_query(self._hidden))
-        logits = self._bounded(self.attend(query)[:, 0])
-        if mutable.n_chosen is None:
-            mask = self._draw_any(logits)
-            self._input = anchors[mask].sum(0, keepdim=True) / (1 + mask.sum())
-        else:
-            mask = _mask(self._draw(logits, mutable.n_chosen), len(mutable))
-            self._input = anchors[mask].mean(0, keepdim=True)
-        return mask
-
-    def _anchor(self, label: str) -> Tensor:
-        """The hidden state at which `label` was made; for one that comes from outside of the space, of a step of its own."""
-        if label not in self._anchors:
-            self._step()
-            self._anchors[label] = self._hidden
-        return self._anchors[label]
-
-    def _bounded(self, logits: Tensor) -> Tensor:
-        if self.temperature is not None:
-            logits = logits / self.temperature
-        return logits if self.tanh_constant is None else self.tanh_constant * torch.tanh(logits)
-
-    def _draw(self, logits: Tensor, count: int) -> Tensor:
-        """`count` different candidates, one after the other, by the softmax over those that are left."""
-        chosen: list[int] = []
-        for _ in range(count):
-            log_probs = F.log_softmax(logits.index_fill(0, torch.tensor(chosen, dtype=torch.long, device=logits.device), -torch.inf), dim=0)
-            chosen.append(int(torch.multinomial(log_probs.detach().exp(), 1)))
-            self._record(log_probs[chosen[-1]], log_probs[log_probs > -torch.inf])
-        return torch.tensor(chosen, device=logits.device)
-
-    def _draw_any(self, logits: Tensor) -> Tensor:
-        """Each candidate by a coin; the penalty is the divergence of their probabilities from the target, KL(p || target)."""
-        log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
-        mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
-        for log_prob, on in zip(log_probs, mask.tolist(), strict=True):
-            self._record(log_prob[int(on)], log_prob)
-        target = logits.new_tensor([1 - self.skip_target, self.skip_target])
-        self.sample_skip_penalty = self.sample_skip_penalty + (log_probs.exp() * (log_probs - target.log())).sum()
-        return mask
-
-    def _record(self, log_prob: Tensor, log_probs: Tensor) -> None:
-        self.sample_log_prob = self.sample_log_prob + log_prob
-        self.sample_entropy = self.sample_entropy - (log_probs.exp() * log_probs).sum()
-
-
-def _is_convolution(candidate: nn.Module) -> bool:
-    """Whether it looks at more than one pixel with weights: the 1x1 convolutions of a skip connection that halves do not count."""
-    return any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in candidate.modules())
-
-
-def apply_fixed_architecture(model: nn.Module, architecture: Architecture | str | Path) -> nn.Module:
+def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] | str | Path) -> nn.Module:
     """Replaces every choice of `model` by what was chosen, and lets go of the rest.
 
     Args:
@@ -413,7 +275,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Architecture | str 
         UserError: the file cannot be read, or the architecture is not one of this space.
     """
     if isinstance(architecture, str | Path):
-        architecture = read_architecture(architecture)
+        architecture = Architecture.read(str(architecture), space="any").choices  # as written, whatever the keys
     if not isinstance(architecture, Mapping):
         raise UserError("an architecture is an object, {key of a choice: what was chosen}")
     space = list(find_space(model))
@@ -430,23 +292,6 @@ def apply_fixed_architecture(model: nn.Module, architecture: Architecture | str 
             if child in fixed:
                 parent._modules[name] = fixed[child]
     return fixed.get(model, model)
-
-
-def read_architecture(path: str | Path) -> Architecture:
-    """The architecture in a JSON file, or in the `architecture.json` of a run's folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "architecture.json"
-    try:
-        return untrusted.read_json(path)
-    except OSError as error:
-        raise UserError(f"cannot read the architecture {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} does not hold JSON: {error}") from None
 
 
 def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
@@ -485,7 +330,7 @@ class _Fixed(nn.Module):
         super().__init__()
         self.reduction = mutable.reduction
         self.return_mask = mutable.return_mask
-        self.register_buffer("mask", _mask(torch.tensor(chosen, dtype=torch.long), len(mutable)), persistent=False)
+        self.register_buffer("mask", mask_of(torch.tensor(chosen, dtype=torch.long), len(mutable)), persistent=False)
 
     def _reduced(self, outputs: list[Any]) -> Any:
         output = reduce(outputs, self.reduction)

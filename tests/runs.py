@@ -3,9 +3,9 @@
 import json
 import random
 
-import genotypes
 import history
-from genotypes import PRIMITIVES, Genotype
+from genotypes import PRIMITIVES, Genotype, edge_key
+from nas.architecture import Architecture
 
 
 def cell_alphas(rng):
@@ -15,7 +15,9 @@ def cell_alphas(rng):
         for node in range(2, 6):
             for source in range(node):
                 weights = [rng.random() for _ in PRIMITIVES]
-                edges[f"{cell}_n{node}_p{source}"] = {name: weight / sum(weights) for name, weight in zip(PRIMITIVES, weights, strict=True)}
+                edges[edge_key(cell, node, source)] = {
+                    name: weight / sum(weights) for name, weight in zip(PRIMITIVES, weights, strict=True)
+                }
     return edges
 
 
@@ -60,9 +62,9 @@ def search_run(folder, epochs=3, seed=0):
     rng, rows = random.Random(seed), []
     for epoch in range(epochs):
         alphas, genotype = cell_alphas(rng), some_genotype(rng)
-        skips = {f"skips_{cell}": count for cell, count in history.skips(genotype).items()}
+        skips = {f"skips_{cell}": count for cell, count in Architecture(genotype).skips().items()}
         entropy = {f"entropy_{cell}": value for cell, value in history.entropies(alphas).items()}
-        found = {"genotype": genotypes.to_json(genotype), "architecture": genotypes.to_choices(genotype)}
+        found = {"genotype": Architecture(genotype).json, "architecture": Architecture(genotype).choices}
         rows.append(losses(epoch, "valid") | {"alphas": alphas, "eigenvalue": 0.1 * epoch} | skips | entropy | found)
     return write_run(folder, rows)
 
@@ -89,5 +91,5 @@ def macro_run(folder, epochs=2):
 def training_run(folder, genotype, epochs=2, **arguments):
     """A training of a genotype."""
     write_run(folder, [losses(epoch, "test") for epoch in range(epochs)], "eval", **arguments)
-    (folder / "genotype.json").write_text(json.dumps(genotypes.to_json(genotype)))
+    (folder / "genotype.json").write_text(json.dumps(Architecture(genotype).json))
     return folder

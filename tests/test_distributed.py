@@ -33,6 +33,7 @@ import model_search
 import utils
 from model import NetworkCIFAR
 from nas import search
+from nas.strategies import Darts
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,7 +153,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     criterion = nn.CrossEntropyLoss()
     if strategy == "cells":
         model = model_search.Network(2, 3, 3, criterion, steps=1, multiplier=1)
-        architect = search.Darts(model, args)
+        architect = Darts(model, args)
     else:
         model, architect = search.build(args, 3, criterion, torch.device("cpu"))
     distributed.convert(model)
@@ -162,7 +163,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     load("train_search").train(zip(train, draws, strict=True), model, architect, criterion, optimizer, 0.1, meters, args, recorder)
     architect.settle(valid)
     measured = utils.evaluate(model, valid, criterion)
-    found = "" if strategy == "cells" else search.describe(search.found(model))
+    found = "" if strategy == "cells" else model.export()
     return recorder.states, architect.state_dict(), meters.state_dict(), measured.state_dict(), found
 
 

@@ -35,8 +35,10 @@ import history
 import report
 import utils
 from cli import UserError
+from nas.architecture import CHOICES, NASBENCH201_EDGES, Architecture, check
+from nas.architecture import parse as parse_genotype
 from nas.mutables import InputChoice, LayerChoice
-from nas.mutators import apply_fixed_architecture, read_architecture
+from nas.mutators import apply_fixed_architecture
 from nas.spaces import nasbench201
 
 
@@ -63,7 +65,7 @@ def only_user_errors(parse, *arguments):
 
 
 # Texts: words that mean something here among those that do not.
-WORDS = [*genotypes.KNOWN, *genotypes.OPERATIONS, *genotypes.CHOICES, *genotypes.Genotype._fields, "normal/op_2_0", "normal_n2_switch", ""]
+WORDS = [*genotypes.KNOWN, *genotypes.OPERATIONS, *CHOICES, *genotypes.Genotype._fields, "normal/op_2_0", "normal_n2_switch", ""]
 TEXT = st.one_of(st.sampled_from(WORDS), st.text(max_size=8), st.characters())
 INTEGERS = st.one_of(st.integers(-2, 7), st.integers(), st.sampled_from([10**4000]))
 SCALARS = st.one_of(st.none(), st.booleans(), INTEGERS, st.floats(), TEXT)
@@ -105,7 +107,7 @@ def edited(documents, seed, value):
 
 
 NNI = golden.load("nni_tutorial_cells.json")
-CELLS = [genotypes.to_json(genotypes.NASNet), genotypes.to_json(genotypes.DARTS_V2), NNI["full"], genotypes.to_choices(genotypes.DARTS_V2)]
+CELLS = [Architecture(genotypes.NASNet).json, Architecture(genotypes.DARTS_V2).json, NNI["full"], Architecture(genotypes.DARTS_V2).choices]
 
 
 def damage(content, seed):
@@ -133,23 +135,25 @@ def file_of(content, seed):
 # ---- Genotypes
 
 
-def assert_builds(genotype):
-    if genotype is not None:
-        assert genotypes.check(*genotype) == genotype
-        assert genotypes.parse(repr(genotype)) == genotype
+def assert_builds(architecture):
+    if architecture is not None:
+        genotype = architecture.genotype
+        assert Architecture.of(architecture.json, "darts") == architecture
+        assert check(*genotype) == genotype
+        assert parse_genotype(repr(genotype)) == genotype
 
 
 @fuzz(1200, seed=SEEDS, value=JSON)
 def test_genotypes_in_decoded_json(seed, value):
     for content in (value, *(edited(CELLS, seed + more, value) for more in range(3))):
-        assert_builds(only_user_errors(genotypes.from_json, content))
+        assert_builds(only_user_errors(Architecture.of, content, "darts"))
 
 
 @fuzz(600, seed=SEEDS, value=JSON)
 def test_genotypes_in_files(seed, value, tmp_path):
     path = tmp_path / "genotype.json"
     path.write_bytes(file_of(edited(CELLS, seed, value), seed))
-    assert_builds(only_user_errors(genotypes.read, str(path)))
+    assert_builds(only_user_errors(Architecture.read, str(path), "darts"))
 
 
 HEX = st.one_of(INTEGERS.map(hex), st.just("0x" + "f" * 5000))  # Python refuses to write so large a number in decimal
@@ -181,7 +185,7 @@ def literals(draw):
 def test_genotypes_in_texts(text):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert_builds(only_user_errors(genotypes.read, text))
+        assert_builds(only_user_errors(Architecture.read, text, "darts"))
     assert not said  # a second line on standard error
 
 
@@ -189,7 +193,8 @@ def test_a_number_that_python_reads_but_refuses_to_write():
     """In hexadecimal, of more digits than `repr` gives."""
     number = "0x" + "f" * 5000
     for cell in (f"[('skip_connect', {number}), ('none', 0)]", f"[({number}, 0), ('none', 0)]", number):
-        assert only_user_errors(genotypes.read, f"Genotype(normal={cell}, normal_concat=[2], reduce={cell}, reduce_concat=[2])") is None
+        text = f"Genotype(normal={cell}, normal_concat=[2], reduce={cell}, reduce_concat=[2])"
+        assert only_user_errors(Architecture.read, text, "darts") is None
 
 
 # ---- Architectures of other spaces
@@ -224,8 +229,7 @@ def test_architectures_in_decoded_json(seed, value):
 def test_architectures_in_files(seed, value, tmp_path):
     path = tmp_path / "architecture.json"
     path.write_bytes(file_of(edited(ARCHITECTURES, seed, value), seed))
-    content = only_user_errors(read_architecture, path)
-    only_user_errors(apply_fixed_architecture, space(), content)
+    only_user_errors(apply_fixed_architecture, space(), path)
 
 
 NAMES = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
@@ -248,10 +252,10 @@ def test_pictures_of_architectures(seed, value, tmp_path):
     """The graphs alone: what the program that draws them refuses is tested elsewhere."""
     path = tmp_path / "architecture.json"
     path.write_bytes(file_of(edited([MICRO, MACRO, CELL, *CELLS], seed, value), seed))
-    architecture = only_user_errors(history.read_architecture, path)
+    architecture = only_user_errors(Architecture.read, str(path))
     if architecture is not None:
         assert all(graph.source for graph in drawing.graphs(architecture).values())
-        assert history.skips(architecture)
+        assert architecture.skips()
 
 
 # ---- A run's folder
@@ -560,7 +564,7 @@ def test_metrics(seed, value, tmp_path):
         {"alphas": {"edge": {"skip_connect": float("nan")}}},
         {"alphas": {"edge": {"none": 0.5}}},
         {"alphas": {"edge": {"1" * 5000: 0.5}}},
-        {"genotype": genotypes.to_json(genotypes.DARTS_V2)},  # whose edges the alphas do not have
+        {"genotype": Architecture(genotypes.DARTS_V2).json},  # whose edges the alphas do not have
         {"genotype": {}},
         {"architecture": {"edge": {}}},
     ],
@@ -582,8 +586,8 @@ def test_alphas_that_name_other_operations_in_other_epochs(tmp_path):
         {"alphas": {"normal_nX_p0": {"a": 0.5, "b": 0.5}}},
         {"alphas": {"normal_n999_p999": {"a": 0.5}, "reduce_n2_p7": {"0": 0.5}}},
         {
-            "alphas": {edge: {"a": 0.5} for edge in drawing.NASBENCH201_EDGES},
-            "architecture": {edge: ["a"] for edge in drawing.NASBENCH201_EDGES},
+            "alphas": {edge: {"a": 0.5} for edge in NASBENCH201_EDGES},
+            "architecture": {edge: ["a"] for edge in NASBENCH201_EDGES},
         },
         {"skips_normal": 1e100, "valid_loss": float("inf"), "eigenvalue": float("nan")},
     ],

@@ -11,6 +11,7 @@ from cli import UserError
 from genotypes import DARTS_V2, PRIMITIVES, Genotype
 from model import NetworkCIFAR
 from model_search import Network, derive_cell
+from nas.architecture import Architecture, check
 from operations import OPS
 
 NNI = golden.load("nni_tutorial_cells.json")
@@ -18,12 +19,12 @@ NNI = golden.load("nni_tutorial_cells.json")
 
 def test_known_cells():
     for name, cells in golden.load("genotypes.json").items():
-        assert genotypes.to_json(genotypes.KNOWN[name]) == cells
-    assert genotypes.from_json(NNI["basic"]) == genotypes.NNI_BASIC
-    assert genotypes.from_json(NNI["full"]) == genotypes.NNI_FULL
-    assert genotypes.read("DARTS") is DARTS_V2
+        assert Architecture(genotypes.KNOWN[name]).json == cells
+    assert Architecture.of(NNI["basic"]).genotype == genotypes.NNI_BASIC
+    assert Architecture.of(NNI["full"]).genotype == genotypes.NNI_FULL
+    assert Architecture.read("DARTS").genotype is DARTS_V2
     for genotype in genotypes.KNOWN.values():
-        assert genotypes.check(*genotype) == genotype
+        assert check(*genotype) == genotype
 
 
 def test_operations_that_a_genotype_may_name_are_those_that_exist():
@@ -38,27 +39,27 @@ def test_every_known_cell_builds_and_runs(genotype):
 
 
 def test_all_forms_of_one_genotype(tmp_path):
-    (tmp_path / "genotype.json").write_text(json.dumps(genotypes.to_json(DARTS_V2)))
+    (tmp_path / "genotype.json").write_text(json.dumps(Architecture(DARTS_V2).json))
     (tmp_path / "nni.json").write_text(json.dumps(NNI["full"]))
     logged = repr(DARTS_V2._replace(normal_concat=range(2, 6)))
     positional = f"Genotype({', '.join(repr(list(field)) for field in DARTS_V2)})"
     for form in ("DARTS_V2", str(tmp_path / "genotype.json"), str(tmp_path), repr(DARTS_V2), logged, positional):
-        assert genotypes.read(form) == DARTS_V2
-    assert genotypes.read(f"12/31 01:02:03 AM genotype = {logged}\n") == DARTS_V2
-    assert genotypes.read(str(tmp_path / "nni.json")) == genotypes.NNI_FULL
+        assert Architecture.read(form).genotype == DARTS_V2
+    assert Architecture.read(f"12/31 01:02:03 AM genotype = {logged}\n").genotype == DARTS_V2
+    assert Architecture.read(str(tmp_path / "nni.json")).genotype == genotypes.NNI_FULL
     nested = {key: [value] if "input" in key else value for key, value in NNI["full"].items()}
-    assert genotypes.from_json(nested) == genotypes.NNI_FULL
+    assert Architecture.of(nested).genotype == genotypes.NNI_FULL
 
 
 @pytest.mark.parametrize("edges", [[("none", 0), ("skip_connect", 1)], [("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)]])
 def test_a_cell_may_have_none_on_the_way(edges):
     """As long as something reaches the output."""
     outputs = range(2, len(edges) // 2 + 2)
-    assert genotypes.check(edges, list(outputs), edges, list(outputs)).normal == edges
+    assert check(edges, list(outputs), edges, list(outputs)).normal == edges
 
 
 def edit(**fields):
-    return json.dumps(genotypes.to_json(DARTS_V2._replace(**fields)))
+    return json.dumps(Architecture(DARTS_V2._replace(**fields)).json)
 
 
 def long_choices(nodes):
@@ -96,7 +97,7 @@ def test_bad_files(tmp_path, text, words):
     path = tmp_path / "arch.json"
     path.write_text(text)
     with pytest.raises(UserError, match=words):
-        genotypes.read(str(path))
+        Architecture.read(str(path), "darts")
 
 
 @pytest.mark.parametrize(
@@ -118,26 +119,26 @@ def test_bad_files(tmp_path, text, words):
 )
 def test_bad_literals(text):
     with pytest.raises(UserError):
-        genotypes.read(text)
+        Architecture.read(text, "darts")
 
 
 def test_a_literal_is_never_evaluated(tmp_path):
     trap = tmp_path / "trap"
     with pytest.raises(UserError):
-        genotypes.read(f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])")
+        Architecture.read(f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])", "darts")
     assert not trap.exists()
 
 
 def test_unknown_names_and_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"unknown architecture DARTS_V3.*DARTS_V2"):
-        genotypes.read("DARTS_V3")
+        Architecture.read("DARTS_V3", "darts")
     with pytest.raises(UserError, match="No such file"):
-        genotypes.read(str(tmp_path / "missing.json"))
+        Architecture.read(str(tmp_path / "missing.json"), "darts")
     with pytest.raises(UserError, match=r"cannot read.*No such file"):
-        genotypes.read(str(tmp_path))
+        Architecture.read(str(tmp_path), "darts")
     (tmp_path / "binary.json").write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="does not hold JSON"):
-        genotypes.read(str(tmp_path / "binary.json"))
+        Architecture.read(str(tmp_path / "binary.json"), "darts")
 
 
 # ---- From alphas to a cell
@@ -175,7 +176,7 @@ def test_the_softmax_of_a_strong_none_changes_which_edges_win():
 
 def test_an_edge_that_is_chosen_twice_is_refused():
     """The space has a node take two inputs, of which one is not two."""
-    choices = genotypes.to_choices(genotypes.DARTS_V2)
+    choices = Architecture(genotypes.DARTS_V2).choices
     choices["normal_n3_switch"] = ["normal_n3_p1", "normal_n3_p1"]
     with pytest.raises(UserError, match="normal_n3_switch must name two of normal_n3_p0, normal_n3_p1, normal_n3_p2, not "):
-        genotypes.from_json(choices)
+        Architecture.of(choices, "darts")

@@ -12,6 +12,7 @@ import genotypes
 import model_search
 from architect import Architect
 from model import NetworkCIFAR, NetworkImageNet
+from nas.architecture import Architecture
 
 GOLDEN = golden.load("darts_cnn.json")
 WAYS = {
@@ -143,4 +144,4 @@ def test_names_of_the_small_discrete_network():
 def test_genotypes_derived_from_alphas(case):
     network = model_search.Network(2, 10, 3, torch.nn.CrossEntropyLoss())
     golden.fill_alphas(network, case["seed"], scale=1.0)
-    assert genotypes.to_json(network.genotype()) == {field: case[field] for field in genotypes.Genotype._fields}
+    assert Architecture(network.genotype()).json == {field: case[field] for field in genotypes.Genotype._fields}

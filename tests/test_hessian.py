@@ -10,7 +10,7 @@ import acceleration
 import hessian
 from model_search import Network
 from nas.mutators import DartsMutator
-from nas.search import SearchModel
+from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
 
 
@@ -105,7 +105,7 @@ def test_leaves_nothing_behind(kind):
         model: nn.Module = Network(2, 3, 3, nn.CrossEntropyLoss())
     else:
         network = NASBench201Network(channels=2, cells=1, num_classes=3)
-        model = SearchModel("nasbench201", network, DartsMutator(network))
+        model = SearchModel(network, DartsMutator(network))
     x, y = batch()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -23,6 +23,7 @@ import history
 import monitor
 import progress
 import utils
+from nas.architecture import Architecture
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--batch_size", "4", "--report_freq", "1"]
@@ -75,7 +76,7 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
             assert list(edge) == genotypes.PRIMITIVES
             assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
         assert 0 < row["entropy_normal"] <= math.log(8) + 1e-6
-        genotype = genotypes.from_json(row["genotype"])
+        genotype = Architecture.of(row["genotype"]).genotype
         assert row["skips_normal"] == sum(operation == "skip_connect" for operation, _ in genotype.normal)
         assert row["skips_reduce"] == sum(operation == "skip_connect" for operation, _ in genotype.reduce)
         assert all(row[key] > 0 for key in monitor.MEASURED)
@@ -151,12 +152,12 @@ def test_spaces_without_cells(images, script):
 
 
 def test_a_space_with_a_none_of_its_own():
-    from nas import search
     from nas.mutators import DartsMutator
+    from nas.search_model import SearchModel
     from nas.spaces.nasbench201 import NASBench201Network
 
     network = NASBench201Network(channels=2, cells=1)
-    for edge in search.alphas(search.SearchModel("nasbench201", network, DartsMutator(network))).values():
+    for edge in SearchModel(network, DartsMutator(network)).alphas_by_edge().values():
         assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
         assert edge["none"] == pytest.approx(2 / 6, abs=1e-2)
 

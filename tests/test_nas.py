@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from cli import UserError
+from nas.controller import EnasMutator, Reinforce
 from nas.mutables import InputChoice, LayerChoice, Mutable, MutableScope, reset_mutable_counter
-from nas.mutators import DartsMutator, EnasMutator, Mutator, RandomMutator, apply_fixed_architecture
-from nas.search import Enas, Random, Reinforce, SearchModel
+from nas.mutators import DartsMutator, Mutator, RandomMutator, apply_fixed_architecture
+from nas.search_model import SearchModel
+from nas.strategies import Enas, Random
 
 
 class Times(nn.Module):
@@ -398,7 +400,7 @@ IMAGES, CLASSES = 1 + torch.rand(8, 1, 4, 4), torch.ones(8, dtype=torch.long)
 def test_the_most_accurate_of_some_samples_is_found(mutator, learner):
     torch.manual_seed(0)
     network = Signed()
-    model = SearchModel("signed", network, mutator(network))
+    model = SearchModel(network, mutator(network))
     architect = learner(model, None)
     architect.candidates = 40  # of which each is the better one with probability 1/2: that all are the other one does not happen
     chosen = set()
@@ -414,7 +416,7 @@ def test_the_most_accurate_of_some_samples_is_found(mutator, learner):
 def test_the_controller_learns_from_the_accuracy_of_what_it_samples():
     torch.manual_seed(0)
     network = Signed()
-    model = SearchModel("signed", network, EnasMutator(network))
+    model = SearchModel(network, EnasMutator(network))
     architect = Enas(model, None)
     before = model.network.choice[1].factor.clone()
     for _ in range(600):
@@ -425,7 +427,7 @@ def test_the_controller_learns_from_the_accuracy_of_what_it_samples():
 
 def test_batch_norm_of_one_architecture_at_a_time_keeps_no_running_statistics():
     network = Signed()
-    model = SearchModel("signed", network, RandomMutator(network))
+    model = SearchModel(network, RandomMutator(network))
     Random(model, None)
     expected = model.train().network.norm(IMAGES)
     assert torch.equal(model.eval().network.norm(IMAGES), expected)

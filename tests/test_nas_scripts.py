@@ -1,13 +1,19 @@
 """Every space by every strategy, as a user runs them: search, train, test, draw; and what is refused."""
 
 import json
+import os
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 from scripts import said
 
 import drawing
-import genotypes
+import experiment
+import monitor
+from nas.architecture import Architecture
 from nas.spaces import nasbench201
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
@@ -41,7 +47,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
     assert bool(metrics["alphas"]) == strategy.startswith("darts")
     assert {path.name for path in folder.glob("*.png")} == PICTURES.get(space, {"architecture.png"})
     if space == "darts":
-        assert genotypes.to_choices(genotypes.read("run")) == architecture
+        assert Architecture.read("run").choices == architecture
     if space == "nasbench201":
         assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
 
@@ -60,8 +66,6 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
 
 def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
     """--space darts --strategy darts is model_search.Network, with its names."""
-    import torch
-
     status, _, _ = script("train_search", *tiny, *SPACES["darts"], "--run_dir", "run")
     assert status == 0
     weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
@@ -103,12 +107,12 @@ FILES = {
     ("name", "arguments", "message"),
     [
         ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
-        ("train_search", ["--strategy", "evolution"], "invalid choice: 'evolution'"),
+        ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, enas, random; or"),
         ("train_search", ["--space", "absent.py:Net"], "there is no file absent.py"),
         ("train_search", ["--space", "broken.py:Net"], "broken.py does not import: ModuleNotFoundError: No module named"),
         ("train_search", ["--space", "syntax.py:Net"], "syntax.py does not import: SyntaxError"),
         ("train_search", ["--space", "leaves.py:Net"], "leaves.py does not import: SystemExit"),
-        ("train_search", ["--space", "plain.py:Other"], "plain.py has no class Other that is a torch.nn.Module"),
+        ("train_search", ["--space", "plain.py:Other"], "plain.py has no class Other that is a Module"),
         ("train_search", ["--space", "plain.py:number"], "plain.py has no class number"),
         ("train_search", ["--space", "plain.py"], "unknown space 'plain.py'"),
         ("train_search", ["--space", "plain.py:Net"], "plain.py:Net holds no choices: there is nothing to search"),
@@ -123,7 +127,7 @@ FILES = {
         ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
         ("train", ["--space", "enas_macro"], "--arch DARTS is of --space darts: name a JSON file or"),
-        ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture is an object"),
+        ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture must be an object"),
         ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary is of --space darts"),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("test", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
@@ -143,22 +147,100 @@ def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):
     assert out == ""
 
 
+# A strategy of one's own
+
+STRATEGY = f"""
+import sys
+from pathlib import Path
+sys.path.append({str(EXAMPLE.parent)!r})
+import evolution
+Path(__file__).with_name("imported").touch()
+
+class Small(evolution.Evolution):
+    size = contestants = 2
+
+class Lacking:
+    pass
+"""
+
+
+def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, images, monkeypatch):
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    code = ["--space", f"{EXAMPLE}:Net", "--strategy", "mine.py:Small"]
+    data = ["--dataset", "folder", "--data", images, "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    command = [*data, *code, "--init_channels", "2", "--batch_size", "4", "--epochs", "3"]
+    status, _, error = script("train_search", *command, "--run_dir", "whole")
+    assert (status, error) == (0, "")
+
+    complete_step = experiment.Run.complete_step
+
+    def stop(run):
+        if (run.progress.epoch, run.progress.step) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        complete_step(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment.Run, "complete_step", stop)
+        status, out, error = script("train_search", *command, "--run_dir", "half")
+    assert (status, error) == (128 + signal.SIGTERM, "")
+    assert said(out.splitlines(), "go on with: ") == ["python", "train_search.py", "--resume", "half", *code]
+
+    (tmp_path / "imported").unlink()
+    for named in ([], code[:2], [*code[:2], "--strategy", "other.py:Small"]):  # a folder may be untrusted
+        status, out, error = script("train_search", "--resume", "half", *named)
+        assert (status, out, error.count("\n")) == (2, "", 1)
+        assert f"if you trust that file, add {shlex.join(code[2:] if named else code[:2])}" in error
+        assert not (tmp_path / "imported").exists()
+    status, out, error = script("train_search", "--resume", "half", *code)
+    assert (status, error) == (0, "")
+    assert "going on from half/checkpoint.pt: epoch 1, step 2" in out
+
+    metrics = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "half")]
+    for whole, half in zip(*metrics, strict=True):
+        assert {key: whole[key] for key in whole.keys() - monitor.MEASURED} == {key: half[key] for key in half.keys() - monitor.MEASURED}
+    weights = [torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "half")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("absent.py:Small", "--strategy absent.py:Small: there is no file absent.py"),
+        ("mine.py:Lacking", "mine.py has no class Lacking that is a Strategy"),
+        ("mine.py", "unknown strategy 'mine.py': darts, enas, random; or a strategy of your own"),
+    ],
+)
+def test_what_is_not_a_strategy(script, tmp_path, tiny, strategy, message):
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    status, out, error = script("train_search", *tiny, "--strategy", strategy)
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert message in error
+
+
+@pytest.mark.parametrize("space", ["darts", "enas_micro", "nasbench201"])
+def test_the_example_of_a_strategy_searches_every_space(script, tmp_path, tiny, space):
+    strategy = f"{EXAMPLE.parent / 'evolution.py'}:Evolution"
+    status, _, error = script("train_search", *tiny, "--space", space, *SPACES[space], "--run_dir", "run", "--strategy", strategy)
+    assert (status, error) == (0, "")
+
+
 # Pictures
 
 
 def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
     architecture = nasbench201.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|")
-    source = drawing.network(architecture, "a cell").source
-    for key, operation in architecture.items():
+    source = drawing.graphs(Architecture(architecture), "a cell")["architecture"].source
+    assert 'label="\na cell"' in source
+    for index, (key, operation) in enumerate(architecture.items()):
         tail, head = key.split("_")
-        assert f"edge{key} [label={operation} " in source
-        assert f"{tail} -> edge{key}:w" in source
-        assert f"edge{key}:e -> {head} " in source
+        assert f"edge{index} [label={operation} " in source
+        assert f"{tail} -> edge{index}:w" in source
+        assert f"edge{index}:e -> {head} " in source
 
 
 def test_a_macro_network_is_drawn_as_a_chain_with_skips():
     architecture = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
-    source = drawing.network(architecture, "a network").source
+    source = drawing.network(Architecture(architecture), "a network").source
     for layer, branch in enumerate(["max_pool_3x3", "conv_3x3", "sep_conv_5x5"]):
         assert f"layer{layer} [label={branch} " in source
     arrows = [line.split(" [")[0].strip() for line in source.splitlines() if "->" in line]
@@ -177,11 +259,17 @@ def test_micro_cells_are_drawn_as_cells():
     node = {"x_input": 0, "x_op": 0, "y_input": 1, "y_op": 4}
     architecture = {f"{kind}_node_{i}_{key}": value for kind in ("normal", "reduce") for i in range(2) for key, value in node.items()}
     architecture["normal_node_1_x_input"] = 2
-    cells = drawing.micro_cells(architecture)
-    assert cells["normal"] == ([("sep_conv_3x3", 0), ("skip_connect", 1), ("sep_conv_3x3", 2), ("skip_connect", 1)], [3])
-    assert cells["reduction"][1] == [2, 3]
-    assert drawing.micro_cells(architecture | {"more": 1}) == {}
-    assert drawing.micro_cells(architecture | {"normal_node_1_x_input": 3}) == {}
+    cells = Architecture(architecture).cells
+    assert cells["normal"].edges == [
+        ("normal_node_0_x_op", "c_{k-2}", "0", "sep_conv_3x3"),
+        ("normal_node_0_y_op", "c_{k-1}", "0", "skip_connect"),
+        ("normal_node_1_x_op", "0", "1", "sep_conv_3x3"),
+        ("normal_node_1_y_op", "c_{k-1}", "1", "skip_connect"),
+    ]
+    assert cells["normal"].concat == ["1"]
+    assert cells["reduce"].concat == ["0", "1"]
+    assert Architecture(architecture | {"more": 1}).cells == {}
+    assert Architecture(architecture | {"normal_node_1_x_input": 3}).cells == {}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +294,7 @@ def test_no_picture_shows_more_than_fits(architecture):
 
 
 def test_any_other_space_is_drawn_as_a_table():
-    source = drawing.network({"first": 1, "a:b": ["x", "y"], "skip": []}, "a space").source
+    source = drawing.network(Architecture({"first": 1, "a:b": ["x", "y"], "skip": []}), "a space").source
     for label in ("first", "1", '"a:b"', '"x, y"', "skip", "nothing"):
         assert f"label={label} " in source or f"[label={label}" in source
     assert source.count("->") - source.count("style=invis") == 3

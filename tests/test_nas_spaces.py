@@ -16,9 +16,10 @@ from architect import Architect
 from cli import UserError
 from genotypes import KNOWN, PRIMITIVES
 from model_search import Network
+from nas.architecture import CHOICES, Architecture
 from nas.mutables import reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
-from nas.search import SearchModel
+from nas.search_model import SearchModel
 from nas.spaces import nasbench201
 from nas.spaces.darts import DartsNetwork
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetwork
@@ -50,7 +51,7 @@ class CellClassifier(torch.nn.Module):
 def relaxed(build):
     torch.manual_seed(3)
     network = build()
-    model = SearchModel("test", network, DartsMutator(network))
+    model = SearchModel(network, DartsMutator(network))
     with torch.no_grad():
         for alpha in model.arch_parameters():
             alpha.copy_(0.5 * torch.randn_like(alpha))
@@ -94,7 +95,7 @@ def test_the_space_of_darts_is_the_paper_s():
     paper, network = Network(2, 10, 3, torch.nn.CrossEntropyLoss()), DartsNetwork(2, 3)
     golden.fill(paper)
     golden.fill_alphas(paper, 7)
-    space = SearchModel("darts", network, DartsMutator(network))
+    space = SearchModel(network, DartsMutator(network))
     copy_weights(paper, network)
     with torch.no_grad():
         for kind, alphas in (("normal", paper.alphas_normal), ("reduce", paper.alphas_reduce)):
@@ -109,7 +110,7 @@ def test_the_space_of_darts_is_the_paper_s():
     F.cross_entropy(expected, y).backward()
     F.cross_entropy(actual, y).backward()
     assert torch.allclose(space.mutator.choices["reduce_n5_p4"].grad.roll(1), paper.alphas_reduce.grad[-1], rtol=1e-9)
-    assert genotypes.from_json(space.export()) == as_sorted(paper.genotype())
+    assert Architecture.of(space.export()).genotype == as_sorted(paper.genotype())
     assert torch.allclose(space.eval()(x), paper.eval()(x), rtol=1e-12, atol=1e-12)
 
 
@@ -132,9 +133,9 @@ def as_sorted(genotype):
 
 @pytest.mark.parametrize("name", DEFAULT_GENOTYPES)
 def test_genotypes_convert_to_architectures_and_back(name):
-    architecture = genotypes.to_choices(KNOWN[name])
-    assert genotypes.from_json(architecture) == as_sorted(KNOWN[name])
-    assert genotypes.to_choices(genotypes.from_json(architecture)) == architecture
+    architecture = Architecture(KNOWN[name]).choices
+    assert Architecture.of(architecture).genotype == as_sorted(KNOWN[name])
+    assert Architecture.of(architecture).choices == architecture
     network = apply_fixed_architecture(DartsNetwork(2, 3), architecture)
     assert network(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
@@ -144,12 +145,12 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
     mutator = RandomMutator(DartsNetwork(2, 3))
     for _ in range(20):
         architecture = mutator.export()
-        genotype = genotypes.from_json(architecture)
-        back = genotypes.to_choices(genotype)
+        genotype = Architecture.of(architecture).genotype
+        back = Architecture(genotype).choices
         for kind, edges in (("normal", genotype.normal), ("reduce", genotype.reduce)):
             for edge, (operation, source) in enumerate(edges):
                 key = f"{kind}_n{edge // 2 + 2}_p{source}"
-                assert genotypes.CHOICES[architecture[key]] == operation
+                assert CHOICES[architecture[key]] == operation
                 assert back[key] == architecture[key]
             for node in range(2, 6):
                 assert back[f"{kind}_n{node}_switch"] == architecture[f"{kind}_n{node}_switch"]
@@ -168,13 +169,13 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
 )
 def test_bad_architectures_of_the_darts_space(change, message):
     with pytest.raises(UserError, match=message):
-        genotypes.from_json(genotypes.to_choices(KNOWN["DARTS_V2"]) | change)
+        Architecture.of(Architecture(KNOWN["DARTS_V2"]).choices | change, "darts")
 
 
 @pytest.mark.parametrize(("name", "message"), [("NASNet", "concatenates|takes one node twice"), ("AmoebaNet", "concatenates")])
 def test_cells_outside_of_the_darts_space(name, message):
     with pytest.raises(UserError, match=message):
-        genotypes.to_choices(KNOWN[name])
+        Architecture(KNOWN[name]).files()
 
 
 # NAS-Bench-201

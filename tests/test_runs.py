@@ -24,6 +24,7 @@ import history
 import report
 import visualize
 from cli import UserError
+from nas.architecture import Architecture
 
 SCRIPT = Path(visualize.__file__)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -41,7 +42,7 @@ def test_reading_a_run(tmp_path):
     assert (run.name, run.caption) == ("a run", "a run, epoch 2 of 2, seed 7")
     assert run.series("valid_acc") == ([1, 2], [80.0, 81.0])
     assert run.series("test_acc") == ([], [])
-    assert run.architecture == history.recorded_architecture(run.epochs[-1])
+    assert run.architecture == Architecture.of_epoch(run.epochs[-1])
 
 
 def test_the_caption_of_an_architecture_from_before(tmp_path):
@@ -113,28 +114,29 @@ def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(tmp_path):
 def test_skip_connections_of_every_kind_of_architecture():
     rng = random.Random(0)
     genotype = some_genotype(rng)
-    assert history.skips(genotype) == {
+    assert Architecture(genotype).skips() == {
         cell: sum(name == "skip_connect" for name, _ in getattr(genotype, cell)) for cell in ("normal", "reduce")
     }
-    assert history.skips({"0_1": "skip_connect", "0_2": "none", "1_2": "skip_connect"}) == {"": 2}
+    assert Architecture({"0_1": "skip_connect", "0_2": "none", "1_2": "skip_connect"}).skips() == {"": 2}
     macro = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2, "InputChoice5": ["layer_0", "layer_1"]}
-    assert history.skips(macro) == {"": 3}
+    assert Architecture(macro).skips() == {"": 3}
     micro = {f"normal_node_0_{side}_{what}": value for side, skip in (("x", 4), ("y", 0)) for what, value in (("op", skip), ("input", 0))}
-    assert history.skips(micro) == {"normal": 1}
+    assert Architecture(micro).skips() == {"normal": 1}
 
 
 def test_distance_counts_edges():
-    one = genotypes.KNOWN["DARTS_V2"]
-    normal = list(one.normal)
-    assert history.distance(one, one) == 0
-    swapped = one._replace(normal=[normal[1], normal[0], *normal[2:]])
-    assert history.distance(one, swapped) == 0
+    cells = genotypes.KNOWN["DARTS_V2"]
+    one = Architecture(cells)
+    normal = list(cells.normal)
+    assert one.distance(one) == 0
+    swapped = cells._replace(normal=[normal[1], normal[0], *normal[2:]])
+    assert one.distance(Architecture(swapped)) == 0
     normal[3] = ("none", 0)
-    assert history.distance(one, one._replace(normal=normal)) == 1
-    assert history.distance(one, genotypes.KNOWN["NASNet"]) is None  # five nodes
-    assert history.distance({"a": 1, "b": [2]}, {"a": 1, "b": [3]}) == 1
-    assert history.distance({"a": 1}, {"b": 1}) is None
-    assert history.distance(one, {"a": 1}) is None
+    assert one.distance(Architecture(cells._replace(normal=normal))) == 1
+    assert one.distance(Architecture.read("NASNet")) is None  # five nodes
+    assert Architecture({"a": 1, "b": [2]}).distance(Architecture({"a": 1, "b": [3]})) == 1
+    assert Architecture({"a": 1}).distance(Architecture({"b": 1})) is None
+    assert one.distance(Architecture({"a": 1})) is None
 
 
 # ---- The animation
@@ -160,14 +162,15 @@ def test_a_frame_shows_what_the_alphas_say(tmp_path):
     everything = [max(w for name, w in edge.items() if name != "none") for row in run.epochs for edge in row["alphas"].values()]
     assert (weakest, strongest) == (min(everything), max(everything))
     for row in run.epochs:
-        genotype = history.recorded_architecture(row)
-        cells = animation.relaxed_cells(genotype, row["alphas"])
+        architecture = Architecture.of_epoch(row)
+        genotype = architecture.genotype
+        cells = animation.relaxed_cells(architecture, row["alphas"])
         for (_, edges), cell, chosen in zip(cells.values(), ("normal", "reduce"), (genotype.normal, genotype.reduce), strict=True):
             assert len(edges) == 14
             for edge in edges:
                 source = {"c_{k-2}": 0, "c_{k-1}": 1}.get(edge.tail) if edge.tail.startswith("c_") else int(edge.tail) + 2
                 node = int(edge.head) + 2
-                weights = row["alphas"][f"{cell}_n{node}_p{source}"]
+                weights = row["alphas"][genotypes.edge_key(cell, node, source)]
                 assert edge.strength == weights[edge.operation] == max(w for name, w in weights.items() if name != "none")
                 pair = chosen[2 * node - 4 : 2 * node - 2]
                 assert edge.chosen == (source in {source for _, source in pair})
@@ -211,7 +214,7 @@ def test_a_training_has_no_animation(tmp_path):
 
 def test_a_run_of_changing_spaces_is_a_users_error(tmp_path):
     rows = [losses(epoch, "valid") | {"alphas": {}, "architecture": {"a": 1}} for epoch in range(2)]
-    rows[0]["genotype"] = genotypes.to_json(genotypes.KNOWN["DARTS_V2"])
+    rows[0]["genotype"] = Architecture(genotypes.KNOWN["DARTS_V2"]).json
     with pytest.raises(UserError, match="several spaces"):
         animation.animation(history.read(write_run(tmp_path / "run", rows)))
 
@@ -282,8 +285,8 @@ def test_the_table(tmp_path):
     ]
     one, two, three = compare.table([history.read(path) for path in paths])
     assert [row["run"] for row in (one, two, three)] == [str(paths[0]), str(paths[1]), "c"]
-    assert [row["distance"] for row in (one, two, three)] == ["0", str(history.distance(v1, v2)), "-"]
-    assert [row["skips"] for row in (one, two, three)] == ["2 + 3", "3 + 3", str(history.skips(history.read(paths[2]).architecture)[""])]
+    assert [row["distance"] for row in (one, two, three)] == ["0", str(Architecture(v1).distance(Architecture(v2))), "-"]
+    assert [row["skips"] for row in (one, two, three)] == ["2 + 3", "3 + 3", str(history.read(paths[2]).architecture.skips()[""])]
     assert one["params, M"] == "3.349"  # as the original prints
     assert one["test acc, %"] == "81.00"
     assert one["valid acc, %"] == "-"

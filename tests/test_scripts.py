@@ -27,6 +27,7 @@ import model_search
 from architect import Architect
 from benchmarks.hypergradient import make_smooth
 from model import NetworkCIFAR
+from nas.architecture import Architecture
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
@@ -63,9 +64,9 @@ def test_search_then_train_then_test(script, tmp_path):
         r"valid_acc \d+\.\d{6} \(supernet\)",
     ):
         assert any(re.fullmatch(pattern, line) for line in lines), pattern
-    genotype = genotypes.read("search")
+    genotype = Architecture.read("search").genotype
     [metrics] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert metrics["genotype"] == genotypes.to_json(genotype)
+    assert metrics["genotype"] == Architecture(genotype).json
     config = json.loads((folder / "config.json").read_text())
     assert config["arguments"]["unrolled"] is True
     assert config["arguments"]["arch_learning_rate"] == 3e-4
@@ -75,7 +76,7 @@ def test_search_then_train_then_test(script, tmp_path):
     assert command[:2] == ["python", "train.py"]
     status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
     assert status == 0
-    assert genotypes.read("eval") == genotype
+    assert Architecture.read("eval").genotype == genotype
     assert "(the auxiliary head left out)" in out
     assert "(test set)" in out
     assert "picked on the test set" in out
@@ -128,7 +129,7 @@ def test_learning_rate_of_the_search_and_xi(images, tmp_path, monkeypatch):
     def step(self, x, y, x_valid, y_valid, eta, optimizer, unrolled):
         seen.append((eta, optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(module.search.Darts, "step", step)
+    monkeypatch.setattr(module.registry.Darts, "step", step)
     arguments = [*SMALL_IMAGES, "--data", str(images), "--epochs", "3", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
     monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 
 import pytest
 from runs import search_run, training_run
@@ -14,15 +15,16 @@ import history
 import report
 import untrusted
 from cli import UserError
-from nas import mutators, search
+from nas import search
+from nas.architecture import Architecture
 
 READERS = {
-    "genotype.json": [genotypes.read, lambda path: genotypes.read(os.path.dirname(path)), history.read_architecture],
-    "architecture.json": [mutators.read_architecture],
+    "genotype.json": [Architecture.read, lambda path: Architecture.read(os.path.dirname(path))],
+    "architecture.json": [lambda path: Architecture.read(path, "nasbench201")],
     "weights.pt": [lambda path: experiment.load_weights(nn.Linear(1, 1), path)],
     "config.json": [lambda path: history.read(os.path.dirname(path))],
     "metrics.jsonl": [lambda path: history.read(os.path.dirname(path))],
-    "normal.png": [lambda path: drawing.draw(genotypes.DARTS_V2, os.path.dirname(path))],
+    "normal.png": [lambda path: drawing.draw(Architecture(genotypes.DARTS_V2), os.path.dirname(path))],
 }
 
 
@@ -43,7 +45,7 @@ def test_a_run_whose_files_are_pipes(tmp_path, script, no_waiting):
     assert b"not over yet" in report.of_run(history.read(folder), {})
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
-    assert search._recorded_space(str(folder)) is None
+    assert search.read(Namespace(space="darts", arch=str(folder))).genotype == genotypes.DARTS_V2
     status, _, error = script("train", "--resume", folder)
     assert (status, error.count("\n")) == (2, 1)
     assert "cannot read its config.json (it is a pipe" in error
@@ -63,16 +65,16 @@ def test_a_checkpoint_that_is_a_pipe_gives_way_to_the_one_before(tmp_path, image
 
 def test_a_key_twice(tmp_path):
     """JSON's readers take the last of them; here, none is lost without a word."""
-    genotype = json.dumps(genotypes.to_json(genotypes.DARTS_V2))
+    genotype = json.dumps(Architecture(genotypes.DARTS_V2).json)
     doubled = genotype[:-1] + ', "normal": [["none", 0], ["none", 1]]}'
     folder = search_run(tmp_path / "run", epochs=2)
     (folder / "genotype.json").write_text(doubled)
     (folder / "architecture.json").write_text('{"a": 1, "a": 2}')
-    for read in (genotypes.read, history.read_architecture):
+    for path in (folder / "genotype.json", folder):
         with pytest.raises(UserError, match="does not hold JSON: it has the key 'normal' twice"):
-            read(str(folder / "genotype.json"))
+            Architecture.read(str(path))
     with pytest.raises(UserError, match="it has the key 'a' twice"):
-        mutators.read_architecture(folder)
+        Architecture.read(str(folder), "nasbench201")
     metrics = folder / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text(whole.replace('{"epoch": 0', '{"lr": 1, "epoch": 0'))

@@ -20,12 +20,13 @@ import pytest
 
 import drawing
 import files
-import genotypes
 import visualize
 from cli import UserError
 from genotypes import KNOWN, OPERATIONS, Genotype
+from nas.architecture import Architecture, check
 
 SCRIPT = Path(visualize.__file__)
+V2 = Architecture(KNOWN["DARTS_V2"])
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-1.", "svg": b"<?xml "}
 
 
@@ -35,7 +36,7 @@ def some_genotype(seed: int) -> Genotype:
     def edges(count: int) -> list[tuple[str, int]]:
         return [(rng.choice(OPERATIONS), rng.randrange(node)) for node in range(2, count + 2) for _ in range(2)]
 
-    return genotypes.check(edges(5), sorted(rng.sample(range(2, 7), 3)), edges(3), [4])
+    return check(edges(5), sorted(rng.sample(range(2, 7), 3)), edges(3), [4])
 
 
 def cells(genotype: Genotype) -> list[tuple]:
@@ -84,15 +85,19 @@ def without_dot(monkeypatch, tmp_path_factory):
 
 @pytest.mark.parametrize("genotype", [*KNOWN.values(), some_genotype(0), some_genotype(1)], ids=[*KNOWN, "random0", "random1"])
 def test_picture_has_exactly_the_genotypes_edges(genotype):
-    for edges, concat in cells(genotype):
+    for (edges, concat), cell in zip(cells(genotype), Architecture(genotype).cells.values(), strict=True):
         names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(edges) // 2))]
-        operations, outputs = drawn(drawing.cell(edges, concat, "").source)
+        operations, outputs = drawn(drawing.cell(cell, "").source)
         assert operations == Counter((names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges))
         assert outputs == Counter((names[node], "c_{k}") for node in concat)
 
 
 def test_only_the_concatenated_nodes_reach_the_output():
-    assert set(drawn(drawing.cell(*cells(KNOWN["AmoebaNet"])[1], "").source)[1]) == {("1", "c_{k}"), ("2", "c_{k}"), ("4", "c_{k}")}
+    assert set(drawn(drawing.cell(Architecture(KNOWN["AmoebaNet"]).cells["reduce"], "").source)[1]) == {
+        ("1", "c_{k}"),
+        ("2", "c_{k}"),
+        ("4", "c_{k}"),
+    }
 
 
 def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
@@ -103,7 +108,11 @@ def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
 
     assert list(drawing.OPERATION_COLOURS) == OPERATIONS
     assert len(set(drawing.OPERATION_COLOURS.values())) == len(OPERATIONS)
-    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in drawing.OPERATION_COLOURS.values())
+    names = ["se_conv_3x3", "gelu_conv_3x3", "", "\udfff", *(f"operation{number}" for number in range(200))]  # colours that nobody chose
+    made = [drawing.colour(name) for name in names]
+    assert made == [drawing.colour(name) for name in names]
+    assert len(set(made)) > 190
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in [*drawing.OPERATION_COLOURS.values(), *made])
 
 
 @pytest.mark.parametrize("format", drawing.FORMATS)
@@ -112,7 +121,7 @@ def test_every_format_is_written_and_written_again(tmp_path, format, renderer, r
     if renderer == "graphviz-pure":
         request.getfixturevalue("without_dot")
     for genotype in (KNOWN["NASNet"], KNOWN["DARTS_V2"]):
-        paths = drawing.draw(genotype, tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
+        paths = drawing.draw(Architecture(genotype), tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
         assert paths == [tmp_path / "new" / "folder" / f"{name}.{format}" for name in ("normal", "reduction")]
         for path in paths:
             assert path.read_bytes().startswith(MAGIC[format])
@@ -122,7 +131,7 @@ def test_every_format_is_written_and_written_again(tmp_path, format, renderer, r
 
 
 def test_png_stays_well_formed_when_signed(tmp_path):
-    content = drawing.draw(KNOWN["DARTS_V2"], tmp_path)[0].read_bytes()
+    content = drawing.draw(V2, tmp_path)[0].read_bytes()
     position, kinds = 8, []
     while position < len(content):
         (length,) = struct.unpack(">I", content[position : position + 4])
@@ -135,7 +144,7 @@ def test_png_stays_well_formed_when_signed(tmp_path):
 
 def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_dot):
     caption = r'<b>sök & "run" \N\l'
-    normal, reduction = drawing.draw(KNOWN["NASNet"], tmp_path, "svg", caption)
+    normal, reduction = drawing.draw(Architecture(KNOWN["NASNet"]), tmp_path, "svg", caption)
     expected = Counter(operation for operation, _ in KNOWN["NASNet"].normal)
     assert {text: count for text, count in texts(normal).items() if text in OPERATIONS} == expected
     assert texts(normal)[f"{caption}: normal cell"] == 1
@@ -144,7 +153,7 @@ def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_do
 
 def test_pdf_without_dot_refuses_letters_that_it_would_lose(tmp_path, without_dot):
     with pytest.raises(UserError, match="'日'"):
-        drawing.draw(KNOWN["DARTS_V2"], tmp_path, "pdf", "日")
+        drawing.draw(V2, tmp_path, "pdf", "日")
     assert not list(tmp_path.iterdir())
 
 
@@ -152,15 +161,15 @@ def test_dot_is_preferred_and_gets_the_format(tmp_path, monkeypatch):
     for name in ("dot", "graphviz-pure"):
         fake_program(tmp_path / "bin", name, f'echo "{name} $*"')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert all(path.read_bytes().startswith(b"dot -Tpdf") for path in drawing.draw(KNOWN["DARTS_V2"], tmp_path, "pdf"))
+    assert all(path.read_bytes().startswith(b"dot -Tpdf") for path in drawing.draw(V2, tmp_path, "pdf"))
     (tmp_path / "bin" / "dot").unlink()
-    assert all(path.read_bytes().startswith(b"graphviz-pure -Tsvg") for path in drawing.draw(KNOWN["DARTS_V2"], tmp_path, "svg"))
+    assert all(path.read_bytes().startswith(b"graphviz-pure -Tsvg") for path in drawing.draw(V2, tmp_path, "svg"))
 
 
 def test_no_renderer_is_a_users_error(tmp_path, without_dot, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UserError, match="pip install graphviz-pure"):
-        drawing.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+        drawing.draw(V2, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -171,7 +180,7 @@ def test_failing_renderer_is_a_users_error(tmp_path, monkeypatch, script):
     fake_program(tmp_path / "bin", "dot", script)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match=r"cannot draw this as png.*pip install graphviz-pure") as caught:
-        drawing.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+        drawing.draw(V2, tmp_path / "out")
     assert ("no fonts" in str(caught.value)) == ("no fonts" in script)
     assert not (tmp_path / "out").exists()
 
@@ -181,13 +190,13 @@ def test_renderer_that_cannot_start_is_a_users_error(tmp_path, monkeypatch):
     (tmp_path / "bin" / "dot").write_text("#!/nonexistent/interpreter\n")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="cannot run"):
-        drawing.draw(KNOWN["DARTS_V2"], tmp_path / "out")
+        drawing.draw(V2, tmp_path / "out")
 
 
 def test_foreign_pictures_are_kept(tmp_path):
     (tmp_path / "reduction.png").write_bytes(b"a holiday")
     with pytest.raises(UserError, match=r"reduction\.png exists"):
-        drawing.draw(KNOWN["DARTS_V2"], tmp_path)
+        drawing.draw(V2, tmp_path)
     assert (tmp_path / "reduction.png").read_bytes() == b"a holiday"
     assert not (tmp_path / "normal.png").exists()
 
@@ -266,7 +275,7 @@ def test_command_line_draws_pdf_without_dot_and_without_noise(tmp_path, without_
 
 def test_command_line_draws_a_run_into_its_folder(tmp_path):
     (tmp_path / "search-7").mkdir()
-    (tmp_path / "search-7" / "genotype.json").write_text(json.dumps(genotypes.to_json(KNOWN["NASNet"])))
+    (tmp_path / "search-7" / "genotype.json").write_text(json.dumps(Architecture(KNOWN["NASNet"]).json))
     done = run("search-7", "--format", "svg", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "search-7: reduction cell" in texts(tmp_path / "search-7" / "reduction.svg")
@@ -306,14 +315,14 @@ def test_users_mistakes_end_in_one_line(tmp_path, arguments, words):
 @pytest.mark.parametrize("format", drawing.FORMATS)
 def test_odd_texts_are_drawn(tmp_path, format):
     odd = {"a\0b": "\t\x1b\udfff", "": "", "\\N": "\\G\\", "<b>": '&amp; "', "x" * 10**5: ["y" * 10**5]}
-    [path] = drawing.draw(odd, tmp_path, format, caption="a\0\x1b\n\\N")
+    [path] = drawing.draw(Architecture(odd), tmp_path, format, caption="a\0\x1b\n\\N")
     if format == "svg":
         assert {"a?b", "???", "\\N", "\\G\\", "<b>", '& "', "x" * 117 + "...", "a?? \\N"} <= set(texts(path))
 
 
 def test_unknown_format_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="'gif'"):
-        drawing.draw(KNOWN["DARTS_V2"], tmp_path, "gif")
+        drawing.draw(V2, tmp_path, "gif")
 
 
 def test_import_needs_no_torch_and_leaves_no_trace(tmp_path):

@@ -1,6 +1,6 @@
 """The cells of DARTS (1806.09055, section 3.1) as choices: the space of `model_search.py`, for any mutator.
 
-`genotypes.from_json` makes an exported architecture a `Genotype`, which `model.py` trains; `genotypes.to_choices` is the way back.
+`nas.architecture.Architecture` makes an exported architecture a `Genotype`, which `model.py` trains, and goes the way back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cli import UserError
-from genotypes import CHOICES
+from genotypes import PRIMITIVES, edge_key
+from nas.architecture import choice_of, switch_key
 from nas.mutables import InputChoice, LayerChoice
 from operations import OPS, FactorizedReduce, ReLUConvBN
 
@@ -21,11 +22,11 @@ NODES = 4
 class DartsNode(nn.Module):
     """A node: an operation chosen for every node before it, and two of the results added up; each (B, C, H', W')."""
 
-    def __init__(self, key: str, n_inputs: int, channels: int, n_halved: int) -> None:
+    def __init__(self, cell: str, node: int, channels: int, n_halved: int) -> None:
         super().__init__()
-        keys = [f"{key}_p{source}" for source in range(n_inputs)]
+        keys = [edge_key(cell, node, source) for source in range(node)]
         self.ops = nn.ModuleList(LayerChoice(_candidates(channels, 2 if i < n_halved else 1), key=edge) for i, edge in enumerate(keys))
-        self.input_switch = InputChoice(choose_from=keys, n_chosen=2, key=f"{key}_switch")
+        self.input_switch = InputChoice(choose_from=keys, n_chosen=2, key=switch_key(cell, node))
 
     def forward(self, states: list[Tensor]) -> Tensor:
         return self.input_switch([op(state) for op, state in zip(self.ops, states, strict=True)])
@@ -51,7 +52,7 @@ class DartsCell(nn.Module):
             self.preproc0 = ReLUConvBN(channels_pp, channels, 1, 1, 0, affine=False)
         self.preproc1 = ReLUConvBN(channels_p, channels, 1, 1, 0, affine=False)
         kind, n_halved = ("reduce", 2) if reduction else ("normal", 0)
-        self.nodes = nn.ModuleList(DartsNode(f"{kind}_n{node}", node, channels, n_halved) for node in range(2, n_nodes + 2))
+        self.nodes = nn.ModuleList(DartsNode(kind, node, channels, n_halved) for node in range(2, n_nodes + 2))
 
     def forward(self, pp: Tensor, p: Tensor) -> Tensor:
         """(B, channels_pp, H, W) (2H, 2W after a reduction) and (B, channels_p, H, W) to (B, n_nodes * channels, H', W')."""
@@ -99,7 +100,9 @@ class DartsNetwork(nn.Module):
 def _candidates(channels: int, stride: int) -> OrderedDict[str, nn.Module]:
     """In the search without affine parameters; pooling followed by BatchNorm, so that all candidates are on one scale."""
     candidates: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, primitive in CHOICES.items():
-        op = OPS[primitive](channels, stride, False)
-        candidates[name] = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in name else op
+    for primitive in PRIMITIVES:
+        if primitive != "none":  # a mutator that has alphas has one for it
+            op = OPS[primitive](channels, stride, False)
+            op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in primitive else op
+            candidates[choice_of(primitive)] = op
     return candidates

@@ -1,0 +1,518 @@
+"""What a search has found, in any space, as one type: read once, whatever its form, then asked.
+
+    Architecture.read("DARTS_V2").cells["normal"].edges
+    Architecture.read("search-EXP/").distance(Architecture.read("DARTS_V1"))
+
+It is written as a published cell's name, the text `Genotype(...)`, a JSON file, or a run's folder. In JSON, the cells of DARTS are the
+fields of `Genotype`, NNI's flat dictionary, or choices; in any other space, {key of a choice: what was chosen}. This file needs no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import untrusted
+from cli import UserError, shorten, shown
+from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of
+
+# Intermediate nodes of a cell, at most: more than any published cell has, and few enough that a network of them is built in seconds.
+MOST_NODES = 32
+
+Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
+
+# What NNI, and so nas/spaces/darts.py, calls the candidates of an edge. Every other operation is called by its own name.
+CHOICES = {
+    "maxpool": "max_pool_3x3",
+    "avgpool": "avg_pool_3x3",
+    "skipconnect": "skip_connect",
+    "sepconv3x3": "sep_conv_3x3",
+    "sepconv5x5": "sep_conv_5x5",
+    "dilconv3x3": "dil_conv_3x3",
+    "dilconv5x5": "dil_conv_5x5",
+}
+
+# What the numbers in the architectures of nas/spaces/enas.py stand for.
+NUMBERED = {
+    "enas_micro": ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect"),
+    "enas_macro": ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3"),
+}
+NASBENCH201_EDGES = {"0_1", "0_2", "1_2", "0_3", "1_3", "2_3"}
+
+TITLES = {"normal": "normal cell", "reduce": "reduction cell", "": "architecture"}
+
+
+class Edge(NamedTuple):
+    """An edge of a cell with the operation that was chosen for it; nodes by their names in pictures."""
+
+    key: str  # by which alphas and choices are recorded
+    tail: str
+    head: str
+    operation: str
+
+
+class Cell(NamedTuple):
+    """A cell as a graph (DARTS, Figures 4 and 5)."""
+
+    nodes: dict[str, str]  # {name: "input", "node" or "output"}, the output last
+    edges: list[Edge]
+    concat: list[str]  # the nodes whose outputs are concatenated into the cell's own
+
+
+class Architecture:
+    """The cells of DARTS, or the choices of any other space.
+
+    Args:
+        found: a `Genotype`, or {key of a choice: what was chosen}, as `nas.mutators.Mutator.export` gives it.
+    """
+
+    def __init__(self, found: Genotype | Mapping[str, Any]) -> None:
+        self._genotype = found if isinstance(found, Genotype) else None
+        self._choices = None if isinstance(found, Genotype) else dict(found)
+
+    @classmethod
+    def read(cls, arch: str, space: str | None = None) -> Architecture:
+        """The architecture that `arch` stands for, whatever its form.
+
+        Args:
+            arch: a JSON file (see `of`), or the folder of a run; of cells also a name in `genotypes.KNOWN`, or the text
+                `Genotype(normal=[...], ...)`, as a search logs it, with or without what stands before it on its line.
+            space: as of `of`.
+
+        Raises:
+            UserError: `arch` is none of these, or not an architecture of the space.
+        """
+        cells = space in ("darts", None)
+        if cells and arch in KNOWN:
+            return cls(KNOWN[arch])
+        if cells and "Genotype(" in arch:
+            return cls(parse(arch[arch.index("Genotype(") :]))
+        path = Path(arch)
+        try:
+            if path.is_dir():
+                path = next((file for file in _files(path, space) if file.exists()), _files(path, space)[0])
+            elif cells and path.suffix != ".json" and not path.is_file():
+                raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
+            content = untrusted.read_json(path)
+        except OSError as error:
+            raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{shorten(str(path))} does not hold JSON: {error}") from None
+        return cls.of(content, space)
+
+    @classmethod
+    def recorded(cls, folder: str | Path, space: str | None = None) -> Architecture | None:
+        """The architecture in a run's folder, of a search the one that it ended with; None if the run did not come so far."""
+        found = [file for file in _files(Path(folder), space) if file.exists()]
+        return cls.read(str(found[0]), space) if found else None
+
+    @classmethod
+    def of(cls, content: Any, space: str | None = None) -> Architecture:
+        """The architecture in decoded JSON, or what a search model's `export` gives.
+
+        Args:
+            content: a `Genotype`; `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
+                [...]}`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`;
+                that of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0",
+                "normal_n2_p1"], ...}`; or choices of another space.
+            space: `darts` for cells, the name of another space for choices, whatever their keys; None for what it looks like.
+
+        Raises:
+            UserError: `content` is not an architecture of the space.
+        """
+        if isinstance(content, Genotype):
+            return cls(content)
+        if not isinstance(content, dict):
+            raise UserError(
+                "an architecture must be an object in JSON, {key of a choice: what was chosen}, or with normal, normal_concat, reduce "
+                "and reduce_concat"
+            )
+        keys = [str(key) for key in content]
+        if space is None and content and not any(key in Genotype._fields or key.startswith(_NNI_KEYS + _CHOICE_KEYS) for key in keys):
+            return cls(content)
+        if space not in ("darts", None):
+            return cls(content)
+        if any(key.startswith(_NNI_KEYS) for key in keys):
+            return cls(_from_nni(content))
+        if any(key.startswith(_CHOICE_KEYS) for key in keys):
+            return cls(_from_choices(content))
+        missing = [field for field in Genotype._fields if field not in content]
+        unknown = [key for key in content if key not in Genotype._fields]
+        if missing or unknown:
+            fields = ", ".join(Genotype._fields)
+            raise UserError(f"an architecture's JSON needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
+        return cls(check(**content))
+
+    @classmethod
+    def of_epoch(cls, row: Mapping[str, Any]) -> Architecture | None:
+        """The architecture in an epoch's metrics, which `metrics.check` has accepted; None in those of `train.py`."""
+        if "genotype" in row:
+            return cls.of(row["genotype"], "darts")
+        choices = row.get("architecture")
+        return None if choices is None else cls(choices)
+
+    # ---- Its forms
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Architecture) and self.json == other.json
+
+    def __str__(self) -> str:
+        """The log's line about it."""
+        return f"architecture = {self._choices}" if self._genotype is None else f"genotype = {self._genotype}"
+
+    @property
+    def genotype(self) -> Genotype:
+        """Its cells.
+
+        Raises:
+            UserError: it is of another space than that of DARTS.
+        """
+        if self._genotype is None:
+            raise UserError("this architecture is made of choices, not of the cells of DARTS: name its --space")
+        return self._genotype
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """{key of a choice: what was chosen}; for cells as in `nas/spaces/darts.py`, with skip connections on edges that they do not use.
+
+        Raises:
+            UserError: that space lacks these cells: another operation, a node that takes one node twice, or not all nodes concatenated.
+        """
+        return _to_choices(self.genotype) if self._choices is None else self._choices
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The JSON-ready form, which `of` reads."""
+        if self._genotype is None:
+            return self.choices
+        return {name: [list(edge) for edge in field] if name in CELLS else list(field) for name, field in self._genotype._asdict().items()}
+
+    @property
+    def file_name(self) -> str:
+        """Of `json` in a run's folder."""
+        return _CHOICES_FILE if self._genotype is None else _CELLS_FILE
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """{name: JSON-ready content} of what a search leaves: always the choices, and for cells the genotype as well."""
+        return {_CHOICES_FILE: self.choices, self.file_name: self.json}
+
+    # ---- Questions
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """{"normal" and "reduce", or "" where there is one kind: the cell}; empty for what is not made of known cells."""
+        if self._genotype is not None:
+            normal, normal_concat, reduce, reduce_concat = self._genotype
+            return {"normal": _cell("normal", normal, list(normal_concat)), "reduce": _cell("reduce", reduce, list(reduce_concat))}
+        if set(self.choices) == NASBENCH201_EDGES and all(isinstance(operation, str) for operation in self.choices.values()):
+            edges = [Edge(key, key[0], key[-1], operation) for key, operation in self.choices.items()]
+            return {"": Cell({"0": "input", "1": "node", "2": "node", "3": "output"}, edges, [])}
+        return _micro_cells(self.choices)
+
+    @property
+    def layers(self) -> list[tuple[str, list[int]]]:
+        """(branch, layers that are added) of every layer of ENAS's macro space; empty if this is not one of its architectures.
+
+        As in NNI, the label `layer_i` means the input of layer i.
+        """
+        if self._genotype is not None:
+            return []
+        values = [chosen if isinstance(chosen, list) else [chosen] for chosen in self.choices.values()]
+        branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
+        labels = {f"layer_{layer}": layer for layer in range(len(branches))}
+        names = NUMBERED["enas_macro"]
+        known = all(len(branch) == 1 and _is_index(branch[0], len(names)) for branch in branches)
+        earlier = all(isinstance(label, str) and labels.get(label, layer) < layer for layer, chosen in enumerate(skips) for label in chosen)
+        if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
+            return []
+        return [(names[branch[0]], [labels[label] for label in chosen]) for branch, chosen in zip(branches, skips, strict=True)]
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """{edge: operation}, edges by the keys of their alphas."""
+        edges = {edge.key: edge.operation for cell in self.cells.values() for edge in cell.edges}
+        return edges or {key: str(chosen) for key, chosen in self.choices.items()}
+
+    def skips(self) -> dict[str, int]:
+        """{cell: skip connections among its edges}; of a macro network, the layers' additional inputs."""
+        if layers := self.layers:
+            return {"": sum(len(inputs) for _, inputs in layers)}
+        if cells := self.cells:
+            return {name: sum(edge.operation == "skip_connect" for edge in cell.edges) for name, cell in cells.items()}
+        return {"": sum(chosen == "skip_connect" for chosen in self.choices.values())}
+
+    def distance(self, other: Architecture) -> int | None:
+        """How many edges of this one, with their operations, `other` lacks, 0 to 16 for the cells of DARTS; or how many choices differ.
+
+        None where they are not of one space.
+        """
+        if (self._genotype is None) != (other._genotype is None):
+            return None
+        if self._genotype is None:
+            ours, theirs = self.choices, other.choices
+            return sum(ours[key] != theirs[key] for key in ours) if ours.keys() == theirs.keys() else None
+        pairs = [(cell.edges, other.cells[name].edges) for name, cell in self.cells.items()]
+        if any(len(ours) != len(theirs) for ours, theirs in pairs):
+            return None
+        return sum((Counter(ours) - Counter(theirs)).total() for ours, theirs in pairs)
+
+
+# ---- Nodes and edges
+
+
+def node_name(node: int) -> str:
+    """What a node of a cell of DARTS is called in pictures: the paper's names of the two inputs, then 0, 1, ..."""
+    return f"c_{{k-{2 - node}}}" if node < 2 else str(node - 2)
+
+
+def edge_ends(key: str) -> tuple[str, str] | None:
+    """(tail, head) of the edge with this key, in the cells of DARTS and of NAS-Bench-201; None where a key is not that of an edge."""
+    if key in NASBENCH201_EDGES:
+        tail, head = key.split("_")
+        return tail, head
+    edge = edge_of(key)
+    return (node_name(edge[2]), node_name(edge[1])) if edge else None
+
+
+def cell_of(key: str) -> str:
+    """`normal` or `reduce`, the cell that an edge or a choice belongs to by its key; an empty string where there are no such two."""
+    kind = key.partition("_")[0]
+    return kind if kind in CELLS else ""
+
+
+def switch_key(cell: str, node: int) -> str:
+    """The key of the choice of a node's two inputs."""
+    return f"{cell}_n{node}_switch"
+
+
+def choice_of(operation: str) -> str:
+    """What `nas/spaces/darts.py` calls an operation: NNI's name, where NNI has one."""
+    return _NNI_NAMES.get(operation, operation)
+
+
+_NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
+
+
+def operation_of(choice: str) -> str:
+    """The inverse of `choice_of`."""
+    return CHOICES.get(choice, choice)
+
+
+def check_candidates() -> None:
+    """Whether `genotypes.PRIMITIVES`, which a user may edit, names candidates that can be told apart.
+
+    Raises:
+        UserError: a name that is there twice, or by which NNI calls another operation; or nothing to choose from.
+    """
+    for name in PRIMITIVES:
+        if PRIMITIVES.count(name) > 1:
+            raise UserError(f"PRIMITIVES in genotypes.py names {name} twice: delete one of them")
+        if name in CHOICES:
+            raise UserError(f"PRIMITIVES in genotypes.py names {name}, which is NNI's name of {CHOICES[name]}: choose another name")
+    if not set(PRIMITIVES) - {"none"}:
+        raise UserError("PRIMITIVES in genotypes.py names no operation besides none: there is nothing to choose from")
+
+
+def _cell(name: str, pairs: Any, concat: list[int], keys: list[str] | None = None) -> Cell:
+    """A cell in which every node adds up two edges; `pairs` as in `Genotype.normal`."""
+    nodes = [node_name(node) for node in range(len(pairs) // 2 + 2)]
+    kinds = dict.fromkeys(nodes[:2], "input") | dict.fromkeys(nodes[2:], "node") | {"c_{k}": "output"}
+    keys = keys or [edge_key(name, index // 2 + 2, source) for index, (_, source) in enumerate(pairs)]
+    edges = [Edge(keys[index], nodes[source], nodes[index // 2 + 2], operation) for index, (operation, source) in enumerate(pairs)]
+    return Cell(kinds, edges, [nodes[node] for node in concat])
+
+
+def _micro_cells(choices: dict[str, Any]) -> dict[str, Cell]:
+    """The cells of an architecture of ENAS's micro space; empty if it is not one."""
+    cells, names = {}, NUMBERED["enas_micro"]
+    remaining = dict(choices)
+    for name in CELLS:
+        pairs: list[tuple[str, int]] = []
+        keys: list[str] = []
+        while (node := f"{name}_node_{len(pairs) // 2}_{'xy'[len(pairs) % 2]}") + "_op" in remaining:
+            operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
+            if not _is_index(operation, len(names)) or not _is_index(source, len(pairs) // 2 + 2):
+                return {}
+            pairs.append((names[operation], source))
+            keys.append(f"{node}_op")
+        if len(pairs) % 2:
+            return {}
+        if pairs:
+            used = {source for _, source in pairs}
+            cells[name] = _cell(name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys)
+    return {} if remaining else cells
+
+
+def _is_index(chosen: Any, length: int) -> bool:
+    return type(chosen) is int and 0 <= chosen < length
+
+
+# ---- Reading and writing cells
+
+_CELLS_FILE, _CHOICES_FILE = "genotype.json", "architecture.json"
+_NNI_KEYS = tuple(f"{cell}/" for cell in CELLS)
+_CHOICE_KEYS = tuple(f"{cell}_n2" for cell in CELLS)
+
+
+def _files(folder: Path, space: str | None) -> list[Path]:
+    """Where a run of this space may have left its architecture."""
+    return [folder / name for name in ([_CELLS_FILE, _CHOICES_FILE] if space in ("darts", None) else [_CHOICES_FILE])]
+
+
+def parse(text: str) -> Genotype:
+    """The genotype that `repr` prints, parsed as a literal, never evaluated.
+
+    Args:
+        text: `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=[2, 3, 4, 5])`.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's, of "\\d" and the like: the error says enough
+            call = ast.parse(text.strip(), mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+            raise ValueError("it is not one Genotype(...)")
+        fields = dict(zip(Genotype._fields, map(_literal, call.args), strict=False))
+        fields |= {keyword.arg or "**": _literal(keyword.value) for keyword in call.keywords}
+        if len(call.args) + len(call.keywords) != 4 or set(fields) != set(Genotype._fields):
+            raise ValueError(f"it needs {', '.join(Genotype._fields)}, each once")
+    except UserError:
+        raise
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise UserError(f"cannot parse the genotype {shorten(text)}: {error}") from None
+    return check(**fields)
+
+
+def _literal(node: ast.expr) -> Any:
+    """A Python literal, or `range` of integers, which is how the original prints `*_concat`."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
+        bounds = [ast.literal_eval(argument) for argument in node.args]
+        if not all(type(bound) is int and abs(bound) <= 1000 for bound in bounds):
+            raise ValueError("range() takes small integers")
+        return list(range(*bounds))
+    return ast.literal_eval(node)
+
+
+def _from_nni(content: dict[str, Any]) -> Genotype:
+    """NNI's flat dictionary: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1; all concatenated."""
+    remaining = dict(content)
+    cells: dict[str, list] = {}
+    for cell in CELLS:
+        edges: list[tuple[Any, Any]] = []
+        while f"{cell}/op_{len(edges) // 2 + 2}_{len(edges) % 2}" in remaining:
+            suffix = f"{len(edges) // 2 + 2}_{len(edges) % 2}"
+            operation = remaining.pop(f"{cell}/op_{suffix}")
+            node = remaining.pop(f"{cell}/input_{suffix}", None)
+            if isinstance(node, list) and len(node) == 1:  # NNI writes a choice of one input either way
+                node = node[0]
+            edges.append((operation, node))
+        cells[cell] = edges
+        cells[f"{cell}_concat"] = list(range(2, len(edges) // 2 + 2))
+    if remaining:
+        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
+    return check(**cells)
+
+
+def _from_choices(content: dict[str, Any]) -> Genotype:
+    """NNI 2.0's: an operation for every edge, `<cell>_n<node>_p<source>`, and the two that are used, `<cell>_n<node>_switch`."""
+    remaining, known = dict(content), {choice_of(operation): operation for operation in OPERATIONS if operation != "none"}
+    cells: dict[str, list] = {}
+    for cell in CELLS:
+        edges: list[tuple[Any, int]] = []
+        node = 2
+        while (switch := switch_key(cell, node)) in remaining:
+            if node > MOST_NODES + 1:
+                raise UserError(f"the {cell} cell has more nodes than a cell can have, {MOST_NODES}")
+            keys = [edge_key(cell, node, source) for source in range(node)]
+            operations = [remaining.pop(key, None) for key in keys]
+            chosen = remaining.pop(switch)
+            if not isinstance(chosen, list) or len(chosen) != 2 or not all(key in keys for key in chosen) or chosen[0] == chosen[1]:
+                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(chosen)}")
+            for source in map(keys.index, chosen):
+                operation = operations[source]
+                if not isinstance(operation, str) or operation not in known:
+                    raise UserError(f"{keys[source]} is {shown(operation)}: known are {', '.join(known)}")
+                edges.append((known[operation], source))
+            node += 1
+        cells[cell] = edges
+        cells[f"{cell}_concat"] = list(range(2, node))
+    if remaining:
+        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
+    return check(**cells)
+
+
+def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
+    """The inverse of `_from_choices`."""
+    candidates = [primitive for primitive in PRIMITIVES if primitive != "none"]
+    unused = "skip_connect" if "skip_connect" in candidates else candidates[0]
+    choices: dict[str, str | list[str]] = {}
+    for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
+        nodes = range(2, len(edges) // 2 + 2)
+        if sorted(concat) != list(nodes):
+            raise UserError(f"the DARTS space concatenates nodes {list(nodes)} of the {cell} cell, not {list(concat)}")
+        for node in nodes:
+            used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
+            if len(used) < 2:
+                raise UserError(f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two")
+            unknown = [operation for operation in used.values() if operation not in candidates]
+            if unknown:
+                raise UserError(f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}")
+            choices |= {edge_key(cell, node, source): choice_of(used.get(source, unused)) for source in range(node)}
+            choices[switch_key(cell, node)] = [edge_key(cell, node, source) for source in sorted(used)]
+    return choices
+
+
+def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
+    """A `Genotype` of these parts, if they make two cells that can be built.
+
+    Raises:
+        UserError: an unknown operation, a node that does not exist yet, an odd number of edges, more nodes than `MOST_NODES`, no edges or
+            outputs at all, or an output that nothing but `none` leads to.
+    """
+
+    def edges(cell: str, pairs: Any) -> list[tuple[str, int]]:
+        if not isinstance(pairs, list | tuple) or not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+            raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
+        if len(pairs) > 2 * MOST_NODES:
+            raise UserError(f"the {cell} cell has {len(pairs)} edges: it can have {2 * MOST_NODES}, two for each of {MOST_NODES} nodes")
+        if len(pairs) % 2:
+            raise UserError(f"the {cell} cell has {len(pairs)} edges: each node takes two, so their number must be even")
+        for edge, (operation, node) in enumerate(pairs):
+            if not isinstance(operation, str) or operation not in OPERATIONS:
+                raise UserError(f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}")
+            newest = edge // 2 + 1
+            if type(node) is not int or not 0 <= node <= newest:
+                raise UserError(
+                    f"edge {edge} of the {cell} cell takes node {shown(node)}; node {newest + 1} can only take nodes 0 to {newest}"
+                )
+        return [(operation, node) for operation, node in pairs]
+
+    def concat(cell: str, nodes: Any, edge_count: int) -> list[int]:
+        last = edge_count // 2 + 1
+        if not isinstance(nodes, list | tuple) or not nodes or not all(type(node) is int and 2 <= node <= last for node in nodes):
+            raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {shown(nodes)}")
+        if len(set(nodes)) != len(nodes):
+            raise UserError(f"{cell}_concat names a node twice: {shown(nodes)}")
+        return list(nodes)
+
+    def alive(cell: str, pairs: list[tuple[str, int]], outputs: Sequence[int]) -> None:
+        reached = {0, 1}  # by a path from the cell's inputs that is not `none`
+        for edge, (operation, node) in enumerate(pairs):
+            if operation != "none" and node in reached:
+                reached.add(edge // 2 + 2)
+        if reached.isdisjoint(outputs):
+            raise UserError(f"the {cell} cell's output is always 0: every path to it leads through the operation none")
+
+    normal, reduce = edges("normal", normal), edges("reduce", reduce)
+    genotype = Genotype(normal, concat("normal", normal_concat, len(normal)), reduce, concat("reduce", reduce_concat, len(reduce)))
+    alive("normal", normal, genotype.normal_concat)
+    alive("reduce", reduce, genotype.reduce_concat)
+    return genotype

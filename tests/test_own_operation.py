@@ -1,0 +1,185 @@
+"""docs/own_operation.md, done exactly as it says in a copy of the project; and operations that do not work."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import genotypes
+import operations
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "own_operation.md").read_text()
+TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3", "--batch_size", "8"]
+SHORT = [*TINY, "--fast_dev_run"]
+STRATEGIES = ["darts", "enas", "random", str(ROOT / "examples" / "evolution.py:Evolution")]
+
+# Runs scripts one after the other in one process: importing torch takes longer than they do.
+DRIVER = """
+import json, runpy, sys
+for command in json.loads(sys.argv[1]):
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as exit:
+        assert not exit.code, (command, exit.code)
+"""
+
+
+def copy_project(folder):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("nas/**/*.py")]:
+        (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(ROOT))
+
+
+def insert(path, opening, closing, text):
+    """Puts `text` before the line `closing` that ends what begins with the line `opening`."""
+    before, start, rest = path.read_text().partition(opening)
+    inside, end, after = rest.partition(f"\n{closing}\n")
+    assert start
+    assert end
+    path.write_text(before + start + inside + "\n" + text.rstrip() + end + after)
+
+
+def run(folder, *commands):
+    done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(commands)], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_edits_make_an_operation_work_everywhere(tmp_path):
+    copy_project(tmp_path)
+    line, name = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    insert(tmp_path / "operations.py", "OPS: ", "}", line)
+    insert(tmp_path / "genotypes.py", "PRIMITIVES = [", "]", name)
+    name = name.strip(' ",\n')
+    assert name not in genotypes.PRIMITIVES
+
+    searches = {strategy: f"search{index}" for index, strategy in enumerate(STRATEGIES)}
+    run(tmp_path, *(["train_search.py", *SHORT, "--strategy", strategy, "--run_dir", run] for strategy, run in searches.items()))
+    for strategy, searched in searches.items():
+        [row] = metrics(tmp_path / searched)
+        assert len(row["alphas"]) == (28 if strategy == "darts" else 0)
+        assert all(name in edge for edge in row["alphas"].values())
+
+    edges = [[name, 0], [name, 1], [name, 2], ["skip_connect", 0]]
+    (tmp_path / "mine.json").write_text(json.dumps({"normal": edges, "normal_concat": [2, 3], "reduce": edges, "reduce_concat": [2, 3]}))
+    (tmp_path / "search0" / "checkpoint.pt").rename(tmp_path / "search0" / "checkpoint.prev.pt")
+    out = run(
+        tmp_path,
+        ["train_search.py", "--resume", "search0"],
+        ["train.py", "--arch", "search1", *SHORT, "--run_dir", "found"],
+        ["train.py", "--arch", "mine.json", *SHORT, "--auxiliary", "--run_dir", "trained"],
+        ["test.py", "--arch", "trained", "--model_path", "trained/weights.pt", *TINY, "--auxiliary"],
+        ["visualize.py", "search0", "--report"],
+        ["visualize.py", "search1", "search3", "trained"],
+        ["visualize.py", "trained/genotype.json", "--format", "svg"],
+    )
+    assert "going on from search0/checkpoint.prev.pt" in out
+    assert "test_acc" in out
+    assert {"alphas.png", "cells.gif", "operations.png", "report.html"} <= {path.name for path in (tmp_path / "search0").iterdir()}
+    assert (tmp_path / "normal.svg").read_text().count(f">{name}<") == 3
+    [row] = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| trained |")]
+    assert "| 1 + 1 |" in row  # its skip connections
+
+
+def test_operations_that_are_removed_are_gone_everywhere(tmp_path):
+    copy_project(tmp_path)
+    source = (tmp_path / "genotypes.py").read_text()
+    removed = ["none", "skip_connect", "dil_conv_5x5"]
+    for name in removed:
+        source = source.replace(f'    "{name}",\n', "", 1)
+    (tmp_path / "genotypes.py").write_text(source)
+    run(
+        tmp_path,
+        *(["train_search.py", *SHORT, "--strategy", strategy, "--run_dir", f"search{i}"] for i, strategy in enumerate(STRATEGIES)),
+        *(["train.py", "--arch", f"search{i}", *SHORT, "--run_dir", f"trained{i}"] for i in range(len(STRATEGIES))),
+        ["train.py", "--arch", "NNI_BASIC", *SHORT, "--run_dir", "published"],  # names dil_conv_5x5, which OPS still has
+        ["visualize.py", "search0", "--report"],
+    )
+    left = [name for name in genotypes.PRIMITIVES if name not in removed]
+    for index in range(len(STRATEGIES)):
+        [row] = metrics(tmp_path / f"search{index}")
+        assert all(list(edge) == left for edge in row["alphas"].values())
+        named = {operation for cell in ("normal", "reduce") for operation, _ in row["genotype"][cell]}
+        assert named <= set(left)
+        assert not {"skipconnect", "dilconv5x5"} & {choice for choice in row["architecture"].values() if isinstance(choice, str)}
+
+
+@pytest.fixture
+def candidates():
+    """`PRIMITIVES`, which every module shares, to be edited in place."""
+    before = list(genotypes.PRIMITIVES)
+    yield genotypes.PRIMITIVES
+    genotypes.PRIMITIVES[:] = before
+
+
+class Unstrided(nn.Conv2d):
+    def __init__(self, C):
+        super().__init__(C, C, 3, padding=1)
+
+
+MISTAKES = {
+    "missing": (None, "the operation mine is not in OPS of operations.py"),
+    "shape": (lambda C, stride, affine: Unstrided(C), r"mine of operations.py makes \(2, 2, 8, 8\) of \(2, 2, 8, 8\) at stride 2"),
+    "channels": (lambda C, stride, affine: nn.Conv2d(C, C, 1, groups=3), "mine of operations.py fails with 2 channels, stride 1"),
+    "no module": (lambda C, stride, affine: None, "mine of operations.py fails with 2 channels.*not callable"),
+    "no tensor": (lambda C, stride, affine: nn.LSTM(8, 8), "mine of operations.py fails with 2 channels"),
+}
+
+
+@pytest.mark.parametrize("strategy", ["darts", "random"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_an_operation_that_does_not_work_ends_the_search_before_it_begins(script, tmp_path, monkeypatch, candidates, strategy, mistake):
+    build, message = MISTAKES[mistake]
+    candidates.append("mine")
+    if build is not None:
+        monkeypatch.setitem(operations.OPS, "mine", build)
+    status, out, error = script("train_search", *SHORT, "--strategy", strategy, "--run_dir", "run")
+    assert (status, out, error.count("\n")) == (2, "", 1), error
+    assert re.search(message, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["none", "skip_connect", "skip_connect"], "names skip_connect twice"),
+        (["none", "maxpool"], "names maxpool, which is NNI's name of max_pool_3x3"),
+        (["none"], "names no operation besides none"),
+        ([], "names no operation besides none"),
+    ],
+)
+def test_candidates_that_cannot_be_told_apart(script, tmp_path, candidates, names, message):
+    candidates[:] = names
+    status, out, error = script("train_search", *SHORT, "--run_dir", "run")
+    assert (status, out, error.count("\n")) == (2, "", 1), error
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_does_not_go_on_among_other_candidates(script, candidates):
+    assert script("train_search", *SHORT, "--run_dir", "run")[0] == 0
+    candidates[1:3] = candidates[2:0:-1]  # the two pools: the weights have the same names and shapes as before
+    status, out, error = script("train_search", "--resume", "run")
+    candidates[1:3] = candidates[2:0:-1]
+    assert (status, out, error.count("\n")) == (2, "", 1), error
+    assert "but PRIMITIVES in genotypes.py has changed: restore it" in error
+    assert script("train_search", "--resume", "run")[0] == 0
+
+
+def test_checking_operations_draws_no_random_numbers():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    operations.check(operations.OPS, 4)
+    assert torch.equal(torch.get_rng_state(), before)
