@@ -137,7 +137,7 @@ class MemoryImages(Dataset):
         return self.images[index], int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once, and not by each of the two
         return self.images[indices], self.labels[indices]
 
     def to(self, device: torch.device) -> MemoryImages:

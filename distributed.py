@@ -102,7 +102,7 @@ def mean(value: Tensor, count: int) -> Tensor:
     """
     if not dist.is_initialized():
         return value
-    sums = _Sum.apply(torch.cat([(value * count).reshape(-1), value.new_tensor([count])]))
+    sums = _Sum.apply(torch.cat([(value * count).reshape(-1), value.new_full((1,), count)]))
     return sums[:-1].view_as(value) / sums[-1]
 
 
@@ -175,7 +175,7 @@ class SyncBatchNorm(_BatchNorm):
         pixels = [dim for dim in range(input.dim()) if dim != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(x, pixels, correction=0)
-        mine = torch.cat([mean, var, mean.new_tensor([x.numel() / x.size(1)])])
+        mine = torch.cat([mean, var, mean.new_full((1,), x.numel() / x.size(1))])
         # A sum to which every process gives another row is a table of what each has. (Sums of squares, instead, would lose digits.)
         my_row = torch.arange(world_size(), device=x.device) == rank()
         table = _Sum.apply(my_row[:, None] * mine)

@@ -93,6 +93,7 @@ class Run:
     def __init__(self, stage: str, args: argparse.Namespace) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
+        self.before_saving: Callable[[], None] = lambda: None  # raises where what would be saved is worth nothing
         self._args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
@@ -189,6 +190,7 @@ class Run:
         """Saves `checkpoint.pt`; the one before it becomes `checkpoint.prev.pt`."""
         if not self._writes:
             return
+        self.before_saving()
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = self._saved = now

@@ -90,7 +90,9 @@ def main() -> None:
     if args.sync_bn:
         distributed.convert(model)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
-    optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = utils.optimizer(
+        torch.optim.SGD, list(model.parameters()), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
     meters = utils.Meters()
@@ -158,6 +160,8 @@ def train(
 ) -> None:
     """One epoch, or the rest of it. In `meters`, the loss includes the auxiliary head's; the accuracy is the main classifier's."""
     model.train()
+    finite = utils.FiniteCheck(run.progress.epoch, lr)
+    run.before_saving = finite.check
     for step, (x, y) in enumerate(batches, run.progress.step):
         optimizer.zero_grad()
         logits, logits_aux = utils.forward(model, x, args.amp)
@@ -168,13 +172,15 @@ def train(
         loss.backward()
         distributed.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
-        utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()
 
+        finite.note(loss, norm, step)
         meters.update(loss, logits, y)
         if step % args.report_freq == 0:
+            finite.check()
             run.log("train %03d %s", step, meters)
         run.complete_step()
+    finite.check()
 
 
 def test_command(args: argparse.Namespace, run: experiment.Run) -> str:

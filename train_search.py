@@ -104,7 +104,9 @@ def main() -> None:
     if args.sync_bn:
         distributed.convert(model)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
-    optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = utils.optimizer(
+        torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
     meters = utils.Meters()
@@ -199,6 +201,8 @@ def train(
     """One epoch of the paper's algorithm 1, or the rest of it, over pairs of a training batch and a validation batch."""
     model.train()
     weights = model.weight_parameters()
+    finite = utils.FiniteCheck(run.progress.epoch, lr)
+    run.before_saving = finite.check
     for step, ((x, y), (x_valid, y_valid)) in enumerate(batches, run.progress.step):
         # 1. Update the alphas by descending the validation loss.
         architect.step(x, y, x_valid, y_valid, lr, optimizer, unrolled=args.unrolled)
@@ -210,13 +214,15 @@ def train(
         loss.backward(inputs=weights)
         distributed.average_gradients(weights)
         norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
-        utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()
 
+        finite.note(loss, norm, step)
         meters.update(loss, logits, y)
         if step % args.report_freq == 0:
+            finite.check()
             run.log("train %03d %s", step, meters)
         run.complete_step()
+    finite.check()
 
 
 def train_command(args: argparse.Namespace, run: experiment.Run) -> str:

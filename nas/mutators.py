@@ -90,6 +90,9 @@ class Mutator(nn.Module):
     differentiable = False
     """Whether the decisions are a function of the mutator's parameters, so that they are made anew for every pass through the model."""
 
+    dense = False
+    """Whether weights are never looked at: all candidates that have one run, and no pass waits for a GPU to tell which are zero."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._space = find_space(model)
@@ -134,7 +137,12 @@ class Mutator(nn.Module):
             UserError: they are not one mask of the right length for each choice.
         """
         self._decisions = self._checked(decisions)
-        self._running = {key: mask.detach().nonzero().flatten().tolist() for key, mask in self._decisions.items()}
+        self._running = {key: list(range(len(mask))) for key, mask in self._decisions.items()}
+        unsure = {key: mask.detach() != 0 for key, mask in self._decisions.items() if mask.dtype == torch.bool or not self.dense}
+        for device in {mask.device for mask in unsure.values()}:
+            there = {key: mask for key, mask in unsure.items() if mask.device == device}
+            on = iter(torch.cat(list(there.values())).tolist())  # read at once: each reading waits for the device
+            self._running |= {key: [index for index in self._running[key] if next(on)] for key in there}
 
     def export(self) -> Architecture:
         """The final architecture, JSON-ready: {key: what was chosen}, a name or, where there are none, an index; or a list of these."""
@@ -157,6 +165,10 @@ class Mutator(nn.Module):
         """(output, mask): the inputs that were chosen, reduced."""
         mask, chosen = self._decision(mutable)
         return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction), mask
+
+    def chosen(self, mutable: Choice) -> list[int]:
+        """The candidates that the decisions of now run."""
+        return self._decision(mutable)[1]
 
     def enter_mutable_scope(self, scope: MutableScope) -> None:
         """Called before the forward of a scope."""
@@ -235,6 +247,7 @@ class DartsMutator(Mutator):
     """
 
     differentiable = True
+    dense = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -352,10 +365,10 @@ class EnasMutator(Mutator):
         logits = self._bounded(self.attend(query)[:, 0])
         if mutable.n_chosen is None:
             mask = self._draw_any(logits)
-            self._input = anchors[mask].sum(0, keepdim=True) / (1 + mask.sum())
+            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / (1 + mask.sum())
         else:
             mask = _mask(self._draw(logits, mutable.n_chosen), len(mutable))
-            self._input = anchors[mask].mean(0, keepdim=True)
+            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / mask.sum()
         return mask
 
     def _anchor(self, label: str) -> Tensor:
@@ -372,19 +385,20 @@ class EnasMutator(Mutator):
 
     def _draw(self, logits: Tensor, count: int) -> Tensor:
         """`count` different candidates, one after the other, by the softmax over those that are left."""
-        chosen: list[int] = []
+        chosen = torch.empty(0, dtype=torch.long, device=logits.device)
         for _ in range(count):
-            log_probs = F.log_softmax(logits.index_fill(0, torch.tensor(chosen, dtype=torch.long, device=logits.device), -torch.inf), dim=0)
-            chosen.append(int(torch.multinomial(log_probs.detach().exp(), 1)))
-            self._record(log_probs[chosen[-1]], log_probs[log_probs > -torch.inf])
-        return torch.tensor(chosen, device=logits.device)
+            log_probs = F.log_softmax(logits.index_fill(0, chosen, -torch.inf), dim=0)
+            drawn = torch.multinomial(log_probs.detach().exp(), 1)
+            self._record(log_probs[drawn].squeeze(0), log_probs.masked_fill(log_probs == -torch.inf, 0))
+            chosen = torch.cat([chosen, drawn])
+        return chosen
 
     def _draw_any(self, logits: Tensor) -> Tensor:
         """Each candidate by a coin; the penalty is the divergence of their probabilities from the target, KL(p || target)."""
         log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
         mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
-        for log_prob, on in zip(log_probs, mask.tolist(), strict=True):
-            self._record(log_prob[int(on)], log_prob)
+        for log_prob, on in zip(log_probs, mask, strict=True):
+            self._record(torch.where(on, log_prob[1], log_prob[0]), log_prob)
         target = logits.new_tensor([1 - self.skip_target, self.skip_target])
         self.sample_skip_penalty = self.sample_skip_penalty + (log_probs.exp() * (log_probs - target.log())).sum()
         return mask
@@ -510,11 +524,11 @@ class FixedInputChoice(_Fixed):
         super().__init__(mutable, chosen)
         self.key = mutable.key
         self.choose_from = mutable.choose_from
-        self._chosen = chosen
+        self.chosen = chosen
 
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
         inputs = pick_inputs(self.key, self.choose_from, optional_inputs)
-        return self._reduced([inputs[index] for index in self._chosen])
+        return self._reduced([inputs[index] for index in self.chosen])
 
 
 def _few(items: Sequence, limit: int = 8) -> str:
