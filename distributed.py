@@ -24,15 +24,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cli import UserError
 
-# How long processes wait for each other: to begin with, while some still load images, and then within every step.
+# How long processes wait for each other: to begin with, while some still load images, and then within every step. On GPUs, one of them
+# may compile for minutes.
 PATIENCE = timedelta(minutes=30)
 TIMEOUT = timedelta(seconds=50)
+GPU_TIMEOUT = timedelta(minutes=10)
 
 
 def join(device: torch.device) -> None:
     """Makes the processes that torchrun started a group: NCCL on GPUs, gloo on CPUs. Without torchrun's environment, does nothing.
 
-    To be called when the images are loaded: it waits for the slowest, but from then on a process that is silent for `TIMEOUT` ends all.
+    To be called when the images are loaded: it waits for the slowest, but from then on a process that is silent for `TIMEOUT`, on GPUs
+    `GPU_TIMEOUT`, ends all.
 
     Raises:
         UserError: not all processes have come.
@@ -46,8 +49,8 @@ def join(device: torch.device) -> None:
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(world_size)], PATIENCE)
         # Small things that live on the CPU go through gloo, whatever the device.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        backend, timeout = ("cpu:gloo,cuda:nccl", GPU_TIMEOUT) if device.type == "cuda" else ("gloo", TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     atexit.register(dist.destroy_process_group)
 
 

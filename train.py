@@ -67,7 +67,7 @@ def main() -> None:
     search.set_sizes(args, init_channels=36, layers=20)
     recorded = search.resume(args) if args.resume else None
     architecture = recorded or search.read(args)
-    device = utils.select_device(args.gpu)
+    device = utils.select_device(args.gpu, args.tf32)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)

@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=16, layers=8)
-    device = utils.select_device(args.gpu)
+    device = utils.select_device(args.gpu, args.tf32)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)

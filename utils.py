@@ -18,14 +18,21 @@ import distributed
 from cli import UserError
 
 
-def select_device(gpu: int) -> torch.device:
+def select_device(gpu: int, tf32: bool = False) -> torch.device:
     """CUDA device `gpu`, or the CPU for -1; also the CPU, with one warning on standard error, where CUDA is absent.
 
     Of several processes on a machine, the first takes `gpu`, and the others those that follow.
 
+    Args:
+        gpu: the number.
+        tf32: whether GPUs round the factors of float32 products and convolutions to TF32's 10 bits. (PyTorch does, unless told
+            otherwise, in convolutions and not in products.)
+
     Raises:
         UserError: there are GPUs, but none with this number.
     """
+    # These set the newer `fp32_precision`, too; setting only that makes the reading of these an error, and compilers read them.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():

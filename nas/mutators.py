@@ -212,7 +212,8 @@ class Mutator(nn.Module):
 
 
 def _weighted(output: Any, mask: Tensor, index: int) -> Any:
-    return output if mask.dtype == torch.bool else mask[index] * output
+    # A weight of shape (1,), and not (): autocast's bfloat16 would round away what it learns.
+    return output if mask.dtype == torch.bool else mask[index : index + 1] * output
 
 
 class RandomMutator(Mutator):
