@@ -74,8 +74,12 @@ class Architect:
         self.hvp = getattr(args, "hvp", HVP[0])
         if self.hvp not in HVP:
             raise ValueError(f"hvp is {self.hvp!r}; known are {', '.join(HVP)}")
-        self.optimizer = torch.optim.Adam(
-            model.arch_parameters(), lr=args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
+        self.optimizer = utils.optimizer(
+            torch.optim.Adam,
+            model.arch_parameters(),
+            lr=args.arch_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=args.arch_weight_decay,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +96,7 @@ class Architect:
         target_train: Tensor,
         input_valid: Tensor,
         target_valid: Tensor,
-        eta: float,
+        eta: float | Tensor,
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> None:
@@ -101,7 +105,7 @@ class Architect:
         Args:
             input_train, target_train: the batch that the weights will learn from next, (B, 3, H, W) and (B,); read only if `unrolled`.
             input_valid, target_valid: a batch of the validation half.
-            eta: the virtual step's learning rate, xi in the paper.
+            eta: the virtual step's learning rate, xi in the paper; a tensor, (), where it is not to be read on the CPU.
             network_optimizer: the weights' SGD, for its momentum buffers.
             unrolled: second order (equation 6) if true, first order (xi = 0) otherwise.
 
@@ -123,7 +127,7 @@ class Architect:
         target_train: Tensor,
         input_valid: Tensor,
         target_valid: Tensor,
-        eta: float,
+        eta: float | Tensor,
         network_optimizer: torch.optim.Optimizer,
     ) -> list[Tensor]:
         """Equation 7: d/dalpha L_val(w', alpha) - xi (d2/dalpha dw L_train(w, alpha)) v, with v = d/dw' L_val(w', alpha)."""
@@ -134,7 +138,7 @@ class Architect:
         w = _flatten(weights)
         direction = _flatten(dw).add_(w, alpha=self.network_weight_decay)
         direction.add_(_flatten([_momentum_buffer(network_optimizer, weight) for weight in weights]), alpha=self.network_momentum)
-        w_virtual = torch.sub(w, direction, alpha=eta).requires_grad_()
+        w_virtual = (w - direction.mul_(eta)).requires_grad_()
 
         # The pass at w' works on copies of the buffers: the network that it imagines leaves no trace in the running statistics.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -143,7 +147,7 @@ class Architect:
 
         multiply = self._exact_product if self.hvp == "exact" else self._hessian_vector_product
         product = multiply(w, v, input_train, target_train)
-        return [da.sub_(p, alpha=eta) for da, p in zip(dalpha, product, strict=True)]
+        return [da.sub_(p * eta) for da, p in zip(dalpha, product, strict=True)]
 
     def _hessian_vector_product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor, r: float = 1e-2) -> list[Tensor]:
         """(d2/dalpha dw L_train) v by central differences: (d/dalpha L_train(w+) - d/dalpha L_train(w-)) / 2 epsilon (equation 8).

@@ -329,6 +329,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: where a long run earns it"
     )
     group.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")
+    group.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits; faster")
     group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
 
 

@@ -19,6 +19,7 @@ import http.client
 import json
 import math
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -142,7 +143,7 @@ class MemoryImages(Dataset):
         return self.images[index], int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once, and not by each of the two
         return self.images[indices], self.labels[indices]
 
     def to(self, device: torch.device) -> MemoryImages:
@@ -406,8 +407,21 @@ def _stream(files: FileImages | _Complaints, workers: int) -> Iterator[Any]:
     """Batches of all of `files`, in order: (uint8 images (B, 3, H, W), int64 labels (B,)), or complaints; `workers` processes decode."""
     batches: list[Any] = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
     yield from _plain_errors(
-        DataLoader(files, batch_sampler=batches, collate_fn=_unchanged, num_workers=workers, generator=torch.Generator())
+        DataLoader(
+            files,
+            batch_sampler=batches,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            generator=torch.Generator(),
+            multiprocessing_context=_start_method(workers),
+        )
     )
+
+
+def _start_method(workers: int) -> str | None:
+    """How a loader starts its workers: not by a fork, where CUDA or other processes are connected already, which a fork may deadlock."""
+    connected = torch.cuda.is_initialized() or distributed.world_size() > 1
+    return "forkserver" if workers and connected and sys.platform != "win32" else None
 
 
 def _decode_all(files: FileImages, workers: int) -> MemoryImages:
@@ -594,6 +608,7 @@ class Batches:
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 pin_memory=self._device.type == "cuda",
+                multiprocessing_context=_start_method(workers),
                 generator=torch.Generator(),  # its own: it would draw from torch's, and a resumed run differ from one that never stopped
             )
 

@@ -24,15 +24,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cli import UserError
 
-# How long processes wait for each other: to begin with, while some still load images, and then within every step.
+# How long processes wait for each other: to begin with, while some still load images, and then within every step. On GPUs, one of them
+# may compile for minutes.
 PATIENCE = timedelta(minutes=30)
 TIMEOUT = timedelta(seconds=50)
+GPU_TIMEOUT = timedelta(minutes=10)
 
 
 def join(device: torch.device) -> None:
     """Makes the processes that torchrun started a group: NCCL on GPUs, gloo on CPUs. Without torchrun's environment, does nothing.
 
-    To be called when the images are loaded: it waits for the slowest, but from then on a process that is silent for `TIMEOUT` ends all.
+    To be called when the images are loaded: it waits for the slowest, but from then on a process that is silent for `TIMEOUT`, on GPUs
+    `GPU_TIMEOUT`, ends all.
 
     Raises:
         UserError: not all processes have come.
@@ -46,8 +49,8 @@ def join(device: torch.device) -> None:
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(world_size)], PATIENCE)
         # Small things that live on the CPU go through gloo, whatever the device.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        backend, timeout = ("cpu:gloo,cuda:nccl", GPU_TIMEOUT) if device.type == "cuda" else ("gloo", TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     atexit.register(dist.destroy_process_group)
 
 
@@ -102,7 +105,7 @@ def mean(value: Tensor, count: int) -> Tensor:
     """
     if not dist.is_initialized():
         return value
-    sums = _Sum.apply(torch.cat([(value * count).reshape(-1), value.new_tensor([count])]))
+    sums = _Sum.apply(torch.cat([(value * count).reshape(-1), value.new_full((1,), count)]))
     return sums[:-1].view_as(value) / sums[-1]
 
 
@@ -175,7 +178,7 @@ class SyncBatchNorm(_BatchNorm):
         pixels = [dim for dim in range(input.dim()) if dim != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(x, pixels, correction=0)
-        mine = torch.cat([mean, var, mean.new_tensor([x.numel() / x.size(1)])])
+        mine = torch.cat([mean, var, mean.new_full((1,), x.numel() / x.size(1))])
         # A sum to which every process gives another row is a table of what each has. (Sums of squares, instead, would lose digits.)
         my_row = torch.arange(world_size(), device=x.device) == rank()
         table = _Sum.apply(my_row[:, None] * mine)

@@ -110,6 +110,7 @@ class Run:
         self.progress = Progress()
         self.device = device
         self.closing = ExitStack()  # what is to be done when the run ends, however it ends
+        self.before_saving: Callable[[], None] = lambda: None  # raises where what would be saved is worth nothing
         self._args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
@@ -213,6 +214,7 @@ class Run:
         """Saves `checkpoint.pt`; the one before it becomes `checkpoint.prev.pt`."""
         if not self._writes:
             return
+        self.before_saving()
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = self._saved = now

@@ -72,7 +72,7 @@ def main() -> None:
     search.set_sizes(args, init_channels=36, layers=20)
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
-    device = utils.select_device(args.gpu)
+    device = utils.select_device(args.gpu, args.tf32)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)
@@ -95,7 +95,9 @@ def main() -> None:
     if args.sync_bn:
         distributed.convert(model)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
-    optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = utils.optimizer(
+        torch.optim.SGD, list(model.parameters()), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
     meters = utils.Meters()
@@ -166,6 +168,8 @@ def train(
 ) -> None:
     """One epoch, or the rest of it. In `meters`, the loss includes the auxiliary head's; the accuracy is the main classifier's."""
     model.train()
+    finite = utils.FiniteCheck(run.progress.epoch, lr)
+    run.before_saving = finite.check
     for step, (x, y) in enumerate(batches, run.progress.step):
         optimizer.zero_grad()
         logits, logits_aux = utils.forward(model, x, args.amp)
@@ -176,13 +180,15 @@ def train(
         loss.backward()
         distributed.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
-        utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()
 
+        finite.note(loss, norm, step)
         meters.update(loss, logits, y)
         if step % args.report_freq == 0:
+            finite.check()
             run.log("train %03d %s", step, meters)
         run.complete_step()
+    finite.check()
 
 
 def test_command(args: argparse.Namespace, run: experiment.Run) -> str:

@@ -89,7 +89,7 @@ def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=16, layers=8)
     registry.load_strategy(args.strategy)  # an unknown one is reported before images are loaded
-    device = utils.select_device(args.gpu)
+    device = utils.select_device(args.gpu, args.tf32)
     utils.seed_everything(args.seed, args.deterministic)
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)
@@ -112,7 +112,9 @@ def main() -> None:
     if args.sync_bn:
         distributed.convert(model)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
-    optimizer = torch.optim.SGD(model.weight_parameters(), args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = utils.optimizer(
+        torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
     meters = utils.Meters()
@@ -206,6 +208,8 @@ def train(
     """One epoch of the paper's algorithm 1, or the rest of it, over pairs of a training batch and a validation batch."""
     model.train()
     weights = model.weight_parameters()
+    finite = utils.FiniteCheck(run.progress.epoch, lr)
+    run.before_saving = finite.check
     for step, ((x, y), (x_valid, y_valid)) in enumerate(batches, run.progress.step):
         # 1. Update the alphas by descending the validation loss.
         architect.step(x, y, x_valid, y_valid, lr, optimizer, unrolled=args.unrolled)
@@ -217,13 +221,15 @@ def train(
         loss.backward(inputs=weights)
         distributed.average_gradients(weights)
         norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
-        utils.check_finite(loss, norm, run.progress.epoch, step, lr)
         optimizer.step()
 
+        finite.note(loss, norm, step)
         meters.update(loss, logits, y)
         if step % args.report_freq == 0:
+            finite.check()
             run.log("train %03d %s", step, meters)
         run.complete_step()
+    finite.check()
 
 
 def train_command(args: argparse.Namespace, run: experiment.Run) -> str:

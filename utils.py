@@ -6,7 +6,7 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,21 @@ import distributed
 from cli import UserError
 
 
-def select_device(gpu: int) -> torch.device:
+def select_device(gpu: int, tf32: bool = False) -> torch.device:
     """CUDA device `gpu`, or the CPU for -1; also the CPU, with one warning on standard error, where CUDA is absent.
 
     Of several processes on a machine, the first takes `gpu`, and the others those that follow.
 
+    Args:
+        gpu: the number.
+        tf32: whether GPUs round the factors of float32 products and convolutions to TF32's 10 bits. (PyTorch does, unless told
+            otherwise, in convolutions and not in products.)
+
     Raises:
         UserError: there are GPUs, but none with this number.
     """
+    # These set the newer `fp32_precision`, too; setting only that makes the reading of these an error, and compilers read them.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -111,18 +118,53 @@ class Meters:
         return f"{self.loss.avg:e} {self.top1.avg:f} {self.top5.avg:f}"
 
 
-def check_finite(loss: Tensor, gradient_norm: Tensor, epoch: int, step: int, lr: float) -> None:
+class FiniteCheck:
     """Ends a run that diverges, while its last checkpoint is a good one.
 
-    Raises:
-        UserError: `loss` or `gradient_norm` is infinite or not a number.
+    The steps of an epoch are noted on their device; only `check` waits for it. Call it before anything is saved.
     """
-    if not torch.isfinite(loss + gradient_norm):
+
+    def __init__(self, epoch: int, lr: float) -> None:
+        self._epoch, self._lr = epoch, lr
+        self._noted: Tensor | None = None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
+
+    def note(self, loss: Tensor, gradient_norm: Tensor, step: int) -> None:
+        """Takes note of a step's loss and of its gradient's norm."""
+        now = torch.stack([loss.detach().double(), gradient_norm.double(), torch.full_like(loss, step, dtype=torch.float64)])
+        self._noted = now if self._noted is None else torch.where(self._noted.sum().isfinite(), now, self._noted)
+
+    def check(self) -> None:
+        """Raises `UserError` if the loss or the gradient's norm of a step was infinite or not a number."""
+        if self._noted is None or self._noted.sum().isfinite():
+            return
+        loss, norm, step = self._noted.tolist()
         raise UserError(
-            f"the loss is {loss.item():g} and its gradient's norm {gradient_norm.item():g} at epoch {epoch}, step {step}, "
-            f"learning rate {lr:g}: stopped, with the last checkpoint from before. "
+            f"the loss is {loss:g} and its gradient's norm {norm:g} at epoch {self._epoch}, step {step:.0f}, "
+            f"learning rate {self._lr:g}: stopped, with the last checkpoint from before. "
             "What usually helps: a lower --learning_rate or --grad_clip, a larger --batch_size"
         )
+
+
+# What an optimizer's state tells of the device that it was saved on.
+_WAYS = ("foreach", "fused", "capturable")
+
+
+def optimizer(kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any) -> torch.optim.Optimizer:
+    """`kind(parameters, **options)`; on a GPU one that steps in few kernels, without waiting for them, and that a CUDA graph can hold.
+
+    It steps in its own way even where it loads the state of one on another device.
+    """
+    if any(parameter.is_cuda for parameter in parameters):
+        options |= {"fused": True} | ({"capturable": True} if kind is torch.optim.Adam else {})
+    made = kind(parameters, **options)
+    made.register_load_state_dict_pre_hook(_keep_ways)
+    return made
+
+
+def _keep_ways(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    own = optimizer.param_groups
+    ways = [{way: group[way] for way in _WAYS if way in group} for group in own]
+    return saved | {"param_groups": [group | way for group, way in zip(saved["param_groups"], ways, strict=True)]}
 
 
 def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) -> None:

@@ -102,10 +102,10 @@ class EnasMutator(Mutator):
         logits = self._bounded(self.attend(query)[:, 0])
         if mutable.n_chosen is None:
             mask = self._draw_any(logits)
-            self._input = anchors[mask].sum(0, keepdim=True) / (1 + mask.sum())
+            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / (1 + mask.sum())
         else:
             mask = mask_of(self._draw(logits, mutable.n_chosen), len(mutable))
-            self._input = anchors[mask].mean(0, keepdim=True)
+            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / mask.sum()
         return mask
 
     def _anchor(self, label: str) -> Tensor:
@@ -122,19 +122,20 @@ class EnasMutator(Mutator):
 
     def _draw(self, logits: Tensor, count: int) -> Tensor:
         """`count` different candidates, one after the other, by the softmax over those that are left."""
-        chosen: list[int] = []
+        chosen = torch.empty(0, dtype=torch.long, device=logits.device)
         for _ in range(count):
-            log_probs = F.log_softmax(logits.index_fill(0, torch.tensor(chosen, dtype=torch.long, device=logits.device), -torch.inf), dim=0)
-            chosen.append(int(torch.multinomial(log_probs.detach().exp(), 1)))
-            self._record(log_probs[chosen[-1]], log_probs[log_probs > -torch.inf])
-        return torch.tensor(chosen, device=logits.device)
+            log_probs = F.log_softmax(logits.index_fill(0, chosen, -torch.inf), dim=0)
+            drawn = torch.multinomial(log_probs.detach().exp(), 1)
+            self._record(log_probs[drawn].squeeze(0), log_probs.masked_fill(log_probs == -torch.inf, 0))
+            chosen = torch.cat([chosen, drawn])
+        return chosen
 
     def _draw_any(self, logits: Tensor) -> Tensor:
         """Each candidate by a coin; the penalty is the divergence of their probabilities from the target, KL(p || target)."""
         log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
         mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
-        for log_prob, on in zip(log_probs, mask.tolist(), strict=True):
-            self._record(log_prob[int(on)], log_prob)
+        for log_prob, on in zip(log_probs, mask, strict=True):
+            self._record(torch.where(on, log_prob[1], log_prob[0]), log_prob)
         target = logits.new_tensor([1 - self.skip_target, self.skip_target])
         self.sample_skip_penalty = self.sample_skip_penalty + (log_probs.exp() * (log_probs - target.log())).sum()
         return mask

@@ -234,6 +234,11 @@ class InputChoice(Choice):
     def __len__(self) -> int:
         return self.n_candidates
 
+    @property
+    def chosen(self) -> list[int]:
+        """The positions of the inputs that are chosen now."""
+        return self.mutator.chosen(self)
+
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
         """The chosen inputs, reduced; `optional_inputs` in the order of `choose_from`, or a dictionary by its keys."""
         output, mask = self.mutator.on_forward_input_choice(self, pick_inputs(self.key, self.choose_from, optional_inputs))

@@ -90,6 +90,9 @@ class Mutator(nn.Module):
     differentiable = False
     """Whether the decisions are a function of the mutator's parameters, so that they are made anew for every pass through the model."""
 
+    dense = False
+    """Whether weights are never looked at: all candidates that have one run, and no pass waits for a GPU to tell which are zero."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._space = find_space(model)
@@ -134,7 +137,12 @@ class Mutator(nn.Module):
             UserError: they are not one mask of the right length for each choice.
         """
         self._decisions = self._checked(decisions)
-        self._running = {key: mask.detach().nonzero().flatten().tolist() for key, mask in self._decisions.items()}
+        self._running = {key: list(range(len(mask))) for key, mask in self._decisions.items()}
+        unsure = {key: mask.detach() != 0 for key, mask in self._decisions.items() if mask.dtype == torch.bool or not self.dense}
+        for device in {mask.device for mask in unsure.values()}:
+            there = {key: mask for key, mask in unsure.items() if mask.device == device}
+            on = iter(torch.cat(list(there.values())).tolist())  # read at once: each reading waits for the device
+            self._running |= {key: [index for index in self._running[key] if next(on)] for key in there}
 
     def export(self) -> Choices:
         """The final architecture, JSON-ready: {key: what was chosen}, a name or, where there are none, an index; or a list of these."""
@@ -157,6 +165,10 @@ class Mutator(nn.Module):
         """(output, mask): the inputs that were chosen, reduced."""
         mask, chosen = self._decision(mutable)
         return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction), mask
+
+    def chosen(self, mutable: Choice) -> list[int]:
+        """The candidates that the decisions of now run."""
+        return self._decision(mutable)[1]
 
     def enter_mutable_scope(self, scope: MutableScope) -> None:
         """Called before the forward of a scope."""
@@ -200,7 +212,8 @@ class Mutator(nn.Module):
 
 
 def _weighted(output: Any, mask: Tensor, index: int) -> Any:
-    return output if mask.dtype == torch.bool else mask[index] * output
+    # A weight of shape (1,), and not (): autocast's bfloat16 would round away what it learns.
+    return output if mask.dtype == torch.bool else mask[index : index + 1] * output
 
 
 class RandomMutator(Mutator):
@@ -235,6 +248,7 @@ class DartsMutator(Mutator):
     """
 
     differentiable = True
+    dense = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -355,11 +369,11 @@ class FixedInputChoice(_Fixed):
         super().__init__(mutable, chosen)
         self.key = mutable.key
         self.choose_from = mutable.choose_from
-        self._chosen = chosen
+        self.chosen = chosen
 
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
         inputs = pick_inputs(self.key, self.choose_from, optional_inputs)
-        return self._reduced([inputs[index] for index in self._chosen])
+        return self._reduced([inputs[index] for index in self.chosen])
 
 
 def _few(items: Sequence, limit: int = 8) -> str:

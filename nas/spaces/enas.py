@@ -35,7 +35,7 @@ class _MicroInput(nn.Module):
 
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__()
-        self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, return_mask=True, key=f"{key}_input")
+        self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, key=f"{key}_input")
         self.op_choice = LayerChoice(
             [
                 nn.Sequential(nn.ReLU(), *_separable(channels, 3), nn.BatchNorm2d(channels)),
@@ -47,9 +47,9 @@ class _MicroInput(nn.Module):
             key=f"{key}_op",
         )
 
-    def forward(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
-        x, used = self.input_choice(states)
-        return self.op_choice(x), used != 0
+    def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
+        x = self.input_choice(states)
+        return self.op_choice(x), set(self.input_choice.chosen)
 
 
 class ENASMicroNode(MutableScope):
@@ -60,7 +60,7 @@ class ENASMicroNode(MutableScope):
         self.x = _MicroInput(f"{key}_x", prev_labels, channels)
         self.y = _MicroInput(f"{key}_y", prev_labels, channels)
 
-    def forward(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
         (x, used_x), (y, used_y) = self.x(states), self.y(states)
         return x + y, used_x | used_y
 
@@ -97,12 +97,12 @@ class ENASMicroLayer(nn.Module):
         if self.reduction:
             pp, p = self.reduce0(pp), self.reduce1(p)
         states = [self.preproc0(pp), self.preproc1(p)]
-        unused = [True, True]
+        used: set[int] = set()
         for node in self.nodes:
-            output, used = node(states)
-            unused = [free and not taken for free, taken in zip(unused, used.tolist(), strict=True)] + [True]
+            output, inputs = node(states)
+            used |= inputs
             states.append(output)
-        loose = [index for index, free in enumerate(unused) if free]
+        loose = [index for index in range(len(states)) if index not in used]
         x = F.relu(torch.cat([states[index] for index in loose], dim=1))
         x = F.conv2d(x, self.final_conv_w[:, loose].flatten(1, 2))
         return p, self.bn(x)

@@ -1,0 +1,233 @@
+"""What is made ready for a GPU, as far as a CPU shows it."""
+
+from argparse import Namespace
+from copy import deepcopy
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+import distributed
+import genotypes
+import train
+import train_search
+import utils
+from nas import search
+
+CPU = torch.device("cpu")
+SIZE, CLASSES, BATCH = 8, 5, 4
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses, while `refusing`, what makes the CPU wait for a GPU: reading a number, and tensors sized by the content of another."""
+
+    refusing = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self.refusing and function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            raise AssertionError(f"{function} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+    def after_the_first(self, batches):
+        """The batches; refuses from the second step to the last."""
+        for batch in batches:
+            yield batch
+            self.refusing = True
+        self.refusing = False
+
+
+@pytest.fixture
+def one_kernel(monkeypatch):
+    """Optimizers that step in one kernel, as on a GPU: PyTorch's others read their step's number, which they keep on the CPU."""
+    for name in ("Adam", "SGD"):
+        monkeypatch.setattr(torch.optim, name, partial(getattr(torch.optim, name), fused=True))
+
+
+def random_images():
+    generator = torch.Generator().manual_seed(0)
+    part = data.MemoryImages(
+        torch.randint(256, (24, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8), torch.arange(24, dtype=torch.long) % CLASSES
+    )
+    names = tuple(f"class {number}" for number in range(CLASSES))
+    return data.ImageData("random", part, part, names, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), SIZE, flip=True)
+
+
+def arguments(**given):
+    defaults = {
+        "space": "darts",
+        "strategy": "darts",
+        "unrolled": False,
+        "hvp": "finite_difference",
+        "eigenvalue_every": 0,
+        "early_stop": None,
+        "init_channels": 2,
+        "layers": 3,
+        "amp": False,
+        "momentum": 0.9,
+        "weight_decay": 3e-4,
+        "arch_learning_rate": 3e-2,
+        "arch_weight_decay": 1e-3,
+        "grad_clip": 5,
+        "auxiliary": True,
+        "auxiliary_weight": 0.4,
+        "report_freq": 1000,
+    }
+    return Namespace(**defaults | given)
+
+
+def run():
+    return SimpleNamespace(progress=SimpleNamespace(epoch=0, step=0), log=lambda *values: [str(v) for v in values], complete_step=lambda: 0)
+
+
+def batches(maker, **options):
+    return maker(random_images(), batch_size=BATCH, cutout_length=2, seed=0, workers=0, device=CPU, **options)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"unrolled": True}, {"space": "nasbench201"}, {"space": "enas_micro", "init_channels": 4}],
+    ids=["first order", "second order", "nasbench201", "enas_micro"],
+)
+def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
+    args = arguments(**given)
+    model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
+    optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
+    train_batches, alpha_batches, _ = batches(data.search_batches, train_portion=0.5)
+    with NoWaiting() as mode:
+        pairs = mode.after_the_first(zip(train_batches, alpha_batches, strict=True))
+        train_search.train(pairs, model, architect, nn.CrossEntropyLoss(), optimizer, 0.025, utils.Meters(), args, run())
+
+
+def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
+    args = arguments()
+    model = search.build_discrete(args, CLASSES, genotypes.DARTS_V2)
+    model.drop_path_prob = 0.2
+    optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
+    with NoWaiting() as mode:
+        steps = mode.after_the_first(batches(data.train_batches))
+        train.train(steps, model, nn.CrossEntropyLoss(), optimizer, 0.025, utils.Meters(), args, run())
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_one_step_on_an_alpha_changes_the_logits_under_autocast(space):
+    """Rounded to bfloat16, the weights of the alphas are the same after it."""
+    torch.manual_seed(0)
+    args = arguments(space=space, amp=True, arch_learning_rate=3e-5)
+    model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
+    x, y = next(iter(batches(data.train_batches)))
+    model.train()
+    with torch.no_grad():
+        before, _ = utils.forward(model, x, amp=True)
+        again, _ = utils.forward(model, x, amp=True)
+    assert torch.equal(before, again)
+    architect.step(None, None, x, y, 0.025, None, unrolled=False)
+    with torch.no_grad():
+        after, _ = utils.forward(model, x, amp=True)
+    assert not torch.equal(before, after)
+
+
+def test_sums_over_edges_are_float32_under_autocast():
+    model, _ = search.build(arguments(), CLASSES, nn.CrossEntropyLoss(), CPU)
+    seen = []
+    model.cells[1].register_forward_hook(lambda module, inputs, output: seen.append((inputs[1].dtype, output.dtype)))
+    utils.forward(model, torch.randn(2, 3, SIZE, SIZE), amp=True)
+    assert seen == [(torch.float32, torch.float32)]
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_one_choice(tf32):
+    """By the older and by the newer of PyTorch's names, neither of which may raise."""
+    utils.select_device(-1, tf32)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
+    newer = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    assert [precision == "tf32" for precision in newer] == [tf32, tf32]
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+
+
+def steps(kind, weight, ways, saved=None, **options):
+    """An optimizer that has stepped twice in these ways, after loading what was saved, and the weight."""
+    optimizer = utils.optimizer(partial(kind, **ways), [weight], **options)
+    if saved is not None:
+        optimizer.load_state_dict(deepcopy(saved))
+    for _ in range(2):
+        weight.grad = weight.detach().sin()
+        optimizer.step()
+    return optimizer
+
+
+ON_A_GPU = {
+    torch.optim.Adam: {"foreach": None, "fused": True, "capturable": True},
+    torch.optim.SGD: {"foreach": None, "fused": True},
+}
+
+
+@pytest.mark.parametrize("kind", ON_A_GPU)
+def test_a_run_saved_on_a_gpu_goes_on_on_a_cpu(kind):
+    options = {"lr": 0.1, "weight_decay": 1e-3} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    weight = nn.Parameter(torch.linspace(0, 1, 5))
+    saved = steps(kind, weight, {}, **options).state_dict()
+    here = [group.copy() for group in saved["param_groups"]]
+    saved, other = deepcopy(saved), nn.Parameter(weight.detach().clone())
+    steps(kind, weight, {}, saved, **options)
+    edited = {"state": saved["state"], "param_groups": [group | ON_A_GPU[kind] for group in here]}
+    resumed = steps(kind, other, {}, edited, **options)
+    assert torch.equal(other, weight)
+    assert resumed.state_dict()["param_groups"] == here
+
+
+@pytest.mark.parametrize("kind", ON_A_GPU)
+def test_a_run_saved_on_a_cpu_goes_on_in_one_kernel(kind):
+    """As on a GPU but for `capturable`, which a CPU refuses."""
+    options = {"lr": 0.1} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    weight = nn.Parameter(torch.linspace(0, 1, 5))
+    saved = steps(kind, weight, {}, **options).state_dict()
+    resumed = steps(kind, nn.Parameter(weight.detach().clone()), {"fused": True}, saved, **options)
+    assert resumed.param_groups[0]["fused"] is True
+
+
+def test_on_a_gpu_optimizers_step_there(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for kind in ON_A_GPU:
+        monkeypatch.setattr(kind, "__init__", lambda self, parameters, kind=kind, **options: asked.setdefault(kind, options) and None)
+        monkeypatch.setattr(kind, "register_load_state_dict_pre_hook", lambda self, hook: None)
+        utils.optimizer(kind, [torch.ones(1)], lr=0.1)
+    assert asked == {kind: {"lr": 0.1} | {way: on for way, on in ways.items() if on} for kind, ways in ON_A_GPU.items()}
+
+
+def test_workers_are_not_forked_where_cuda_runs(monkeypatch):
+    assert data._start_method(1) is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert data._start_method(1) == "forkserver"
+    assert data._start_method(0) is None
+
+
+def test_workers_of_a_forkserver_give_the_same_batches(monkeypatch, images):
+    files = data.load("folder", str(images), SIZE, workers=0)
+    paths = data._walk(images, "train")[1]
+    files = data.replace(files, train=data.FileImages(paths, SIZE))
+    found = []
+    for method in (None, "forkserver"):
+        monkeypatch.setattr(data, "_start_method", lambda workers, method=method: method)
+        loader = data.train_batches(files, batch_size=8, cutout_length=0, seed=0, workers=1, device=CPU)
+        assert loader._loader.multiprocessing_context is None or method == "forkserver"
+        found.append(list(loader))
+    for (x, y), (x2, y2) in zip(*found, strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)  # noqa: PT018
+
+
+@pytest.mark.parametrize(("device", "least", "most"), [("cpu", 0, 60), ("cuda", 300, 3600)])
+def test_processes_wait_for_minutes_on_gpus(monkeypatch, device, least, most):
+    asked = {}
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda *_, **__: iter([(distributed.dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
+    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
+    distributed.join(torch.device(device))
+    assert least < asked["timeout"].total_seconds() <= most
+    assert ("nccl" in asked["backend"]) == (device == "cuda")
