@@ -84,8 +84,6 @@ class Network(nn.Module):
     move and are saved with the network, but never `weight_parameters()`.
     """
 
-    cell_type: type[Cell] = Cell
-
     def __init__(
         self,
         C: int,
@@ -114,7 +112,7 @@ class Network(nn.Module):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
                 C_curr *= 2
-            self.cells.append(self.cell_type(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev))
+            self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev))
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
