@@ -232,7 +232,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = untrusted.read_json(Path(folder) / "config.json")
     except ValueError as error:
-        raise ValueError(f"it does not hold JSON ({error})") from None
+        raise ValueError(f"it holds no JSON ({error})") from None
     arguments = config.get("arguments") if isinstance(config, dict) else None
     if not isinstance(arguments, dict):
         raise ValueError("it lacks the arguments")
