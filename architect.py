@@ -210,7 +210,7 @@ def _differentiable_twice(model: nn.Module) -> Iterator[None]:
 
 def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     """BatchNorm of x, (B, C, ...), by its own statistics, which the running ones do not learn of."""
-    if isinstance(norm, distributed.SyncBatchNorm):
+    if isinstance(norm, distributed.SyncBatchNorm) and distributed.world_size() > 1:
         mean, var, _ = norm.statistics(x)
     else:
         var, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
