@@ -14,6 +14,14 @@ import cli
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A run that goes on takes the number of threads that it began with, for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def script(monkeypatch, capsys, tmp_path):
     """Runs a script's `main` in an empty folder: (exit status, standard output, standard error)."""

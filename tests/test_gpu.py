@@ -17,6 +17,7 @@ import train
 import train_search
 import utils
 from nas import search
+from nas.architecture import Architecture
 
 CPU = torch.device("cpu")
 SIZE, CLASSES, BATCH = 8, 5, 4
@@ -104,7 +105,7 @@ def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
 
 def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
     args = arguments()
-    model = search.build_discrete(args, CLASSES, genotypes.DARTS_V2)
+    model = search.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
     model.drop_path_prob = 0.2
     optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
     with NoWaiting() as mode:

@@ -287,7 +287,7 @@ def test_micro_cells_are_drawn_as_cells():
     ids=["any", "macro", "micro"],
 )
 def test_no_picture_shows_more_than_fits(architecture):
-    [graph] = drawing.graphs(architecture).values()
+    [graph] = drawing.graphs(Architecture(architecture)).values()
     assert f'label="{len(architecture) - drawing.MOST_ROWS} more"' in graph.source
     assert graph.source.count("label=") == 2 * (drawing.MOST_ROWS + 1) + 1
     assert len(graph.source) < 100_000

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 OLD = Path(__file__).parent / "fixtures" / "run_2026_11"
 
@@ -20,6 +21,9 @@ def folder(tmp_path):
     shutil.copytree(OLD, tmp_path / "run")
     (tmp_path / "run" / "checkpoint.pt.xz").unlink()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(lzma.decompress((OLD / "checkpoint.pt.xz").read_bytes()))
+    # With the threads that tests compute with: it began with two, which slow each other down where tests share the cores.
+    config = json.loads((OLD / "config.json").read_text()) | {"threads": torch.get_num_threads()}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     return tmp_path / "run"
 
 
