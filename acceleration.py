@@ -32,7 +32,7 @@ REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operati
 CELLS = (model_search.Cell, model.Cell)
 
 # `--compile auto` compiles a run of at least so many multiply-adds, counted in one forward pass over each training batch. On two CPU cores,
-# compiling the search network took one to three minutes and saved about a quarter of each step; eager steps did 1e9 multiply-adds a second.
+# compiling the search network took one to three minutes and saved a quarter of each step; eager steps did 2e9 multiply-adds a second.
 WORTH_COMPILING = 3e12
 
 
@@ -44,7 +44,7 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
 
     Args:
         network: from images (B, 3, S, S).
-        args: `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`) and `recompute` are read.
+        args: `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
         image_size: S.
         steps: of the whole run.
         device: the network's.
@@ -62,7 +62,7 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     if reason := _no_compiler(device):
         return f"not compiled: no compiler works here ({reason})"
     compile_regions(network, len(range(args.batch_size)[distributed.share(args.batch_size)]))
-    return f"compiled: {work:.0e} multiply-adds earn it back; the first steps take a minute or two longer"
+    return "compiled: the first steps take a minute or two longer"
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
@@ -153,7 +153,7 @@ def _recomputed(cell: nn.Module) -> Callable[..., Tensor]:
         # Checkpoints do not go with forward-mode derivatives (`--hvp exact`): that pass keeps what it needs.
         if inside or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return forward(*inputs)
-        # Of this pass: under `functional_call` they are not the cell's own, and the backward pass comes after it.
+        # Those of this pass: under `functional_call` they are not the cell's own, and the backward pass comes after it.
         parameters, buffers = dict(cell.named_parameters()), dict(cell.named_buffers())
         passes = itertools.count()
 

@@ -26,7 +26,6 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 import turns
-from search_step import _own_gradients
 
 import acceleration
 import genotypes
@@ -68,7 +67,7 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     network = NetworkCIFAR(args.init_channels, 10, args.layers, True, genotypes.KNOWN[args.arch]).to(args.device)
     network.drop_path_prob = 0.1
     if way == "plain":
-        operations.depthwise = _own_gradients  # of this process
+        operations.depthwise = turns.own_gradients  # of this process
     else:
         acceleration.set_memory_format(network, torch.device(args.device), amp=way == "bfloat16")
     if way in ("default", "recompute", "bfloat16"):
