@@ -30,7 +30,7 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
-        # `none` adds nothing to the sum; its alpha has its say in the softmax. Weights of shape (1,), and not (), keep the sum in their
+        # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), not (), keep the sum in their
         # type where autocast computes the operations in bfloat16, which would round away what the alphas learn.
         return sum(weight * op(x) for weight, op in zip(weights[:, None], self._ops, strict=True) if not isinstance(op, Zero))
 

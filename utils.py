@@ -191,7 +191,7 @@ def check_like(value: Any, like: Any, what: str) -> None:
             check_like(value[key], like[key], f"{what}: {key}")
     elif isinstance(like, torch.Tensor):
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise ValueError(f"{what} is no tensor of numbers")
+            raise ValueError(f"{what} is not a tensor of numbers")
         if (value.shape, value.dtype) != (like.shape, like.dtype):
             raise ValueError(f"{what} is {value.dtype} of shape {list(value.shape)}, not {like.dtype} of {list(like.shape)}")
     elif type(value) is not type(like):
