@@ -141,6 +141,7 @@ MAY_CHANGE = {
     "data_on_device",
     "compile",
     "recompute",
+    "capture",
     "report_freq",
     "checkpoint_minutes",
 }
@@ -165,6 +166,8 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
             that the command line does not name.
     """
     args = parser.parse_args()
+    if args.capture and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise UserError("--capture goes neither with --recompute nor with several processes: leave one of them out")
     resume = args.resume
     if resume is None and args.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise UserError("torchrun's --max_restarts needs --run_dir, to know the run that goes on")
@@ -329,6 +332,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: where a long run earns it"
     )
     group.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")
+    group.add_argument("--capture", action="store_true", help="on a GPU, repeat a step as one CUDA graph; one process only")
     group.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits; faster")
     group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
 

@@ -30,14 +30,15 @@ class Cell(nn.Module):
         self._concat = list(concat)
         self.multiplier = len(self._concat)
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, drop_prob: float | Tensor) -> Tensor:
         """`drop_prob`: of each operation, in training; identities never are, strided skip connections (`FactorizedReduce`) are."""
+        dropping = self.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)  # a tensor's value may be known to the GPU alone
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for first in range(0, len(self._ops), 2):
             edges = []
             for op, source in zip(self._ops[first : first + 2], self._indices[first : first + 2], strict=True):
                 h = op(states[source])
-                if self.training and drop_prob > 0 and not isinstance(op, Identity):
+                if dropping and not isinstance(op, Identity):
                     h = drop_path(h, drop_prob)
                 edges.append(h)
             states.append(edges[0] + edges[1])
@@ -115,7 +116,7 @@ class _Network(nn.Module):
         """The cells, the auxiliary head and the classifier on top of a stem of `C_stem` channels."""
         if layers < 3:
             raise ValueError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
-        self.drop_path_prob = 0.0
+        self.drop_path_prob: float | Tensor = 0.0
         self._auxiliary_after = 2 * layers // 3
         self.cells = nn.ModuleList()
         C_prev_prev, C_prev = C_stem, C_stem

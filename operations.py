@@ -159,8 +159,11 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
-def drop_path(x: Tensor, drop_prob: float) -> Tensor:
-    """Zeroes each image's part of x, (B, C, H, W), with probability `drop_prob`; scales the rest up to match (Larsson et al. 2017)."""
+def drop_path(x: Tensor, drop_prob: float | Tensor) -> Tensor:
+    """Zeroes each image's part of x, (B, C, H, W), with probability `drop_prob`; scales the rest up to match (Larsson et al. 2017).
+
+    The same random numbers drop the same images, whether the probability is a number or a tensor, ().
+    """
     keep_prob = 1.0 - drop_prob
-    mask = torch.empty(x.size(0), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep_prob)
-    return x * mask.div_(keep_prob)
+    mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob
+    return x * (mask / keep_prob).to(x.dtype)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import acceleration
+import capture
 import data
 import distributed
 import experiment
@@ -100,6 +101,9 @@ def main() -> None:
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
+    step: capture.Step = training_step(model, criterion, optimizer, args)
+    if args.capture:
+        step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
     meters = utils.Meters()
 
     with experiment.Run("eval", args, device) as run:
@@ -128,7 +132,7 @@ def main() -> None:
 
             train_batches.set_epoch(epoch, progress.step)
             batches = islice(train_batches, limit and max(0, limit - progress.step))
-            train(watch.batches(batches, meters), model, criterion, optimizer, lr, meters, args, run)
+            train(watch.batches(batches, meters), model, step, lr, meters, args, run)
             run.save()
             run.log("train_acc %f", meters.top1.avg)
 
@@ -159,18 +163,34 @@ def main() -> None:
 def train(
     batches: Iterable[tuple[Tensor, Tensor]],
     model: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    step: capture.Step,
     lr: float,
     meters: utils.Meters,
     args: argparse.Namespace,
     run: experiment.Run,
 ) -> None:
-    """One epoch, or the rest of it. In `meters`, the loss includes the auxiliary head's; the accuracy is the main classifier's."""
+    """One epoch of `training_step`s, or the rest of it.
+
+    In `meters`, the loss includes the auxiliary head's; the accuracy is the main classifier's.
+    """
     model.train()
     finite = utils.FiniteCheck(run.progress.epoch, lr)
     run.before_saving = finite.check
-    for step, (x, y) in enumerate(batches, run.progress.step):
+    for number, (x, y) in enumerate(batches, run.progress.step):
+        loss, logits, norm = step(x, y)
+        finite.note(loss, norm, number)
+        meters.update(loss, logits, y)
+        if number % args.report_freq == 0:
+            finite.check()
+            run.log("train %03d %s", number, meters)
+        run.complete_step()
+    finite.check()
+
+
+def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:
+    """A step of SGD on a batch, which gives loss, logits and the gradient's norm."""
+
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         optimizer.zero_grad()
         logits, logits_aux = utils.forward(model, x, args.amp)
         loss = criterion(logits, y)
@@ -181,14 +201,9 @@ def train(
         distributed.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
+        return loss.detach(), logits.detach(), norm
 
-        finite.note(loss, norm, step)
-        meters.update(loss, logits, y)
-        if step % args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s", step, meters)
-        run.complete_step()
-    finite.check()
+    return step
 
 
 def test_command(args: argparse.Namespace, run: experiment.Run) -> str:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import acceleration
+import capture
 import data
 import distributed
 import drawing
@@ -33,7 +34,7 @@ import experiment
 import hessian
 import monitor
 import utils
-from architect import HVP, Searchable
+from architect import HVP, Architect, Searchable
 from cli import UserError
 from nas import registry, search
 from nas.architecture import Architecture
@@ -80,6 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     args = cli.parse(parser, "search")
     if args.learning_rate_min > args.learning_rate:
         raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
+    if args.capture and args.strategy != "darts":
+        raise UserError(f"--capture is of --strategy darts: by {args.strategy}, every step runs another architecture")
     if args.early_stop and not args.eigenvalue_every:
         args.eigenvalue_every = 1
     return args
@@ -117,6 +120,10 @@ def main() -> None:
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
 
+    step: capture.Step = search_step(model, architect, criterion, optimizer, args)
+    if args.capture:
+        assert isinstance(architect, Architect)  # the learner of --strategy darts
+        step = capture.CapturedStep(step, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
     with experiment.Run("search", args, device) as run:
@@ -142,7 +149,7 @@ def main() -> None:
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
             batches = islice(zip(train_batches, alpha_batches, strict=True), limit and max(0, limit - progress.step))
-            train(watch.batches(batches, meters), model, architect, criterion, optimizer, lr, meters, args, run)
+            train(watch.batches(batches, meters), model, step, lr, meters, args, run)
             run.save()
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
@@ -197,22 +204,36 @@ def main() -> None:
 def train(
     batches: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
     model: Searchable,
-    architect: Strategy,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    step: capture.Step,
     lr: float,
     meters: utils.Meters,
     args: argparse.Namespace,
     run: experiment.Run,
 ) -> None:
-    """One epoch of the paper's algorithm 1, or the rest of it, over pairs of a training batch and a validation batch."""
+    """One epoch, or the rest of it, of `search_step`s over pairs of a training batch and a validation batch."""
     model.train()
-    weights = model.weight_parameters()
     finite = utils.FiniteCheck(run.progress.epoch, lr)
     run.before_saving = finite.check
-    for step, ((x, y), (x_valid, y_valid)) in enumerate(batches, run.progress.step):
+    for number, ((x, y), (x_valid, y_valid)) in enumerate(batches, run.progress.step):
+        loss, logits, norm = step(x, y, x_valid, y_valid)
+        finite.note(loss, norm, number)
+        meters.update(loss, logits, y)
+        if number % args.report_freq == 0:
+            finite.check()
+            run.log("train %03d %s", number, meters)
+        run.complete_step()
+    finite.check()
+
+
+def search_step(
+    model: Searchable, architect: Strategy, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace
+) -> capture.Step:
+    """The step of the paper's algorithm 1: from a training and a validation batch to loss, logits and the gradient's norm on the former."""
+    weights = model.weight_parameters()
+
+    def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # 1. Update the alphas by descending the validation loss.
-        architect.step(x, y, x_valid, y_valid, lr, optimizer, unrolled=args.unrolled)
+        architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()
@@ -222,14 +243,9 @@ def train(
         distributed.average_gradients(weights)
         norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
         optimizer.step()
+        return loss.detach(), logits.detach(), norm
 
-        finite.note(loss, norm, step)
-        meters.update(loss, logits, y)
-        if step % args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s", step, meters)
-        run.complete_step()
-    finite.check()
+    return step
 
 
 def train_command(args: argparse.Namespace, run: experiment.Run) -> str:

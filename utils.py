@@ -231,7 +231,8 @@ def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tup
 
     With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the loss needs them.
     """
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+    # Without the cache of converted weights: each is used once, and a CUDA graph must not hold one from before.
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
         output = model(x)
     logits, auxiliary = output if isinstance(output, tuple) else (output, None)  # only the network of cells has an auxiliary head
     if amp:

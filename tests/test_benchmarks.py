@@ -2,7 +2,11 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import tarfile
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -135,3 +139,52 @@ def test_a_gpu_that_is_not_there_is_a_user_s_error(benchmark, name, monkeypatch)
     module = benchmark(name, "--device", "cuda")
     with pytest.raises(UserError, match="--device cuda: PyTorch finds no GPU here"):
         module.main()
+
+
+def test_all_that_is_measured_on_a_gpu_runs_on_a_cpu(images, tmp_path):
+    """End to end in a process of its own, from an archive of images; a part that has its result is not repeated, one that has not is."""
+    with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
+        for part in ("train", "test"):
+            archive.add(images / part, part)
+    out = tmp_path / "out"
+    arguments = ["--out", out, "--data", tmp_path / "images.tar.xz", "--device", "cpu", "--tiny"]
+    command = [sys.executable, FOLDER / "gpu.py", *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = {row["part"]: row for row in json.loads((out / "report.json").read_text())}
+    assert not [row for row in results.values() if "error" in row]
+    equal = [row for part, row in results.items() if part.startswith("equality")]
+    assert [(row["equal"], row["difference"]) for row in equal] == [(True, 0.0)] * 3
+    steps = [row for part, row in results.items() if part.startswith("step")]
+    assert len(steps) == 12
+    assert all(row["seconds"] > 0 and row["operators"] > 500 for row in steps)
+    assert {name: (results[name]["status"], results[name]["epochs"]) for name in ("search", "training")} == {
+        "search": (0, 1),
+        "training": (0, 1),
+    }
+    assert "| second order, bfloat16, captured |" in (out / "report.md").read_text()
+
+    (out / "equality-training.json").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json") if not path.name.startswith("report")}
+    again = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
+    assert [line.split(":")[0] for line in again.stdout.splitlines()] == ["equality, training", f"{out / 'report.md'} is written"]
+    assert all((out / name).stat().st_mtime_ns == time for name, time in before.items())
+
+
+def test_a_part_that_fails_costs_its_own_row(benchmark, tmp_path):
+    module = benchmark("gpu", "--out", tmp_path)
+    args = module.parse_arguments()
+    args.deadline = time.monotonic() + 60
+
+    def failing(args):
+        raise ValueError("no such kernel")
+
+    module.do(args, "fails", failing)
+    module.do(args, "dies", lambda args: os._exit(3))
+    module.do(args, "works", lambda args: {"answer": 42})
+    module.do(args, "late", lambda args: {"answer": 43}, until=time.monotonic() - 1)
+    assert json.loads((tmp_path / "report.json").read_text()) == [
+        {"part": "fails", "error": "ValueError: no such kernel"},
+        {"part": "dies", "error": "its process ended with status 3"},
+        {"part": "works", "answer": 42},
+    ]

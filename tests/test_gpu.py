@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import capture
 import data
 import distributed
 import genotypes
@@ -100,7 +101,8 @@ def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
     train_batches, alpha_batches, _ = batches(data.search_batches, train_portion=0.5)
     with NoWaiting() as mode:
         pairs = mode.after_the_first(zip(train_batches, alpha_batches, strict=True))
-        train_search.train(pairs, model, architect, nn.CrossEntropyLoss(), optimizer, 0.025, utils.Meters(), args, run())
+        step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
+        train_search.train(pairs, model, step, 0.025, utils.Meters(), args, run())
 
 
 def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
@@ -110,7 +112,8 @@ def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
     optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
     with NoWaiting() as mode:
         steps = mode.after_the_first(batches(data.train_batches))
-        train.train(steps, model, nn.CrossEntropyLoss(), optimizer, 0.025, utils.Meters(), args, run())
+        step = train.training_step(model, nn.CrossEntropyLoss(), optimizer, args)
+        train.train(steps, model, step, 0.025, utils.Meters(), args, run())
 
 
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
@@ -232,3 +235,52 @@ def test_processes_wait_for_minutes_on_gpus(monkeypatch, device, least, most):
     distributed.join(torch.device(device))
     assert least < asked["timeout"].total_seconds() <= most
     assert ("nccl" in asked["backend"]) == (device == "cuda")
+
+
+def learn(captured, steps, unrolled=None):
+    """The state after a search's (or with None a training's) steps, the last of them on a smaller batch; and what each step gave."""
+    torch.manual_seed(0)
+    args, criterion = arguments(unrolled=unrolled), nn.CrossEntropyLoss()
+    if unrolled is None:
+        model = search.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
+        optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
+        step, optimizers = train.training_step(model, criterion, optimizer, args), [optimizer]
+    else:
+        model, architect = search.build(args, CLASSES, criterion, CPU)
+        optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
+        step, optimizers = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect.optimizer]
+    if captured:
+        step = capture.CapturedStep(step, model, optimizers, BATCH)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    given, generator = [], torch.Generator().manual_seed(1)
+    for number in range(steps):
+        if unrolled is None:
+            model.drop_path_prob = 0.3 * (number + 1) / steps  # not 0, where ordinary steps draw nothing
+        size = BATCH - 1 if number == steps - 1 else BATCH
+        pairs = [
+            [torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(CLASSES, (size,), generator=generator)] for _ in range(2)
+        ]
+        given.append([value.clone() for value in step(*pairs[0], *(pairs[1] if unrolled is not None else []))])
+        scheduler.step()
+    assert all(type(group["lr"]) is float for group in optimizer.param_groups)
+    state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return state, [optimizer.state_dict()["state"] for optimizer in optimizers], given
+
+
+@pytest.mark.parametrize("unrolled", [False, True, None], ids=["first order", "second order", "training"])
+def test_captured_steps_are_equal_to_ordinary_ones(unrolled, double):
+    """But for the graph itself: warming up, restoring, static inputs, numbers as tensors, a smaller batch."""
+    ordinary, captured = learn(False, 20, unrolled), learn(True, 20, unrolled)
+    torch.testing.assert_close(captured, ordinary, rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch, capsys, double):
+    def broken(run, restore, model):
+        run()
+        raise RuntimeError("no graph today")
+
+    monkeypatch.setattr(capture, "_NoGraph", broken)
+    torch.testing.assert_close(learn(True, 3, False), learn(False, 3, False), rtol=1e-12, atol=1e-12)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "no graph today" in told
