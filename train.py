@@ -9,7 +9,7 @@ result. The best one is printed as well, as what it is: picked on the test set, 
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -22,17 +22,15 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import acceleration
-import capture
 import data
-import distributed
-import experiment
 import genotypes
-import monitor
 import utils
-from cli import UserError
+from experiment import distributed, monitor
+from experiment.errors import UserError
+from experiment.run import Run
 from nas import registry, search
 from nas.architecture import Architecture
+from speed import acceleration, capture
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,7 +104,7 @@ def main() -> None:
         step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with experiment.Run("eval", args, device) as run:
+    with Run("eval", args, device) as run:
         for note in images.notes:
             run.log("%s", note)
         run.log("%s", speed)
@@ -167,7 +165,7 @@ def train(
     lr: float,
     meters: utils.Meters,
     args: argparse.Namespace,
-    run: experiment.Run,
+    run: Run,
 ) -> None:
     """One epoch of `training_step`s, or the rest of it.
 
@@ -206,7 +204,7 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
     return step
 
 
-def test_command(args: argparse.Namespace, run: experiment.Run) -> str:
+def test_command(args: argparse.Namespace, run: Run) -> str:
     """The command that measures the saved weights' accuracy."""
     command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]

@@ -12,7 +12,7 @@ The accuracies on the way are the supernet's; what the found network is worth, o
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -25,20 +25,17 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import acceleration
-import capture
 import data
-import distributed
-import drawing
-import experiment
-import hessian
-import monitor
 import utils
 from architect import HVP, Architect, Searchable
-from cli import UserError
-from nas import registry, search
+from experiment import distributed, monitor
+from experiment.errors import UserError
+from experiment.run import Run
+from nas import collapse, registry, search
 from nas.architecture import Architecture
 from nas.strategies import Strategy
+from pictures import drawing
+from speed import acceleration, capture
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -126,17 +123,18 @@ def main() -> None:
         step = capture.CapturedStep(step, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with experiment.Run("search", args, device) as run:
+    with Run("search", args, device) as run:
         for note in images.notes:
             run.log("%s", note)
         run.log("%s", speed)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        progress = run.restore(epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, meters=meters)
+        parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
+        progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
         watch = monitor.Monitor(run, epochs, steps)
         stop = None
         for epoch in range(progress.epoch, epochs):
-            if args.early_stop and (stop := hessian.stop_at(progress.metrics)) is not None:
+            if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
                 break
             lr = float(scheduler.get_last_lr()[0])
             if progress.step == 0:
@@ -171,16 +169,16 @@ def main() -> None:
                 "train_acc": meters.top1.avg,
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
-                **monitor.describe(architecture, model.alphas_by_edge()),
+                **collapse.describe(architecture, model.alphas_by_edge()),
                 **{name.removesuffix(".json"): content for name, content in files.items()},
                 **watch.measured(),
             }
             if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
-                metrics["eigenvalue"] = hessian.dominant_eigenvalue(model, *next(iter(valid_batches)))
+                metrics["eigenvalue"] = collapse.dominant_eigenvalue(model, *next(iter(valid_batches)))
                 run.log("eigenvalue %e", metrics["eigenvalue"])
-            if (warning := monitor.warning(metrics, progress.metrics)) is not None:
+            if (warning := collapse.warning(metrics, progress.metrics)) is not None:
                 run.log("%s", warning)
-            watch.record(metrics, architecture)
+            watch.record(metrics, architecture, drawing.previews)
             run.complete_epoch(metrics)
 
         architecture, found_in = Architecture.of(model.export(), args.space), epochs
@@ -208,7 +206,7 @@ def train(
     lr: float,
     meters: utils.Meters,
     args: argparse.Namespace,
-    run: experiment.Run,
+    run: Run,
 ) -> None:
     """One epoch, or the rest of it, of `search_step`s over pairs of a training batch and a validation batch."""
     model.train()
@@ -248,7 +246,7 @@ def search_step(
     return step
 
 
-def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
+def train_command(args: argparse.Namespace, run: Run) -> str:
     """The command that trains the found network by the paper's recipe on the same data."""
     command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]

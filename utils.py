@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import cli
-import distributed
-from cli import UserError
+from experiment import checkpoint, distributed, errors
+from experiment.errors import UserError
 
 
 def select_device(gpu: int, tf32: bool = False) -> torch.device:
@@ -37,7 +36,7 @@ def select_device(gpu: int, tf32: bool = False) -> torch.device:
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        cli.warn(f"--gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)")
+        errors.warn(f"--gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)")
         return torch.device("cpu")
     gpu += distributed.local_rank()
     if gpu >= torch.cuda.device_count():
@@ -107,7 +106,7 @@ class Meters:
         return {name: (float(meter.sum), meter.count) for name, meter in vars(self).items()}
 
     def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
-        check_like(state_dict, self.state_dict(), "the meters")
+        checkpoint.check_like(state_dict, self.state_dict(), "the meters")
         if not all(math.isfinite(total) and 1 <= count < 2**53 for total, count in state_dict.values()):
             raise ValueError("the meters are not those of any images")
         for name, (total, count) in state_dict.items():
@@ -173,57 +172,6 @@ def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) ->
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
         for _ in range(epochs):
             scheduler.step()
-
-
-# ---- What a checkpoint holds
-
-
-def check_like(value: Any, like: Any, what: str) -> None:
-    """Raises `ValueError` unless `value` has the structure of `like`: types, keys, lengths, and the shapes and types of tensors.
-
-    Args:
-        what: `value`, in words.
-    """
-    if isinstance(like, dict):
-        if not isinstance(value, dict) or value.keys() != like.keys():
-            raise ValueError(f"{what} lack entries, or have others")
-        for key in like:
-            check_like(value[key], like[key], f"{what}: {key}")
-    elif isinstance(like, torch.Tensor):
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise ValueError(f"{what} is not a tensor of numbers")
-        if (value.shape, value.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{what} is {value.dtype} of shape {list(value.shape)}, not {like.dtype} of {list(like.shape)}")
-    elif type(value) is not type(like):
-        raise ValueError(f"{what} is a {type(value).__name__}, not a {type(like).__name__}")
-    elif isinstance(like, list | tuple):
-        if len(value) != len(like):
-            raise ValueError(f"{what} has {len(value)} parts, not {len(like)}")
-        for index, part in enumerate(like):
-            check_like(value[index], part, f"{what}, {index}")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Takes an optimizer's momentum and the like. Its learning rate and all else that is an argument of the run stays as it is.
-
-    Raises:
-        ValueError: `state_dict` is not of an SGD or Adam of these parameters.
-    """
-    states = state_dict.get("state") if isinstance(state_dict, dict) else None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not isinstance(states, dict) or not all(type(index) is int and 0 <= index < len(parameters) for index in states):
-        raise ValueError("the state of an optimizer is not of this network's parameters")
-    for index, state in states.items():
-        like: dict[str, Any]
-        if isinstance(optimizer, torch.optim.SGD):
-            momentum = isinstance(state, dict) and state.get("momentum_buffer") is not None
-            like = {"momentum_buffer": parameters[index] if momentum else None}
-        else:
-            like = {"step": torch.tensor(0.0), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
-        check_like(state, like, f"the optimizer's parameter {index}")
-        if "step" in like and not 1 <= state["step"] < 2**53:
-            raise ValueError(f"the optimizer has taken {state['step']} steps")
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:

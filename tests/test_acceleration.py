@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import acceleration
 import model_search
 import operations
 from architect import HVP, Architect
 from model import NetworkCIFAR
+from speed import acceleration
 
 CPU = torch.device("cpu")
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-import cli
-import distributed
 import model
 import model_search
 import operations
 import utils
+from experiment import distributed, errors
+from speed.convolutions import use_fast_gradients
 
 REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce)
 CELLS = (model_search.Cell, model.Cell)
@@ -66,13 +66,15 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
-    """Makes `network` bring its images into the order that convolutions on `device` are fast in.
+    """Makes `network` bring its images into the order that convolutions on `device` are fast in; on a CPU with fast gradients, too.
 
     On CPUs that is `channels_last`, which halves a step's time (benchmarks/README.md). On GPUs it is the order of tensor cores, for
     bfloat16; cuDNN has no fast depthwise convolution of float32 in it (PyTorch's `use_cudnn_depthwise`, in
     aten/src/ATen/native/Convolution.cpp, takes float16 and bfloat16 only).
     """
     format = torch.channels_last if device.type == "cpu" or amp else torch.contiguous_format
+    if device.type == "cpu":
+        use_fast_gradients(network)
     if device.type == "cpu" and any(map(_corrupts_memory, network.modules())):
         format = torch.contiguous_format
     network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=format), *inputs[1:]))
@@ -107,7 +109,7 @@ def _no_compiler(device: torch.device) -> str:
     try:
         torch.compile(lambda x: 2 * x, dynamic=False)(torch.ones(2, device=device))
     except Exception as error:  # a missing C++ compiler, a missing Triton and an old GPU are told in many ways
-        return cli.shorten(" ".join(str(error).split()) or type(error).__name__)
+        return errors.shorten(" ".join(str(error).split()) or type(error).__name__)
     return ""
 
 
@@ -138,7 +140,7 @@ def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
         try:
             return compiled(self, x, *others)
         except torch._dynamo.exc.TorchDynamoException as error:
-            cli.warn(f"cannot compile {kind.__name__}, which is computed without ({cli.shorten(' '.join(str(error).split()))})")
+            errors.warn(f"cannot compile {kind.__name__}, which is computed without ({errors.shorten(' '.join(str(error).split()))})")
             compiled = kind.forward
             return compiled(self, x, *others)
 
