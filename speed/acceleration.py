@@ -49,6 +49,8 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
         steps: of the whole run.
         device: the network's.
     """
+    if args.sync_bn:
+        distributed.convert(network)
     set_memory_format(network, device, args.amp)
     work = 1e6 * utils.count_multiply_adds(network, image_size) * args.batch_size * steps
     if args.recompute:
