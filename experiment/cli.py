@@ -107,6 +107,7 @@ MAY_CHANGE = {
     "capture",
     "report_freq",
     "checkpoint_minutes",
+    "init_from",
 }
 
 # Arguments of earlier versions that changed no result and are left out where a run is resumed.
@@ -248,7 +249,7 @@ image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple o
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
-proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")  # exclusive; `probability` may be 0
 
 
 def output_file(text: str) -> str:
@@ -264,9 +265,12 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="digits needs no download; folder reads your own images")
     group.add_argument(
-        "--data", default="../data", help="the folder of CIFAR (downloaded if absent), or of train/<class>/ and test/<class>/"
+        "--data",
+        default="../data",
+        help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/",
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
+    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the images and of the network: 1 for grey ones")
     group.add_argument(
         "--skip_bad_images",
         action="store_true",

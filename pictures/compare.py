@@ -13,7 +13,7 @@ from experiment.errors import UserError, printable
 from pictures import drawing
 from pictures.history import History
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of images of 32x32
+CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "digits": 10}  # of images of 32x32
 UNKNOWN = "-"
 
 
@@ -65,14 +65,14 @@ def _size(run: History) -> tuple[str, str]:
     if architecture is None or run.arguments.get("dataset") not in CLASSES:  # how many classes a folder has is not recorded
         return UNKNOWN, UNKNOWN
     trained = run.config.get("stage") == "eval"
-    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None)
+    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, channels=1 if run.arguments.get("channels") == 1 else 3)
     if trained:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
         search.set_sizes(args, init_channels=36, layers=20)
         with torch.device("meta"):  # shapes alone, no numbers
             model = search.build_discrete(args, CLASSES[run.arguments["dataset"]], architecture)
-            return f"{utils.count_parameters_in_MB(model):.3f}", f"{utils.count_multiply_adds(model, 32):.1f}"
+            return f"{utils.count_parameters_in_MB(model):.3f}", f"{utils.count_multiply_adds(model, 32, args.channels):.1f}"
     except UserError:  # a space of one's own that is not where it was
         return UNKNOWN, UNKNOWN
 
