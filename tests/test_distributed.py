@@ -528,7 +528,7 @@ def patient(folder):
     script.write_text(
         "import datetime, runpy, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import distributed\n"
+        "from experiment import distributed\n"
         "distributed.TIMEOUT = datetime.timedelta(minutes=10)\n"
         f"runpy.run_path({str(ROOT / 'train_search.py')!r}, run_name='__main__')\n"
     )
