@@ -78,14 +78,12 @@ class ImageData:
         return len(self.mean)
 
 
-def load(
-    name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_images: bool = False, channels: int = 3
-) -> ImageData:
+def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_images: bool = False, channels: int = 3) -> ImageData:
     """The dataset `name`, in the folder `root`.
 
     Args:
-        name: `cifar10`, `cifar100`, `mnist` or `fashion_mnist`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits that
-            come with scikit-learn; or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/* or else
+        name: `cifar10`, `cifar100`, `mnist` or `fashion_mnist`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits
+            that come with scikit-learn; or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*, or else
             `root`/val/<class>/*. What is left out there is in the result's notes.
         root: the folder of the data; `digits` needs none.
         image_size: height and width in pixels; only a `folder` has a choice.
@@ -338,8 +336,8 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, ch
         if bad := bad + test_bad:
             total = len(samples) + len(test_samples) + len(bad)
             notes += (f"skipped {len(bad)} of {total} images, which cannot be decoded: {_first(bad)}",)
-    # The files come sorted by class. The search split takes the first part of the list, and an accuracy that is logged on the way is that of
-    # the first part, too.
+    # The files come sorted by class. The search split takes the first part of the list, and an accuracy that is logged on the way is that
+    # of the first part.
     train, test = (FileImages(part, image_size, channels) for part in (samples, test_samples))
     train, test = (part.part(_interleave(part.labels.numpy())) for part in (train, test))
     if (len(train) + len(test)) * channels * image_size**2 <= IN_MEMORY_BYTES:
@@ -396,7 +394,9 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
     Links are followed, but no folder is visited twice, nor one that holds `part`: links may form circles, or lead from one class into
     another.
     """
-    layout = f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
+    layout = (
+        f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
+    )
     if not (root / part).is_dir():
         raise UserError(f"there is no folder {root / part}: {layout}")
     try:
@@ -749,8 +749,8 @@ def search_batches(
     for half, images in (("weights", for_w), ("alphas", for_alpha)):
         if len(images) < batch_size:
             raise UserError(
-                f"the search split, {train_portion} of the images for the weights, leaves {len(images)} of {len(data.train)} images for the "
-                f"{half}, less than a batch of {batch_size}: lower --batch_size"
+                f"the search split, {train_portion} of the images for the weights, leaves {len(images)} of {len(data.train)} images for "
+                f"the {half}, less than a batch of {batch_size}: lower --batch_size"
             )
     steps = _training_steps(len(for_w), batch_size)
     in_order = _in_order(for_alpha, batch_size)
@@ -779,7 +779,9 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
     order = _interleave(data.train.labels.cpu().numpy())
     count = round(portion * len(order))
     if not 0 < count < len(order):
-        raise UserError(f"--valid_portion {portion} of {len(order)} training images is {count}: one at least must be held out, and one left")
+        raise UserError(
+            f"--valid_portion {portion} of {len(order)} training images is {count}: one at least must be held out, and one left"
+        )
     held_out, rest = np.sort(order[:count]), np.sort(order[count:])
     notes = (f"{count} of {len(order)} training images are held out, to choose the best epoch on", *one_sided(data, held_out, rest))
     left = replace(data, train=data.train.part(rest), notes=data.notes + notes)

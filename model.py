@@ -161,7 +161,7 @@ class NetworkCIFAR(_Network):
         self._build(C, num_classes, layers, genotype, C_stem, False, AuxiliaryHeadCIFAR if auxiliary else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, in_channels, S, S), S a multiple of 8, to logits (B, num_classes) and, in training with `auxiliary`, auxiliary logits."""
+        """Images (B, in_channels, S, S), S a multiple of 8, to (logits (B, num_classes), in training with `auxiliary` auxiliary ones)."""
         s0 = s1 = self.stem(x)
         return self._classify(s0, s1)
 

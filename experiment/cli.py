@@ -164,6 +164,12 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     return merged
 
 
+def check_learning_rates(args: argparse.Namespace) -> None:
+    """Raises `UserError` where the schedule would lead upwards."""
+    if args.learning_rate_min > args.learning_rate:
+        raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
+
+
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
     """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
     try:
@@ -249,7 +255,7 @@ image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple o
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
-proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")  # exclusive; `probability` may be 0
+proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def output_file(text: str) -> str:

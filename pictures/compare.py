@@ -100,31 +100,25 @@ def _plain(cell: str) -> str:
 
 
 def cells(runs: Sequence[History]) -> bytes | None:
-    """The final architectures as one PNG, a row for each run; None if there are none."""
+    """The final architectures as one PNG, all below each other, first the normal cells of all runs; None if there are none."""
     from PIL import Image
 
-    rows = []
+    kinds: dict[str, list[Image.Image]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:
             caption = f"{name}, {run.architecture_caption.partition(', ')[2]}"
-            graphs = drawing.graphs(architecture, caption).values()
-            rows.append([Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))) for graph in graphs])
-    if not rows:
+            for kind, graph in drawing.graphs(architecture, caption).items():
+                kinds.setdefault(kind, []).append(Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))))
+    pictures = [picture for same in kinds.values() for picture in same]
+    if not pictures:
         return None
     gap = 30
-    widths = [
-        max((row[column].width for row in rows if column < len(row) and len(row) > 1), default=0) for column in range(max(map(len, rows)))
-    ]
-    width = max(sum(widths) + gap * (len(widths) + 1), *(row[0].width + 2 * gap for row in rows))
-    heights = [max(picture.height for picture in row) for row in rows]
-    page = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), "white")
+    size = max(picture.width for picture in pictures) + 2 * gap, sum(picture.height + gap for picture in pictures) + gap
+    page = Image.new("RGB", size, "white")
     top = gap
-    for row, height in zip(rows, heights, strict=True):
-        left = gap
-        for picture, column in zip(row, widths, strict=False):
-            page.paste(picture.convert("RGB"), (left, top + (height - picture.height) // 2))
-            left += column + gap
-        top += height + gap
+    for picture in pictures:
+        page.paste(picture.convert("RGB"), (gap, top))
+        top += picture.height + gap
     stream = io.BytesIO()
     page.save(stream, "PNG", optimize=True)
     return stream.getvalue()
