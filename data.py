@@ -287,9 +287,13 @@ def _torchvision(name: str, root: str, channels: int) -> ImageData:
             f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): {where} "
             "name the folder that holds it with --data, or choose --dataset digits or --dataset folder"
         ) from None
-    images = [MemoryImages(_pixels(torch.as_tensor(part.data), channels), torch.as_tensor(part.targets)) for part in (train, test)]
-    mean, std = _CIFAR_STATISTICS[name] if name in _CIFAR_STATISTICS and channels == 3 else _mean_std(_count_levels(images[0].images))
-    return ImageData(name, *images, tuple(train.classes), mean, std, 32, flip=name != "mnist")
+
+    def images(part) -> MemoryImages:
+        return MemoryImages(_pixels(torch.as_tensor(part.data), channels), torch.as_tensor(part.targets))
+
+    to_learn = images(train)
+    mean, std = _CIFAR_STATISTICS[name] if name in _CIFAR_STATISTICS and channels == 3 else _mean_std(_count_levels(to_learn.images))
+    return ImageData(name, to_learn, images(test), tuple(train.classes), mean, std, 32, flip=name != "mnist")
 
 
 def _pixels(images: Tensor, channels: int) -> Tensor:

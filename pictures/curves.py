@@ -127,9 +127,10 @@ def confusion(run: History) -> Figure | None:
             )
         bars.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), xlabel="accuracy, %")
         bars.grid(visible=False, axis="y")
+        bars.set_axisbelow(True)
         matrix.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         matrix.grid(visible=False)
-        matrix.set(xlabel="taken for", ylabel="class")
+        matrix.set_xlabel("taken for")
         for axes in (bars, matrix):
             axes.set_yticks(range(len(classes)), labels, fontsize=8 if few else 6)
         matrix.set_xticks(range(len(classes)), labels, rotation=90, fontsize=8 if few else 6)

@@ -76,6 +76,7 @@ table { border-collapse: collapse; width: 100%; background: var(--card); font-si
 th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { color: var(--soft); font-weight: 600 }
 th:first-child, td:first-child, .facts td { text-align: left }
+.facts td:first-child { width: 1% }
 .facts td + td { white-space: normal; overflow-wrap: anywhere }
 .runs th { white-space: normal }
 .runs td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem }
