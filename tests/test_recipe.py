@@ -46,12 +46,13 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
             meters.top1.sum, meters.top1.count = next(measured), 1
         return meters
 
-    monkeypatch.setattr(module.utils, "evaluate", evaluated)
     kept = []
-    monkeypatch.setattr(module.Run, "write_weights", recorded(kept, module.Run.write_weights))
     arguments = [*TRAIN, "--data", str(images), "--epochs", "4", "--valid_portion", "0.25", "--run_dir", "run"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    module.main()
+    with monkeypatch.context() as context:
+        context.setattr(module.utils, "evaluate", evaluated)
+        context.setattr(module.Run, "write_weights", recorded(kept, module.Run.write_weights))
+        context.setattr(sys, "argv", ["train.py", *arguments])
+        module.main()
     assert seen == [8, 8, 8, 8, 8]  # 8 of 32 held out, four times; then the 8 of the test set
     assert kept == ["weights.pt", "best.pt", "weights.pt", "best.pt", "weights.pt", "weights.pt"]
     rows = rows_of("run")
@@ -64,7 +65,6 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
     assert "best accuracy on the held-out images 75.00%, in epoch 1: its weights are in best.pt" in lines
     assert f"test accuracy {rows[-1]['test_acc']:.2f}% of these weights, measured once: the result" in lines
     assert not any("not a result" in line for line in lines)
-    monkeypatch.undo()
     command = said(lines, "test the weights again: ")
     assert command[command.index("--model_path") + 1] == "run/best.pt"
     status, out, _ = script("test", *command[2:], "--workers", "0")
@@ -134,7 +134,7 @@ def test_the_class_that_fails_comes_first():
 )
 def test_damaged_numbers_of_classes_are_refused(wrong):
     metrics.check({"epoch": 0, "class_acc": {"a": 1.0}, "confusion": {"a": {"a": 1}}}, 0)
-    with pytest.raises(ValueError, match="its (class_acc|confusion|accuracy)"):
+    with pytest.raises(ValueError, match=r"its (class_acc|confusion|accuracy)"):
         metrics.check({"epoch": 0, **wrong}, 0)
 
 
@@ -199,8 +199,8 @@ def test_training_begins_with_saved_weights(script, images):
         assert status == 0, error
         assert f"begins with the weights in {name}.pt{words}" in log_lines(Path(name))
         begun, ended = (torch.load(path, weights_only=True) for path in (f"{name}.pt", f"{name}/weights.pt"))
-        same = {key for key, value in ended.items() if value.shape == begun[key].shape and torch.equal(value, begun[key])}
-        learned = {key for key, value in network().named_parameters()}
+        same = {key for key, value in ended.items() if value.shape == begun[key].shape and (value - begun[key]).abs().max() < 1e-20}
+        learned = {key for key, _ in network().named_parameters()}
         assert learned - same == ({key for key in learned if "classifier" in key} if name == "seven" else set())
 
 
@@ -237,7 +237,7 @@ def test_a_network_of_one_channel_is_searched_trained_and_described(script, imag
     for folder in ("search", "eval"):
         assert torch.load(f"{folder}/weights.pt", weights_only=True)["stem.0.weight"].shape == (6, 1, 3, 3)
     assert "--channels 1" in log_lines(Path("eval"))[-1]
-    assert "--channels 1" in [line for line in log_lines(Path("search")) if "by the paper's recipe" in line][0]
+    assert "--channels 1" in next(line for line in log_lines(Path("search")) if "by the paper's recipe" in line)
     for space in ("nasbench201", "enas_macro"):
         flags = ["--space", space, "--channels", "1", "--init_channels", "4", "--fast_dev_run", "--run_dir", space]
         status, _, error = script("train_search", *TINY[:-4], "--batch_size", "4", "--data", images, *flags)
@@ -280,7 +280,7 @@ def test_a_long_run_is_warned_of_before_it_starts(script, images, monkeypatch):
     monkeypatch.setattr(utils, "DAY", 0.0)
     monkeypatch.setattr(utils, "count_multiply_adds", lambda *_: 1e12)
     for name, arguments in (("train", TRAIN), ("train_search", SEARCH)):
-        status, _, error = script(name, *arguments, "--data", images, "--fast_dev_run", "--run_dir", name)
+        status, _, error = script(name, *arguments, "--data", images, "--fast_dev_run", "--compile", "no", "--run_dir", name)
         assert status == 0, error
         lines = log_lines(Path(name))
         [warned] = [index for index, line in enumerate(lines) if line.startswith("warning: this run will take about ")]
