@@ -163,6 +163,16 @@ def test_the_loss_that_is_shown_is_the_one_that_evaluation_measures(smoothing):
     assert model.auxiliary_head.classifier.weight.grad.abs().sum() > 0
 
 
+def test_label_smoothing_reaches_the_step(script, images):
+    weights = []
+    for smoothing in ("0.0", "0.5"):
+        flags = ["--fast_dev_run", "--label_smoothing", smoothing, "--run_dir", f"run{smoothing}"]
+        status, _, error = script("train", *TRAIN, "--data", images, *flags)
+        assert status == 0, error
+        weights.append(torch.load(f"run{smoothing}/weights.pt", weights_only=True)["classifier.weight"])
+    assert not torch.equal(*weights)
+
+
 def test_the_optimizers():
     build, model = load("train").build_optimizer, nn.Linear(2, 2)
     args = Namespace(optimizer="adam", learning_rate=1e-3, weight_decay=0.1, momentum=0.8)
