@@ -41,12 +41,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from experiment import distributed, errors, files
 from experiment.errors import UserError
 
-DATASETS = ("cifar10", "cifar100", "digits", "folder")
+DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist", "digits", "folder")
 
 # A folder whose decoded images take at most this much is decoded once; a larger one by workers, again in every epoch.
 IN_MEMORY_BYTES = 2**30
 
-Triple = tuple[float, float, float]
+Levels = tuple[float, ...]  # one of each channel, as a fraction of white
 Sample = tuple[str, int]  # a file and its label
 
 
@@ -54,17 +54,17 @@ Sample = tuple[str, int]  # a file and its label
 class ImageData:
     """A dataset by name.
 
-    Items of `train` and `test` are (uint8 image (3, H, W), int label); `__getitems__(indices)` gives a batch, (uint8 (B, 3, H, W),
-    int64 (B,)). `mean` and `std` are those of the training pixels, red, green and blue, as fractions of white. `flip` says whether a
-    mirrored image still shows its class.
+    Items of `train` and `test` are (uint8 image (C, H, W), int label); `__getitems__(indices)` gives a batch, (uint8 (B, C, H, W),
+    int64 (B,)). C is 3, red, green and blue, or 1, grey. `mean` and `std` are those of the training pixels, for each channel, as fractions
+    of white. `flip` says whether a mirrored image still shows its class.
     """
 
     name: str
     train: Images
     test: Images
     classes: tuple[str, ...]
-    mean: Triple
-    std: Triple
+    mean: Levels
+    std: Levels
     image_size: int
     flip: bool
     notes: tuple[str, ...] = ()  # what the log of a run should say of them
@@ -73,17 +73,23 @@ class ImageData:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
-def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_images: bool = False) -> ImageData:
+
+def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_images: bool = False, channels: int = 3) -> ImageData:
     """The dataset `name`, in the folder `root`.
 
     Args:
-        name: `cifar10` or `cifar100`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits that come with scikit-learn;
-            or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*. What is left out there is in the result's notes.
+        name: `cifar10`, `cifar100`, `mnist` or `fashion_mnist`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits
+            that come with scikit-learn; or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*, or else
+            `root`/val/<class>/*. What is left out there is in the result's notes.
         root: the folder of the data; `digits` needs none.
         image_size: height and width in pixels; only a `folder` has a choice.
         workers: processes that decode a `folder`.
         skip_bad_images: leave out images of a `folder` that cannot be decoded, and note it; each image is decoded once more to find them.
+        channels: 3, for red, green and blue (grey images have three equal ones), or 1, for grey.
 
     Raises:
         UserError: an unknown name, another size than the dataset has, or images that are missing or cannot be read.
@@ -95,10 +101,10 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
     if name != "folder" and skip_bad_images:
         raise UserError(f"--skip_bad_images is of --dataset folder: the images of {name} are checked as a whole")
     if name == "digits":
-        return _digits()
+        return _digits(channels)
     if name == "folder":
-        return _folder(Path(root), image_size, workers, skip_bad_images)
-    return _cifar(name, root)
+        return _folder(Path(root), image_size, workers, skip_bad_images, channels)
+    return _torchvision(name, root, channels)
 
 
 ON_DEVICE = ("auto", "yes", "no")
@@ -106,7 +112,8 @@ ON_DEVICE = ("auto", "yes", "no")
 
 def prepare(args: argparse.Namespace, device: torch.device) -> ImageData:
     """The images of a run, by its arguments; from here on, its processes work together."""
-    images = on_device(load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images), device, args.data_on_device)
+    images = load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
+    images = on_device(images, device, args.data_on_device)
     distributed.join(device)  # not earlier: reading may take longer than processes wait for each other
     return images
 
@@ -123,7 +130,7 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
     if choice == "no" or device.type == "cpu":
         return data
     train, test = data.train, data.test
-    needed = (len(train) + len(test)) * 3 * data.image_size**2
+    needed = (len(train) + len(test)) * data.channels * data.image_size**2
     free, _ = torch.cuda.mem_get_info(device)
     if isinstance(train, MemoryImages) and isinstance(test, MemoryImages) and needed <= free // 2:
         return replace(data, train=train.to(device), test=test.to(device))
@@ -136,7 +143,7 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
 
 
 class MemoryImages(Dataset):
-    """Decoded images: uint8 (N, 3, H, W) and int64 labels (N,)."""
+    """Decoded images: uint8 (N, C, H, W) and int64 labels (N,)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -156,20 +163,33 @@ class MemoryImages(Dataset):
         """A copy there."""
         return MemoryImages(self.images.to(device), self.labels.to(device))
 
+    def part(self, indices: np.ndarray) -> MemoryImages:
+        """A copy of these images."""
+        return MemoryImages(*self.__getitems__(torch.from_numpy(indices)))
+
 
 class FileImages(Dataset):
-    """Images in files, decoded when asked for: the centre square, resized to `image_size`."""
+    """Images in files, decoded when asked for: the centre square, resized to `image_size`, in `channels` channels."""
 
-    def __init__(self, samples: Sequence[Sample], image_size: int) -> None:
+    def __init__(self, samples: Sequence[Sample], image_size: int, channels: int = 3) -> None:
         self.samples = samples
         self.image_size = image_size
+        self.channels = channels
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([label for _, label in self.samples])
+
+    def part(self, indices: np.ndarray) -> FileImages:
+        """These images."""
+        return FileImages([self.samples[index] for index in indices], self.image_size, self.channels)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return _decode(path, self.image_size), label
+        return _decode(path, self.image_size, self.channels), label
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = zip(*(self[int(index)] for index in indices), strict=True)
@@ -216,8 +236,8 @@ _TURNS = {
 }
 
 
-def _decode(path: str, size: int) -> Tensor:
-    """The image as uint8 (3, size, size): upright, as its EXIF data says, and on white where it is transparent."""
+def _decode(path: str, size: int, channels: int = 3) -> Tensor:
+    """The image as uint8 (channels, size, size): upright, as its EXIF data says, and on white where it is transparent."""
     try:
         with warnings.catch_warnings():
             # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
@@ -232,6 +252,8 @@ def _decode(path: str, size: int) -> Tensor:
                 square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
                 if square.mode == "RGBA":
                     square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
+                if channels == 1:
+                    square = square.convert("L")
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message names an object, not the file
@@ -240,31 +262,51 @@ def _decode(path: str, size: int) -> Tensor:
         # With a number, it is the system that says it (the file is gone, too many are open), and may be otherwise the next time.
         kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
         raise kind(f"{_UNDECODABLE}{path}: {error}") from None
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def _cifar(name: str, root: str) -> ImageData:
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+# Statistics of CIFAR's training images: the original's for CIFAR-10. All others are measured.
+_CIFAR_STATISTICS: dict[str, tuple[Levels, Levels]] = {
+    "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
+    "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
+}
+
+
+def _torchvision(name: str, root: str, channels: int) -> ImageData:
+    sets = torchvision.datasets
+    kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST}[name]
     try:
         with distributed.one_at_a_time(Path(root) / f".{name}.lock"):
             train, test = (kind(root, train=part, download=True) for part in (True, False))  # downloads nothing that is there and intact
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:
+        if issubclass(kind, sets.MNIST):
+            where = f"put the four files of {kind.mirrors[0]} into {Path(root) / kind.__name__ / 'raw'}, unpacked,"
+        else:
+            where = f"put {kind.url} there by hand,"
         raise UserError(
-            f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): put {kind.url} there by hand, "
+            f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): {where} "
             "name the folder that holds it with --data, or choose --dataset digits or --dataset folder"
         ) from None
 
     def images(part) -> MemoryImages:
-        return MemoryImages(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        return MemoryImages(_pixels(torch.as_tensor(part.data), channels), torch.as_tensor(part.targets))
 
-    mean, std = {
-        "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),  # the original's
-        "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
-    }[name]
-    return ImageData(name, images(train), images(test), tuple(train.classes), mean, std, 32, flip=True)
+    to_learn = images(train)
+    mean, std = _CIFAR_STATISTICS[name] if name in _CIFAR_STATISTICS and channels == 3 else _mean_std(_count_levels(to_learn.images))
+    return ImageData(name, to_learn, images(test), tuple(train.classes), mean, std, 32, flip=name != "mnist")
 
 
-def _digits() -> ImageData:
+def _pixels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (N, 28, 28), grey, on a black border, or (N, 32, 32, 3) as (N, channels, 32, 32)."""
+    if images.dim() == 3:
+        return F.pad(images, [2] * 4)[:, None].repeat(1, channels, 1, 1)
+    if channels == 3:
+        return images.permute(0, 3, 1, 2).contiguous()
+    column = Image.fromarray(images.flatten(0, 1).numpy())  # one below the other: a single conversion, and it is that of a folder
+    return torch.from_numpy(np.array(column.convert("L"))).view(-1, 1, *images.shape[1:3])
+
+
+def _digits(channels: int) -> ImageData:
     """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 to train on, 360 to test on, both with all digits in proportion."""
     from sklearn.datasets import load_digits  # takes a second, and only this dataset needs it
 
@@ -272,35 +314,41 @@ def _digits() -> ImageData:
     order = _interleave(bunch.target)  # scikit-learn's order is by writer: its end would be other people's hands
     images = torch.from_numpy(bunch.images[order]).float().mul(255 / 16)[:, None]  # 16 is white
     images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
-    images, labels = images.repeat(1, 3, 1, 1), torch.from_numpy(bunch.target[order]).long()
+    images, labels = images.repeat(1, channels, 1, 1), torch.from_numpy(bunch.target[order]).long()
     train, test = MemoryImages(images[:1437], labels[:1437]), MemoryImages(images[1437:], labels[1437:])
     mean, std = _mean_std(_count_levels(train.images))
     # A mirrored digit is no digit, so no flip.
     return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
 
 
-def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool) -> ImageData:
-    (classes, samples, left_out), (test_classes, test_samples, test_left_out) = _walk(root, "train"), _walk(root, "test")
+def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, channels: int) -> ImageData:
+    test_part = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
+    (classes, samples, left_out), (test_classes, test_samples, test_left_out) = _walk(root, "train"), _walk(root, test_part)
     if different := set(classes) ^ set(test_classes):
         raise UserError(
-            f"{root / 'train'} and {root / 'test'} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
+            f"{root / 'train'} and {root / test_part} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
         )
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
     notes = (left_out + test_left_out).notes()
+    if test_part == "val":
+        notes += (f"there is no folder {root / 'test'}: the images in {root / 'val'} are the test set",)
+    elif (root / "val").is_dir():
+        notes += (f"the test set is {root / 'test'}; the images in {root / 'val'} are not used",)
     if skip_bad_images:
         (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
         if bad := bad + test_bad:
             total = len(samples) + len(test_samples) + len(bad)
             notes += (f"skipped {len(bad)} of {total} images, which cannot be decoded: {_first(bad)}",)
-    # The files come sorted by class, and the search split takes the first part of the list.
-    samples = [samples[index] for index in _interleave(np.array([label for _, label in samples]))]
-    train, test = FileImages(samples, image_size), FileImages(test_samples, image_size)
-    if (len(train) + len(test)) * 3 * image_size**2 <= IN_MEMORY_BYTES:
+    # The files come sorted by class. The search split takes the first part of the list, and an accuracy that is logged on the way is that
+    # of the first part.
+    train, test = (FileImages(part, image_size, channels) for part in (samples, test_samples))
+    train, test = (part.part(_interleave(part.labels.numpy())) for part in (train, test))
+    if (len(train) + len(test)) * channels * image_size**2 <= IN_MEMORY_BYTES:
         decoded = _decode_all(train, workers)
         mean, std = _mean_std(_count_levels(decoded.images))
         return ImageData("folder", decoded, _decode_all(test, workers), classes, mean, std, image_size, flip=True, notes=notes)
-    mean, std = _measure(train, root / f"statistics-{image_size}.json", workers)
+    mean, std = _measure(train, root / f"statistics-{image_size}{'-grey' * (channels == 1)}.json", workers)
     return ImageData("folder", train, test, classes, mean, std, image_size, flip=True, notes=notes)
 
 
@@ -350,7 +398,9 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
     Links are followed, but no folder is visited twice, nor one that holds `part`: links may form circles, or lead from one class into
     another.
     """
-    layout = f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/ with images in every class"
+    layout = (
+        f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
+    )
     if not (root / part).is_dir():
         raise UserError(f"there is no folder {root / part}: {layout}")
     try:
@@ -410,7 +460,7 @@ def _interleave(labels: np.ndarray) -> np.ndarray:
 
 
 def _stream(files: FileImages | _Complaints, workers: int) -> Iterator[Any]:
-    """Batches of all of `files`, in order: (uint8 images (B, 3, H, W), int64 labels (B,)), or complaints; `workers` processes decode."""
+    """Batches of all of `files`, in order: (uint8 images (B, C, H, W), int64 labels (B,)), or complaints; `workers` processes decode."""
     batches: list[Any] = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
     yield from _plain_errors(
         DataLoader(
@@ -431,12 +481,12 @@ def _start_method(workers: int) -> str | None:
 
 
 def _decode_all(files: FileImages, workers: int) -> MemoryImages:
-    images = torch.empty(len(files), 3, files.image_size, files.image_size, dtype=torch.uint8)
+    images = torch.empty(len(files), files.channels, files.image_size, files.image_size, dtype=torch.uint8)
     start = 0
     for batch, _ in _stream(files, workers):
         images[start : start + len(batch)] = batch  # copied at once: every batch that a worker sends holds a file open
         start += len(batch)
-    return MemoryImages(images, torch.tensor([label for _, label in files.samples]))
+    return MemoryImages(images, files.labels)
 
 
 def _plain_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -452,7 +502,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Triple]:
+def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Levels]:
     """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
     try:
         key = {"decoding": "upright, on white", "files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
@@ -460,14 +510,16 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Tri
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
     try:
         known = files.read_json(cache)
-        (a, b, c), (d, e, f) = known["mean"], known["std"]
-        fractions = all(type(value) is float and 0 <= value <= 1 for value in (a, b, c, d, e, f))
-        if {name: known[name] for name in key} == key and fractions and min(d, e, f) > 0:
-            return (a, b, c), (d, e, f)
+        mean, std = tuple(known["mean"]), tuple(known["std"])
+        fractions = all(type(value) is float and 0 <= value <= 1 for value in mean + std)
+        complete = len(mean) == len(std) == images.channels
+        if {name: known[name] for name in key} == key and complete and fractions and min(std) > 0:
+            return mean, std
     except (OSError, ValueError, TypeError, KeyError):
         pass  # no such file, or not one of ours: measure
     errors.tell(f"measuring mean and deviation of {len(images)} images, once")
-    mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), torch.zeros(3, 256, dtype=torch.long)))
+    none = torch.zeros(images.channels, 256, dtype=torch.long)
+    mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), none))
     beside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "x") as file:  # a new file: what stands in the cache's place may be a link or a pipe
@@ -481,11 +533,11 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Tri
 
 
 def _count_levels(images: Tensor) -> Tensor:
-    """How often each of the 256 levels occurs in each channel: (3, 256), from uint8 (N, 3, H, W)."""
+    """How often each of the 256 levels occurs in each channel: (C, 256), from uint8 (N, C, H, W)."""
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
 
-def _mean_std(counts: Tensor) -> tuple[Triple, Triple]:
+def _mean_std(counts: Tensor) -> tuple[Levels, Levels]:
     """Exact mean and standard deviation, as fractions of white, from `_count_levels`."""
     share = counts.double() / counts.sum(1, keepdim=True)
     level = torch.arange(256, dtype=torch.float64) / 255
@@ -518,13 +570,13 @@ class Augment:
         self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
 
     def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (B, 3, H, W) on the same device. A CPU generator draws the same numbers whatever the device.
+        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. A CPU generator draws the same numbers whatever the device.
 
         The draws are those of a batch of `whole` images, None for B, of which these are the `share`.
         """
         if not self.train:
             return self._normalise(images)
-        batch, _, height, width = images.shape
+        batch, channels, height, width = images.shape
         padding = height // 8
 
         def draw(high: int) -> Tensor:
@@ -539,7 +591,7 @@ class Augment:
         from_columns = (torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns) + left  # (B, W)
         source = from_rows[:, :, None] * (width + 2 * padding) + from_columns[:, None, :]  # (B, H, W)
         padded = F.pad(images, [padding] * 4).flatten(2)
-        cropped = padded.gather(2, source.flatten(1)[:, None].expand(-1, 3, -1)).view(batch, 3, height, width)
+        cropped = padded.gather(2, source.flatten(1)[:, None].expand(-1, channels, -1)).view(batch, channels, height, width)
 
         normalised = self._normalise(cropped)
         if self.cutout_length:
@@ -580,7 +632,7 @@ class _Indexed:
 
 
 class Batches:
-    """The batches of one epoch: (float32 images (B, 3, H, W), int64 labels (B,)) on `device`. Can be iterated over again and again.
+    """The batches of one epoch: (float32 images (B, C, H, W), int64 labels (B,)) on `device`. Can be iterated over again and again.
 
     Which images, in which order, is `plan(epoch)`; how they are augmented, a function of (`seed`, `stream`, epoch, step). The length is
     that of a whole epoch. `start_step` is the number of batches at its beginning that are left out, and not even decoded: to resume a run.
@@ -697,16 +749,14 @@ def search_batches(
     Raises:
         UserError: a half holds fewer images than a batch; or a batch cannot be shared by all processes.
     """
-    count = len(data.train)
-    split = math.floor(train_portion * count)
-    for half, images in (("weights", split), ("alphas", count - split)):
-        if images < batch_size:
+    for_w, for_alpha = search_split(data, train_portion)
+    for half, images in (("weights", for_w), ("alphas", for_alpha)):
+        if len(images) < batch_size:
             raise UserError(
-                f"the search split, {train_portion} of the images for the weights, leaves {images} of {count} images for the {half}, "
-                f"less than a batch of {batch_size}: lower --batch_size"
+                f"the search split, {train_portion} of the images for the weights, leaves {len(images)} of {len(data.train)} images for "
+                f"the {half}, less than a batch of {batch_size}: lower --batch_size"
             )
-    for_w, for_alpha = np.arange(split), np.arange(split, count)
-    steps = _training_steps(split, batch_size)
+    steps = _training_steps(len(for_w), batch_size)
     in_order = _in_order(for_alpha, batch_size)
     augment = Augment(data, cutout_length)
 
@@ -718,6 +768,41 @@ def search_batches(
         batches(_drawn(for_alpha, batch_size, steps, seed, _DRAWS_ORDER), steps, _DRAWS_AUGMENT),
         batches(in_order, len(in_order(0)), _VALIDATION_AUGMENT),
     )
+
+
+def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
+    """(`data` without this portion of its training images, the same with that portion as its test images); for 0, `data` twice.
+
+    The portion holds the classes in proportion. It is the same one in every run, whatever the seed.
+
+    Raises:
+        UserError: the portion is less than an image, or leaves none.
+    """
+    if not portion:
+        return data, data
+    order = _interleave(data.train.labels.cpu().numpy())
+    count = round(portion * len(order))
+    if not 0 < count < len(order):
+        raise UserError(
+            f"--valid_portion {portion} of {len(order)} training images is {count}: one at least must be held out, and one left"
+        )
+    held_out, rest = np.sort(order[:count]), np.sort(order[count:])
+    notes = (f"{count} of {len(order)} training images are held out, to choose the best epoch on", *one_sided(data, held_out, rest))
+    left = replace(data, train=data.train.part(rest), notes=data.notes + notes)
+    return left, replace(left, test=data.train.part(held_out))
+
+
+def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
+    """The training images' indices, for w and for alpha."""
+    split = math.floor(train_portion * len(data.train))
+    return np.arange(split), np.arange(split, len(data.train))
+
+
+def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
+    """What the log should say of classes that are not in all of these parts of the training images."""
+    present = [{data.classes[label] for label in data.train.labels[torch.from_numpy(part)].unique()} for part in parts]
+    lacking = sorted(set.union(*present) - set.intersection(*present))
+    return [f"warning: in one part only of the split, having too few images: {_first(lacking)}"] if lacking else []
 
 
 def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str) -> Batches:

@@ -151,16 +151,17 @@ class NetworkCIFAR(_Network):
         layers: cells, at least 3.
         auxiliary: whether to add the auxiliary head.
         genotype: the cells.
+        in_channels: of the images.
     """
 
-    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3) -> None:
         super().__init__()
         C_stem = 3 * C
-        self.stem = nn.Sequential(nn.Conv2d(3, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
         self._build(C, num_classes, layers, genotype, C_stem, False, AuxiliaryHeadCIFAR if auxiliary else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, S, S), S a multiple of 8, to logits (B, num_classes) and, in training with `auxiliary`, auxiliary logits."""
+        """Images (B, in_channels, S, S), S a multiple of 8, to (logits (B, num_classes), in training with `auxiliary` auxiliary ones)."""
         s0 = s1 = self.stem(x)
         return self._classify(s0, s1)
 

@@ -79,6 +79,7 @@ class Network(nn.Module):
         steps: intermediate nodes per cell.
         multiplier: how many nodes, the last ones, are concatenated to a cell's output.
         stem_multiplier: the stem's channels, in multiples of C.
+        in_channels: of the images.
 
     All cells of a kind share their alphas: `alphas_normal` and `alphas_reduce`, (edges, len(PRIMITIVES)). They are parameters, so that they
     move and are saved with the network, but never `weight_parameters()`.
@@ -93,6 +94,7 @@ class Network(nn.Module):
         steps: int = 4,
         multiplier: int = 4,
         stem_multiplier: int = 3,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if layers < 3:
@@ -104,7 +106,7 @@ class Network(nn.Module):
         self._multiplier = multiplier
 
         C_curr = stem_multiplier * C
-        self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
         C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
         self.cells = nn.ModuleList()
         reduction_prev = False
@@ -123,7 +125,7 @@ class Network(nn.Module):
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W), H and W multiples of 4, to logits (B, num_classes)."""
+        """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
         weights_normal = F.softmax(self.alphas_normal, dim=-1)
         weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
         s0 = s1 = self.stem(x)

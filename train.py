@@ -5,6 +5,10 @@
 
 Expect weights.pt in the run's folder after every epoch, and the accuracy on the test set, measured after every epoch. The last one is the
 result. The best one is printed as well, as what it is: picked on the test set, so too good.
+
+    python train.py --arch DARTS_V2 --valid_portion 0.1 --auxiliary --cutout --gpu 0
+
+With some of the training images held out, the best epoch is chosen on those, its weights are in best.pt, and the test set is measured once.
 """
 
 from __future__ import annotations
@@ -16,17 +20,20 @@ if __name__ == "__main__":
 
 import argparse
 import shlex
+from collections.abc import Iterable
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
 import genotypes
 import utils
-from experiment import distributed, monitor
+from experiment import distributed, metrics, monitor
 from experiment.errors import UserError
 from experiment.run import Run
+from experiment.weights import load_weights
 from nas import registry, search
 from nas.architecture import Architecture
 from speed import acceleration, capture
@@ -46,20 +53,30 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     group.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
+    group.add_argument(
+        "--init_from", metavar="WEIGHTS", help="begin with these saved weights; the classifier may be one for another number of classes"
+    )
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=cli.positive_int, default=600)
-    group.add_argument("--batch_size", type=cli.positive_int, default=96)
-    group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch; descends to 0 as a cosine")
-    group.add_argument("--momentum", type=cli.probability, default=0.9)
-    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4)
+    group.add_argument("--epochs", type=cli.positive_int, default=600, help="passes over the training images")
+    group.add_argument("--batch_size", type=cli.positive_int, default=96, help="images in a step")
+    group.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="adam needs a far lower --learning_rate, such as 1e-3")
+    group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch")
+    group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.0, help="that the cosine schedule descends to")
+    group.add_argument("--momentum", type=cli.probability, default=0.9, help="of SGD; Adam's first beta")
+    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4, help="of all weights")
     group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
+    group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="of the training loss")
     group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="of the auxiliary head's loss")
     group.add_argument(
         "--drop_path_prob", type=cli.probability, default=0.2, help="that drop path grows to, linearly with the epochs; in cells"
     )
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument("--cutout_length", type=cli.positive_int, default=16)
+    group.add_argument("--cutout_length", type=cli.positive_int, default=16, help="the square's side in pixels")
+    group.add_argument(
+        "--valid_portion", type=cli.probability, default=0.0, help="of the training images, held out to choose the best epoch on; 0: none"
+    )
     args = cli.parse(parser, "eval")
+    cli.check_learning_rates(args)
     if args.auxiliary and args.batch_size == 1:
         raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
     return args
@@ -71,7 +88,7 @@ def main() -> None:
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
     device = utils.begin(args)
-    images = data.prepare(args, device)
+    images, selection = data.hold_out(data.prepare(args, device), args.valid_portion)
     train_batches = data.train_batches(
         images,
         batch_size=args.batch_size,
@@ -80,32 +97,34 @@ def main() -> None:
         workers=args.workers,
         device=device,
     )
-    test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
+    valid_batches, test_batches = (
+        data.test_batches(part, batch_size=args.batch_size, workers=args.workers, device=device) for part in (selection, images)
+    )
     epochs, steps, limit = utils.length(args, len(train_batches))
 
-    criterion = nn.CrossEntropyLoss()
     model = search.build_discrete(args, images.num_classes, architecture).to(device)
+    notes = initialise(model, args, images.num_classes)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
-    optimizer = utils.optimizer(
-        torch.optim.SGD, list(model.parameters()), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
-    step: capture.Step = training_step(model, criterion, optimizer, args)
+    notes += utils.long_run(model, args, images.image_size, epochs * steps, 1, device)
+    optimizer = build_optimizer(model, args)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
+    step: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
     if args.capture:
         step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
     meters = utils.Meters()
 
     with Run("eval", args, device) as run:
-        run.log_each(*images.notes, speed, architecture)
+        run.log_each(*images.notes, *notes, speed, architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
-        run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
+        run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         size = images.image_size
-        multiply_adds = utils.count_multiply_adds(model, size)
-        run.log("multiply-adds = %fM (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
-        progress = run.restore(epochs, steps, "test_acc", model=model, optimizer=optimizer, meters=meters)
+        multiply_adds = utils.count_multiply_adds(model, size, images.channels)
+        run.log("multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
+        part = "valid" if args.valid_portion else "test"  # that every epoch is measured on
+        progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        watch = monitor.Monitor(run, epochs, steps)
+        watch = monitor.Monitor(run, epochs, steps, limit or len(valid_batches))
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = float(scheduler.get_last_lr()[0])
@@ -118,38 +137,87 @@ def main() -> None:
 
             train_batches.set_epoch(epoch, progress.step)
             batches = islice(train_batches, limit and max(0, limit - progress.step))
-            utils.train_epoch(model, watch.batches(batches, meters), step, lr, meters, run)
+            utils.train_epoch(model, watch.batches(batches, meters), step, lr, meters, run, watch.pace)
             run.log("train_acc %f", meters.top1.avg)
 
             distributed.synchronize(model)
-            test_meters = utils.evaluate(model, islice(test_batches, limit), criterion, run.reporter("valid", args.report_freq))
-            run.log("valid_acc %f (test set)", test_meters.top1.avg)
+            measured = utils.evaluate(model, islice(valid_batches, limit), F.cross_entropy, run.reporter("valid", args.report_freq))
+            run.log("valid_acc %f (%s)", measured.top1.avg, "held-out images" if args.valid_portion else "test set")
             utils.advance(scheduler)
 
             run.write_weights(model)
-            metrics = {
+            row = {
                 "lr": lr,
                 **drop_path,
                 "train_loss": meters.loss.avg,
                 "train_acc": meters.top1.avg,
-                "test_loss": test_meters.loss.avg,
-                "test_acc": test_meters.top1.avg,
+                f"{part}_loss": measured.loss.avg,
+                f"{part}_acc": measured.top1.avg,
                 **watch.measured(),
             }
-            watch.record(metrics)
-            run.complete_epoch(metrics)
+            if args.valid_portion and all(measured.top1.avg > before["valid_acc"] for before in progress.metrics):
+                run.write_weights(model, "best.pt")
+            if epoch == epochs - 1:
+                if args.valid_portion:
+                    measured = measure_best(model, islice(test_batches, limit), run)
+                    row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
+                row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
+            watch.record(row)
+            run.complete_epoch(row)
 
-        accuracies = [row["test_acc"] for row in progress.metrics]
         if args.fast_dev_run:
-            run.log("test accuracy %.2f%% after two batches: --fast_dev_run only tries whether everything runs", accuracies[-1])
-        else:
-            run.log("final test accuracy %.2f%% after %d epochs: the result", accuracies[-1], epochs)
-            run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(accuracies))
-        run.log("test the weights again: %s", test_command(args, run))
+            run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
+        finish(args, run)
+
+
+def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> tuple[str, ...]:
+    """Gives `model` the weights of `--init_from`, and returns what the log should say of it."""
+    if args.init_from is None:
+        return ()
+    kept = load_weights(model, args.init_from, num_classes)
+    return (f"begins with the weights in {args.init_from}" + f"; new, for {num_classes} classes: {', '.join(kept)}" * bool(kept),)
+
+
+def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    weights, options = list(model.parameters()), {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    if args.optimizer == "adam":
+        return utils.optimizer(torch.optim.Adam, weights, betas=(args.momentum, 0.999), **options)
+    return utils.optimizer(torch.optim.SGD, weights, momentum=args.momentum, **options)
+
+
+def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Run) -> utils.Meters:
+    """Loss and accuracy of the best epoch's weights; `model` keeps its own."""
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    if distributed.rank() == 0:
+        load_weights(model, str(run.folder / "best.pt"))
+    distributed.take_over(model)
+    measured = utils.evaluate(model, batches, F.cross_entropy, run.reporter("test", run.args.report_freq))
+    model.load_state_dict(last)
+    return measured
+
+
+def finish(args: argparse.Namespace, run: Run) -> None:
+    """Logs what the training has led to, for every class as well."""
+    rows = run.progress.metrics
+    accuracy = rows[-1]["test_acc"]
+    if args.fast_dev_run:
+        run.log("test accuracy %.2f%% after two batches: --fast_dev_run only tries whether everything runs", accuracy)
+    elif args.valid_portion:
+        best = max(rows, key=lambda row: row["valid_acc"])
+        run.log("best accuracy on the held-out images %.2f%%, in epoch %d: its weights are in best.pt", best["valid_acc"], best["epoch"])
+        run.log("test accuracy %.2f%% of these weights, measured once: the result", accuracy)
+    else:
+        run.log("final test accuracy %.2f%% after %d epochs: the result", accuracy, len(rows))
+        run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(row["test_acc"] for row in rows))
+    run.log_each(*metrics.class_lines(rows[-1]))
+    run.log("test the weights again: %s", test_command(args, run))
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:
-    """A step of SGD on a batch, which gives loss, logits and the gradient's norm."""
+    """A step on a batch, which gives loss, logits and the gradient's norm.
+
+    This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and without label smoothing.
+    """
 
     def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         optimizer.zero_grad()
@@ -162,16 +230,17 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
         distributed.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
-        return loss.detach(), logits.detach(), norm
+        return distributed.mean(F.cross_entropy(logits.detach(), y), y.size(0)), logits.detach(), norm
 
     return step
 
 
 def test_command(args: argparse.Namespace, run: Run) -> str:
     """The command that measures the saved weights' accuracy."""
-    command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
+    weights = run.folder / ("best.pt" if args.valid_portion else "weights.pt")
+    command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(weights), "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    command += ["--skip_bad_images"][: args.skip_bad_images]
+    command += ["--skip_bad_images"][: args.skip_bad_images] + (["--channels", "1"] if args.channels == 1 else [])
     for name in ("init_channels", "layers"):
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]

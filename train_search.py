@@ -49,23 +49,23 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
     group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=cli.positive_int, default=50)
-    group.add_argument("--batch_size", type=cli.positive_int, default=64)
+    group.add_argument("--epochs", type=cli.positive_int, default=50, help="passes over the images for the weights")
+    group.add_argument("--batch_size", type=cli.positive_int, default=64, help="images in a step, of each half")
     group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch")
     group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.001, help="that the cosine schedule descends to")
-    group.add_argument("--momentum", type=cli.probability, default=0.9)
-    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4)
+    group.add_argument("--momentum", type=cli.probability, default=0.9, help="of SGD")
+    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4, help="of all weights")
     group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument("--cutout_length", type=cli.positive_int, default=16)
+    group.add_argument("--cutout_length", type=cli.positive_int, default=16, help="the square's side in pixels")
     group = parser.add_argument_group("alphas")
     group.add_argument("--unrolled", action="store_true", help="second order: the validation loss after one step of the weights")
     group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
     group.add_argument(
         "--train_portion", type=cli.proportion, default=0.5, help="of the training images for the weights; the rest for alphas"
     )
-    group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4)
-    group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3)
+    group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="of Adam, in every epoch")
+    group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="of the alphas")
     group = parser.add_argument_group("collapse (Zela et al. 2020)")
     group.add_argument(
         "--eigenvalue_every",
@@ -75,8 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
     args = cli.parse(parser, "search")
-    if args.learning_rate_min > args.learning_rate:
-        raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
+    cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":
         raise UserError(f"--capture is of --strategy darts: by {args.strategy}, every step runs another architecture")
     if args.early_stop and not args.eigenvalue_every:
@@ -104,6 +103,8 @@ def main() -> None:
     criterion = nn.CrossEntropyLoss()
     model, architect = search.build(args, images.num_classes, criterion, device)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
+    passes = {"darts": 5 if args.unrolled else 2}.get(args.strategy, 1)  # DARTS, sections 2.3 and 2.4
+    notes = utils.long_run(model, args, images.image_size, epochs * steps, passes, device)
     optimizer = utils.optimizer(
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )
@@ -115,12 +116,12 @@ def main() -> None:
     meters = utils.Meters()
 
     with Run("search", args, device) as run:
-        run.log_each(*images.notes, speed)
-        run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
+        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)), *notes, speed)
+        run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
-        watch = monitor.Monitor(run, epochs, steps)
+        watch = monitor.Monitor(run, epochs, steps, limit or len(valid_batches))
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in range(progress.epoch, epochs if stop is None else 0):
             lr = float(scheduler.get_last_lr()[0])
@@ -134,7 +135,7 @@ def main() -> None:
             alpha_batches.set_epoch(epoch, progress.step)
             pairs = islice(zip(train_batches, alpha_batches, strict=True), limit and max(0, limit - progress.step))
             batches = ((x, y, x_valid, y_valid) for (x, y), (x_valid, y_valid) in watch.batches(pairs, meters))
-            utils.train_epoch(model, batches, step, lr, meters, run)
+            utils.train_epoch(model, batches, step, lr, meters, run, watch.pace)
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
             distributed.synchronize(model)
@@ -167,13 +168,16 @@ def main() -> None:
             run.complete_epoch(metrics)
             if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
                 break
-        finish(args, run, Architecture.of(model.export(), args.space), stop)
+        if args.fast_dev_run:
+            run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
+        finish(args, run, len(images.train), Architecture.of(model.export(), args.space), stop)
 
 
-def finish(args: argparse.Namespace, run: Run, architecture: Architecture, stop: int | None) -> None:
+def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None) -> None:
     """Logs, writes and draws what the search has found.
 
     Args:
+        images: to train on.
         architecture: of the last epoch.
         stop: the epoch whose architecture is the result, where the search was stopped early.
     """
@@ -186,7 +190,10 @@ def finish(args: argparse.Namespace, run: Run, architecture: Architecture, stop:
         architecture, epoch = before, stop + 1
         run.write_architecture(architecture.files())
     run.log("%s", architecture)
-    run.log("train what was found: %s", train_command(args, run))
+    in_proportion, papers = train_command(args, run, proportional_sizes(args, images)), train_command(args, run, {})
+    run.log("train what was found: %s", in_proportion)
+    if args.space == "darts" and papers != in_proportion:
+        run.log("by the paper's recipe, which is made for days on a GPU: %s", papers)
     if distributed.rank() == 0:
         try:
             pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epoch}, seed {args.seed}")
@@ -218,13 +225,33 @@ def search_step(
     return step
 
 
-def train_command(args: argparse.Namespace, run: Run) -> str:
-    """The command that trains the found network by the paper's recipe on the same data."""
+# The sizes of the paper's search and training.
+PAPER = {"init_channels": (16, 36), "layers": (8, 20), "epochs": (50, 600), "batch_size": (64, 96)}
+
+
+def proportional_sizes(args: argparse.Namespace, images: int) -> dict[str, int]:
+    """{argument of train.py: value}: as the paper's training is to the paper's search, so is this training to the search with `args`.
+
+    A network outside of the space of DARTS keeps the search's channels and cells, which the found architecture may depend on.
+
+    Args:
+        images: to train on.
+    """
+    searched = {name: getattr(args, name) for name in PAPER if getattr(args, name) is not None}
+    scaled = {name: round(value * PAPER[name][1] / PAPER[name][0]) for name, value in searched.items()}
+    scaled["batch_size"] = min(scaled["batch_size"], images)
+    if args.space != "darts":
+        scaled |= {name: searched[name] for name in ("init_channels", "layers") if name in searched}
+    return {name: value for name, value in scaled.items() if value != PAPER[name][1] or args.space != "darts"}
+
+
+def train_command(args: argparse.Namespace, run: Run, sizes: dict[str, int]) -> str:
+    """The command that trains the found network on the same data, at these sizes; all others, and the recipe, are the paper's."""
     command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    command += ["--skip_bad_images"][: args.skip_bad_images]
+    command += ["--skip_bad_images"][: args.skip_bad_images] + (["--channels", "1"] if args.channels == 1 else [])
     command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
-    return shlex.join(command)
+    return shlex.join([*command, *(text for name, value in sizes.items() for text in (f"--{name}", str(value)))])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -101,9 +102,16 @@ class AverageMeter:
 
 
 class Meters:
-    """Loss, top-1 and top-5 accuracy of an epoch, and the original's line about them."""
+    """Loss, top-1 and top-5 accuracy of an epoch, and the log's words about them.
+
+    After `evaluate`, `confusion` holds how often images of class i were taken for class j, int64 (classes, classes).
+    """
+
+    confusion: Tensor
+    _NAMES = ("loss", "top1", "top5")
 
     def __init__(self) -> None:
+        self._classes = 0  # of the last batch
         self.reset()
 
     def reset(self) -> None:
@@ -111,14 +119,14 @@ class Meters:
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
         """Adds a batch, or this process's share of one; the meters of all processes show the whole."""
-        n = target.size(0)
+        n, self._classes = logits.shape
         values = distributed.mean(torch.stack([loss.detach().double(), *accuracy(logits.detach(), target, topk=(1, 5))]), n)
         n = distributed.total(n)
         for meter, value in zip((self.loss, self.top1, self.top5), values, strict=True):
             meter.update(value, n)
 
     def state_dict(self) -> dict[str, tuple[float, int]]:
-        return {name: (float(meter.sum), meter.count) for name, meter in vars(self).items()}
+        return {name: (float(meter.sum), meter.count) for name in self._NAMES for meter in [getattr(self, name)]}
 
     def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
         checkpoint.check_like(state_dict, self.state_dict(), "the meters")
@@ -129,7 +137,8 @@ class Meters:
             meter.sum, meter.count = total, count
 
     def __str__(self) -> str:
-        return f"{self.loss.avg:e} {self.top1.avg:f} {self.top5.avg:f}"
+        # Of five classes or fewer, every one is among the five most likely.
+        return f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (self._classes > 5)
 
 
 class FiniteCheck:
@@ -210,6 +219,7 @@ def train_epoch(
     lr: float,
     meters: Meters,
     run: Run,
+    pace: Callable[[], str] = str,
 ) -> None:
     """One epoch of steps, or what is left of it, and a checkpoint after it.
 
@@ -217,6 +227,7 @@ def train_epoch(
         batches: the step's arguments: images (B, 3, H, W), classes (B,) and perhaps more.
         step: gives loss, logits and the gradient's norm on images and classes. The meters show this loss.
         lr: learning rate, for messages.
+        pace: what the log's lines end with.
     """
     model.train()
     finite = FiniteCheck(run.progress.epoch, lr)
@@ -227,7 +238,7 @@ def train_epoch(
         meters.update(loss, logits, batch[1])
         if number % run.args.report_freq == 0:
             finite.check()
-            run.log("train %03d %s", number, meters)
+            run.log("train %03d %s%s", number, meters, pace())
         run.complete_step()
     finite.check()
     run.save()
@@ -246,11 +257,56 @@ def evaluate(
     """
     model.eval()
     meters = Meters()
+    confusion: Tensor | None = None
     for step, (x, y) in enumerate(batches):
         logits, _ = forward(model, x)
         meters.update(criterion(logits, y), logits, y)
+        if confusion is None:
+            confusion = torch.zeros(logits.size(1), logits.size(1), dtype=torch.int64, device=y.device)
+        confusion.index_put_((y, logits.argmax(dim=1)), torch.ones_like(y), accumulate=True)
         report(step, meters)
+    if confusion is not None:
+        meters.confusion = distributed.summed(confusion)
     return meters
+
+
+DAY = 24 * 60 * 60  # seconds
+
+
+@torch.no_grad()
+def long_run(model: nn.Module, args: argparse.Namespace, image_size: int, steps: int, passes: int, device: torch.device) -> tuple[str, ...]:
+    """What the log should say of a run that will take more than a day; nothing of a shorter one.
+
+    Estimated by the time of a forward pass, which is measured only for runs that are long on any machine.
+
+    Args:
+        model: from images (B, C, S, S).
+        args: `channels` and `batch_size` are read.
+        image_size: S.
+        steps: of the whole run.
+        passes: forward and backward passes over a batch that a step makes.
+        device: the model's.
+    """
+    forward_passes = 3 * passes * args.batch_size * steps  # of an image; a backward pass is worth two
+    if forward_passes * count_multiply_adds(model, image_size, args.channels) * 1e6 < 1e13:  # minutes on a GPU, hours on a CPU
+        return ()
+    share = len(range(args.batch_size)[distributed.share(args.batch_size)])
+    # Another number than in training: for that a compiler might have to run first.
+    images = torch.zeros(max(1, min(share - 1, 8 if device.type == "cpu" else share)), args.channels, image_size, image_size, device=device)
+    training = model.training
+    model.eval()
+    for _ in range(2):  # the first pass may have to prepare things
+        started = time.perf_counter()
+        float(forward(model, images)[0].sum())  # waits for the device
+        seconds = time.perf_counter() - started
+    model.train(training)
+    seconds *= forward_passes / len(images) * share / args.batch_size
+    if seconds < DAY:
+        return ()
+    return (
+        f"warning: this run will take about {errors.duration(seconds)} here, by the time of a forward pass that is not compiled: "
+        "--fast_dev_run measures it",
+    )
 
 
 def count_parameters_in_MB(model: nn.Module) -> float:
@@ -258,13 +314,13 @@ def count_parameters_in_MB(model: nn.Module) -> float:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if "auxiliary" not in name) / 1e6
 
 
-def count_multiply_adds(model: nn.Module, image_size: int) -> float:
+def count_multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> float:
     """Millions of multiply-adds for one image, the papers' "FLOPs": those of convolutions and linear layers, and nothing else.
 
     BatchNorm, pooling, activations and additions are not counted, nor is the auxiliary head, which evaluation does not run.
     """
     parameter = next(model.parameters())
-    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     training = model.training
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

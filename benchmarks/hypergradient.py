@@ -75,7 +75,7 @@ def measure(
     """
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model = Network(args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss()).to(device)
+    model = Network(args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss(), in_channels=args.channels).to(device)
     if args.smooth:
         make_smooth(model)
     weights = model.weight_parameters()
@@ -128,7 +128,7 @@ def _synchronize(device: torch.device) -> None:
 def main() -> None:
     args = parse_arguments()
     args.device = str(utils.select_device(args.gpu))
-    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
+    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
     args.num_classes = images.num_classes
     train, valid, _ = data.search_batches(
         images, batch_size=args.batch_size, train_portion=0.5, cutout_length=0, seed=args.seed, workers=args.workers, device="cpu"

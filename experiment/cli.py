@@ -107,6 +107,7 @@ MAY_CHANGE = {
     "capture",
     "report_freq",
     "checkpoint_minutes",
+    "init_from",
 }
 
 # Arguments of earlier versions that changed no result and are left out where a run is resumed.
@@ -161,6 +162,12 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
     merged.resume = merged.run_dir = resume
     return merged
+
+
+def check_learning_rates(args: argparse.Namespace) -> None:
+    """Raises `UserError` where the schedule would lead upwards."""
+    if args.learning_rate_min > args.learning_rate:
+        raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
 
 
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
@@ -264,9 +271,12 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="digits needs no download; folder reads your own images")
     group.add_argument(
-        "--data", default="../data", help="the folder of CIFAR (downloaded if absent), or of train/<class>/ and test/<class>/"
+        "--data",
+        default="../data",
+        help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/",
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
+    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the images and of the network: 1 for grey ones")
     group.add_argument(
         "--skip_bad_images",
         action="store_true",

@@ -214,6 +214,16 @@ def total(number: int) -> int:
     return _reduced(number, dist.ReduceOp.SUM)
 
 
+def summed(counts: Tensor) -> Tensor:
+    """The sum of these over the processes."""
+    if not dist.is_initialized():
+        return counts
+    counts = counts.clone()
+    with _others():
+        dist.all_reduce(counts, dist.ReduceOp.SUM)
+    return counts
+
+
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
     return _reduced(number, dist.ReduceOp.MAX)
@@ -257,6 +267,13 @@ def synchronize(model: nn.Module) -> None:
     if number := largest(max((number for number, pair in enumerate(pairs, 1) if not torch.equal(*pair)), default=0)):
         name = [name for name, _ in model.named_parameters()][number - 1]
         raise UserError(f"{name} is not the same on all processes: do they run the same code, libraries and kind of device?")
+
+
+def take_over(model: nn.Module) -> None:
+    """Gives all processes the weights and statistics of process 0."""
+    if dist.is_initialized():
+        for tensor in model.state_dict().values():
+            _broadcast(tensor)
 
 
 def same_random_numbers(device: torch.device) -> None:

@@ -30,6 +30,20 @@ def warn(message: str) -> None:
     tell(f"warning: {message}")
 
 
+def duration(seconds: float) -> str:
+    """A time in words, rounded: `41 s`, `12 min`, `3 h 20 min`, `2 days 4 h`."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min"
+    days, hours = divmod(hours, 24)
+    if not days:
+        return f"{hours} h {minutes} min"
+    return f"{days} day{'s' * (days > 1)} {hours} h"
+
+
 def shown(value: Any, limit: int = 120) -> str:
     """A stranger's value in a message: its `repr`, shortened; its type, where Python cannot write it."""
     try:

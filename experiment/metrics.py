@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from experiment.errors import shown
+from experiment.errors import shorten, shown
 
 LONGEST_NAME = 200  # characters of an edge or an operation
 
@@ -30,8 +31,11 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
     for key, value in row.items():
         if not isinstance(key, str):
             raise ValueError(f"the key {shown(key)} is no text")
-        if key not in ("alphas", "genotype", "architecture") and not _is_number(value, key.endswith("_loss") or key == "eigenvalue"):
+        if key not in ("alphas", "genotype", "architecture", "class_acc", "confusion") and not _is_number(
+            value, key.endswith("_loss") or key == "eigenvalue"
+        ):
             raise ValueError(f"{shown(key)} is {shown(value)}, which is no number")
+    _check_classes(row.get("class_acc", {}), row.get("confusion", {}))
     alphas = _check_alphas(row.get("alphas", {}))
     if first is not None and alphas != {edge: set(weights) for edge, weights in first.get("alphas", {}).items()}:
         raise ValueError("its alphas name other edges or operations than those of epoch 0")
@@ -42,6 +46,48 @@ def _is_number(value: Any, diverged: bool) -> bool:
     if type(value) not in (int, float):
         return False
     return abs(value) <= 1e100 or (diverged and (math.isnan(value) or value == math.inf))  # pictures have no room for more
+
+
+def of_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
+    """What a row says of the classes of which images were measured: `class_acc`, in percent, and `confusion`, {class: {taken for: images}}.
+
+    Args:
+        confusion: how many images of class i were taken for class j.
+        classes: their names.
+    """
+    rows = {
+        name: {classes[index]: count for index, count in enumerate(counts) if count}
+        for name, counts in zip(classes, confusion, strict=True)
+        if any(counts)
+    }
+    return {"class_acc": {name: 100 * row.get(name, 0) / sum(row.values()) for name, row in rows.items()}, "confusion": rows}
+
+
+MOST_LINES = 20
+
+
+def class_lines(row: dict[str, Any]) -> list[str]:
+    """What the log says of every class, the least accurate first; of very many, the first of these. Nothing, if the row holds none."""
+    lines = []
+    for name, accuracy in sorted(row.get("class_acc", {}).items(), key=lambda item: item[1]):
+        counts = row["confusion"][name]
+        wrong = sorted(((count, other) for other, count in counts.items() if other != name), key=lambda pair: -pair[0])
+        taken = ", ".join(f"{shorten(other, 60)} ({count})" for count, other in wrong[:3]) + ", ..." * (len(wrong) > 3)
+        right = f"class {shorten(name, 60)}: {counts.get(name, 0)} of {sum(counts.values())} right, {accuracy:.2f}%"
+        lines.append(right + f"; taken for {taken}" * bool(wrong))
+    more = len(lines) - MOST_LINES
+    return lines[:MOST_LINES] + ([f"{more} more classes: see class_acc and confusion in metrics.jsonl"] if more > 0 else [])
+
+
+def _check_classes(accuracies: Any, confusion: Any) -> None:
+    if not isinstance(accuracies, dict) or not isinstance(confusion, dict) or accuracies.keys() != confusion.keys():
+        raise ValueError("its class_acc and confusion are not of the same classes")
+    for name, row in confusion.items():
+        counts = [*row.values()] if isinstance(row, dict) else []
+        if not counts or not all(type(count) is int and 0 < count < 2**53 for count in counts):
+            raise ValueError(f"its confusion of {shown(name)} is not {{class: images}}")
+        if type(accuracies[name]) not in (int, float) or not 0 <= accuracies[name] <= 100:
+            raise ValueError(f"its accuracy of {shown(name)} is not a percentage")
 
 
 def _check_alphas(edges: Any) -> dict[str, set[str]]:

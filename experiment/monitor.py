@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from experiment import distributed, progress
+from experiment import distributed, errors, progress
 from experiment.errors import UserError
 from experiment.run import Run
 
+EVALUATION = 1 / 3  # what evaluating a batch takes, in steps: a forward pass without the backward pass
+FEW = 5  # steps, after the first, by which the time of a run is told
 MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # what differs between two runs of one seed
 
 
@@ -29,12 +31,15 @@ class Monitor:
         run: the run, restored if it goes on.
         epochs: of the whole run.
         steps: of an epoch.
+        evaluated: batches that are evaluated after each epoch.
     """
 
-    def __init__(self, run: Run, epochs: int, steps: int) -> None:
+    def __init__(self, run: Run, epochs: int, steps: int, evaluated: int) -> None:
         self._run = run
-        self._steps = steps
-        self._clock = progress.Clock(epochs, steps, run.progress.epoch * steps + run.progress.step)
+        self._length = epochs, steps, evaluated
+        done = run.progress.epoch * steps + run.progress.step
+        self._clock = progress.Clock(epochs, steps, done, evaluated * EVALUATION)
+        self._taken = 0  # steps of this process
         self._seconds_per_step = 0.0
         self._drawn: Any = None
         self._draws = True
@@ -51,15 +56,42 @@ class Monitor:
             torch.cuda.reset_peak_memory_stats(device)
         epoch, first = self._run.progress.epoch, self._run.progress.step
         started, count = time.perf_counter(), 0
-        for count, batch in enumerate(progress.bar(batches, epoch, first, self._steps, meters, self._clock), 1):  # noqa: B007
+        self._clock.begin_epoch(first)
+        for count, batch in enumerate(progress.bar(batches, epoch, first, self._length[1], meters, self._clock), 1):
             yield batch
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # it may be behind
+            self._taken += 1
+            if self._taken in (1, 1 + FEW):
+                self._synchronize()
+            if self._taken == 1:
+                self._clock.forget(epoch, first + count)
+            elif self._taken == 1 + FEW:
+                self._run.log("pace: %s", self.expected(*self._length))
+        self._synchronize()
+        self._clock.pace(first + count)
         self._seconds_per_step = (time.perf_counter() - started) / max(1, count)
+
+    def _synchronize(self) -> None:
+        if self._run.device.type == "cuda":
+            torch.cuda.synchronize(self._run.device)  # it may be behind
+
+    def pace(self) -> str:
+        """For the log, after a step that the run has not counted yet: seconds per step, and the time left for the whole run."""
+        epoch, step = self._run.progress.epoch, self._run.progress.step + 1
+        return f" | {self._clock.pace(step):.2f} s/step, {errors.duration(self._clock.left(epoch, step))} left"
+
+    def expected(self, epochs: int, steps: int, evaluated: int) -> str:
+        """What a run of so many epochs, steps and evaluated batches in each takes, by the latest steps, and the peak memory so far."""
+        pace = self._clock.pace(self._run.progress.step)
+        whole = errors.duration(pace * epochs * (steps + evaluated * EVALUATION))
+        memory = "".join(f"; peak memory {megabytes:,.0f} MB" for megabytes in self._memory().values())
+        return f"{pace:.2f} s/step, about {whole} for all {epochs} epochs{memory}"
 
     def measured(self) -> dict[str, float]:
         """What the last epoch's training took: `seconds_per_step`, and `memory_mb`, the peak, of the GPU or else of the process."""
-        measured = {"seconds_per_step": self._seconds_per_step}
+        return {"seconds_per_step": self._seconds_per_step} | self._memory()
+
+    def _memory(self) -> dict[str, float]:
+        measured = {}
         if self._run.device.type == "cuda":
             measured["memory_mb"] = torch.cuda.max_memory_allocated(self._run.device) / 1e6
         elif sys.platform != "win32":
@@ -106,7 +138,8 @@ class Monitor:
                 writer.add_scalar(_tag(key), value, epoch)
         for edge, weights in metrics.get("alphas", {}).items():
             for operation, weight in weights.items():
-                writer.add_scalar(f"alphas {edge}/{operation}", weight, epoch)
+                # TensorBoard shows groups by the alphabet: these many stand after all others.
+                writer.add_scalar(f"softmaxed alphas {edge}/{operation}", weight, epoch)
 
     def _pictures(self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int) -> dict[str, bytes]:
         try:

@@ -36,23 +36,50 @@ class Console(logging.Handler):
 
 
 class Clock:
-    """How long the rest of a run will take, by what it has taken so far.
+    """How long a step and the rest of a run take, by what they have taken so far.
 
     Args:
         epochs: of the whole run.
         steps: of an epoch.
         done: steps that were behind the run when this process took it up.
+        evaluation: what an epoch's evaluation takes, in steps.
     """
 
-    def __init__(self, epochs: int, steps: int, done: int = 0) -> None:
-        self._total, self._steps, self._done = epochs * steps, steps, done
-        self._started = time.monotonic()
+    def __init__(self, epochs: int, steps: int, done: int = 0, evaluation: float = 0.0) -> None:
+        self._steps, self._evaluation = steps, evaluation
+        self._total = self._work(epochs, 0)
+        self._pace = 0.0
+        epoch, step = divmod(done, steps)
+        self._run_mark = time.monotonic(), self._work(epoch, step)
+        self._epoch_mark = time.monotonic(), step
 
-    def left(self, epoch: int, step: int) -> str:
-        """hours:minutes:seconds, with `step` steps of `epoch` done."""
-        now = epoch * self._steps + step
-        pace = (time.monotonic() - self._started) / max(1, now - self._done)
-        return tqdm.format_interval(pace * max(0, self._total - now))
+    def begin_epoch(self, step: int) -> None:
+        """The steps of an epoch begin, or go on, with `step` of them done."""
+        self._epoch_mark = time.monotonic(), step
+
+    def forget(self, epoch: int, step: int) -> None:
+        """What was done before, with `step` steps of `epoch` done, is not counted: a first step may have had things to prepare."""
+        self.pace(step)
+        self._run_mark = time.monotonic(), self._work(epoch, step)
+        self.begin_epoch(step)
+
+    def pace(self, step: int) -> float:
+        """Seconds per step, with `step` steps of the epoch done."""
+        begun, first = self._epoch_mark
+        if step > first:
+            self._pace = (time.monotonic() - begun) / (step - first)
+        return self._pace
+
+    def left(self, epoch: int, step: int) -> float:
+        """Seconds, with `step` steps of `epoch` done."""
+        begun, first = self._run_mark
+        now = self._work(epoch, step)
+        speed = (time.monotonic() - begun) / (now - first) if now > first else self.pace(step)
+        return speed * max(0.0, self._total - now)
+
+    def _work(self, epoch: int, step: int) -> float:
+        """In steps."""
+        return epoch * (self._steps + self._evaluation) + step
 
 
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any, clock: Clock) -> Iterator[Item]:
@@ -74,12 +101,11 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any
         if shown.disable:
             yield from batches
             return
-        started = told = time.monotonic()
+        told = time.monotonic()
         for step, batch in enumerate(batches, first + 1):
             yield batch
             shown.update()
             if (now := time.monotonic()) - told >= 1 or step == first + 1:
                 told = now
-                pace = (now - started) / (step - first)
                 told_of = f"loss {meters.loss.avg:.3f}, acc {meters.top1.avg:.1f}%" if meters.loss.count else ""
-                shown.set_postfix_str(f"{told_of}, {pace:.2f} s/step, {clock.left(epoch, step)} left")
+                shown.set_postfix_str(f"{told_of}, {clock.pace(step):.2f} s/step, {tqdm.format_interval(clock.left(epoch, step))} left")

@@ -85,6 +85,7 @@ class Run:
     | `metrics.jsonl` | one JSON object per epoch |
     | `architecture.json`, `genotype.json` | the latest architecture; for cells also as a genotype |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
+    | `best.pt` | those of the best epoch, where one is chosen on held-out images |
     | `checkpoint.pt` | all that is needed to go on; the one before it is `checkpoint.prev.pt` |
 
     Of several processes, the first writes and prints, and the others go along; where the first goes on from, they do.
@@ -176,10 +177,10 @@ class Run:
         for name, content in contents.items():
             self.write_json(name, content)
 
-    def write_weights(self, model: nn.Module) -> None:
-        """Writes `weights.pt`, whole or not at all."""
+    def write_weights(self, model: nn.Module, name: str = "weights.pt") -> None:
+        """Writes the weights to the file `name`, whole or not at all."""
         if self._writes:
-            self._write("weights.pt", checkpoint.saved(model.state_dict()))
+            self._write(name, checkpoint.saved(model.state_dict()))
 
     # ---- Going on after an interruption
 

@@ -12,8 +12,15 @@ from experiment import files
 from experiment.errors import UserError, shorten
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, num_classes: int | None = None) -> list[str]:
     """Loads a `state_dict()` saved by `write_weights`, or by the original authors, into `model`.
+
+    Args:
+        num_classes: to begin with the weights of a network for other classes. Linear layers to this number of classes keep their own
+            weights if the file's are to another number. None: nothing may differ.
+
+    Returns:
+        The names of the layers that keep their own weights.
 
     Raises:
         UserError: the file cannot be read or holds no weights, or those of another network.
@@ -32,6 +39,8 @@ def load_weights(model: nn.Module, path: str) -> None:
     if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
         raise UserError(f"{path} does not hold a state_dict: a dictionary of names and dense tensors")
     own = model.state_dict()
+    kept = _other_classifiers(model, weights, num_classes)
+    weights |= {key: value for key, value in own.items() if key.rpartition(".")[0] in kept}
     # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which nothing here reads.
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in own]
@@ -56,6 +65,18 @@ def load_weights(model: nn.Module, path: str) -> None:
         first += differing[:3]
         raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
     model.load_state_dict(own | weights)
+    return kept
+
+
+def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_classes: int | None) -> list[str]:
+    """The names of linear layers to `num_classes` whose weights in the file are to another number, and fit otherwise."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes}
+    saved = {name: weights.get(f"{name}.weight") for name in layers}
+    return [
+        name
+        for name, weight in saved.items()
+        if weight is not None and weight.dim() == 2 and weight.size(0) != num_classes and weight.size(1) == layers[name].in_features
+    ]
 
 
 def _is_plain(value: Any) -> bool:

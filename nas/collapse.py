@@ -35,7 +35,7 @@ def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolera
 
     Args:
         model: a search model whose alphas are `arch_parameters()`; its attribute `criterion`, where it has one, is the loss.
-        input, target: a batch of the validation half, (B, 3, H, W) and (B,), or this process's share of one.
+        input, target: a batch of the validation half, (B, C, H, W) and (B,), or this process's share of one.
         tolerance: the iteration ends where |H v - lambda v| is at most this share of |lambda|.
         max_iterations: or after so many products with the Hessian, each exact: the gradient differentiated once more along a vector.
     """

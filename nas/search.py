@@ -43,7 +43,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
         check_candidates()
         operations.check(PRIMITIVES, args.init_channels)
     if (args.space, args.strategy) == ("darts", "darts"):
-        supernet = Network(args.init_channels, num_classes, args.layers, criterion).to(device)
+        supernet = Network(args.init_channels, num_classes, args.layers, criterion, in_channels=args.channels).to(device)
         return supernet, strategy(supernet, args)
     network = build_network(args, num_classes)
     mutator = strategy.mutator(network)
@@ -62,7 +62,7 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
     if args.space == "darts":
         genotype = architecture.genotype
         operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
-        return NetworkCIFAR(args.init_channels, num_classes, args.layers, args.auxiliary, genotype)
+        return NetworkCIFAR(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
     if args.auxiliary:
         raise UserError("--auxiliary is of --space darts: only its network has an auxiliary head")
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
@@ -76,6 +76,10 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     signature = inspect.signature(space.network)
     if "num_classes" in signature.parameters:
         given["num_classes"] = num_classes
+    if "in_channels" in signature.parameters:
+        given["in_channels"] = args.channels
+    elif args.channels != 3:
+        raise UserError(f"--channels {args.channels} is of a network that takes in_channels, which {args.space} does not: leave it out")
     try:
         signature.bind(**given)
     except TypeError as error:

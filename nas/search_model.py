@@ -12,7 +12,7 @@ from nas.mutators import DartsMutator, Mutator
 
 
 class SearchModel(nn.Module):
-    """What `architect.Architect` and `train_search.py` drive, for any space: (B, 3, H, W) to logits (B, num_classes).
+    """What `architect.Architect` and `train_search.py` drive, for any space: (B, C, H, W) to logits (B, num_classes).
 
     Args:
         network: holds the choices.

@@ -13,7 +13,7 @@ from experiment.errors import UserError, printable
 from pictures import drawing
 from pictures.history import History
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of images of 32x32
+CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "digits": 10}  # of images of 32x32
 UNKNOWN = "-"
 
 
@@ -65,14 +65,14 @@ def _size(run: History) -> tuple[str, str]:
     if architecture is None or run.arguments.get("dataset") not in CLASSES:  # how many classes a folder has is not recorded
         return UNKNOWN, UNKNOWN
     trained = run.config.get("stage") == "eval"
-    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None)
+    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, channels=1 if run.arguments.get("channels") == 1 else 3)
     if trained:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
         search.set_sizes(args, init_channels=36, layers=20)
         with torch.device("meta"):  # shapes alone, no numbers
             model = search.build_discrete(args, CLASSES[run.arguments["dataset"]], architecture)
-            return f"{utils.count_parameters_in_MB(model):.3f}", f"{utils.count_multiply_adds(model, 32):.1f}"
+            return f"{utils.count_parameters_in_MB(model):.3f}", f"{utils.count_multiply_adds(model, 32, args.channels):.1f}"
     except UserError:  # a space of one's own that is not where it was
         return UNKNOWN, UNKNOWN
 
@@ -100,31 +100,25 @@ def _plain(cell: str) -> str:
 
 
 def cells(runs: Sequence[History]) -> bytes | None:
-    """The final architectures as one PNG, a row for each run; None if there are none."""
+    """The final architectures as one PNG, all below each other, first the normal cells of all runs; None if there are none."""
     from PIL import Image
 
-    rows = []
+    kinds: dict[str, list[Image.Image]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:
             caption = f"{name}, {run.architecture_caption.partition(', ')[2]}"
-            graphs = drawing.graphs(architecture, caption).values()
-            rows.append([Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))) for graph in graphs])
-    if not rows:
+            for kind, graph in drawing.graphs(architecture, caption).items():
+                kinds.setdefault(kind, []).append(Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))))
+    pictures = [picture for same in kinds.values() for picture in same]
+    if not pictures:
         return None
     gap = 30
-    widths = [
-        max((row[column].width for row in rows if column < len(row) and len(row) > 1), default=0) for column in range(max(map(len, rows)))
-    ]
-    width = max(sum(widths) + gap * (len(widths) + 1), *(row[0].width + 2 * gap for row in rows))
-    heights = [max(picture.height for picture in row) for row in rows]
-    page = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), "white")
+    size = max(picture.width for picture in pictures) + 2 * gap, sum(picture.height + gap for picture in pictures) + gap
+    page = Image.new("RGB", size, "white")
     top = gap
-    for row, height in zip(rows, heights, strict=True):
-        left = gap
-        for picture, column in zip(row, widths, strict=False):
-            page.paste(picture.convert("RGB"), (left, top + (height - picture.height) // 2))
-            left += column + gap
-        top += height + gap
+    for picture in pictures:
+        page.paste(picture.convert("RGB"), (gap, top))
+        top += picture.height + gap
     stream = io.BytesIO()
     page.save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -6,9 +6,11 @@ Every operation has the colour that it has in the drawings of cells.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiment import errors
 from genotypes import edge_of
 from nas.architecture import TITLES, Alphas, Architecture, cell_of, edge_ends
 from pictures import history
@@ -43,6 +45,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "svg.hashsalt": "darts",  # the same picture again has the same bytes
 }
+MOST_CLASSES = 40  # that a picture has room for
 MOST_BARS, MOST_COLUMNS = 120, 240  # that a panel has the pixels for, of bars and of a heat map; a longer run is thinned out
 PHASES = {"train": "training", "valid": "validation", "test": "test set"}
 
@@ -58,7 +61,7 @@ def save(figure: Figure, format: str = "png") -> bytes:
 
 def pictures(run: History) -> dict[str, Figure]:
     """{name: figure} of all that this run has to show."""
-    drawn = {"curves": curves(run), "alphas": alphas(run), "operations": operations(run)}
+    drawn = {"curves": curves(run), "confusion": confusion(run), "alphas": alphas(run), "operations": operations(run)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -85,11 +88,58 @@ def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
             for index, (run, name) in enumerate(zip(runs, names, strict=True)):
                 line = LINES[index % len(LINES)]
                 _line(axes, *run.series(f"train_{measure}"), color=line, linestyle="--", linewidth=1.1, label="_")
-                held_out = "test" if run.series("test_loss")[0] else "valid"
+                held_out = max(("test", "valid"), key=lambda phase: len(run.series(f"{phase}_loss")[0]))
                 marker = "os^Dvpx"[index // len(LINES) % 7] if len(runs) > len(LINES) else None
                 _line(axes, *run.series(f"{held_out}_{measure}"), color=line, label=name, marker=marker, markevery=5)
             _finish(axes, title)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def confusion(run: History) -> Figure | None:
+    """The accuracy of every class, and what its images were taken for; None if that was not recorded.
+
+    Of very many classes those with the lowest accuracy are shown.
+    """
+    row = run.epochs[-1]
+    counts = row.get("confusion", {})
+    if not counts:
+        return None
+    import numpy as np
+
+    worst = sorted(counts, key=lambda name: row["class_acc"][name])[:MOST_CLASSES]
+    classes = [name for name in counts if name in worst]  # in their own order
+    shares = np.array([[100 * counts[name].get(other, 0) / sum(counts[name].values()) for other in classes] for name in classes])
+    labels = [errors.printable(errors.shorten(name, 24)).replace("$", r"\$") for name in classes]
+    few, side = len(classes) <= 20, 1.2 + 0.22 * max(8, len(classes))
+    with _style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(2.2 + 2 * side, 1.0 + side), layout="constrained")
+        of = f"the {len(classes)} least accurate of {len(counts)} classes" if len(classes) < len(counts) else f"{len(classes)} classes"
+        figure.suptitle(f"{run.caption}: {of} on the test set", x=0.01, ha="left", fontsize=11)
+        bars, matrix = figure.subplots(1, 2, width_ratios=(1, 1.25))
+        bars.barh(range(len(classes)), shares.diagonal(), color=LINES[0])
+        for index, share in enumerate(shares.diagonal()):
+            inside = share > 50
+            bars.text(
+                share, index, f" {share:.0f}% ", va="center", ha="right" if inside else "left", color="white" if inside else INK, fontsize=7
+            )
+        bars.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), xlabel="accuracy, %")
+        bars.grid(visible=False, axis="y")
+        bars.set_axisbelow(True)
+        matrix.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        matrix.grid(visible=False)
+        matrix.set_xlabel("taken for")
+        for axes in (bars, matrix):
+            axes.set_yticks(range(len(classes)), labels, fontsize=8 if few else 6)
+        matrix.set_xticks(range(len(classes)), labels, rotation=90, fontsize=8 if few else 6)
+        matrix.set_title("images of a class, %")
+        bars.set_title("right")
+        if few:
+            for (y, x), share in np.ndenumerate(shares):
+                if share >= 0.5:
+                    matrix.text(x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else INK, fontsize=7)
     return figure
 
 
@@ -124,10 +174,13 @@ def operations(run: History) -> Figure | None:
         axes.set_ylim(-0.2, max(4, *(max(values) for _, values in skips.values())) + 1.6)
         axes.legend(loc="upper left", ncols=2, fontsize=8)
         if cells:
+            axes, most = panels[len(cells) + 1], max(math.log(len(weights)) for weights in rows[-1][1].values())
             for index, (cell, series) in enumerate(entropies.items()):
-                _line(panels[len(cells) + 1], *series, label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
-            _finish(panels[len(cells) + 1], "entropy of an edge's alphas, nats")
-            panels[len(cells) + 1].legend()
+                _line(axes, *series, label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
+            _finish(axes, "entropy of an edge's alphas, nats")
+            axes.axhline(most, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="all operations equal")
+            axes.set_ylim(0, 1.06 * most)  # the whole range: a curve that stays near its upper end says that nothing is decided
+            axes.legend(loc="lower left")
         if eigenvalue[0]:
             _line(panels[-1], *eigenvalue, color=LINES[0])
             _finish(panels[-1], "dominant eigenvalue of the alphas' Hessian")
@@ -209,9 +262,11 @@ def alphas(run: History) -> Figure | None:
             for spine in axes.spines.values():
                 spine.set(visible=True, color=INK if edge in chosen else "#BBBBBB", linewidth=1.6 if edge in chosen else 0.6)
             if edge in chosen and chosen[edge] in names:
-                frame = Rectangle((first, names.index(chosen[edge]) - 0.5), last - first, 1, fill=False, edgecolor=colour(chosen[edge]))
-                axes.add_patch(frame)
-        figure.supxlabel(f"epochs{_every(stride)}; white {low:.3f}, full colour {high:.3f}; bold: in the architecture", fontsize=9)
+                corner = first, names.index(chosen[edge]) - 0.5
+                axes.add_patch(Rectangle(corner, last - first, 1, fill=False, edgecolor=INK, linewidth=1.6))
+        figure.supxlabel(
+            f"epochs{_every(stride)}; white {low:.3f}, full colour {high:.3f}; bold and framed: in the architecture", fontsize=9
+        )
     return figure
 
 

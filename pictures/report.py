@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from experiment import files
+from experiment import errors, files
 from pictures.history import History
 
 TITLES = {
@@ -21,10 +21,13 @@ TITLES = {
     "alphas.png": "Alphas of every edge",
     "operations.png": "Which operations win, and has it settled?",
     "curves.png": "Loss and accuracy",
+    "confusion.png": "Which class fails",
     "cells.png": "Final architectures",
 }
 CELLS = ("normal.png", "reduction.png", "architecture.png")
 EXPLANATIONS = {
+    "curves.png": "The loss of the network alone: an auxiliary head's share is left out.",
+    "confusion.png": "A row is a class: what its images of the test set were taken for.",
     "cells.gif": "The wider a line, the stronger its edge; filled labels are in that epoch's architecture. A long run is thinned out.",
     "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
     "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, announce a collapse (Zela et al. 2020).",
@@ -73,7 +76,10 @@ table { border-collapse: collapse; width: 100%; background: var(--card); font-si
 th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { color: var(--soft); font-weight: 600 }
 th:first-child, td:first-child, .facts td { text-align: left }
-.facts td { white-space: normal; overflow-wrap: anywhere }
+.facts td:first-child { width: 1% }
+.facts td + td { white-space: normal; overflow-wrap: anywhere }
+.runs th { white-space: normal }
+.runs td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem }
 tr:last-child td { border-bottom: 0 }
 summary { cursor: pointer; margin: 1rem 0 .5rem; color: var(--accent) }
 """
@@ -83,7 +89,7 @@ def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
     """The page about one run; `pictures` by their files' names, in the order of the page."""
     last = run.epochs[-1]
     figures = [(title, form.format(last[key])) for key, (title, form) in FIGURES.items() if isinstance(last.get(key), int | float)]
-    figures.append(("time", _duration(sum(row.get("seconds", 0) for row in run.epochs))))
+    figures.append(("time", errors.duration(sum(row.get("seconds", 0) for row in run.epochs))))
     parts = [
         f"<h1>{escape(run.name)}</h1>",
         f"<p>{escape(_what(run))}</p>",
@@ -103,7 +109,7 @@ def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: 
     parts = [
         f"<h1>{len(runs)} runs side by side</h1>",
         f"<p>{escape('; '.join(run.caption for run in runs))}</p>",
-        _table(list(table[0]), [list(row.values()) for row in table]),
+        _table(list(table[0]), [list(row.values()) for row in table], "runs"),
         f'<p class="note">{escape(TABLE)}</p>',
         *_pictures("", pictures),
     ]
@@ -140,9 +146,12 @@ def _command(run: History) -> Iterable[str]:
         log = files.read(run.folder / "log.txt").decode(errors="replace")
     except OSError:
         log = ""
-    found = re.findall(r"(train what was found|test the weights again): (.+)", log)
+    found = dict(re.findall(r"(train what was found|by the paper's recipe[^:]*|test the weights again): (.+)", log))
     yield f"<h2>{'Test it' if run.config.get('stage') == 'eval' else 'Train what was found'}</h2>"
-    yield f"<pre>{escape(found[-1][1])}</pre>" if found else "<p>The run is not over yet; its log ends with the command.</p>"
+    if not found:
+        yield "<p>The run is not over yet; its log ends with the command.</p>"
+    for what, command in found.items():
+        yield f"<p>{escape(what.capitalize())}:</p>" * (len(found) > 1) + f"<pre>{escape(command)}</pre>"
 
 
 def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
@@ -174,22 +183,16 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
 def _facts(facts: dict[str, Any]) -> str:
     rows = "".join(f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in facts.items())
     return f'<div class="scroll"><table class="facts">{rows}</table></div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "epochs") -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return f'<div class="scroll"><table>{line("th", head)}{"".join(line("td", row) for row in rows)}</table></div>'
+    return f'<div class="scroll"><table class="{kind}">{line("th", head)}{"".join(line("td", row) for row in rows)}</table></div>'
 
 
 def _page(title: str, parts: Iterable[str]) -> bytes:

@@ -43,8 +43,8 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     what it computed before.
 
     Args:
-        network: from images (B, 3, S, S).
-        args: `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
+        network: from images (B, C, S, S).
+        args: `channels`, `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
         image_size: S.
         steps: of the whole run.
         device: the network's.
@@ -52,7 +52,7 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     if args.sync_bn:
         distributed.convert(network)
     set_memory_format(network, device, args.amp)
-    work = 1e6 * utils.count_multiply_adds(network, image_size) * args.batch_size * steps
+    work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
     if args.recompute:
         recompute(network)
     if args.compile == "no":

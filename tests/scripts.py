@@ -78,7 +78,8 @@ def result(folder):
         for key in MEASURED:
             del row[key]
     files = {path.name: path.read_bytes() for path in folder.glob("*.json") if path.name != "config.json"}
-    return metrics, torch.load(folder / "weights.pt", weights_only=True), state, files
+    weights = [torch.load(path, weights_only=True) for path in (folder / "weights.pt", folder / "best.pt") if path.exists()]
+    return metrics, weights, state, files
 
 
 def assert_same(left, right, where="result"):
@@ -100,7 +101,14 @@ def assert_same(left, right, where="result"):
 
 def log_lines(folder):
     """The log without its times."""
-    return [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in (folder / "log.txt").read_text().splitlines()]
+    return without_times((folder / "log.txt").read_text())
+
+
+def without_times(text):
+    """The lines of a log without the time of day, seconds per step and time left; without the lines that hold nothing else."""
+    lines = [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in text.splitlines()]
+    lines = [re.sub(r" \| \d+\.\d\d s/step, [\d a-z]+ left$", "", line) for line in lines]
+    return [line for line in lines if not line.startswith(("pace: ", "the whole run: "))]
 
 
 def said(lines, label):

@@ -390,10 +390,83 @@ def test_cifar_that_cannot_be_downloaded(tmp_path, monkeypatch, damaged):
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.fixture
+def grey_files(tmp_path):
+    """MNIST's and Fashion-MNIST's files, as torchvision unpacks them, of 3 images to learn from and 2 to test on; and those images."""
+    pixels = np.random.RandomState(0).randint(256, size=(5, 28, 28)).astype(np.uint8)
+    for name in ("MNIST", "FashionMNIST"):
+        raw = tmp_path / name / "raw"
+        raw.mkdir(parents=True)
+        for part, images in (("train", pixels[:3]), ("t10k", pixels[3:])):
+            count = len(images).to_bytes(4, "big")
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + count + 2 * (28).to_bytes(4, "big") + images.tobytes())
+            (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count + bytes(range(len(images))))
+    return tmp_path, pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("name", "flip", "first"), [("mnist", False, "0 - zero"), ("fashion_mnist", True, "T-shirt/top")])
+def test_mnist(grey_files, name, flip, first, channels):
+    root, pixels = grey_files
+    images = data.load(name, str(root), channels=channels)
+    assert (len(images.train), len(images.test), images.channels, images.image_size) == (3, 2, channels, 32)
+    assert (images.flip, images.num_classes, images.classes[0]) == (flip, 10, first)
+    expected = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[:, None].repeat(channels, 1)
+    assert np.array_equal(torch.cat([images.train.images, images.test.images]).numpy(), expected)
+    assert images.train.labels.tolist() == [0, 1, 2]
+    check_stats(images)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_mnist_that_cannot_be_downloaded(grey_files, monkeypatch, capsys, name, damaged):
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
+    root, _ = grey_files
+    folder = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
+    file = root / folder / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:100])
+    if not damaged:
+        file.unlink()
+    with pytest.raises(
+        UserError, match=rf"^{name} is not in the folder .*, or damaged.*{folder}/raw, unpacked, .*--dataset digits"
+    ) as caught:
+        data.load(name, str(root))
+    assert ("no route to host" in str(caught.value)) != damaged
+    assert capsys.readouterr() == ("", "")
+
+
+def test_grey_images_are_those_of_pillow(folder, tmp_path, monkeypatch):
+    """Whether decoded from files, at once or one by one, or from CIFAR."""
+    images = data.load("folder", str(folder), image_size=16, workers=0, channels=1)
+    assert (images.channels, images.train.images.shape) == (1, (16, 1, 16, 16))
+    expected = {np.array(Image.open(path).convert("L")).tobytes() for path in (folder / "train").glob("*/*.png")}
+    assert {image.numpy().tobytes() for image in images.train.images} == expected
+    check_stats(images)
+    for batches in (*search(images), data.test_batches(images, batch_size=4, workers=0, device="cpu")):
+        assert next(iter(batches))[0].shape == (4, 1, 16, 16)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    for _ in range(2):  # measured, and read again
+        lazy = data.load("folder", str(folder), image_size=16, workers=0, channels=1)
+        assert (lazy.mean, lazy.std) == (images.mean, images.std)
+    assert len(data.load("folder", str(folder), image_size=16, workers=0).mean) == 3  # what was measured is not taken for these
+    pixels = np.random.RandomState(1).randint(256, size=(3, 32, 32, 3)).astype(np.uint8)
+    grey = data._pixels(torch.from_numpy(pixels), 1)
+    assert np.array_equal(grey[:, 0].numpy(), np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels]))
+
+
+def test_digits_of_one_channel():
+    grey, colour = data.load("digits", "nowhere", channels=1), data.load("digits", "nowhere")
+    assert torch.equal(grey.train.images.expand(-1, 3, -1, -1), colour.train.images)
+    assert (grey.mean, grey.std) == (colour.mean[:1], colour.std[:1])
+
+
 def test_unknown_names_and_sizes():
-    with pytest.raises(UserError, match=r"unknown dataset 'mnist'.*cifar10, cifar100, digits, folder"):
-        data.load("mnist", "nowhere")
-    for name in ("cifar10", "cifar100", "digits"):
+    with pytest.raises(UserError, match=r"unknown dataset 'svhn'.*cifar10, cifar100, mnist, fashion_mnist, digits, folder"):
+        data.load("svhn", "nowhere")
+    for name in ("cifar10", "cifar100", "mnist", "fashion_mnist", "digits"):
         with pytest.raises(UserError, match=f"{name} has images of 32 pixels, not 64"):
             data.load(name, "nowhere", image_size=64)
 
@@ -422,6 +495,85 @@ def test_every_part_of_a_folder_holds_the_classes_in_proportion():
         assert np.abs(counts - portion * np.array([0.1, 0.4, 0.5])).max() <= 1.5
     within = order[sorted_by_class[order] == 2]
     assert list(within) != sorted(within)  # nor are the files of a class in the order of their names
+
+
+def test_val_takes_the_place_of_test(folder):
+    tested = data.load("folder", str(folder), image_size=16, workers=0)
+    (folder / "test").rename(folder / "val")
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert torch.equal(images.test.images, tested.test.images)
+    assert [*tested.notes, *images.notes] == [f"there is no folder {folder}/test: the images in {folder}/val are the test set"]
+    save(folder / "test" / "cat" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
+    save(folder / "test" / "dog" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert len(images.test) == 2
+    assert images.notes == (f"the test set is {folder}/test; the images in {folder}/val are not used",)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_test_images_are_not_sorted_by_class(tmp_path, monkeypatch, in_memory):
+    """So that the accuracy that is logged on the way is not that of the first classes alone."""
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+        for number in range(20):
+            save(tmp_path / part / name / f"{number}.png", np.full((8, 8, 3), 200 * (name == "b"), dtype=np.uint8))
+    images = data.load("folder", str(tmp_path), image_size=8, workers=0)
+    batches = list(data.test_batches(images, batch_size=10, workers=0, device="cpu"))
+    for x, y in batches:
+        assert 3 <= y.sum() <= 7
+        assert torch.equal(x[:, 0, 0, 0] > x.mean(), y == 1)  # each image with its own class
+    assert len(batches) == 4
+
+
+# ---- Images held out to choose the best epoch on
+
+
+def imbalanced(counts=(60, 30, 10)):
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    pixels = torch.arange(len(labels))[:, None, None, None].expand(-1, 1, 8, 8).to(torch.uint8)
+    parts = data.MemoryImages(pixels, labels), data.MemoryImages(pixels[:5], labels[:5])
+    return data.ImageData("made", *parts, ("a", "b", "c"), (0.5,), (0.2,), 8, True, notes=("a note",))
+
+
+def test_held_out_images_are_stratified_and_the_same_in_every_run():
+    images = imbalanced()
+    left, held_out = data.hold_out(images, 0.2)
+    assert held_out.test.labels.bincount().tolist() == [12, 6, 2]
+    assert left.train.labels.bincount().tolist() == [48, 24, 8]
+    for part in (left.train, held_out.test):  # every image with its label
+        assert torch.equal(images.train.labels[part.images[:, 0, 0, 0].long()], part.labels)
+    numbers = torch.cat([left.train.images, held_out.test.images])[:, 0, 0, 0]
+    assert sorted(numbers.tolist()) == list(range(100))
+    assert left.test is images.test
+    assert left.notes == ("a note", "20 of 100 training images are held out, to choose the best epoch on")
+    again = data.hold_out(images, 0.2)[1]
+    assert torch.equal(again.test.images, held_out.test.images)
+    for same_images in data.hold_out(images, 0.0):
+        assert same_images is images
+
+
+def test_files_are_held_out_as_decoded_images_are(folder, monkeypatch):
+    parts = []
+    for limit in (2**30, 0):
+        monkeypatch.setattr(data, "IN_MEMORY_BYTES", limit)
+        left, held_out = data.hold_out(data.load("folder", str(folder), image_size=16, workers=0), 0.25)
+        parts.append([torch.stack([part[index][0] for index in range(len(part))]) for part in (left.train, held_out.test)])
+    assert [len(part) for part in parts[0]] == [12, 4]
+    assert all(torch.equal(decoded, lazy) for decoded, lazy in zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize("portion", [0.001, 0.999])
+def test_a_portion_of_no_image(portion):
+    with pytest.raises(UserError, match=f"--valid_portion {portion} of 100 training images is "):
+        data.hold_out(imbalanced(), portion)
+
+
+def test_a_class_in_one_part_only_is_named():
+    images = imbalanced((40, 40, 1))
+    _, held_out = data.hold_out(images, 0.1)
+    assert held_out.notes[-1] == "warning: in one part only of the split, having too few images: c"
+    assert data.one_sided(images, *data.search_split(images, 0.5)) == [held_out.notes[-1].replace(": c", ": a; b; c")]
+    assert data.one_sided(imbalanced((2, 2, 2)), np.arange(0, 6, 2), np.arange(1, 6, 2)) == []
 
 
 def test_the_split_of_a_folder_does_not_depend_on_the_seed(folder):

@@ -75,6 +75,7 @@ def arguments(**given):
         "arch_weight_decay": 1e-3,
         "grad_clip": 5,
         "auxiliary": True,
+        "channels": 3,
         "auxiliary_weight": 0.4,
         "report_freq": 1000,
     }

@@ -67,7 +67,8 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert ["eigenvalue" in row for row in rows] == [True, False, True]
     for row in rows:
-        elsewhere = {"test_loss", "test_acc", "drop_path_prob", "entropy", "skips"}  # in a training; in other spaces
+        training = {"test_loss", "test_acc", "drop_path_prob", "class_acc", "confusion", "class", "images"}
+        elsewhere = training | {"entropy", "skips"}  # in other spaces
         assert set(row) | {"eigenvalue"} == documented - elsewhere
         assert len(row["alphas"]) == 28
         for edge in row["alphas"].values():
@@ -102,8 +103,10 @@ def test_tensorboard_shows_the_metrics(searched):
     assert [event.step for event in events.Scalars("eigenvalue")] == [1, 3]
     tags = events.Tags()
     assert {"entropy/normal", "entropy/reduce", "seconds_per_step", "memory_mb"} <= set(tags["scalars"])
-    assert sum(tag.startswith("alphas ") for tag in tags["scalars"]) == 28 * 8
-    [*_, last] = events.Scalars("alphas normal_n3_p1/sep_conv_5x5")
+    groups = sorted({tag.partition("/")[0] for tag in tags["scalars"]})  # as TensorBoard shows them
+    assert groups[-28:] == sorted(f"softmaxed alphas {edge}" for edge in rows[0]["alphas"])
+    assert sum(tag.startswith("softmaxed alphas ") for tag in tags["scalars"]) == 28 * 8
+    [*_, last] = events.Scalars("softmaxed alphas normal_n3_p1/sep_conv_5x5")
     assert last.value == pytest.approx(rows[-1]["alphas"]["normal_n3_p1"]["sep_conv_5x5"], rel=1e-6)
     changed = [1 + index for index, row in enumerate(rows) if index == 0 or row["genotype"] != rows[index - 1]["genotype"]]
     for cell in ("normal", "reduction"):
@@ -257,7 +260,39 @@ def test_time_left_is_that_of_the_whole_run(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     clock = progress.Clock(epochs=4, steps=10, done=5)
     now[0] += 30.0  # fifteen steps, so two seconds each, and twenty more to go
-    assert clock.left(epoch=2, step=0) == "00:40"
+    assert clock.left(epoch=2, step=0) == 40.0
+
+
+def test_time_left_counts_evaluation(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    clock = progress.Clock(epochs=2, steps=10, evaluation=5)
+    clock.begin_epoch(0)
+    now[0] += 20.0
+    assert (clock.pace(10), clock.left(0, 10)) == (2.0, 2.0 * (5 + 10 + 5))
+    now[0] += 40.0  # the evaluation took four times as long as expected
+    clock.begin_epoch(0)
+    assert clock.pace(0) == 2.0
+    assert clock.left(1, 0) == 60.0
+
+
+def test_a_slow_first_step_is_not_counted(monkeypatch):
+    """As one that waits for a compiler."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    clock = progress.Clock(epochs=1, steps=100)
+    clock.begin_epoch(0)
+    now[0] += 60.0
+    clock.forget(0, 1)
+    assert (clock.pace(1), clock.left(0, 1)) == (60.0, 60.0 * 99)  # all that is known yet
+    now[0] += 4.0
+    assert (clock.pace(3), clock.left(0, 3)) == (2.0, 2.0 * 97)
+
+
+def test_times_in_words():
+    seconds = (0.4, 41, 119, 120, 3599, 3600, 12_000, 86_400, 200_000)
+    words = ["0 s", "41 s", "2 min", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "1 day 0 h", "2 days 8 h"]
+    assert [errors.duration(time) for time in seconds] == words
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a fault")])

@@ -42,6 +42,7 @@ COMMANDS = {
     "exact": [*SEARCH, "--unrolled", "--hvp", "exact", "--batch_size", "8"],
     "darts on nasbench201": [*SEARCH, "--space", "nasbench201"],
     "train": TRAIN,
+    "best epoch": [*TRAIN, "--valid_portion", "0.25", "--optimizer", "adam", "--learning_rate", "0.001", "--label_smoothing", "0.1"],
 }
 
 

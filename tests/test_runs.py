@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -17,6 +19,7 @@ from runs import losses, macro_run, nasbench201_run, search_run, some_genotype, 
 
 import genotypes
 import visualize
+from experiment import metrics
 from experiment.errors import UserError
 from nas.architecture import Architecture
 from pictures import animation, compare, curves, drawing, history, report
@@ -262,6 +265,78 @@ def test_bars_count_the_strongest_operations(tmp_path):
             assert bar.get_height() == sum(animation.strongest(edge)[0] == name for edge in edges)
 
 
+def test_the_entropy_is_drawn_from_0_to_that_of_equal_operations(tmp_path):
+    """A search that has decided nothing does not look like one that has."""
+    for make, operations in ((search_run, 8), (nasbench201_run, 5)):
+        run = history.read(make(tmp_path / make.__name__, epochs=3))
+        [axes] = [axes for axes in curves.operations(run).axes if axes.get_title("left").startswith("entropy")]
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert math.log(operations) < high < 1.1 * math.log(operations)
+        [line] = [line for line in axes.lines if line.get_label() == "all operations equal"]
+        assert list(line.get_ydata()) == [pytest.approx(math.log(operations))] * 2
+
+
+def test_the_chosen_operation_s_frame_has_no_operation_s_colour(tmp_path):
+    run = history.read(search_run(tmp_path / "run", epochs=3))
+    frames = [patch for axes in curves.alphas(run).axes for patch in axes.patches]
+    assert len(frames) == 2 * 8 - sum(operation == "none" for edges in cells_of(run) for operation, _ in edges)
+    assert {frame.get_edgecolor()[:3] for frame in frames} == {to_rgb(curves.INK)}
+    assert curves.INK not in drawing.COLOURS.values()
+
+
+def cells_of(run):
+    return run.architecture.genotype.normal, run.architecture.genotype.reduce
+
+
+def with_classes(folder, counts, names):
+    """A training whose last epoch tells of every class."""
+    training_run(folder, genotypes.KNOWN["DARTS_V2"])
+    first, last = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    last |= metrics.of_classes(counts, names)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, last)))
+    return history.read(folder)
+
+
+def test_every_class_has_a_row_in_the_picture(tmp_path, recwarn):
+    names = ["a $x_ b$", "\x1b[31m\udcff" + "y" * 300, "oak"]
+    run = with_classes(tmp_path / "run", [[3, 1, 0], [0, 4, 0], [5, 5, 0]], names)
+    figure = curves.pictures(run)["confusion"]
+    bars, matrix = figure.axes
+    assert matrix.images[0].get_array().tolist() == [[75, 25, 0], [0, 100, 0], [50, 50, 0]]
+    assert [bar.get_width() for bar in bars.patches] == [75, 100, 0]
+    labels = [label.get_text() for label in matrix.get_yticklabels()]
+    assert labels[0] == r"a \$x_ b\$"
+    assert labels[1].startswith(r"\x1b[31m\udcffy")
+    assert len(labels[1]) < 50
+    assert curves.save(figure) == curves.save(figure)
+    assert not list(recwarn)
+    assert b"Which class fails" in report.of_run(run, {"confusion.png": curves.save(figure)})
+
+
+def test_of_very_many_classes_the_worst_are_shown(tmp_path):
+    count = curves.MOST_CLASSES + 5
+    counts = [[10 if other == index else index % 7 if other == 0 else 0 for other in range(count)] for index in range(count)]
+    run = with_classes(tmp_path / "run", counts, [f"class {index}" for index in range(count)])
+    figure = curves.confusion(run)
+    assert f"the {count - 5} least accurate of {count} classes" in figure.get_suptitle()
+    left_out = {f"class {index}" for index in range(count)} - {label.get_text() for label in figure.axes[1].get_yticklabels()}
+    right = run.epochs[-1]["class_acc"]
+    assert {right[name] for name in left_out} == {100.0}
+    assert len(left_out) == 5
+    curves.save(figure)
+
+
+def test_a_run_that_measured_the_test_set_once_is_compared_by_its_held_out_images(tmp_path):
+    rows = [losses(epoch, "valid") for epoch in range(3)]
+    rows[-1] |= {"test_loss": 9.0, "test_acc": 1.0}
+    run = history.read(write_run(tmp_path / "run", rows, "eval"))
+    loss, _ = curves.compare_curves([run], ["run"]).axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [run.series(f"{phase}_loss")[1] for phase in ("train", "valid")]
+    loss, _ = curves.curves(run).axes
+    assert [len(line.get_xdata()) for line in loss.lines] == [3, 3, 1]
+
+
 def test_numbers_of_operations_get_their_names(tmp_path):
     alphas = {"LayerChoice1": {"0": 0.5, "5": 0.3, "none": 0.2}}
     run = history.read(write_run(tmp_path / "run", [losses(0, "valid") | {"alphas": alphas, "architecture": {}}], space="enas_macro"))
@@ -316,6 +391,19 @@ def test_command_line_compares_runs_of_different_spaces(tmp_path):
     assert "| two | nasbench201 |" in (tmp_path / "comparison.md").read_text()
     with Image.open(tmp_path / "cells.png") as picture:
         assert picture.width > 500
+
+
+def test_cells_stand_below_each_other(tmp_path):
+    """Beside each other, they would not fit on a page."""
+    runs = [history.read(search_run(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "two"))]
+    picture = Image.open(io.BytesIO(compare.cells(runs)))
+    parts = [
+        Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))) for run in runs for graph in drawing.graphs(run.architecture).values()
+    ]
+    assert picture.width < max(part.width for part in parts) + 100
+    rows = (np.array(picture.convert("L")) < 255).any(axis=1)
+    assert (np.diff(rows.astype(int)) == 1).sum() >= 4  # white between any two cells
+    assert picture.height > sum(part.height for part in parts)
 
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch, capsys):
@@ -381,6 +469,15 @@ def test_the_page_says_what_ran_and_what_to_do(reported):
         assert words in text, words
 
 
+def test_both_commands_of_a_search_are_on_its_page(tmp_path):
+    folder = search_run(tmp_path / "run", epochs=1)
+    lines = ["train what was found: python train.py --epochs 12", "by the paper's recipe, which takes days: python train.py --epochs 600"]
+    (folder / "log.txt").write_text("".join(f"01/01 01:00:00 AM {line}\n" for line in lines))
+    text = Page(report.of_run(history.read(folder), {}).decode()).text
+    for words in ("Train what was found:", "python train.py --epochs 12", "By the paper's recipe, which takes days:", "--epochs 600"):
+        assert words in text
+
+
 def test_a_run_that_goes_on_is_reported_without_a_command(tmp_path):
     run = history.read(search_run(tmp_path / "run", epochs=1))
     assert b"not over yet" in report.of_run(run, {})
@@ -415,6 +512,44 @@ def test_other_formats(tmp_path, format):
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"cells.gif"}
 
 
+def in_a_browser(page, tmp_path, width, probe, dark=False):
+    """What the script `probe` posts of the page, in a window of this width."""
+    (tmp_path / "probe.html").write_text(page + probe)
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=1400,1000", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    command += ["--virtual-time-budget=10000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return json.loads(re.search(r"&lt;&lt;(.*)&gt;&gt;", done.stdout).group(1))
+
+
+CUT_OFF = """<script>addEventListener("load", () => parent.postMessage(
+  [...document.querySelectorAll(".scroll, .picture")].map(part => part.scrollWidth - part.clientWidth), "*"))</script>"""
+LINES_OF_NAMES = """<script>addEventListener("load", () => parent.postMessage(
+  [...document.querySelectorAll(".facts td:first-child")].filter(cell => cell.offsetHeight).map(cell => {
+    const range = document.createRange(); range.selectNodeContents(cell); return range.getClientRects().length }), "*"))</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_nothing_of_a_comparison_is_cut_off(tmp_path):
+    """On 1200 pixels: neither a column of the table nor a part of a picture."""
+    paths = [search_run(tmp_path / "search-EXP-20260101-120000"), nasbench201_run(tmp_path / "two")]
+    paths += [training_run(tmp_path / "eval-EXP-20260102-120000", genotypes.KNOWN["NASNet"], init_channels=36, layers=20)]
+    runs = [history.read(path) for path in paths]
+    page = report.of_runs(runs, compare.table(runs), visualize.picture_runs(runs, "png")).decode()
+    assert in_a_browser(page, tmp_path, 1200, CUT_OFF) == [0, 0, 0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [375, 1200])
+def test_names_of_facts_do_not_break(tmp_path, width):
+    run = history.read(search_run(tmp_path / "run", epochs=1))
+    run.config["command"] = ["train_search.py", *(f"--flag{number} a/very/long/{'path' * 10}" for number in range(10))]
+    lines = in_a_browser(report.of_run(run, {}).decode(), tmp_path, width, LINES_OF_NAMES)
+    assert lines == [1] * len(lines)
+    assert len(lines) > 4
+
+
 PROBE = """<script>addEventListener("load", () => parent.postMessage({
   page: document.documentElement.scrollWidth, window: innerWidth, ground: getComputedStyle(document.body).backgroundColor,
   ink: getComputedStyle(document.body).color, pictures: [...document.images].map(image => image.naturalWidth),
@@ -429,13 +564,7 @@ FRAME = """<!doctype html><pre id="seen"></pre><script>addEventListener("message
 @pytest.mark.parametrize("width", [375, 1200])
 def test_the_page_in_a_browser(reported, tmp_path, width, dark):
     """All pictures load, nothing but pictures and tables scrolls sideways, and the colours follow the reader's."""
-    (tmp_path / "probe.html").write_text((reported / "report.html").read_text() + PROBE)
-    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=1400,1000", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    command += ["--virtual-time-budget=10000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    seen = json.loads(re.search(r"&lt;&lt;(.*)&gt;&gt;", done.stdout).group(1))
+    seen = in_a_browser((reported / "report.html").read_text(), tmp_path, width, PROBE, dark)
     assert seen["window"] == width
     assert seen["page"] <= width
     assert len(seen["pictures"]) == 6

@@ -1,5 +1,7 @@
 """Accuracy, meters, multiply-adds, drop path, and the networks at sizes other than the paper's."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,55 @@ def test_meters_average_over_images():
     assert meters.top1.avg == 50.0
     again = utils.Meters()
     again.load_state_dict(meters.state_dict())
-    assert str(again) == str(meters) == "2.000000e+00 50.000000 100.000000"
+    assert str(meters) == "loss 2.000 top1 50.0 top5 100.0"
+    assert again.state_dict() == meters.state_dict()
+
+
+@pytest.mark.parametrize(("classes", "words"), [(5, "loss 1.500 top1 50.0"), (6, "loss 1.500 top1 50.0 top5 50.0")])
+def test_five_of_five_classes_are_no_accuracy(classes, words):
+    meters = utils.Meters()
+    logits = torch.eye(classes)[:2]
+    logits[1, -1] = -1
+    meters.update(torch.tensor(1.5), logits, torch.tensor([0, classes - 1]))
+    assert str(meters) == words
+
+
+class Guess(nn.Module):
+    """Takes every image for the class in its first pixel."""
+
+    def forward(self, x):
+        return nn.functional.one_hot(x[:, 0, 0, 0].long(), 3).float()
+
+
+def test_evaluation_counts_what_is_taken_for_what():
+    guesses, classes = torch.tensor([0, 2, 2, 1, 0, 0, 2]), torch.tensor([0, 2, 1, 1, 1, 2, 2])
+    batches = [(guesses[part].view(-1, 1, 1, 1).float(), classes[part]) for part in (slice(4), slice(4, 7))]
+    measured = utils.evaluate(Guess(), batches, nn.functional.cross_entropy)
+    assert measured.confusion.tolist() == [[1, 0, 0], [1, 1, 1], [1, 0, 2]]
+    assert measured.top1.avg == pytest.approx(100 * 4 / 7)
+
+
+def test_a_run_of_more_than_a_day_is_known_before_it_starts(monkeypatch):
+    """A forward pass over 8 images takes 4 seconds: a step on 16, with its backward pass, 24, and 3600 steps a day."""
+    now = [0.0]
+    monkeypatch.setattr(utils.time, "perf_counter", lambda: now[0])
+
+    class Slow(Guess):
+        def forward(self, x):
+            now[0] += len(x) / 2
+            return super().forward(x)
+
+    monkeypatch.setattr(utils, "count_multiply_adds", lambda *_: 100.0)
+    args, cpu = Namespace(channels=3, batch_size=16), torch.device("cpu")
+    assert utils.long_run(Slow(), args, 8, 3500, 1, cpu) == ()
+    [warning] = utils.long_run(Slow(), args, 8, 4000, 1, cpu)
+    assert warning.startswith("warning: this run will take about 1 day 2 h here")
+    assert "--fast_dev_run" in warning
+    [warning] = utils.long_run(Slow(), args, 8, 4000, 5, cpu)
+    assert "about 5 days 13 h" in warning
+    now[0] = 0.0
+    assert utils.long_run(Slow(), args, 8, 20, 1, cpu) == ()
+    assert now[0] == 0.0  # nothing is measured for a run that is short anywhere
 
 
 def test_multiply_adds_by_hand():

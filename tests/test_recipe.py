@@ -1,0 +1,352 @@
+"""Training with what people add to the paper's recipe; how long it takes, told early; and what it says of every class."""
+
+import json
+import re
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scripts import load, log_lines, said
+from torch import nn
+
+import data
+import genotypes
+import utils
+from experiment import errors, metrics, monitor
+from experiment.weights import load_weights
+from model import NetworkCIFAR
+
+TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--init_channels", "2", "--layers", "3"]
+TRAIN = [*TINY, "--arch", "DARTS_V1", "--batch_size", "8"]
+SEARCH = [*TINY, "--batch_size", "4"]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- The best epoch, chosen on held-out images
+
+
+def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_once(script, images, monkeypatch):
+    module, seen, measured = load("train"), [], iter([50.0, 75.0, 75.0, 25.0])
+    evaluate = utils.evaluate
+
+    def evaluated(model, batches, criterion, report):
+        batches = list(batches)
+        meters = evaluate(model, batches, criterion, report)
+        seen.append(sum(len(y) for _, y in batches))
+        if seen[-1] == 8 and len(seen) < 5:  # the held-out images
+            meters.top1.sum, meters.top1.count = next(measured), 1
+        return meters
+
+    kept = []
+    arguments = [*TRAIN, "--data", str(images), "--epochs", "4", "--valid_portion", "0.25", "--run_dir", "run"]
+    with monkeypatch.context() as context:
+        context.setattr(module.utils, "evaluate", evaluated)
+        context.setattr(module.Run, "write_weights", recorded(kept, module.Run.write_weights))
+        context.setattr(sys, "argv", ["train.py", *arguments])
+        module.main()
+    assert seen == [8, 8, 8, 8, 8]  # 8 of 32 held out, four times; then the 8 of the test set
+    assert kept == ["weights.pt", "best.pt", "weights.pt", "best.pt", "weights.pt", "weights.pt"]
+    rows = rows_of("run")
+    assert [row["valid_acc"] for row in rows] == [50.0, 75.0, 75.0, 25.0]
+    assert ["test_acc" in row for row in rows] == [False, False, False, True]
+    best, last = (torch.load(f"run/{name}.pt", weights_only=True) for name in ("best", "weights"))
+    assert not torch.equal(best["stem.0.weight"], last["stem.0.weight"])
+    lines = log_lines(Path("run"))
+    assert "8 of 32 training images are held out, to choose the best epoch on" in lines
+    assert "best accuracy on the held-out images 75.00%, in epoch 1: its weights are in best.pt" in lines
+    assert f"test accuracy {rows[-1]['test_acc']:.2f}% of these weights, measured once: the result" in lines
+    assert not any("not a result" in line for line in lines)
+    command = said(lines, "test the weights again: ")
+    assert command[command.index("--model_path") + 1] == "run/best.pt"
+    status, out, _ = script("test", *command[2:], "--workers", "0")
+    assert status == 0
+    assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(rows[-1]["test_acc"], abs=1e-4)
+
+
+def recorded(names, original):
+    def write(self, model, name="weights.pt"):
+        names.append(name)
+        original(self, model, name)
+
+    return write
+
+
+def test_without_held_out_images_nothing_is_kept_or_chosen(script, images):
+    script("train", *TRAIN, "--data", images, "--epochs", "2", "--run_dir", "run")
+    assert not Path("run/best.pt").exists()
+    assert all("test_acc" in row and "valid_acc" not in row for row in rows_of("run"))
+
+
+# ---- Every class
+
+
+def test_every_class_is_told_at_the_end(script, images):
+    status, _, error = script("train", *TRAIN, "--data", images, "--epochs", "2", "--run_dir", "run")
+    assert status == 0, error
+    first, last = rows_of("run")
+    assert "confusion" not in first
+    assert {name: sum(row.values()) for name, row in last["confusion"].items()} == {"dark": 4, "light": 4}
+    assert last["class_acc"] == {name: 100 * row.get(name, 0) / 4 for name, row in last["confusion"].items()}
+    assert sum(last["class_acc"].values()) / 2 == pytest.approx(last["test_acc"])
+    told = [line for line in log_lines(Path("run")) if line.startswith("class ")]
+    assert told == metrics.class_lines(last)
+    assert len(told) == 2
+
+
+def test_the_class_that_fails_comes_first():
+    row = metrics.of_classes([[5, 1, 0], [4, 0, 16], [0, 0, 0]], ["cat", "dog", "emu"])
+    assert row == {
+        "class_acc": {"cat": pytest.approx(500 / 6), "dog": 0.0},  # of the emu there was no image
+        "confusion": {"cat": {"cat": 5, "dog": 1}, "dog": {"cat": 4, "emu": 16}},
+    }
+    assert metrics.class_lines(row) == [
+        "class dog: 0 of 20 right, 0.00%; taken for emu (16), cat (4)",
+        "class cat: 5 of 6 right, 83.33%; taken for dog (1)",
+    ]
+    many = metrics.of_classes(torch.eye(50, dtype=torch.int64).tolist(), [str(number) for number in range(50)])
+    assert len(metrics.class_lines(many)) == 21
+    assert metrics.class_lines(many)[-1].startswith("30 more classes")
+    assert metrics.class_lines({"epoch": 0}) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"class_acc": {"a": 1.0}},
+        {"confusion": {"a": {"a": 1}}},
+        {"class_acc": [], "confusion": []},
+        {"class_acc": {"a": 101.0}, "confusion": {"a": {"a": 1}}},
+        {"class_acc": {"a": "1"}, "confusion": {"a": {"a": 1}}},
+        {"class_acc": {"a": 1.0}, "confusion": {"a": {}}},
+        {"class_acc": {"a": 1.0}, "confusion": {"a": {"a": -1}}},
+        {"class_acc": {"a": 1.0}, "confusion": {"a": {"a": True}}},
+        {"class_acc": {"a": 1.0}, "confusion": {"a": [1]}},
+    ],
+)
+def test_damaged_numbers_of_classes_are_refused(wrong):
+    metrics.check({"epoch": 0, "class_acc": {"a": 1.0}, "confusion": {"a": {"a": 1}}}, 0)
+    with pytest.raises(ValueError, match=r"its (class_acc|confusion|accuracy)"):
+        metrics.check({"epoch": 0, **wrong}, 0)
+
+
+# ---- The recipe's flags
+
+
+def network(classes=2, in_channels=3):
+    return NetworkCIFAR(2, classes, 3, True, genotypes.DARTS_V1, in_channels)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_that_is_shown_is_the_one_that_evaluation_measures(smoothing):
+    """While what is descended has the auxiliary head's share, and smoothed labels."""
+    torch.manual_seed(0)
+    model, x, y = network(), torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 1, 0])
+    criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    args = Namespace(amp=False, auxiliary_weight=0.4, grad_clip=1e9)
+    shown, logits, _ = load("train").training_step(model, criterion, optimizer, args)(x, y)
+    assert shown == F.cross_entropy(logits, y)
+    gradient = model.classifier.weight.grad.clone()
+    model.zero_grad()
+    logits, auxiliary = model(x)
+    (criterion(logits, y) + 0.4 * criterion(auxiliary, y)).backward()
+    torch.testing.assert_close(gradient, model.classifier.weight.grad)
+    assert model.auxiliary_head.classifier.weight.grad.abs().sum() > 0
+
+
+def test_label_smoothing_reaches_the_step(script, images):
+    weights = []
+    for smoothing in ("0.0", "0.5"):
+        flags = ["--fast_dev_run", "--label_smoothing", smoothing, "--run_dir", f"run{smoothing}"]
+        status, _, error = script("train", *TRAIN, "--data", images, *flags)
+        assert status == 0, error
+        weights.append(torch.load(f"run{smoothing}/weights.pt", weights_only=True)["classifier.weight"])
+    assert not torch.equal(*weights)
+
+
+def test_the_optimizers():
+    build, model = load("train").build_optimizer, nn.Linear(2, 2)
+    args = Namespace(optimizer="adam", learning_rate=1e-3, weight_decay=0.1, momentum=0.8)
+    adam = build(model, args)
+    assert type(adam) is torch.optim.Adam
+    assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["weight_decay"]) == (1e-3, (0.8, 0.999), 0.1)
+    args.optimizer = "sgd"
+    sgd = build(model, args)
+    assert type(sgd) is torch.optim.SGD
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (1e-3, 0.8, 0.1)
+
+
+def test_the_flags_are_off_by_default_and_recorded(script, images):
+    script("train", *TRAIN, "--data", images, "--fast_dev_run", "--run_dir", "run")
+    arguments = json.loads(Path("run/config.json").read_text())["arguments"]
+    off = {"optimizer": "sgd", "learning_rate_min": 0.0, "label_smoothing": 0.0, "init_from": None, "valid_portion": 0.0, "channels": 3}
+    assert {name: arguments[name] for name in off} == off
+
+
+def test_the_learning_rate_descends_to_its_minimum(script, images):
+    flags = ["--optimizer", "adam", "--learning_rate", "0.01", "--learning_rate_min", "0.004", "--label_smoothing", "0.1"]
+    status, _, error = script("train", *TRAIN, "--data", images, "--epochs", "2", *flags, "--run_dir", "run")
+    assert status == 0, error
+    assert [row["lr"] for row in rows_of("run")] == pytest.approx([0.01, 0.007])
+
+
+def test_training_begins_with_saved_weights(script, images):
+    torch.manual_seed(1)
+    torch.save(network().state_dict(), "two.pt")
+    torch.save(network(classes=7).state_dict(), "seven.pt")
+    for name, words in (("two", ""), ("seven", "; new, for 2 classes: auxiliary_head.classifier, classifier")):
+        flags = ["--auxiliary", "--learning_rate", "1e-30", "--init_from", f"{name}.pt", "--run_dir", name]
+        status, _, error = script("train", *TRAIN, "--data", images, "--fast_dev_run", *flags)
+        assert status == 0, error
+        assert f"begins with the weights in {name}.pt{words}" in log_lines(Path(name))
+        begun, ended = (torch.load(path, weights_only=True) for path in (f"{name}.pt", f"{name}/weights.pt"))
+        same = {key for key, value in ended.items() if value.shape == begun[key].shape and (value - begun[key]).abs().max() < 1e-20}
+        learned = {key for key, _ in network().named_parameters()}
+        assert learned - same == ({key for key in learned if "classifier" in key} if name == "seven" else set())
+
+
+def test_weights_of_another_network_are_no_beginning(tmp_path):
+    torch.save(network(in_channels=1).state_dict(), tmp_path / "grey.pt")
+    with pytest.raises(errors.UserError, match=r"stem\.0\.weight is 6x1x3x3 in the file, 6x3x3x3 here"):
+        load_weights(network(classes=4), str(tmp_path / "grey.pt"), num_classes=4)
+    torch.save(network(classes=7).state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(errors.UserError, match=r"classifier\.weight is 7x32 in the file, 2x32 here"):
+        load_weights(network(), str(tmp_path / "seven.pt"))  # where they are not only a beginning
+
+
+def test_a_run_that_goes_on_may_find_the_weights_that_it_began_with_elsewhere(script, images):
+    torch.save(network().state_dict(), "a.pt")
+    arguments = [*TRAIN, "--data", images, "--auxiliary", "--fast_dev_run", "--run_dir", "run"]
+    assert script("train", *arguments, "--init_from", "a.pt")[0] == 0
+    shutil.move("a.pt", "b.pt")
+    status, _, error = script("train", "--resume", "run")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "a.pt: No such file" in error
+    assert script("train", "--resume", "run", "--init_from", "b.pt")[0] == 0
+
+
+# ---- Grey images
+
+
+def test_a_network_of_one_channel_is_searched_trained_and_described(script, images):
+    status, _, error = script("train_search", *SEARCH, "--data", images, "--channels", "1", "--fast_dev_run", "--run_dir", "search")
+    assert status == 0, error
+    command = said(log_lines(Path("search")), "train what was found: ")
+    assert command[command.index("--channels") + 1] == "1"
+    status, _, error = script("train", *command[2:], *TINY[2:], "--batch_size", "8", "--fast_dev_run", "--run_dir", "eval")
+    assert status == 0, error
+    for folder in ("search", "eval"):
+        assert torch.load(f"{folder}/weights.pt", weights_only=True)["stem.0.weight"].shape == (6, 1, 3, 3)
+    assert "--channels 1" in log_lines(Path("eval"))[-1]
+    assert "--channels 1" in next(line for line in log_lines(Path("search")) if "by the paper's recipe" in line)
+    for space in ("nasbench201", "enas_macro"):
+        flags = ["--space", space, "--channels", "1", "--init_channels", "4", "--fast_dev_run", "--run_dir", space]
+        status, _, error = script("train_search", *TINY[:-4], "--batch_size", "4", "--data", images, *flags)
+        assert status == 0, error
+
+
+# ---- Known before one waits
+
+
+def test_time_and_memory_are_told_after_a_few_steps_and_at_every_report(script, images):
+    status, out, _ = script("train", *TRAIN[:-1], "4", "--data", images, "--epochs", "2", "--report_freq", "3", "--run_dir", "run")
+    assert status == 0
+    lines = [line[18:] for line in out.splitlines()]
+    reports = [line for line in lines if line.startswith("train 0")]
+    assert len(reports) == 6  # of 8 steps, at 0, 3 and 6, twice
+    for line in reports:
+        assert re.fullmatch(r"train 00\d loss \d\.\d{3} top1 \d+\.\d \| \d+\.\d\d s/step, \d+ s left", line)
+    [told] = [index for index, line in enumerate(lines) if line.startswith("pace: ")]
+    assert re.fullmatch(r"pace: \d+\.\d\d s/step, about \d+ s for all 2 epochs; peak memory [\d,]+ MB", lines[told])
+    assert lines[told - 1].startswith("train 003") and lines[told + 1].startswith("train 006")  # noqa: PT018
+
+
+def test_the_whole_run_s_time_by_the_latest_steps(monkeypatch):
+    run = Namespace(progress=Namespace(epoch=0, step=0), device=torch.device("cpu"), folder=Path("nowhere"))
+    monkeypatch.setattr(monitor.Monitor, "__init__", lambda *_: None)
+    watch = monitor.Monitor()
+    watch._run, watch._clock = run, Namespace(pace=lambda step: 2.0)
+    watch._memory = lambda: {"memory_mb": 1234.4}
+    assert watch.expected(600, 100, 60) == "2.00 s/step, about 1 day 16 h for all 600 epochs; peak memory 1,234 MB"
+
+
+def test_a_dev_run_tells_the_time_of_the_whole_run(script, images):
+    for name, arguments in (("train", TRAIN), ("train_search", SEARCH)):
+        status, out, _ = script(name, *arguments, "--data", images, "--fast_dev_run", "--epochs", "123", "--run_dir", name)
+        assert status == 0
+        assert re.search(r"the whole run: \d+\.\d\d s/step, about \d.* for all 123 epochs; peak memory [\d,]+ MB\n", out)
+
+
+def test_a_long_run_is_warned_of_before_it_starts(script, images, monkeypatch):
+    monkeypatch.setattr(utils, "DAY", 0.0)
+    monkeypatch.setattr(utils, "count_multiply_adds", lambda *_: 1e12)
+    for name, arguments in (("train", TRAIN), ("train_search", SEARCH)):
+        status, _, error = script(name, *arguments, "--data", images, "--fast_dev_run", "--compile", "no", "--run_dir", name)
+        assert status == 0, error
+        lines = log_lines(Path(name))
+        [warned] = [index for index, line in enumerate(lines) if line.startswith("warning: this run will take about ")]
+        assert warned < lines.index("epoch 0 lr 2.500000e-02")
+
+
+@pytest.mark.parametrize(
+    ("given", "images", "expected"),
+    [
+        ({}, 50000, {}),  # the paper's search
+        ({"init_channels": 4, "layers": 4, "epochs": 4, "batch_size": 32}, 1437, [9, 10, 48, 48]),
+        ({"batch_size": 64}, 70, {"batch_size": 70}),
+        ({"space": "enas_macro", "layers": 6, "init_channels": 24}, 50000, [24, 6, 600, 96]),
+        ({"space": "mine.py:Net", "layers": None, "init_channels": 16}, 50000, {"init_channels": 16, "epochs": 600, "batch_size": 96}),
+    ],
+)
+def test_the_training_is_in_proportion_to_the_search(given, images, expected):
+    args = Namespace(**{"space": "darts", "init_channels": 16, "layers": 8, "epochs": 50, "batch_size": 64} | given)
+    if isinstance(expected, list):
+        expected = dict(zip(("init_channels", "layers", "epochs", "batch_size"), expected, strict=True))
+    assert load("train_search").proportional_sizes(args, images) == expected
+
+
+def test_a_search_prints_both_commands(script, images):
+    script("train_search", *SEARCH, "--data", images, "--fast_dev_run", "--epochs", "5", "--run_dir", "run")
+    lines = log_lines(Path("run"))
+    ours = said(lines, "train what was found: ")
+    papers = said(lines, "by the paper's recipe, which is made for days on a GPU: ")
+    assert ours[:-8] == papers
+    assert ours[-8:] == ["--init_channels", "4", "--layers", "8", "--epochs", "60", "--batch_size", "6"]
+
+
+# ---- The command lines
+
+
+@pytest.mark.parametrize("name", ["train", "train_search"])
+def test_help_shows_the_default_of_every_flag(script, name):
+    status, out, _ = script(name, "--help")
+    assert status == 0
+    flags = re.split(r"\n  (?=-)", out.partition("options:")[2])[2:]  # after --help itself
+    assert len(flags) > 30
+    assert [flag for flag in flags if "(default:" not in " ".join(flag.split())] == []
+
+
+def test_imbalanced_classes_and_one_with_a_single_image(script, tmp_path, images):
+    """Searched and trained; the log names what is in one half of the search only."""
+    shutil.copytree(images, tmp_path / "images")
+    for part in ("train", "test"):
+        (tmp_path / "images" / part / "rare").mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "images" / part / "rare" / "0.png")
+    (tmp_path / "images" / "test").rename(tmp_path / "images" / "val")
+    status, _, error = script("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--run_dir", "search")
+    assert status == 0, error
+    assert "warning: in one part only of the split, having too few images: rare" in log_lines(Path("search"))
+    status, _, error = script("train", *TRAIN, "--data", "images", "--epochs", "1", "--valid_portion", "0.2", "--run_dir", "eval")
+    assert status == 0, error
+    assert "warning: in one part only of the split, having too few images: rare" in log_lines(Path("eval"))
+    assert list(rows_of("eval")[-1]["class_acc"]) == ["dark", "light", "rare"]
+    assert data.load("folder", "images", 8, 0).notes[-1].endswith("are the test set")
