@@ -46,7 +46,7 @@ DATASETS = ("cifar10", "cifar100", "digits", "folder")
 # A folder whose decoded images take at most this much is decoded once; a larger one by workers, again in every epoch.
 IN_MEMORY_BYTES = 2**30
 
-Triple = tuple[float, float, float]
+Levels = tuple[float, ...]  # one of each channel, as a fraction of white
 Sample = tuple[str, int]  # a file and its label
 
 
@@ -63,8 +63,8 @@ class ImageData:
     train: Images
     test: Images
     classes: tuple[str, ...]
-    mean: Triple
-    std: Triple
+    mean: Levels
+    std: Levels
     image_size: int
     flip: bool
     notes: tuple[str, ...] = ()  # what the log of a run should say of them
@@ -99,6 +99,46 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
     if name == "folder":
         return _folder(Path(root), image_size, workers, skip_bad_images)
     return _cifar(name, root)
+
+
+def load_test(
+    name: str,
+    root: str,
+    classes: tuple[str, ...],
+    image_size: int,
+    mean: Levels,
+    std: Levels,
+    workers: int = 2,
+    skip_bad_images: bool = False,
+) -> ImageData:
+    """The test images of a dataset, for a network that is trained: the result holds no training images, and a `folder` needs none.
+
+    Args:
+        classes, image_size, mean, std: what the network was trained with.
+        name, root, workers, skip_bad_images: as of `load`.
+
+    Raises:
+        UserError: as of `load`; or the images are of other classes, or in another order.
+    """
+    if name == "folder":
+        found, samples, left_out = _walk(Path(root), "test")
+        notes = left_out.notes()
+    else:
+        images = load(name, root, image_size, workers, skip_bad_images)
+        found, notes = images.classes, images.notes
+    if found != classes:
+        which = f"only one of both knows {_first(sorted({*found} ^ {*classes}))}" if {*found} ^ {*classes} else "their order differs"
+        raise UserError(f"the classes of {Path(root) / 'test' if name == 'folder' else name} are not those of the network: {which}")
+    if name == "folder":
+        if skip_bad_images:
+            samples, bad = _sound(samples, classes, image_size, workers)
+            notes += _skipped(bad, len(samples))
+        in_files = FileImages(samples, image_size)
+        test: Images = in_files if len(samples) * len(mean) * image_size**2 > IN_MEMORY_BYTES else _decode_all(in_files, workers)
+    else:
+        test = images.test
+    none = MemoryImages(torch.empty(0, len(mean), image_size, image_size, dtype=torch.uint8), torch.empty(0, dtype=torch.long))
+    return ImageData(name, none, test, classes, mean, std, image_size, flip=False, notes=notes)
 
 
 ON_DEVICE = ("auto", "yes", "no")
@@ -169,7 +209,7 @@ class FileImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return _decode(path, self.image_size), label
+        return decode(path, self.image_size), label
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = zip(*(self[int(index)] for index in indices), strict=True)
@@ -216,22 +256,42 @@ _TURNS = {
 }
 
 
-def _decode(path: str, size: int) -> Tensor:
-    """The image as uint8 (3, size, size): upright, as its EXIF data says, and on white where it is transparent."""
+def pixels(image: Image.Image, size: int, channels: int = 3) -> Tensor:
+    """The centre square of an opened image, resized, as uint8 (channels, size, size): upright, as its EXIF data says, and on white where it
+    is transparent. What a network is trained on, measured on and asked about goes through here.
+
+    Raises:
+        ValueError: it has more than 8 bits per channel, or is a line or a point. What Pillow raises for damaged images is of many kinds.
+    """
+    if image.mode[0] in "IF":
+        raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
+    if min(image.size) < 2:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, which show nothing")
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    upright = converted if turn is None else converted.transpose(turn)
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    if square.mode == "RGBA":
+        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
+    if channels == 1:
+        square = square.convert("L")
+    return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def decode(path: str, size: int, channels: int = 3) -> Tensor:
+    """`pixels` of the image in a file.
+
+    Raises:
+        BadImage: it cannot be decoded.
+        UserError: the file cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with files.open_file(path) as file, Image.open(file) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
-                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-                pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
-                upright = pixels if turn is None else pixels.transpose(turn)
-                square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-                if square.mode == "RGBA":
-                    square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
+                return pixels(image, size, channels)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message names an object, not the file
@@ -240,7 +300,6 @@ def _decode(path: str, size: int) -> Tensor:
         # With a number, it is the system that says it (the file is gone, too many are open), and may be otherwise the next time.
         kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
         raise kind(f"{_UNDECODABLE}{path}: {error}") from None
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
 def _cifar(name: str, root: str) -> ImageData:
@@ -290,9 +349,7 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool) ->
     notes = (left_out + test_left_out).notes()
     if skip_bad_images:
         (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
-        if bad := bad + test_bad:
-            total = len(samples) + len(test_samples) + len(bad)
-            notes += (f"skipped {len(bad)} of {total} images, which cannot be decoded: {_first(bad)}",)
+        notes += _skipped(bad + test_bad, len(samples) + len(test_samples))
     # The files come sorted by class, and the search split takes the first part of the list.
     samples = [samples[index] for index in _interleave(np.array([label for _, label in samples]))]
     train, test = FileImages(samples, image_size), FileImages(test_samples, image_size)
@@ -312,6 +369,11 @@ def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, worke
     if lost := set(range(len(classes))) - {label for _, label in sound}:
         raise UserError(f"no image of the class {classes[min(lost)]} can be decoded: {bad[0]}")
     return sound, bad
+
+
+def _skipped(bad: list[str], sound: int) -> tuple[str, ...]:
+    """What the log should say of images that cannot be decoded."""
+    return (f"skipped {len(bad)} of {sound + len(bad)} images, which cannot be decoded: {_first(bad)}",) if bad else ()
 
 
 class _LeftOut(NamedTuple):
@@ -452,7 +514,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Triple]:
+def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Levels]:
     """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
     try:
         key = {"decoding": "upright, on white", "files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
@@ -485,7 +547,7 @@ def _count_levels(images: Tensor) -> Tensor:
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
 
-def _mean_std(counts: Tensor) -> tuple[Triple, Triple]:
+def _mean_std(counts: Tensor) -> tuple[Levels, Levels]:
     """Exact mean and standard deviation, as fractions of white, from `_count_levels`."""
     share = counts.double() / counts.sum(1, keepdim=True)
     level = torch.arange(256, dtype=torch.float64) / 255
@@ -496,6 +558,17 @@ def _mean_std(counts: Tensor) -> tuple[Triple, Triple]:
 
 
 # ---- Augmentation
+
+
+class Normalise:
+    """uint8 (..., C, H, W) -> float32 on the same device: as fractions of white, less the mean, over the deviation of each channel."""
+
+    def __init__(self, mean: Levels, std: Levels) -> None:
+        self._mean, self._std = torch.tensor([mean, std])[..., None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
+        return (images / 255).sub_(mean).div_(std).contiguous()
 
 
 class Augment:
@@ -515,7 +588,7 @@ class Augment:
         self.flip = data.flip
         self.cutout_length = cutout_length
         self.train = train
-        self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
+        self._normalise = Normalise(data.mean, data.std)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, 3, H, W) on the same device. A CPU generator draws the same numbers whatever the device.
@@ -548,10 +621,6 @@ class Augment:
             cut_columns = (columns >= x - half) & (columns < x + half)  # (B, W)
             normalised.masked_fill_((cut_rows[:, :, None] & cut_columns[:, None, :])[:, None], 0.0)
         return normalised
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
-        return (images / 255).sub_(mean).div_(std).contiguous()
 
 
 # ---- Batches

@@ -27,7 +27,7 @@ import utils
 from experiment import distributed, monitor
 from experiment.errors import UserError
 from experiment.run import Run
-from nas import registry, search
+from nas import registry, search, trained
 from nas.architecture import Architecture
 from speed import acceleration, capture
 
@@ -127,6 +127,8 @@ def main() -> None:
             utils.advance(scheduler)
 
             run.write_weights(model)
+            measured_on = f"{test_meters.top1.count} test images, after epoch {epoch + 1} of {epochs}"
+            run.write_json(trained.FILE, trained.describe(args, images, architecture, test_meters.top1.avg, measured_on))
             metrics = {
                 "lr": lr,
                 **drop_path,
@@ -168,15 +170,8 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
 
 
 def test_command(args: argparse.Namespace, run: Run) -> str:
-    """The command that measures the saved weights' accuracy."""
-    command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
-    command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    command += ["--skip_bad_images"][: args.skip_bad_images]
-    for name in ("init_channels", "layers"):
-        if getattr(args, name) is not None:
-            command += [f"--{name}", str(getattr(args, name))]
-    command += [*["--auxiliary"][: args.auxiliary], *([] if args.space == "darts" else ["--space", args.space])]
-    return shlex.join(command)
+    """The command that measures the saved weights' accuracy; a space in a file is named again (see `cli.parse`)."""
+    return shlex.join(["python", "test.py", str(run.folder), *(["--space", args.space] if cli.runs_code(args.space) else [])])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -13,7 +14,7 @@ from experiment.errors import UserError, shorten
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Loads a `state_dict()` saved by `write_weights`, or by the original authors, into `model`.
+    """Loads a `state_dict()` saved by `write_weights`, by the original authors, or as .safetensors, into `model`.
 
     Raises:
         UserError: the file cannot be read or holds no weights, or those of another network.
@@ -22,7 +23,12 @@ def load_weights(model: nn.Module, path: str) -> None:
         raise UserError(f"{path} is a folder: name its weights.pt")
     try:
         with files.open_file(path) as file:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
+            if path.endswith(".safetensors"):
+                weights = optional("safetensors.torch").load(file.read())
+            else:
+                weights = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
@@ -56,6 +62,33 @@ def load_weights(model: nn.Module, path: str) -> None:
         first += differing[:3]
         raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
     model.load_state_dict(own | weights)
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """What a .safetensors file says beside its tensors.
+
+    Raises:
+        UserError: it cannot be read, or is not such a file.
+    """
+    try:
+        files.open_file(path).close()
+        with optional("safetensors").safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
+    except Exception as error:  # of safetensors' own kind
+        raise UserError(f"{path} is not a .safetensors file, or damaged ({shorten(str(error))})") from None
+
+
+def optional(package: str) -> Any:
+    """A package that only some formats need. Raises `UserError` where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        missing = error.name or package
+        raise UserError(f"the package {missing} is missing: pip install -r requirements-export.txt") from None
 
 
 def _is_plain(value: Any) -> bool:
