@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 from typing import Any
 
@@ -22,15 +23,16 @@ def load_weights(model: nn.Module, path: str) -> None:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name its weights.pt")
     try:
-        with files.open_file(path) as file:
-            if path.endswith(".safetensors"):
-                weights = optional("safetensors.torch").load(file.read())
-            else:
-                weights = torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+        content = files.read(path)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
+    try:
+        if path.endswith(".safetensors"):
+            weights = optional("safetensors.torch").load(content)
+        else:
+            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
         raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
     if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
@@ -87,7 +89,7 @@ def optional(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        missing = error.name or package
+        missing = (error.name or package).partition(".")[0]
         raise UserError(f"the package {missing} is missing: pip install -r requirements-export.txt") from None
 
 

@@ -192,7 +192,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "space": (_is_text, "the name of a space"),
     "architecture": (lambda value: isinstance(value, dict), "an object"),
     "init_channels": (lambda value: value is None or _is_count(4096)(value), "a number of channels"),
-    "layers": (lambda value: value is None or _is_count(1024)(value), "a number of cells"),
+    "layers": (lambda value: value is None or (_is_count(1024)(value) and value >= 3), "a number of cells of at least 3"),
     "auxiliary": (lambda value: isinstance(value, bool), "true or false"),
     "dataset": (_is_text, "the name of a dataset"),
     "classes": (lambda value: _are(_is_text)(value) and len(set(value)) == len(value), "a list of names, each once"),
