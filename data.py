@@ -107,6 +107,48 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
     return _torchvision(name, root, channels)
 
 
+def load_test(
+    name: str,
+    root: str,
+    classes: tuple[str, ...],
+    image_size: int,
+    mean: Levels,
+    std: Levels,
+    workers: int = 2,
+    skip_bad_images: bool = False,
+) -> ImageData:
+    """The test images of a dataset, for a network that is trained: the result holds no training images, and a `folder` needs none.
+
+    Args:
+        classes, image_size, mean, std: what the network was trained with.
+        name, root, workers, skip_bad_images: as of `load`.
+
+    Raises:
+        UserError: as of `load`; or the images are of other classes, or in another order.
+    """
+    part = "val" if (Path(root) / "val").is_dir() and not (Path(root) / "test").is_dir() else "test"
+    if name == "folder":
+        found, samples, left_out = _walk(Path(root), part)
+        notes = left_out.notes()
+    else:
+        images = load(name, root, image_size, workers, skip_bad_images, len(mean))
+        found, notes = images.classes, images.notes
+    if found != classes:
+        which = f"only one of both knows {_first(sorted({*found} ^ {*classes}))}" if {*found} ^ {*classes} else "their order differs"
+        raise UserError(f"the classes of {Path(root) / part if name == 'folder' else name} are not those of the network: {which}")
+    if name == "folder":
+        if skip_bad_images:
+            samples, bad = _sound(samples, classes, image_size, workers)
+            notes += _skipped(bad, len(samples))
+        in_files = FileImages(samples, image_size, len(mean))
+        in_files = in_files.part(_interleave(in_files.labels.numpy()))
+        test: Images = in_files if len(samples) * len(mean) * image_size**2 > IN_MEMORY_BYTES else _decode_all(in_files, workers)
+    else:
+        test = images.test
+    none = MemoryImages(torch.empty(0, len(mean), image_size, image_size, dtype=torch.uint8), torch.empty(0, dtype=torch.long))
+    return ImageData(name, none, test, classes, mean, std, image_size, flip=False, notes=notes)
+
+
 ON_DEVICE = ("auto", "yes", "no")
 
 
@@ -189,7 +231,7 @@ class FileImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return _decode(path, self.image_size, self.channels), label
+        return decode(path, self.image_size, self.channels), label
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = zip(*(self[int(index)] for index in indices), strict=True)
@@ -236,24 +278,42 @@ _TURNS = {
 }
 
 
-def _decode(path: str, size: int, channels: int = 3) -> Tensor:
-    """The image as uint8 (channels, size, size): upright, as its EXIF data says, and on white where it is transparent."""
+def pixels(image: Image.Image, size: int, channels: int = 3) -> Tensor:
+    """The centre square of an opened image, resized, as uint8 (channels, size, size): upright, as its EXIF data says, and on white where it
+    is transparent. What a network is trained on, measured on and asked about goes through here.
+
+    Raises:
+        ValueError: it has more than 8 bits per channel, or is a line or a point. What Pillow raises for damaged images is of many kinds.
+    """
+    if image.mode[0] in "IF":
+        raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
+    if min(image.size) < 2:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, which show nothing")
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    upright = converted if turn is None else converted.transpose(turn)
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    if square.mode == "RGBA":
+        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
+    if channels == 1:
+        square = square.convert("L")
+    return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def decode(path: str, size: int, channels: int = 3) -> Tensor:
+    """`pixels` of the image in a file.
+
+    Raises:
+        BadImage: it cannot be decoded.
+        UserError: the file cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with files.open_file(path) as file, Image.open(file) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
-                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-                pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
-                upright = pixels if turn is None else pixels.transpose(turn)
-                square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-                if square.mode == "RGBA":
-                    square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
-                if channels == 1:
-                    square = square.convert("L")
+                return pixels(image, size, channels)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message names an object, not the file
@@ -262,7 +322,6 @@ def _decode(path: str, size: int, channels: int = 3) -> Tensor:
         # With a number, it is the system that says it (the file is gone, too many are open), and may be otherwise the next time.
         kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
         raise kind(f"{_UNDECODABLE}{path}: {error}") from None
-    return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 # Statistics of CIFAR's training images: the original's for CIFAR-10. All others are measured.
@@ -337,9 +396,7 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, ch
         notes += (f"the test set is {root / 'test'}; the images in {root / 'val'} are not used",)
     if skip_bad_images:
         (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
-        if bad := bad + test_bad:
-            total = len(samples) + len(test_samples) + len(bad)
-            notes += (f"skipped {len(bad)} of {total} images, which cannot be decoded: {_first(bad)}",)
+        notes += _skipped(bad + test_bad, len(samples) + len(test_samples))
     # The files come sorted by class. The search split takes the first part of the list, and an accuracy that is logged on the way is that
     # of the first part.
     train, test = (FileImages(part, image_size, channels) for part in (samples, test_samples))
@@ -360,6 +417,11 @@ def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, worke
     if lost := set(range(len(classes))) - {label for _, label in sound}:
         raise UserError(f"no image of the class {classes[min(lost)]} can be decoded: {bad[0]}")
     return sound, bad
+
+
+def _skipped(bad: list[str], sound: int) -> tuple[str, ...]:
+    """What the log should say of images that cannot be decoded."""
+    return (f"skipped {len(bad)} of {sound + len(bad)} images, which cannot be decoded: {_first(bad)}",) if bad else ()
 
 
 class _LeftOut(NamedTuple):
@@ -550,6 +612,17 @@ def _mean_std(counts: Tensor) -> tuple[Levels, Levels]:
 # ---- Augmentation
 
 
+class Normalise:
+    """uint8 (..., C, H, W) -> float32 on the same device: as fractions of white, less the mean, over the deviation of each channel."""
+
+    def __init__(self, mean: Levels, std: Levels) -> None:
+        self._mean, self._std = torch.tensor([mean, std])[..., None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
+        return (images / 255).sub_(mean).div_(std).contiguous()
+
+
 class Augment:
     """What the original does to a CIFAR image, for a whole batch, each image with its own draws.
 
@@ -567,7 +640,7 @@ class Augment:
         self.flip = data.flip
         self.cutout_length = cutout_length
         self.train = train
-        self._mean, self._std = torch.tensor([data.mean, data.std])[..., None, None]
+        self._normalise = Normalise(data.mean, data.std)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. A CPU generator draws the same numbers whatever the device.
@@ -600,10 +673,6 @@ class Augment:
             cut_columns = (columns >= x - half) & (columns < x + half)  # (B, W)
             normalised.masked_fill_((cut_rows[:, :, None] & cut_columns[:, None, :])[:, None], 0.0)
         return normalised
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
-        return (images / 255).sub_(mean).div_(std).contiguous()
 
 
 # ---- Batches

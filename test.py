@@ -1,9 +1,9 @@
 """Stage 3: the accuracy of saved weights on the test set, those of the original authors included.
 
+    python test.py eval-EXP-20260101-120000                               # a run of train.py: its folder says all else
     python test.py --auxiliary --model_path cifar10_model.pt --gpu 0      # the authors' weights of DARTS_V2: 97.37% by their account
-    python test.py --arch eval-EXP-20260101-120000 --model_path eval-EXP-20260101-120000/weights.pt --auxiliary --gpu 0
 
-Expect one number. The arguments that shape the network must be those of its training: train.py ends by printing the command.
+Expect one number. Without a run's folder, the arguments that shape the network must be those of its training.
 """
 
 from __future__ import annotations
@@ -14,19 +14,27 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
+from pathlib import Path
 
 from torch import nn
 
 import data
 import genotypes
 import utils
+from experiment.errors import UserError
 from experiment.weights import load_weights
-from nas import registry, search
+from nas import registry, search, trained
+from nas.trained import Trained
 from speed import acceleration
 
+# Arguments that shape the network and its images: a run's own cannot be changed.
+FIXED = ("arch", "space", "init_channels", "layers", "auxiliary", "image_size", "channels")
 
-def parse_arguments() -> argparse.Namespace:
+
+def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
+    """The arguments, and the run that they name. What the command line leaves out is as in the run's training."""
     parser = cli.Parser(description="Measure the accuracy of saved weights on the test set.")
+    parser.add_argument("run", nargs="?", help="the folder of a training run; without it, --arch and --model_path say what to measure")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_device_arguments(parser)
     cli.accept_unread(parser, "--seed", "--cutout_length", "--drop_path_prob", nargs=1)
@@ -41,20 +49,57 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     parser.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.run is None:
+        search.set_sizes(args, init_channels=36, layers=20)
+        return args, trained.beside(args.model_path)
+    network = trained.read(args.run)
+    own = {"arch": args.run} | {name: getattr(network, name) for name in FIXED[1:]}
+    if cli.runs_code(network.space):  # is to be named by whoever runs this
+        own["space"] = args.space
+    parser.set_defaults(dataset=network.dataset, model_path=str(Path(args.run) / network.weights), **own, **_images_and_device(args.run))
+    args = parser.parse_args()
+    for name, value in own.items():
+        if getattr(args, name) != value:
+            raise UserError(f"--{name} {getattr(args, name)}: the network in {args.run} has {value}, which is fixed: leave it out")
+    return args, network
+
+
+def _images_and_device(run: str) -> dict[str, str | int | bool]:
+    """Where a run found its images, and what it computed on; nothing where only its network has been kept."""
+    try:
+        arguments = cli.read_config(run)["arguments"]
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"the config.json in {run} is not one of a run: {error}") from None
+    kinds = {"data": str, "skip_bad_images": bool, "gpu": int}
+    return {name: arguments[name] for name, kind in kinds.items() if isinstance(arguments.get(name), kind)}
+
+
+def load_images(args: argparse.Namespace, network: Trained | None) -> data.ImageData:
+    """The images to measure on: for a network whose size, classes and statistics are known, these; else those of the dataset."""
+    if network is None:
+        return data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
+    if args.image_size != network.image_size:
+        raise UserError(f"--image_size {args.image_size}: {args.model_path} was trained on images of {network.image_size} pixels")
+    shape = network.classes, network.image_size, network.mean, network.std
+    return data.load_test(args.dataset, args.data, *shape, args.workers, args.skip_bad_images)
 
 
 def main() -> None:
-    args = parse_arguments()
-    search.set_sizes(args, init_channels=36, layers=20)
-    architecture = search.read(args)
+    args, network = parse_arguments()
+    architecture = None if args.run else search.read(args)
     device = utils.select_device(args.gpu)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
-    images = data.on_device(images, device, args.data_on_device)
+    images = data.on_device(load_images(args, network), device, args.data_on_device)
     for note in images.notes:
         print(errors.printable(note))
-    model = search.build_discrete(args, images.num_classes, architecture)
-    load_weights(model, args.model_path)
+    if architecture is not None:
+        model = search.build_discrete(args, images.num_classes, architecture)
+        load_weights(model, args.model_path)
+    elif network is not None:
+        model = network.network(args.model_path, trusted=args.space)
+        print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
     acceleration.set_memory_format(model, device)
     print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")

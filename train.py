@@ -34,7 +34,7 @@ from experiment import distributed, metrics, monitor
 from experiment.errors import UserError
 from experiment.run import Run
 from experiment.weights import load_weights
-from nas import registry, search
+from nas import registry, search, trained
 from nas.architecture import Architecture
 from speed import acceleration, capture
 
@@ -155,13 +155,21 @@ def main() -> None:
                 f"{part}_acc": measured.top1.avg,
                 **watch.measured(),
             }
-            if args.valid_portion and all(measured.top1.avg > before["valid_acc"] for before in progress.metrics):
+            best = args.valid_portion and all(measured.top1.avg > before["valid_acc"] for before in progress.metrics)
+            if best:
                 run.write_weights(model, "best.pt")
             if epoch == epochs - 1:
                 if args.valid_portion:
                     measured = measure_best(model, islice(test_batches, limit), run)
                     row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
+            if best or epoch == epochs - 1 or not args.valid_portion:
+                held_out = args.valid_portion and epoch < epochs - 1
+                measured_on = (
+                    f"{measured.top1.count} {'held-out training' if held_out else 'test'} images, in epoch {epoch + 1} of {epochs}"
+                )
+                weights = "best.pt" if args.valid_portion else "weights.pt"
+                run.write_json(trained.FILE, trained.describe(args, images, architecture, weights, measured.top1.avg, measured_on))
             watch.record(row)
             run.complete_epoch(row)
 
@@ -236,16 +244,8 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
 
 
 def test_command(args: argparse.Namespace, run: Run) -> str:
-    """The command that measures the saved weights' accuracy."""
-    weights = run.folder / ("best.pt" if args.valid_portion else "weights.pt")
-    command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(weights), "--gpu", str(args.gpu)]
-    command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    command += ["--skip_bad_images"][: args.skip_bad_images] + (["--channels", "1"] if args.channels == 1 else [])
-    for name in ("init_channels", "layers"):
-        if getattr(args, name) is not None:
-            command += [f"--{name}", str(getattr(args, name))]
-    command += [*["--auxiliary"][: args.auxiliary], *([] if args.space == "darts" else ["--space", args.space])]
-    return shlex.join(command)
+    """The command that measures the saved weights' accuracy; a space in a file is named again (see `cli.parse`)."""
+    return shlex.join(["python", "test.py", str(run.folder), *(["--space", args.space] if cli.runs_code(args.space) else [])])
 
 
 if __name__ == "__main__":

@@ -409,17 +409,22 @@ def _read_checkpoint(content: bytes) -> dict[str, Any]:
     return {"progress": progress, "parts": parts, "random": states, "arguments": arguments}
 
 
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
 def _provenance(device: torch.device) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "commit": _commit(),
         "primitives": PRIMITIVES,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),

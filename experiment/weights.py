@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 from typing import Any
 
@@ -13,7 +15,7 @@ from experiment.errors import UserError, shorten
 
 
 def load_weights(model: nn.Module, path: str, num_classes: int | None = None) -> list[str]:
-    """Loads a `state_dict()` saved by `write_weights`, or by the original authors, into `model`.
+    """Loads a `state_dict()` saved by `write_weights`, by the original authors, or as .safetensors, into `model`.
 
     Args:
         num_classes: to begin with the weights of a network for other classes. Linear layers to this number of classes keep their own
@@ -28,10 +30,16 @@ def load_weights(model: nn.Module, path: str, num_classes: int | None = None) ->
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name its weights.pt")
     try:
-        with files.open_file(path) as file:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
+        content = files.read(path)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
+    try:
+        if path.endswith(".safetensors"):
+            weights = optional("safetensors.torch").load(content)
+        else:
+            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
         raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
     if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
@@ -77,6 +85,33 @@ def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_c
         for name, weight in saved.items()
         if weight is not None and weight.dim() == 2 and weight.size(0) != num_classes and weight.size(1) == layers[name].in_features
     ]
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """What a .safetensors file says beside its tensors.
+
+    Raises:
+        UserError: it cannot be read, or is not such a file.
+    """
+    try:
+        files.open_file(path).close()
+        with optional("safetensors").safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
+    except Exception as error:  # of safetensors' own kind
+        raise UserError(f"{path} is not a .safetensors file, or damaged ({shorten(str(error))})") from None
+
+
+def optional(package: str) -> Any:
+    """A package that only some formats need. Raises `UserError` where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        missing = (error.name or package).partition(".")[0]
+        raise UserError(f"the package {missing} is missing: pip install -r requirements-export.txt") from None
 
 
 def _is_plain(value: Any) -> bool:

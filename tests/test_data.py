@@ -675,7 +675,7 @@ def test_photographs_stand_upright(tmp_path, orientation):
         upright = ImageOps.exif_transpose(image)
     assert upright.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
     expected = np.array(ImageOps.fit(upright, (16, 16), Image.Resampling.BILINEAR))
-    assert torch.equal(data._decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
+    assert torch.equal(data.decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -695,10 +695,10 @@ def test_transparent_pixels_are_white(tmp_path):
     palette.save(tmp_path / "palette.png", transparency=1)
     key.save(tmp_path / "key.png", transparency=(0, 255, 0))
     for path in sorted(tmp_path.iterdir()):
-        assert np.array_equal(data._decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
+        assert np.array_equal(data.decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
     grey = Image.merge("LA", (Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 127)))
     grey.save(tmp_path / "grey.png")
-    assert (data._decode(str(tmp_path / "grey.png"), 16) == 128).all()
+    assert (data.decode(str(tmp_path / "grey.png"), 16) == 128).all()
 
 
 def test_files_of_other_kinds_are_counted_and_named(folder):

@@ -354,7 +354,7 @@ def slow(path, size):
 import data
 from experiment import cli
 cli.end_on_ctrl_c()
-data._decode = slow
+data.decode = slow
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
     for part, label in itertools.product(("train", "test"), ("a", "b")):

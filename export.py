@@ -1,0 +1,212 @@
+"""A trained network in a form that other programs read.
+
+    python export.py runs/x --format onnx            # for onnxruntime and others
+    python export.py runs/x --format torch           # torch.export's: torch.export.load needs nothing of this code
+    python export.py runs/x --format safetensors     # weights and description in one file, for `predict.load`
+
+Expect a file beside the weights, for batches of any size, and a comparison of its probabilities with PyTorch's on real images. The file
+also says what classes the logits stand for and how images are made ready (docs/own_images.md shows both in use).
+"""
+
+from __future__ import annotations
+
+from experiment import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+import utils
+from experiment import files
+from experiment.errors import UserError, printable
+from experiment.weights import optional
+from nas import registry, trained
+from predict import Classifier, find_images, load
+
+# What `Classifier.preprocess` does, in the words of the metadata.
+PREPROCESSING = (
+    "turned upright by EXIF, on white where transparent, the centre square, resized to image_size by Pillow's BILINEAR; "
+    "RGB / 255 (L / 255 for one channel), minus mean, divided by std; float32, (batch, channels, image_size, image_size)"
+)
+TOLERANCE = 1e-5  # of probabilities
+IMAGES = 64  # that are compared
+
+Run = Callable[[Tensor], Tensor]  # images (B, C, S, S) to logits
+
+
+def metadata(net: Classifier) -> dict[str, str]:
+    """Each field of `network.json` by itself and the whole of it, in JSON; and how images are made ready, in words."""
+    fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()}
+    return fields | {"preprocessing": PREPROCESSING, trained.FILE: json.dumps(net.description.json)}
+
+
+def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
+    """Writes an ONNX file with the input `images`, (batch, C, S, S), and the output `logits`, (batch, classes).
+
+    Returns:
+        (what runs it here, how), without a way to run it where onnxruntime is missing.
+    """
+    optional("onnx"), optional("onnxscript")
+    with _quiet():
+        program = torch.onnx.export(
+            net.model,
+            (_some(net, 2),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata(net))
+    _write(path, program.model_proto.SerializeToString())
+    try:
+        runtime = optional("onnxruntime")
+    except UserError:
+        return "onnxruntime", None
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return f"onnxruntime {runtime.__version__}", lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def export_torch(net: Classifier, path: Path) -> tuple[str, Run]:
+    """Writes a file for `torch.export.load`, with the metadata as its extra files."""
+    buffer = io.BytesIO()
+    with _quiet():
+        program = torch.export.export(net.model, (_some(net, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, buffer, extra_files=metadata(net))
+    _write(path, buffer.getvalue())
+    return f"torch.export, PyTorch {torch.__version__}", torch.export.load(path).module()
+
+
+def export_safetensors(net: Classifier, path: Path) -> tuple[str, Run]:
+    """Writes a file for `predict.load`: the `state_dict()` without the auxiliary head, and the metadata."""
+    inner = Classifier(replace(net.description, auxiliary=False, weights=path.name), net.model, net.device)
+    tensors = {name: tensor.contiguous() for name, tensor in net.model.network.state_dict().items()}
+    _write(path, optional("safetensors.torch").save(tensors, metadata=metadata(inner)))
+    return f"PyTorch {torch.__version__}", load(path, space=net.description.space).model
+
+
+FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], tuple[str, Run | None]]]] = {
+    "onnx": ("network.onnx", export_onnx),
+    "torch": ("network.pt2", export_torch),
+    "safetensors": ("network.safetensors", export_safetensors),
+}
+
+
+def compare(net: Classifier, run: Run, images: Tensor) -> float:
+    """The largest difference of a probability between `net` and `run`, over `images`, (B, C, S, S), as one batch and one by one."""
+    with torch.no_grad():
+        expected = net.model(images).softmax(1)
+        alone = torch.cat([run(image[None]) for image in images[:4]])
+        return max((run(images).softmax(1) - expected).abs().max().item(), (alone.softmax(1) - expected[:4]).abs().max().item())
+
+
+def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
+    """Up to `IMAGES` images, ready for the network: of `paths`, or else of the test set that the run was measured on.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    if paths:
+        found, _ = find_images(paths)
+        return torch.stack([net.read(path) for path in found[:: -(-len(found) // IMAGES)]])
+    known = net.description
+    try:
+        root = cli.read_config(run)["arguments"].get("data")
+        shape = known.classes, known.image_size, known.mean, known.std
+        images = data.load_test(known.dataset, str(root), *shape, skip_bad_images=known.dataset == "folder")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the images to compare the export on are missing ({error}): name some with --images") from None
+    count = len(images.test)
+    batch, _ = images.test.__getitems__(range(0, count, -(-count // IMAGES)))
+    return data.Normalise(known.mean, known.std)(batch)
+
+
+def latency(run: Run, batch: Tensor) -> float:
+    """Milliseconds per image: the median over a second or so."""
+    times: list[float] = []
+    with torch.no_grad():
+        run(batch)
+        while len(times) < 5 or (sum(times) < 1 and len(times) < 100):
+            start = time.perf_counter()
+            run(batch)
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times) / len(batch)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Write a trained network in a form that other programs read, and compare it on real images.")
+    parser.add_argument("run", help="the folder of a training run")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
+    parser.add_argument(
+        "--output", type=cli.output_file, help="the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder"
+    )
+    parser.add_argument("--images", nargs="+", default=[], help="files or folders to compare on; none: the test set of the run")
+    parser.add_argument("--space", help=f"to allow the code of a space in a file: {registry.SPACE_HELP}")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    net = load(args.run, space=args.space)
+    images = real_images(net, args.run, args.images)
+    name, export = FORMATS[args.format]
+    path = Path(args.output or Path(args.run) / name)
+    runner, run = export(net, path)
+    print(f"wrote {printable(str(path))}: {path.stat().st_size / 1e6:.2f} MB, {len(net.classes)} classes")
+    parameters = sum(parameter.numel() for parameter in net.model.parameters()) / 1e6
+    print(
+        f"{parameters:.3f} million parameters, {utils.count_multiply_adds(net.model, net.image_size):.1f} million multiply-adds per image"
+    )
+    if run is None:
+        print(f"not compared with PyTorch, and not timed: {runner} is missing (pip install -r requirements-export.txt)")
+        return
+    difference = compare(net, run, images)
+    print(f"probabilities differ by at most {difference:.1e} from PyTorch's on {len(images)} images ({runner})")
+    if not difference <= TOLERANCE:
+        raise UserError(f"{path} computes something else than the run: {difference:.1e} is more than {TOLERANCE}; please report it")
+    one, many = (latency(run, _some(net, batch)) for batch in (1, 32))
+    print(f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({runner}, CPU, {torch.get_num_threads()} threads)")
+
+
+def _some(net: Classifier, batch: int) -> Tensor:
+    return torch.zeros(batch, net.description.channels, net.image_size, net.image_size)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        files.write({path: content})
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks, which are for their authors."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+if __name__ == "__main__":
+    cli.run(main)

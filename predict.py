@@ -1,0 +1,195 @@
+"""What a trained network sees in images: from Python, and as a command.
+
+    from predict import load
+    net = load("runs/x")
+    [[(name, probability), *others]] = net.predict(["photo.jpg"])
+
+    python predict.py runs/x photo.jpg more_photos/ --top 3
+
+Expect a line for each image: its classes, the most probable first. A run's folder is all that is needed; no images that it was trained on.
+"""
+
+from __future__ import annotations
+
+from experiment import cli, errors
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+import data
+import utils
+from experiment.errors import UserError
+from nas import registry, trained
+from nas.trained import Trained
+from speed import acceleration
+
+Prediction = list[tuple[str, float]]  # classes and their probabilities, the most probable first
+
+
+class Logits(nn.Module):
+    """A network for evaluation: normalised images (B, C, S, S) to logits (B, classes), and nothing else."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        if hasattr(network, "auxiliary_head"):
+            del network.auxiliary_head  # of training only
+        self.network = network
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.network(x)
+        return output[0] if isinstance(output, tuple) else output
+
+
+class Classifier:
+    """A trained network and all that belongs to it.
+
+    `model` is a module in evaluation mode, from images (B, C, S, S), float32 on its device, as `preprocess` makes them, to logits
+    (B, classes). `classes` are the names of the logits, in order; `image_size` is S; `description` holds the rest of `network.json`.
+    """
+
+    def __init__(self, description: Trained, model: Logits, device: torch.device | str) -> None:
+        self.description = description
+        self.classes = description.classes
+        self.image_size = description.image_size
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self._normalise = data.Normalise(description.mean, description.std)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An opened image of any size and mode to (C, S, S), float32: exactly what the network was measured on.
+
+        That is: upright by its EXIF data, on white where it is transparent, the centre square, resized, normalised.
+
+        Raises:
+            ValueError: more than 8 bits per channel, or a single pixel wide or high. For a damaged image Pillow raises almost anything.
+        """
+        return self._normalise(data.pixels(image, self.image_size, self.description.channels))
+
+    def read(self, path: str | os.PathLike[str]) -> Tensor:
+        """`preprocess` of the image in a file.
+
+        Raises:
+            UserError: the file cannot be read or decoded.
+        """
+        return self._normalise(data.decode(os.fspath(path), self.image_size, self.description.channels))
+
+    @torch.no_grad()
+    def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:
+        """For each of these images the `top` classes with their probabilities, the most probable first. All images are one batch.
+
+        Args:
+            images: opened images, paths, or what `preprocess` and `read` return.
+            top: at most as many as there are classes.
+
+        Raises:
+            UserError: a file cannot be read or decoded.
+        """
+        batch = [self.preprocess(x) if isinstance(x, Image.Image) else x if isinstance(x, Tensor) else self.read(x) for x in images]
+        if not batch:
+            return []
+        logits = self.model(torch.stack(batch).to(self.device))
+        probabilities, indices = logits.softmax(1).topk(min(top, len(self.classes)), dim=1)
+        rows = zip(probabilities.tolist(), indices.tolist(), strict=True)
+        return [[(self.classes[index], value) for value, index in zip(*row, strict=True)] for row in rows]
+
+
+def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space: str | None = None) -> Classifier:
+    """The trained network of a run.
+
+    Args:
+        run: the folder of a training run, or a file that `export.py --format safetensors` wrote. It may be untrusted.
+        device: to compute on.
+        space: for a network whose space is a class in a file, its `file.py:Class` once more, to allow that this code is run.
+
+    Raises:
+        UserError: `run` is neither, or is damaged.
+    """
+    path = Path(run)
+    if path.suffix == ".safetensors" and not path.is_dir():
+        description, file = trained.within(path), path
+    else:
+        description = trained.read(path)
+        file = path / description.weights
+    return Classifier(description, Logits(description.network(file, space)), device)
+
+
+def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
+    """(the files of `paths`, of folders the images in them, sorted; how many files of other kinds folders hold).
+
+    Raises:
+        UserError: a folder cannot be read, or holds no image.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    found: list[str] = []
+    others = 0
+    for path in paths:
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=refuse) for name in names)
+        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+        if not images:
+            raise UserError(f"the folder {path} holds no image ({', '.join(IMG_EXTENSIONS)}); other kinds can be named one by one")
+        found += images
+        others += len(files) - len(images)
+    return found, others
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Tell what a trained network sees in images.")
+    parser.add_argument("run", help="the folder of a training run, or a .safetensors file of export.py")
+    parser.add_argument("images", nargs="+", metavar="image", help="files of any kind that Pillow reads, and folders")
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="classes to name for each image")
+    parser.add_argument("--json", action="store_true", help='a line of JSON for each image, {"image": ..., "classes": {name: probability}}')
+    parser.add_argument("--batch_size", type=cli.positive_int, default=32)
+    parser.add_argument("--gpu", type=cli.device_number, default=0, help="number of the CUDA device; -1 for the CPU")
+    parser.add_argument("--space", help=f"to allow the code of a space in a file: {registry.SPACE_HELP}")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = utils.select_device(args.gpu)
+    net = load(args.run, device, args.space)
+    acceleration.set_memory_format(net.model, device)
+    paths, others = find_images(args.images)
+    if others:
+        errors.tell(f"left out {others} files of other kinds than {', '.join(IMG_EXTENSIONS)}")
+    columns = max(len(errors.printable(path)) for path in paths), max(len(errors.printable(name)) for name in net.classes)
+    failures = 0
+    for start in range(0, len(paths), args.batch_size):
+        readable: dict[str, Tensor] = {}
+        for path in paths[start : start + args.batch_size]:
+            try:
+                readable[path] = net.read(path)
+            except UserError as error:
+                errors.tell(str(error))
+                failures += 1
+        for path, prediction in zip(readable, net.predict(readable.values(), args.top), strict=True):
+            print(json.dumps({"image": path, "classes": dict(prediction)}) if args.json else _line(path, prediction, *columns))
+    if failures:
+        raise UserError(f"{failures} of {len(paths)} images could not be read: see above")
+
+
+def _line(path: str, prediction: Prediction, width: int, class_width: int) -> str:
+    cells = [f"{errors.printable(name):<{class_width}} {100 * probability:6.2f}%" for name, probability in prediction]
+    return "  ".join([f"{errors.printable(path):<{width}}", *cells])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,554 @@
+"""A trained run as others use it: tested with nothing but its folder, asked from Python and from a terminal, exported; what is refused."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageOps
+from scripts import load as load_script
+
+import data
+import export
+import genotypes
+import predict
+from experiment import cli
+from experiment.errors import UserError
+from experiment.run import versions
+from model import NetworkCIFAR
+from nas import search, trained
+from nas.architecture import Architecture
+from nas.mutators import RandomMutator
+from nas.trained import Trained
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ('"alte" Autos', "Müllers Frösche", "Opa's Schiffe")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Photographs of three classes, of other shapes than the network's, under names that people give them."""
+    root, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 5)):
+        for level, label in enumerate(CLASSES):
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (20, 30, 3)) + 60 * level
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / label / f"{label}, größer & {number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(photos, tmp_path_factory):
+    """A training run on them, and its last line."""
+    folder = tmp_path_factory.mktemp("runs") / "my run"
+    arguments = ["--dataset", "folder", "--data", str(photos), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    arguments += ["--arch", "DARTS_V2", "--auxiliary", "--init_channels", "2", "--layers", "3", "--epochs", "1", "--batch_size", "8"]
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(sys, "argv", ["train.py", *arguments, "--run_dir", str(folder)])
+        cli.run(load_script("train").main)
+    return folder
+
+
+@pytest.fixture
+def run(trained_run, tmp_path):
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+def change(run, **fields):
+    path = run / "network.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def recorded(run):
+    [metrics] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return metrics["test_acc"]
+
+
+# ---- The folder
+
+
+def test_the_folder_says_all_that_using_the_network_needs(run, photos):
+    network = trained.read(run)
+    images = data.load("folder", str(photos), 16, workers=0)
+    assert network.architecture == Architecture(genotypes.DARTS_V2)
+    assert (network.space, network.init_channels, network.layers, network.auxiliary) == ("darts", 2, 3, True)
+    assert network.classes == CLASSES == images.classes
+    assert (network.image_size, network.channels, network.mean, network.std) == (16, 3, images.mean, images.std)
+    assert (network.accuracy, network.measured_on) == (recorded(run), "15 test images, after epoch 1 of 1")
+    assert network.versions == versions()
+    assert Trained.of(json.loads(json.dumps(network.json))) == network
+
+
+def test_weights_stay_a_plain_state_dict(run):
+    weights = torch.load(run / "weights.pt", weights_only=True)
+    assert weights.keys() == NetworkCIFAR(2, 3, 3, True, genotypes.DARTS_V2).state_dict().keys()
+
+
+def test_a_run_is_tested_with_nothing_but_its_folder(script, run):
+    status, out, err = script("test", run)
+    assert (status, err) == (0, "")
+    assert f"the run says {recorded(run):f} (15 test images, after epoch 1 of 1)" in out
+    assert float(re.search(r"^test_acc (\S+)$", out, re.MULTILINE)[1]) == pytest.approx(recorded(run), abs=1e-6)
+
+
+def test_the_log_ends_with_that_command(trained_run):
+    assert (trained_run / "log.txt").read_text().splitlines()[-1].endswith(f"test the weights again: python test.py '{trained_run}'")
+
+
+def test_the_images_to_test_on_are_all_that_it_needs(script, run, photos, tmp_path):
+    """With the statistics of the training images, and not of those that are there."""
+    shutil.copytree(photos / "test", tmp_path / "data" / "test")
+    (run / "config.json").unlink()
+    status, out, err = script("test", run, "--data", "data", "--gpu", "-1", "--workers", "0")
+    assert (status, err) == (0, "")
+    assert f"test_acc {recorded(run):f}\n" in out
+
+
+def test_the_authors_arguments_work_as_before(script, run, photos):
+    folder = [
+        "--dataset",
+        "folder",
+        "--data",
+        photos,
+        "--gpu",
+        "-1",
+        "--workers",
+        "0",
+        "--init_channels",
+        "2",
+        "--layers",
+        "3",
+        "--auxiliary",
+    ]
+    arguments = ["--arch", run, "--model_path", run / "weights.pt", *folder]
+    for _ in range(2):
+        status, out, err = script("test", *arguments, "--image_size", "16")
+        assert (status, err) == (0, "")
+        assert out.endswith(f"test_acc {recorded(run):f}\n")
+        (run / "network.json").unlink(missing_ok=True)  # a run of earlier versions
+
+
+def test_another_size_is_not_measured_without_a_word(script, run, photos):
+    folder = ["--dataset", "folder", "--data", photos, "--gpu", "-1", "--init_channels", "2", "--layers", "3", "--auxiliary"]
+    status, out, err = script("test", "--arch", run, "--model_path", run / "weights.pt", *folder)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(r"--image_size 32: .*weights\.pt was trained on images of 16 pixels", err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image_size", "32"], "--image_size 32: the network in run has 16, which is fixed"),
+        (["--layers", "4"], "--layers 4: the network in run has 3"),
+        (["--arch", "DARTS_V1"], "--arch DARTS_V1: the network in run has run"),
+        (["--dataset", "digits"], "digits has images of 32 pixels, not 16"),
+        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both knows .*Opa's Schiffe"),
+    ],
+)
+def test_other_sizes_and_classes_are_refused(script, run, photos, tmp_path, arguments, words):
+    shutil.copytree(photos / "test", tmp_path / "other" / "test")
+    shutil.rmtree(tmp_path / "other" / "test" / CLASSES[2])
+    status, out, err = script("test", "run", "--gpu", "-1", "--workers", "0", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(words, err)
+
+
+def test_images_that_cannot_be_decoded_are_left_out_as_in_training(photos, tmp_path):
+    shutil.copytree(photos / "test", tmp_path / "test")
+    (tmp_path / "test" / CLASSES[0] / "broken.png").write_bytes(b"")
+    shape = CLASSES, 16, (0.5,) * 3, (0.5,) * 3
+    images = data.load_test("folder", str(tmp_path), *shape, workers=0, skip_bad_images=True)
+    assert (len(images.test), len(images.train), images.mean) == (15, 0, (0.5,) * 3)
+    assert images.notes[0].startswith("skipped 1 of 16 images")
+    with pytest.raises(UserError, match=r"cannot decode the image .*broken\.png"):
+        data.load_test("folder", str(tmp_path), *shape, workers=0)
+
+
+def test_the_classes_order_counts():
+    digits = tuple("0123456789")
+    shape = 32, (0.3,) * 3, (0.3,) * 3
+    assert len(data.load_test("digits", "", digits, *shape).test) == 360
+    with pytest.raises(UserError, match=r"classes of digits are not those of the network: their order differs"):
+        data.load_test("digits", "", digits[::-1], *shape)
+
+
+# ---- From Python
+
+
+def test_from_python(run, photos):
+    net = predict.load(run)
+    assert net.classes == CLASSES
+    assert not net.model.training
+    paths = sorted((photos / "test").rglob("*.png"))
+    with Image.open(paths[0]) as image:
+        x = net.preprocess(image)
+    assert (x.shape, x.dtype) == ((3, 16, 16), torch.float32)
+    logits = net.model(torch.stack([x, x]))
+    assert logits.shape == (2, 3)
+    [prediction] = net.predict([paths[0]])
+    names, probabilities = zip(*prediction, strict=True)
+    assert set(names) == set(CLASSES)
+    assert probabilities == tuple(sorted(probabilities, reverse=True))
+    assert dict(prediction) == pytest.approx(dict(zip(CLASSES, logits[0].softmax(0).tolist(), strict=True)), abs=1e-6)
+    assert net.predict([paths[0]], top=1) == [prediction[:1]]
+    assert net.predict([]) == []
+
+
+def test_predictions_are_what_was_measured(run, photos):
+    """The accuracy of the predictions, one image at a time, is the run's; the images are those of the evaluation, to the bit."""
+    net = predict.load(run)
+    images = data.load("folder", str(photos), 16, workers=0)
+    [(batch, _)] = data.test_batches(images, batch_size=15, workers=0, device="cpu")
+    paths = [path for path, _ in data._walk(photos, "test")[1]]
+    assert torch.equal(torch.stack([net.read(path) for path in paths]), batch)
+    right = [net.predict([path], top=1)[0][0][0] == Path(path).parent.name for path in paths]
+    assert 100 * sum(right) / len(right) == pytest.approx(recorded(run))
+
+
+def test_photographs_are_turned_upright_and_an_opened_image_is_its_file(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    net = predict.load(run)
+    with Image.open(tmp_path / "phone.png") as phone:
+        upright = ImageOps.exif_transpose(phone)
+        assert torch.equal(net.preprocess(phone), net.read(tmp_path / "phone.png"))
+    assert torch.equal(net.preprocess(upright), net.read(tmp_path / "phone.png"))
+    assert not torch.equal(net.read(tmp_path / "plain.png"), net.read(tmp_path / "phone.png"))
+
+
+def test_without_the_data_and_the_log(run, photos, tmp_path):
+    """Two files are enough."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("network.json", "weights.pt"):
+        shutil.copy(run / name, alone)
+    path = next((photos / "test").rglob("*.png"))
+    assert predict.load(alone).predict([path]) == predict.load(str(run)).predict([path])
+
+
+def test_torch_hub(run):
+    net = torch.hub.load(str(ROOT), "trained", str(run), source="local")
+    assert net.classes == CLASSES
+
+
+def test_grey_images_of_a_network_of_one_channel():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    grey = torch.from_numpy(np.array(image.convert("L")))[None]
+    assert torch.equal(data.pixels(image, 16, 1), grey)
+
+
+# ---- predict.py
+
+
+def test_the_table(script, run, photos):
+    net = predict.load(run)
+    folder = photos / "test" / CLASSES[1]
+    status, out, err = script("predict", run, folder, "--gpu", "-1", "--top", "2", "--batch_size", "2")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    paths = sorted(folder.iterdir())
+    assert len({len(line) for line in lines}) == 1
+    for line, path, [first, second] in zip(lines, paths, net.predict(paths, top=2), strict=True):
+        expected = rf"{re.escape(str(path))} +{first[0]} +{100 * first[1]:.2f}% +{second[0]} +{100 * second[1]:.2f}%"
+        assert re.fullmatch(expected, line)
+
+
+def test_json(script, run, photos):
+    status, out, err = script("predict", run, photos / "test", "--gpu", "-1", "--json")
+    assert (status, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    paths = sorted(map(str, (photos / "test").rglob("*.png")))
+    assert [line["image"] for line in lines] == paths
+    for line, prediction in zip(lines, predict.load(run).predict(paths), strict=True):
+        assert line["classes"] == pytest.approx(dict(prediction), abs=1e-6)
+        assert list(line["classes"]) == [name for name, _ in prediction]
+
+
+def test_each_file_that_cannot_be_read_is_named_and_the_others_are_predicted(script, run, photos, tmp_path):
+    good = next((photos / "test").rglob("*.png"))
+    (tmp_path / "truncated.png").write_bytes(good.read_bytes()[:200])
+    Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
+    (tmp_path / "text.jpg").write_text("a letter")
+    os.mkfifo(tmp_path / "pipe.png")
+    bad = ["truncated.png", "pixel.png", "text.jpg", "pipe.png", "nowhere.png"]
+    status, out, err = script("predict", "run", *bad, good, "--gpu", "-1")
+    assert status == 2
+    assert out.startswith(str(good))
+    assert out.count("\n") == 1
+    *lines, last = err.splitlines()
+    assert [re.search(r"the image (\S+):", line)[1] for line in lines] == bad
+    assert "pixel.png: it has 1 x 1 pixels, which show nothing" in lines[1]
+    assert last == "predict.py: error: 5 of 6 images could not be read: see above"
+
+
+def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script, run, tmp_path):
+    image = Image.new("RGB", (9, 7), "red")
+    (tmp_path / "folder").mkdir()
+    image.save(tmp_path / "folder" / "a.jpg")
+    (tmp_path / "folder" / "notes.txt").touch()
+    image.save(tmp_path / "b.gif")
+    status, out, err = script("predict", "run", "folder", "b.gif", "--gpu", "-1")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
+    assert re.fullmatch(r"left out 1 files of other kinds than .*\n", err)
+    (tmp_path / "folder" / "a.jpg").unlink()
+    status, _, err = script("predict", "run", "folder", "--gpu", "-1")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the folder folder holds no image" in err
+
+
+def test_names_give_the_terminal_no_orders(script, run, tmp_path):
+    change(run, classes=["\x1b[2J", "b", "c"])
+    Image.new("RGB", (9, 7)).save(tmp_path / "\x1b]0;title\x07.png")
+    status, out, err = script("predict", "run", "\x1b]0;title\x07.png", "nowhere\x07.png", "--gpu", "-1")
+    assert status == 2
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out + err)
+
+
+# ---- What is refused
+
+
+@pytest.mark.parametrize("name", ["test", "predict", "export"])
+def test_a_search_is_not_a_trained_run(script, name, tmp_path):
+    shutil.copytree(ROOT / "tests" / "fixtures" / "run_2026_11", tmp_path / "search")
+    status, out, err = script(name, "search", *(["image.png", "--gpu", "-1"] if name == "predict" else []))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "search is a search, which has found an architecture and trained none" in err
+
+
+def truncated(run):
+    (run / "weights.pt").write_bytes((run / "weights.pt").read_bytes()[:5000])
+
+
+def half_a_description(run):
+    (run / "network.json").write_bytes((run / "network.json").read_bytes()[:200])
+
+
+def of_earlier_versions(run):
+    (run / "network.json").unlink()
+
+
+def a_pipe(run):
+    (run / "network.json").unlink()
+    os.mkfifo(run / "network.json")
+
+
+def without_anything(run):
+    for path in run.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncated, r"weights\.pt does not hold saved weights"),
+        (half_a_description, r"network\.json does not describe a trained network"),
+        (of_earlier_versions, r"run holds no network\.json: train\.py writes it after its first epoch"),
+        (a_pipe, r"cannot read run/network\.json: it is a pipe"),
+        (without_anything, "it is not the folder of a training run"),
+        (shutil.rmtree, "run is not a folder"),
+    ],
+)
+@pytest.mark.parametrize("name", ["test", "predict", "export"])
+def test_damaged_runs(script, run, photos, no_waiting, name, damage, words):
+    damage(run)
+    image = next((photos / "test").rglob("*.png"))
+    arguments = {"test": ["--data", photos], "predict": [image], "export": ["--images", image]}[name]
+    status, _, err = script(name, "run", *arguments, *(["--gpu", "-1"] if name != "export" else []))
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.search(words, err)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"init_channels": 10**9}, "init_channels is 1000000000, not a number of channels"),
+        ({"init_channels": True}, "init_channels is True"),
+        ({"layers": 10**9}, "layers is 1000000000"),
+        ({"classes": ["a", "a", "b"]}, "classes is .*, not a list of names, each once"),
+        ({"classes": ["a", "b"]}, r"weights\.pt holds the weights of another network"),
+        ({"classes": "abc"}, "classes is 'abc'"),
+        ({"classes": ["a", ["b"], "c"]}, "classes is"),
+        ({"image_size": 17}, "image_size is 17, not a multiple of 8"),
+        ({"mean": [0.5]}, "mean and std are not of as many channels"),
+        ({"mean": [float("nan")] * 3}, "mean is .*nan"),
+        ({"std": [0.0] * 3}, "std is .*, not a list of numbers above 0"),
+        ({"std": [10**400] * 3}, "std is"),
+        ({"accuracy": "100%"}, "accuracy is '100%', not a percentage"),
+        ({"weights": "../other/weights.pt"}, r"weights is '\.\./other/weights\.pt', not the name of a file"),
+        ({"weights": "/etc/passwd"}, "not the name of a file"),
+        ({"architecture": {"normal": 3}}, "an architecture's JSON needs"),
+        ({"space": "nowhere", "auxiliary": False}, "unknown space 'nowhere'"),
+        ({"layers": 2}, "at least 3"),
+        ({"more": 1}, r"it is of another version: \['more'\] are missing or unknown"),
+    ],
+)
+def test_descriptions_that_describe_nothing(run, fields, words):
+    change(run, **fields)
+    with pytest.raises(ValueError, match=words) as raised:
+        predict.load(run)
+    assert isinstance(raised.value, UserError)
+    assert "\n" not in str(raised.value)
+
+
+def test_code_that_only_the_folder_names_is_not_run(script, run, tmp_path):
+    trap = tmp_path / "trap"
+    (tmp_path / "space.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    change(run, space="space.py:Net", architecture={"a": "b"}, auxiliary=False)
+    for name in ("test", "predict", "export"):
+        status, _, err = script(name, "run", *["image.png"][: name == "predict"], *(["--gpu", "-1"] if name != "export" else []))
+        assert (status, err.count("\n")) == (2, 1)
+        assert "if you trust that file, add --space space.py:Net" in err
+    assert not trap.exists()
+
+
+# ---- export.py
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    """Packages as if they were not installed."""
+    return lambda *names: [monkeypatch.setitem(sys.modules, name, None) for name in names]
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnx"), ("onnx", "onnxscript"), ("safetensors", "safetensors")])
+def test_a_missing_package_is_named(script, run, missing, format, package):
+    missing(package, f"{package}.torch")
+    status, out, err = script("export", "run", "--format", format)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(rf"the package {package} is missing: pip install -r requirements-export\.txt", err)
+    assert not list(run.glob("network.[!j]*"))
+
+
+def said_of(out):
+    """The largest difference that export.py printed; and that it printed all else."""
+    for pattern in (
+        r"wrote run/\S+: \d+\.\d\d MB",
+        r"\d\.\d{3} million parameters, \d+\.\d million multiply-adds",
+        r"\d ms per image at batch 1, .* at batch 32",
+    ):
+        assert re.search(pattern, out), pattern
+    return float(re.search(r"differ by at most (\S+) from PyTorch's on 15 images", out)[1])
+
+
+def test_torch_export(script, run, photos):
+    status, out, err = script("export", "run", "--format", "torch")
+    assert (status, err) == (0, "")
+    assert said_of(out) < 1e-5
+    extra = dict.fromkeys(["classes", "preprocessing"], "")
+    program = torch.export.load(run / "network.pt2", extra_files=extra).module()
+    assert tuple(json.loads(extra["classes"])) == CLASSES
+    net = predict.load(run)
+    x = torch.stack([net.read(path) for path in sorted((photos / "test").rglob("*.png"))])
+    for batch in (1, 2, 15):
+        torch.testing.assert_close(program(x[:batch]).softmax(1), net.model(x[:batch]).softmax(1), atol=1e-5, rtol=0)
+
+
+def test_safetensors(script, run, photos):
+    safetensors = pytest.importorskip("safetensors.torch")
+    status, out, err = script("export", "run", "--format", "safetensors")
+    assert (status, err) == (0, "")
+    assert said_of(out) < 1e-5
+    tensors = safetensors.load_file(run / "network.safetensors")
+    assert not any("auxiliary" in name for name in tensors)
+    assert tensors.keys() == NetworkCIFAR(2, 3, 3, False, genotypes.DARTS_V2).state_dict().keys()
+    path = next((photos / "test").rglob("*.png"))
+    assert predict.load(run / "network.safetensors").predict([path]) == predict.load(run).predict([path])
+    (run / "half.safetensors").write_bytes((run / "network.safetensors").read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"half\.safetensors is not a \.safetensors file, or damaged"):
+        predict.load(run / "half.safetensors")
+    safetensors.save_file(tensors, run / "bare.safetensors")
+    with pytest.raises(UserError, match=r"bare\.safetensors does not describe its network"):
+        predict.load(run / "bare.safetensors")
+
+
+def test_onnx(script, run, photos, tmp_path):
+    pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    status, out, err = script("export", "run", "--output", "x.onnx")
+    assert (status, err) == (0, "")
+    assert "wrote x.onnx" in out
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(metadata["classes"])) == CLASSES
+    assert json.loads(metadata["mean"]) == list(trained.read(run).mean)
+    assert Trained.of(json.loads(metadata["network.json"])) == trained.read(run)
+    net = predict.load(run)
+    x = torch.stack([net.read(path) for path in sorted((photos / "test").rglob("*.png"))])
+    for batch in (1, 2, 15):
+        [logits] = session.run(["logits"], {"images": x[:batch].numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits).softmax(1), net.model(x[:batch]).softmax(1), atol=1e-5, rtol=0)
+    page = (ROOT / "docs" / "own_images.md").read_text()
+    snippet = re.search(r"```python\n(import json\n.*?)```", page, re.DOTALL)[1]
+    photo = max((photos / "test").rglob("*.png"))
+    snippet = re.sub(r'"runs/\S+?\.onnx"', repr(str(tmp_path / "x.onnx")), snippet)
+    snippet = re.sub(r"Image\.open\(.*?\)", f"Image.open({str(photo)!r})", snippet)
+    names = {}
+    exec(snippet, names)
+    expected = dict(net.predict([photo])[0])
+    assert dict(zip(names["classes"], names["probabilities"].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_onnxruntime_the_file_is_written_and_it_is_said(script, run, missing):
+    pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
+    missing("onnxruntime")
+    status, out, err = script("export", "run")
+    assert (status, err) == (0, "")
+    assert "not compared with PyTorch, and not timed: onnxruntime is missing" in out
+    assert (run / "network.onnx").exists()
+
+
+def test_an_export_that_computes_something_else_is_an_error(script, run, monkeypatch):
+    def wrong(net, path):
+        path.write_bytes(b"")
+        return "nothing", lambda images: net.model(images) + torch.tensor([0.001, 0, 0])
+
+    module = load_script("export")
+    monkeypatch.setitem(export.FORMATS, "torch", ("x", wrong))
+    monkeypatch.setattr(sys, "argv", ["export.py", str(run), "--format", "torch"])
+    monkeypatch.setattr(module, "FORMATS", export.FORMATS)
+    with pytest.raises(UserError, match="computes something else than the run"):
+        module.main()
+
+
+def test_an_export_where_the_images_have_gone(script, run, photos, monkeypatch):
+    config = json.loads((run / "config.json").read_text())
+    config["arguments"]["data"] = "gone"
+    (run / "config.json").write_text(json.dumps(config))
+    status, _, err = script("export", "run", "--format", "torch")
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.search(r"the images to compare the export on are missing \(there is no folder gone/test.*name some with --images", err)
+    net = predict.load(run)
+    assert len(export.real_images(net, str(run), [str(photos / "test" / CLASSES[0])])) == 5
+
+
+@pytest.mark.parametrize("space", ["enas_micro", "enas_macro", "nasbench201", f"{ROOT}/examples/small_space.py:Net"])
+def test_networks_of_other_spaces(run, tmp_path, space):
+    """Any of their architectures, from its description, for batches of any size; code is run that the caller names."""
+    args = Namespace(space=space, init_channels=2, layers=None, auxiliary=False, channels=3)
+    search.set_sizes(args, 16, 8)
+    mutator = RandomMutator(search.build_network(args, 3))
+    mutator.reset()
+    architecture = mutator.current()
+    network = search.build_discrete(args, 3, Architecture(architecture))
+    torch.save(network.state_dict(), run / "weights.pt")
+    change(run, **vars(args), architecture=architecture)
+    net = predict.load(run, space=space)
+    x = torch.rand(3, 3, 16, 16)
+    torch.testing.assert_close(net.model(x), network.eval()(x))
+    _, exported = export.export_torch(net, tmp_path / "network.pt2")
+    assert export.compare(net, exported, x) < 1e-5
