@@ -166,7 +166,7 @@ def main() -> None:
             if best or epoch == epochs - 1 or not args.valid_portion:
                 held_out = args.valid_portion and epoch < epochs - 1
                 measured_on = (
-                    f"{measured.top1.count} {'held-out training' if held_out else 'test'} images, in epoch {epoch + 1} of {epochs}"
+                    f"{measured.top1.count} {'held-out training' if held_out else 'test'} images, after epoch {epoch + 1} of {epochs}"
                 )
                 weights = "best.pt" if args.valid_portion else "weights.pt"
                 run.write_json(trained.FILE, trained.describe(args, images, architecture, weights, measured.top1.avg, measured_on))

@@ -66,7 +66,9 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
     assert f"test accuracy {rows[-1]['test_acc']:.2f}% of these weights, measured once: the result" in lines
     assert not any("not a result" in line for line in lines)
     command = said(lines, "test the weights again: ")
-    assert command[command.index("--model_path") + 1] == "run/best.pt"
+    assert command == ["python", "test.py", "run"]
+    described = json.loads(Path("run/network.json").read_text())
+    assert (described["weights"], described["accuracy"]) == ("best.pt", rows[-1]["test_acc"])
     status, out, _ = script("test", *command[2:], "--workers", "0")
     assert status == 0
     assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(rows[-1]["test_acc"], abs=1e-4)
@@ -246,7 +248,7 @@ def test_a_network_of_one_channel_is_searched_trained_and_described(script, imag
     assert status == 0, error
     for folder in ("search", "eval"):
         assert torch.load(f"{folder}/weights.pt", weights_only=True)["stem.0.weight"].shape == (6, 1, 3, 3)
-    assert "--channels 1" in log_lines(Path("eval"))[-1]
+    assert json.loads(Path("eval/network.json").read_text())["channels"] == 1
     assert "--channels 1" in next(line for line in log_lines(Path("search")) if "by the paper's recipe" in line)
     for space in ("nasbench201", "enas_macro"):
         flags = ["--space", space, "--channels", "1", "--init_channels", "4", "--fast_dev_run", "--run_dir", space]
