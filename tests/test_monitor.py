@@ -291,7 +291,7 @@ def test_a_slow_first_step_is_not_counted(monkeypatch):
 
 def test_times_in_words():
     seconds = (0.4, 41, 119, 120, 3599, 3600, 12_000, 86_400, 200_000)
-    words = ["0 s", "41 s", "2 min", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "1 day 0 h", "2 days 8 h"]
+    words = ["0 s", "41 s", "2 min", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "1 day 0 h", "2 days 7 h"]
     assert [errors.duration(time) for time in seconds] == words
 
 
