@@ -159,9 +159,8 @@ def main() -> None:
             utils.advance(scheduler)
 
             architecture = Architecture.of(model.export(), args.space)
-            files = architecture.files()
             run.write_weights(model)
-            for name, content in files.items():
+            for name, content in architecture.files().items():
                 run.write_json(name, content)
             metrics = {
                 "lr": lr,
@@ -170,7 +169,7 @@ def main() -> None:
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
                 **collapse.describe(architecture, model.alphas_by_edge()),
-                **{name.removesuffix(".json"): content for name, content in files.items()},
+                **architecture.record(),
                 **watch.measured(),
             }
             if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
