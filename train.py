@@ -45,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
         "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
-    group.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
+    group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=cli.positive_int, default=600)
@@ -213,6 +214,7 @@ def test_command(args: argparse.Namespace, run: Run) -> str:
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]
     command += [*["--auxiliary"][: args.auxiliary], *([] if args.space == "darts" else ["--space", args.space])]
+    command += ["--space_arg", args.space_arg] if args.space_arg else []
     return shlex.join(command)
 
 

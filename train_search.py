@@ -48,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument("--strategy", default="darts", help=f"how the architecture is learned: {registry.STRATEGY_HELP}")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
-    group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
+    group.add_argument("--layers", type=cli.positive_int, help="cells; None: 8, or the space's own number")
+    cli.add_space_argument(group, "--space_arg", "space")
+    cli.add_space_argument(group, "--strategy_arg", "strategy")
     group = parser.add_argument_group("weights")
     group.add_argument("--epochs", type=cli.positive_int, default=50)
     group.add_argument("--batch_size", type=cli.positive_int, default=64)
@@ -251,6 +253,8 @@ def train_command(args: argparse.Namespace, run: Run) -> str:
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
     command += ["--skip_bad_images"][: args.skip_bad_images]
     command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
+    if args.space_arg and args.space != "darts":
+        command += ["--space_arg", args.space_arg]
     return shlex.join(command)
 
 

@@ -213,8 +213,8 @@ class Architecture:
 
     def files(self) -> dict[str, dict[str, Any]]:
         """{name: JSON-ready content} of what a search leaves: the choices; for cells also the genotype, and that as NNI writes it."""
-        nni = {} if self._genotype is None else {_NNI_FILE: to_nni(self._genotype)}
-        return {_CHOICES_FILE: self.choices, self.file_name: self.json} | nni
+        files = {_CHOICES_FILE: self.choices, self.file_name: self.json}
+        return files if self._genotype is None else files | {_NNI_FILE: to_nni(self._genotype)}
 
     def record(self) -> dict[str, dict[str, Any]]:
         """What an epoch's metrics say of it, which `of_epoch` reads: `architecture`, its choices, and for cells `genotype`."""
