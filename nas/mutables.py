@@ -314,5 +314,14 @@ def reduce(outputs: list[Any], reduction: str) -> Any:
         return outputs[0] if outputs else None
     if reduction == "concat":
         return torch.cat(outputs, dim=1)
-    total: Tensor = sum(outputs[1:], outputs[0])
+    try:
+        total: Tensor = sum(outputs[1:], outputs[0])
+    except RuntimeError:
+        shapes = {tuple(output.shape) for output in outputs}
+        if len(shapes) == 1:
+            raise
+        raise SpaceError(
+            f"what a choice has chosen cannot be added, it is of the shapes {', '.join(map(str, sorted(shapes)))}: "
+            "candidates that differ in shape need a strategy that runs one at a time, such as --strategy enas"
+        ) from None
     return total / len(outputs) if reduction == "mean" else total

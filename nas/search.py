@@ -82,7 +82,7 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     signature = inspect.signature(space.network)
     if "num_classes" in signature.parameters:
         given["num_classes"] = num_classes
-    reserved = (space.width, space.depth, "num_classes", "in_channels")
+    reserved = (space.width, space.depth, "num_classes")
     given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
     try:
         signature.bind(**given)

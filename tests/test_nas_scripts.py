@@ -66,6 +66,18 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
         assert (status, error) == (0, "")
 
 
+def test_nni_s_example_of_choices(script, tmp_path, tiny):
+    space = ["--space", f"{EXAMPLE.parent / 'mnist_choices.py'}:Net", "--space_arg", "in_channels=3"]
+    status, out, error = script("train_search", *tiny, *space, "--strategy", "enas", "--run_dir", "run")
+    assert (status, error) == (0, "")
+    status, _, error = script("train", *said(out.splitlines(), "train what was found: ")[2:], *tiny)
+    assert (status, error) == (0, "")
+    status, _, error = script("train_search", *tiny, *space)
+    assert status == 2
+    assert "cannot be added" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
     """From the command line to the constructors, to the commands that follow, and into a run that goes on."""
     space = ["--space", "enas_macro", "--init_channels", "2", "--layers", "2", "--space_arg", "dropout_rate=0.25"]
