@@ -101,9 +101,7 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
             default = parameters[own].default if own in parameters else None
             setattr(args, name, darts if args.space == "darts" else default)
     if args.space == "darts" and args.layers < 3:
-        raise UserError(
-            f"--layers {args.layers} is not a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)"
-        )
+        raise UserError(f"--layers {args.layers}: at least 3 cells are needed, with reduction cells at 1/3 and 2/3 of the depth")
 
 
 def read(args: argparse.Namespace) -> Architecture:
