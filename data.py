@@ -14,6 +14,7 @@ the middle of an epoch without any stored random state.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
 import json
@@ -101,6 +102,13 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
 
 
 ON_DEVICE = ("auto", "yes", "no")
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> ImageData:
+    """The images of a run, by its arguments; from here on, its processes work together."""
+    images = on_device(load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images), device, args.data_on_device)
+    distributed.join(device)  # not earlier: reading may take longer than processes wait for each other
+    return images
 
 
 def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> ImageData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import random
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiment import checkpoint, distributed, errors
 from experiment.errors import UserError
+from experiment.run import Run
 
 
 def select_device(gpu: int, tf32: bool = False) -> torch.device:
@@ -43,6 +45,19 @@ def select_device(gpu: int, tf32: bool = False) -> torch.device:
         raise UserError(f"--gpu {gpu}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}")
     torch.cuda.set_device(gpu)
     return torch.device("cuda", gpu)
+
+
+def begin(args: argparse.Namespace) -> torch.device:
+    """Seeds all random numbers and selects the device, by a run's arguments."""
+    device = select_device(args.gpu, args.tf32)
+    seed_everything(args.seed, args.deterministic)
+    return device
+
+
+def length(args: argparse.Namespace, batches: int) -> tuple[int, int, int | None]:
+    """(epochs, steps of an epoch, batches to stop an epoch after or None), where an epoch has this many batches."""
+    limit = 2 if args.fast_dev_run else None
+    return 1 if args.fast_dev_run else args.epochs, limit or batches, limit
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
@@ -186,6 +201,36 @@ def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tup
     if amp:
         return logits.float(), None if auxiliary is None else auxiliary.float()
     return logits, auxiliary
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, ...]],
+    step: Callable[..., tuple[Tensor, ...]],
+    lr: float,
+    meters: Meters,
+    run: Run,
+) -> None:
+    """One epoch of steps, or what is left of it, and a checkpoint after it.
+
+    Args:
+        batches: the step's arguments: images (B, 3, H, W), classes (B,) and perhaps more.
+        step: gives loss, logits and the gradient's norm on images and classes. The meters show this loss.
+        lr: learning rate, for messages.
+    """
+    model.train()
+    finite = FiniteCheck(run.progress.epoch, lr)
+    run.before_saving = finite.check
+    for number, batch in enumerate(batches, run.progress.step):
+        loss, logits, norm = step(*batch)
+        finite.note(loss, norm, number)
+        meters.update(loss, logits, batch[1])
+        if number % run.args.report_freq == 0:
+            finite.check()
+            run.log("train %03d %s", number, meters)
+        run.complete_step()
+    finite.check()
+    run.save()
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class Run:
         self.device = device
         self.closing = ExitStack()  # what is to be done when the run ends, however it ends
         self.before_saving: Callable[[], None] = lambda: None  # raises where what would be saved is worth nothing
-        self._args = args
+        self.args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
         self._unwritten: set[str] = set()
@@ -151,6 +151,11 @@ class Run:
         if self._writes:
             self._logger.info(message, *values)
 
+    def log_each(self, *lines: object) -> None:
+        """Logs these, each in a line of its own."""
+        for line in lines:
+            self.log("%s", line)
+
     def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
         """For `utils.evaluate`: logs `label`, step and meters every so many steps, and lets a signal end the process."""
 
@@ -165,6 +170,11 @@ class Run:
         """Writes `content` to the file `name`, whole or not at all."""
         if self._writes:
             self._write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_architecture(self, contents: dict[str, Any]) -> None:
+        """Writes the files of an architecture, {name: content}."""
+        for name, content in contents.items():
+            self.write_json(name, content)
 
     def write_weights(self, model: nn.Module) -> None:
         """Writes `weights.pt`, whole or not at all."""
@@ -219,7 +229,7 @@ class Run:
         state = {
             "progress": asdict(self.progress),
             "random": checkpoint.random_states(self.device),
-            "arguments": {name: value for name, value in vars(self._args).items() if name not in cli.MAY_CHANGE},
+            "arguments": {name: value for name, value in vars(self.args).items() if name not in cli.MAY_CHANGE},
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
         self._write("checkpoint.pt", checkpoint.saved(state), previous="checkpoint.prev.pt")
@@ -250,7 +260,7 @@ class Run:
 
     def _stop(self, number: int) -> None:
         if number:
-            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._args, self.folder))
+            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self.args, self.folder))
             sys.exit(128 + number)
 
     def _take_signals(self) -> None:
@@ -281,7 +291,7 @@ class Run:
                 if first is None:
                     first = time.monotonic()
                 elif time.monotonic() - first > ECHO:
-                    command = cli.resume_command(self._args, self.folder)
+                    command = cli.resume_command(self.args, self.folder)
                     name = signal.Signals(number).name
                     self.log("stopped at once by a second signal, %s, with the last checkpoint as it was; go on with: %s", name, command)
                     os._exit(128 + number)
@@ -325,7 +335,7 @@ class Run:
         """Brings all to where this checkpoint was saved. Raises `ValueError` if it is damaged, or not of this run."""
         state = _read_checkpoint(content)
         for name, value in state["arguments"].items():
-            if (now := vars(self._args).get(name)) != value:
+            if (now := vars(self.args).get(name)) != value:
                 raise ValueError(f"its run had --{name} {value}, but config.json says {now}: put {value} back")
         state["progress"].check(*self._bounds)
         for name, part in self._parts.items():

@@ -49,6 +49,8 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
         steps: of the whole run.
         device: the network's.
     """
+    if args.sync_bn:
+        distributed.convert(network)
     set_memory_format(network, device, args.amp)
     work = 1e6 * utils.count_multiply_adds(network, image_size) * args.batch_size * steps
     if args.recompute:
@@ -81,7 +83,7 @@ def set_memory_format(network: nn.Module, device: torch.device, amp: bool = Fals
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
-    """Whether this is a convolution that must not be computed in `channels_last` on a CPU (convolutions.py); operations.py has none."""
+    """Whether this convolution must not be computed in `channels_last` on a CPU (speed/convolutions.py); operations.py has none."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (1, 1)

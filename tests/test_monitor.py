@@ -163,14 +163,17 @@ def test_a_space_with_a_none_of_its_own():
 # ---- Collapse
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, resumed):
-    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1."""
+@pytest.mark.parametrize(("epochs", "resumed"), [(30, False), (30, True), (9, False)])
+def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, epochs, resumed):
+    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1.
+
+    Also where the ninth epoch is the last.
+    """
     module = load("train_search")
     measured = iter([1.0] * 8 + [3.0] * 20)
     monkeypatch.setattr(module.collapse, "EARLIEST", 0)
     monkeypatch.setattr(module.collapse, "dominant_eigenvalue", lambda *_: next(measured))
-    arguments = [*SMALL_SPACE, "--data", images, "--epochs", "30", "--early_stop", "eigenvalue", "--arch_learning_rate", "1"]
+    arguments = [*SMALL_SPACE, "--data", images, "--epochs", epochs, "--early_stop", "eigenvalue", "--arch_learning_rate", "1"]
     monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
     module.main()
     folder = Path("run")
