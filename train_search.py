@@ -6,7 +6,8 @@
     python train_search.py --space nasbench201 --strategy enas --gpu 0
     python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
-Expect architecture.json, for cells genotype.json as well, and pictures in the run's folder, and at the end the command that trains them.
+Expect architecture.json, for cells genotype.json and nni.json as well, and pictures in the run's folder, and at the end the command that
+trains them.
 The accuracies on the way are the supernet's; what the found network is worth, only train.py can tell.
 """
 

@@ -59,6 +59,8 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
         arguments = [*command[2:], *tiny, *SPACES[space], "--run_dir", "trained"]
         status, out, error = script("train", *arguments)
         assert (status, error) == (0, "")
+        [row] = [json.loads(line) for line in (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()]
+        assert ("drop_path_prob" in row) == (space in ("darts", "enas_micro"))
         status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
         assert (status, error) == (0, "")
         assert "test_acc" in out
