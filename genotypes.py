@@ -48,6 +48,22 @@ def edge_of(key: str) -> tuple[str, int, int] | None:
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
+def to_nni(genotype: Genotype) -> dict[str, str | int]:
+    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1.
+
+    Raises:
+        ValueError: not all nodes are concatenated, which this dictionary cannot say.
+    """
+    found: dict[str, str | int] = {}
+    for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
+        if sorted(concat) != list(range(2, len(edges) // 2 + 2)):
+            raise ValueError(f"NNI's dictionary is of cells that concatenate all their nodes: the {cell} cell concatenates {list(concat)}")
+        for index, (operation, source) in enumerate(edges):
+            edge = f"{index // 2 + 2}_{index % 2}"
+            found |= {f"{cell}/op_{edge}": operation, f"{cell}/input_{edge}": source}
+    return found
+
+
 # Zoph et al. 2018 (1707.07012), the cell NASNet-A.
 NASNet = Genotype(
     normal=[

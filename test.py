@@ -47,7 +47,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
     parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
-    parser.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
+    parser.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    cli.add_space_argument(parser, "--space_arg", "space")
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
     args = parser.parse_args()
     if args.run is None:

@@ -51,7 +51,8 @@ def parse_arguments() -> argparse.Namespace:
         "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
-    group.add_argument("--layers", type=cli.cell_count, help="cells; None: 20, or the space's own number")
+    group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group.add_argument(
         "--init_from", metavar="WEIGHTS", help="begin with these saved weights; the classifier may be one for another number of classes"

@@ -6,7 +6,8 @@
     python train_search.py --space nasbench201 --strategy enas --gpu 0
     python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
-Expect architecture.json, for cells genotype.json as well, and pictures in the run's folder, and at the end the command that trains them.
+Expect architecture.json, for cells genotype.json and nni.json as well, and pictures in the run's folder, and at the end the command that
+trains them.
 The accuracies on the way are the supernet's; what the found network is worth, only train.py can tell.
 """
 
@@ -47,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument("--strategy", default="darts", help=f"how the architecture is learned: {registry.STRATEGY_HELP}")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
-    group.add_argument("--layers", type=cli.cell_count, help="cells; None: 8, or the space's own number")
+    group.add_argument("--layers", type=cli.positive_int, help="cells; None: 8, or the space's own number")
+    cli.add_space_argument(group, "--space_arg", "space")
+    cli.add_space_argument(group, "--strategy_arg", "strategy")
     group = parser.add_argument_group("weights")
     group.add_argument("--epochs", type=cli.positive_int, default=50, help="passes over the images for the weights")
     group.add_argument("--batch_size", type=cli.positive_int, default=64, help="images in a step, of each half")
@@ -146,9 +149,8 @@ def main() -> None:
             utils.advance(scheduler)
 
             architecture = Architecture.of(model.export(), args.space)
-            files = architecture.files()
             run.write_weights(model)
-            run.write_architecture(files)
+            run.write_architecture(architecture.files())
             metrics = {
                 "lr": lr,
                 "train_loss": meters.loss.avg,
@@ -156,7 +158,7 @@ def main() -> None:
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
                 **collapse.describe(architecture, model.alphas_by_edge()),
-                **{name.removesuffix(".json"): content for name, content in files.items()},
+                **architecture.record(),
                 **watch.measured(),
             }
             if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
@@ -251,6 +253,8 @@ def train_command(args: argparse.Namespace, run: Run, sizes: dict[str, int]) -> 
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
     command += ["--skip_bad_images"][: args.skip_bad_images] + (["--channels", "1"] if args.channels == 1 else [])
     command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
+    if args.space_arg and args.space != "darts":
+        command += ["--space_arg", args.space_arg]
     return shlex.join([*command, *(text for name, value in sizes.items() for text in (f"--{name}", str(value)))])
 
 

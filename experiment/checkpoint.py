@@ -35,6 +35,31 @@ def check_like(value: Any, like: Any, what: str) -> None:
             check_like(value[index], part, f"{what}, {index}")
 
 
+def rename(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: Any) -> None:
+    """Gives entries of a `state_dict()` of an earlier version the names that they have today, in place.
+
+    Args:
+        module: that the entries are of; its `former_names` are {name then: name today}.
+        state_dict: what is to be loaded.
+        prefix: of the module's names in it.
+    """
+    former = {prefix + old: prefix + new for old, new in getattr(module, "former_names", {}).items()}
+    if not state_dict.keys() >= set(former.values()):  # a name of today may be another one's of then
+        renamed = {former.get(name, name): value for name, value in state_dict.items()}
+        state_dict.clear()
+        state_dict.update(renamed)
+
+
+def rename_all(model: torch.nn.Module, state_dict: Any) -> Any:
+    """A copy of `state_dict` with the names of today, by what every module of `model` says (see `rename`); of anything else, itself."""
+    if not isinstance(state_dict, dict):
+        return state_dict
+    renamed = dict(state_dict)
+    for name, module in model.named_modules():
+        rename(module, renamed, f"{name}." if name else "")
+    return renamed
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Takes an optimizer's momentum and the like. Its learning rate and all else that is an argument of the run stays as it is.
 

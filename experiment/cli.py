@@ -258,6 +258,11 @@ probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but n
 proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
+def add_space_argument(group: Any, option: str, what: str) -> None:
+    """`--space_arg name=value`, or `--strategy_arg`: any number of them, kept as one text, which the option takes again."""
+    group.add_argument(option, action=_Assignments, metavar="NAME=VALUE", help=f"an argument of the {what}'s constructor; may be repeated")
+
+
 def output_file(text: str) -> str:
     """The name of a file that can be made, so that hours of work do not end in a wrong one."""
     path = Path(text)
@@ -342,6 +347,22 @@ class _Workers(argparse.Action):
             warn(f"{option_string} {values} is more than there are cores: {cores} are started")
             self.warned = True
         setattr(namespace, self.dest, min(values, cores))
+
+
+class _Assignments(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = assignments(getattr(namespace, self.dest) or "")
+        for text in shlex.split(values):
+            name, equals, value = text.partition("=")
+            if not equals or not name.isidentifier():
+                parser.error(f"argument {option_string}: {shown(text)} is not name=value")
+            given[name] = value
+        setattr(namespace, self.dest, shlex.join(f"{name}={value}" for name, value in sorted(given.items())))
+
+
+def assignments(text: str) -> dict[str, str]:
+    """{name: value} of what `--space_arg` or `--strategy_arg` has collected."""
+    return {name: value for name, _, value in (part.partition("=") for part in shlex.split(text))}
 
 
 class _Unread(argparse.Action):

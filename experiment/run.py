@@ -83,7 +83,7 @@ class Run:
     | `log.txt` | what was printed |
     | `config.json` | every argument, the versions of what computed, the commit |
     | `metrics.jsonl` | one JSON object per epoch |
-    | `architecture.json`, `genotype.json` | the latest architecture; for cells also as a genotype |
+    | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype, and as NNI writes it |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
     | `best.pt` | those of the best epoch, where one is chosen on held-out images |
     | `checkpoint.pt` | all that is needed to go on; the one before it is `checkpoint.prev.pt` |
@@ -342,6 +342,7 @@ class Run:
         for name, part in self._parts.items():
             saved = state["parts"].get(name)
             if isinstance(part, nn.Module):
+                saved = checkpoint.rename_all(part, saved)
                 checkpoint.check_like(saved, part.state_dict(), "the weights")
             if isinstance(part, torch.optim.Optimizer):
                 checkpoint.load_optimizer(part, saved)

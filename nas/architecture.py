@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from experiment import files
 from experiment.errors import UserError, shorten, shown
-from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of
+from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of, to_nni
 
 # Intermediate nodes of a cell, at most: more than any published cell has, and few enough that a network of them is built in seconds.
 MOST_NODES = 32
@@ -121,7 +121,7 @@ class Architecture:
             content: a `Genotype`; `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
                 [...]}`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`;
                 that of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0",
-                "normal_n2_p1"], ...}`; or choices of another space.
+                "normal_n2_p1"], ...}`, where an edge that no switch names may be `[]`; or choices of another space.
             space: `darts` for cells, the name of another space for choices, whatever their keys; None for what it looks like.
 
         Raises:
@@ -192,7 +192,7 @@ class Architecture:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """{key of a choice: what was chosen}; for cells as in `nas/spaces/darts.py`, with skip connections on edges that they do not use.
+        """{key of a choice: what was chosen}; for cells as in `nas/spaces/darts.py`, `[]` for edges that they do not use.
 
         Raises:
             UserError: that space lacks these cells: another operation, a node that takes one node twice, or not all nodes concatenated.
@@ -212,8 +212,13 @@ class Architecture:
         return _CHOICES_FILE if self._genotype is None else _CELLS_FILE
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """{name: JSON-ready content} of what a search leaves: always the choices, and for cells the genotype as well."""
-        return {_CHOICES_FILE: self.choices, self.file_name: self.json}
+        """{name: JSON-ready content} of what a search leaves: the choices; for cells also the genotype, and that as NNI writes it."""
+        files = {_CHOICES_FILE: self.choices, self.file_name: self.json}
+        return files if self._genotype is None else files | {_NNI_FILE: to_nni(self._genotype)}
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """What an epoch's metrics say of it, which `of_epoch` reads: `architecture`, its choices, and for cells `genotype`."""
+        return {name.removesuffix(".json"): content for name, content in self.files().items() if name != _NNI_FILE}
 
     # ---- Questions
 
@@ -385,7 +390,7 @@ def _is_index(chosen: Any, length: int) -> bool:
 
 # ---- Reading and writing cells
 
-_CELLS_FILE, _CHOICES_FILE = "genotype.json", "architecture.json"
+_CELLS_FILE, _CHOICES_FILE, _NNI_FILE = "genotype.json", "architecture.json", "nni.json"
 _NNI_KEYS = tuple(f"{cell}/" for cell in CELLS)
 _CHOICE_KEYS = tuple(f"{cell}_n2" for cell in CELLS)
 
@@ -468,6 +473,8 @@ def _from_choices(content: dict[str, Any]) -> Genotype:
                 raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(chosen)}")
             for source in map(keys.index, chosen):
                 operation = operations[source]
+                if isinstance(operation, list) and len(operation) == 1:
+                    operation = operation[0]
                 if not isinstance(operation, str) or operation not in known:
                     raise UserError(f"{keys[source]} is {shown(operation)}: known are {', '.join(known)}")
                 edges.append((known[operation], source))
@@ -482,7 +489,6 @@ def _from_choices(content: dict[str, Any]) -> Genotype:
 def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
     """The inverse of `_from_choices`."""
     candidates = [primitive for primitive in PRIMITIVES if primitive != "none"]
-    unused = "skip_connect" if "skip_connect" in candidates else candidates[0]
     choices: dict[str, str | list[str]] = {}
     for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
         nodes = range(2, len(edges) // 2 + 2)
@@ -495,7 +501,7 @@ def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
             unknown = [operation for operation in used.values() if operation not in candidates]
             if unknown:
                 raise UserError(f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}")
-            choices |= {edge_key(cell, node, source): choice_of(used.get(source, unused)) for source in range(node)}
+            choices |= {edge_key(cell, node, source): choice_of(used[source]) if source in used else [] for source in range(node)}
             choices[switch_key(cell, node)] = [edge_key(cell, node, source) for source in sorted(used)]
     return choices
 

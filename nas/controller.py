@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment import distributed
-from nas.mutables import InputChoice, LayerChoice, MutableScope
+from nas.mutables import ArgumentError, InputChoice, LayerChoice, MutableScope
 from nas.mutators import Decisions, Mutator, SpaceNode, mask_of
 
 
@@ -22,28 +24,43 @@ class EnasMutator(Mutator):
     Args:
         model: the space.
         lstm_size: hidden units.
+        lstm_num_layers: LSTMs, each reading the one below it.
         tanh_constant: logits are bounded to +- this, by a tanh; None for no bound.
+        cell_exit_extra_step: whether a step of its own closes a scope, after the scope's last decision.
         temperature: logits are divided by it first; None for 1.
         skip_target: the share of skip connections (inputs of which any number may be chosen) that the penalty pulls towards.
         branch_bias: added to the logits of convolutions, taken from those of the others, in the choices of reduction layers: modules
             with a true attribute `reduction`.
+        entropy_reduction: of the entropies of the several draws for one input choice, the `sum` or the `mean`.
+
+    Raises:
+        ArgumentError: another `entropy_reduction`.
     """
+
+    former_names: Mapping[str, str] = {"lstm.weight_ih": "lstm.0.weight_ih", "lstm.weight_hh": "lstm.0.weight_hh"}
 
     def __init__(
         self,
         model: nn.Module,
         lstm_size: int = 64,
+        lstm_num_layers: int = 1,
         tanh_constant: float | None = 1.5,
-        temperature: float | None = None,
+        cell_exit_extra_step: bool = False,
         skip_target: float = 0.4,
+        temperature: float | None = None,
         branch_bias: float = 0.25,
+        entropy_reduction: str = "sum",
     ) -> None:
         super().__init__(model)
+        if entropy_reduction not in ("sum", "mean"):
+            raise ArgumentError(f"unknown entropy_reduction {entropy_reduction!r}: known are sum, mean")
+        self.entropy_reduction = entropy_reduction
+        self.cell_exit_extra_step = cell_exit_extra_step
         self.tanh_constant = tanh_constant
         self.temperature = temperature
         self.skip_target = skip_target
         most = max((len(mutable) for mutable in self.layer_choices), default=1)
-        self.lstm = nn.LSTMCell(lstm_size, lstm_size, bias=False)
+        self.lstm = nn.ModuleList(nn.LSTMCell(lstm_size, lstm_size, bias=False) for _ in range(lstm_num_layers))
         self.embedding = nn.Embedding(most + 1, lstm_size)  # of each candidate's position; the last is what the first step reads
         self.classify = nn.Linear(lstm_size, most, bias=False)
         self.attend_anchor = nn.Linear(lstm_size, lstm_size, bias=False)
@@ -62,12 +79,13 @@ class EnasMutator(Mutator):
 
     def sample_search(self) -> Decisions:
         self._input = self.embedding.weight[-1:]
-        self._hidden = self._cell = torch.zeros_like(self._input)
+        self._hidden = torch.zeros_like(self._input)  # of the uppermost LSTM
+        self._states = [(self._hidden, self._hidden) for _ in self.lstm]
         self._anchors: dict[str, Tensor] = {}
         self.sample_log_prob = self.sample_entropy = self.sample_skip_penalty = self._input.new_zeros(())
         decisions: Decisions = {}
         self._sample(self._space, decisions)
-        del self._hidden, self._cell, self._input, self._anchors
+        del self._hidden, self._states, self._input, self._anchors
         return decisions
 
     def sample_final(self) -> Decisions:
@@ -80,11 +98,16 @@ class EnasMutator(Mutator):
             decisions[mutable.key] = self._sample_layer(mutable) if isinstance(mutable, LayerChoice) else self._sample_input(mutable)
         for child in node.children:
             self._sample(child, decisions)
+        if isinstance(mutable, MutableScope) and self.cell_exit_extra_step and mutable.key not in self._anchors:
+            self._step()
         if isinstance(mutable, LayerChoice | MutableScope):
             self._anchors.setdefault(mutable.key, self._hidden)
 
     def _step(self) -> None:
-        self._hidden, self._cell = self.lstm(self._input, (self._hidden, self._cell))
+        self._hidden = self._input
+        for layer, lstm in enumerate(self.lstm):
+            self._hidden, memory = lstm(self._hidden, self._states[layer])
+            self._states[layer] = self._hidden, memory
 
     def _sample_layer(self, mutable: LayerChoice) -> Tensor:
         self._step()
@@ -105,7 +128,7 @@ class EnasMutator(Mutator):
             self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / (1 + mask.sum())
         else:
             mask = mask_of(self._draw(logits, mutable.n_chosen), len(mutable))
-            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / mask.sum()
+            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / mask.sum().clamp(min=1)
         return mask
 
     def _anchor(self, label: str) -> Tensor:
@@ -126,7 +149,7 @@ class EnasMutator(Mutator):
         for _ in range(count):
             log_probs = F.log_softmax(logits.index_fill(0, chosen, -torch.inf), dim=0)
             drawn = torch.multinomial(log_probs.detach().exp(), 1)
-            self._record(log_probs[drawn].squeeze(0), log_probs.masked_fill(log_probs == -torch.inf, 0))
+            self._record(log_probs[drawn].squeeze(0), log_probs.masked_fill(log_probs == -torch.inf, 0), count)
             chosen = torch.cat([chosen, drawn])
         return chosen
 
@@ -135,14 +158,16 @@ class EnasMutator(Mutator):
         log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
         mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
         for log_prob, on in zip(log_probs, mask, strict=True):
-            self._record(torch.where(on, log_prob[1], log_prob[0]), log_prob)
+            self._record(torch.where(on, log_prob[1], log_prob[0]), log_prob, len(mask))
         target = logits.new_tensor([1 - self.skip_target, self.skip_target])
         self.sample_skip_penalty = self.sample_skip_penalty + (log_probs.exp() * (log_probs - target.log())).sum()
         return mask
 
-    def _record(self, log_prob: Tensor, log_probs: Tensor) -> None:
+    def _record(self, log_prob: Tensor, log_probs: Tensor, draws: int) -> None:
+        """Adds one of so many draws for a choice."""
         self.sample_log_prob = self.sample_log_prob + log_prob
-        self.sample_entropy = self.sample_entropy - (log_probs.exp() * log_probs).sum()
+        entropy = -(log_probs.exp() * log_probs).sum()
+        self.sample_entropy = self.sample_entropy + (entropy if self.entropy_reduction == "sum" else entropy / draws)
 
 
 def _is_convolution(candidate: nn.Module) -> bool:

@@ -19,6 +19,22 @@ from experiment.errors import UserError
 
 REDUCTIONS = ("sum", "mean", "concat", "none")
 
+
+# A user's mistakes, as errors of the kinds that NNI 2.0 raises for them, too.
+
+
+class SpaceError(UserError, RuntimeError):
+    """A space that cannot be decided on, or an architecture that is not one of it."""
+
+
+class CandidateError(UserError, TypeError):
+    """Candidates that are not layers."""
+
+
+class ArgumentError(UserError, AssertionError):
+    """Arguments that cannot be."""
+
+
 _numbers = itertools.count(1)
 
 
@@ -33,6 +49,8 @@ class Mutable(nn.Module):
 
     Args:
         key: by default the class's name and a number that runs through the program, `LayerChoice1`, `InputChoice2`, ...
+
+    `init_hook` and `forward_hook` are None, as in NNI 2.0, for mutators that want to keep something there: nothing here calls them.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -43,10 +61,18 @@ class Mutable(nn.Module):
             warnings.warn(f"the key {key!r} of a {type(self).__name__} is no string: {str(key)!r} is used", stacklevel=3)
             key = str(key)
         self._key = key
+        self._name = key
+        self.init_hook: Any = None
+        self.forward_hook: Any = None
 
     @property
     def key(self) -> str:
         return self._key
+
+    @property
+    def name(self) -> str:
+        """The module's name in its model, `layers.0.op`, once a mutator is applied; its key before."""
+        return self._name
 
     @property
     def mutator(self):
@@ -63,16 +89,17 @@ class Mutable(nn.Module):
     def has_mutator(self) -> bool:
         return "_mutator" in self.__dict__
 
-    def set_mutator(self, mutator) -> None:
-        """Called by a mutator on the mutables of its model.
+    def set_mutator(self, mutator, name: str | None = None) -> None:
+        """Called by a mutator on the mutables of its model, with their names there.
 
         Raises:
-            UserError: there is one already.
+            SpaceError: there is one already.
         """
         if self.has_mutator:
-            raise UserError(f"a mutator already decides for {self.key}: a model takes one, build the model again for a second")
+            raise SpaceError(f"a mutator already decides for {self.key}: a model takes one, build the model again for a second")
         # Past `nn.Module.__setattr__`, which would make the mutator a part of the model and its parameters some of the model's.
         self.__dict__["_mutator"] = mutator
+        self._name = self._name if name is None else name
 
     def extra_repr(self) -> str:
         return f"key={self.key!r}"
@@ -115,7 +142,7 @@ class Choice(Mutable):
 
 
 class LayerChoice(Choice):
-    """One of several layers, or several of them reduced to one output. Behaves as a list of its candidates.
+    """One of several layers, or several of them reduced to one output; of none, it is None. Behaves as a list of its candidates.
 
     Args:
         op_candidates: the layers; in an `OrderedDict`, they have names.
@@ -124,7 +151,8 @@ class LayerChoice(Choice):
         key: see `Mutable`.
 
     Raises:
-        UserError: no candidates, or a name that is an attribute of this class.
+        CandidateError: they are neither a list nor a dictionary, or something in it is not a module.
+        ArgumentError: no candidates, or a name that is an attribute of this class.
     """
 
     def __init__(
@@ -135,17 +163,31 @@ class LayerChoice(Choice):
         key: str | None = None,
     ) -> None:
         super().__init__(reduction, return_mask, key)
+        if not isinstance(op_candidates, Sequence | Mapping | nn.ModuleList):
+            raise CandidateError(f"the candidates of {self.key} are a {type(op_candidates).__name__}: give a list or an OrderedDict")
         named = op_candidates if isinstance(op_candidates, Mapping) else OrderedDict((str(i), op) for i, op in enumerate(op_candidates))
         if not named:
-            raise UserError(f"{self.key} has no candidates")
+            raise ArgumentError(f"{self.key} has no candidates")
         self.names: list[str] = []
         for name, module in named.items():
             if not isinstance(name, str) or not name or "." in name or name in {*dir(type(self)), *self.__dict__}:
-                raise UserError(f"{name!r} cannot name a candidate of {self.key}: it must be text without dots, and no attribute's name")
+                raise ArgumentError(
+                    f"{name!r} cannot name a candidate of {self.key}: it must be text without dots, and no attribute's name"
+                )
             if not isinstance(module, nn.Module):
-                raise UserError(f"candidate {name!r} of {self.key} is a {type(module).__name__}, not a module")
+                raise CandidateError(f"candidate {name!r} of {self.key} is a {type(module).__name__}, not a module")
             self.add_module(name, module)
             self.names.append(name)
+
+    @property
+    def choices(self) -> list[nn.Module]:
+        """The candidates, as `list(self)`."""
+        return list(self)
+
+    @property
+    def length(self) -> int:
+        """The number of candidates, as `len(self)`."""
+        return len(self)
 
     @property
     def labels(self) -> Sequence[str | int]:
@@ -169,17 +211,17 @@ class LayerChoice(Choice):
     def __getitem__(self, index: slice) -> list[nn.Module]: ...
 
     def __getitem__(self, index: int | str | slice) -> nn.Module | list[nn.Module]:
-        return [self._candidate(name) for name in self.names[index]] if isinstance(index, slice) else self._candidate(self._name(index))
+        return [self._candidate(name) for name in self.names[index]] if isinstance(index, slice) else self._candidate(self._name_of(index))
 
     def __setitem__(self, index: int | str, module: nn.Module) -> None:
-        self._modules[self._name(index)] = module
+        self._modules[self._name_of(index)] = module
 
     def __delitem__(self, index: int | str | slice) -> None:
-        for name in self.names[index] if isinstance(index, slice) else [self._name(index)]:
+        for name in self.names[index] if isinstance(index, slice) else [self._name_of(index)]:
             del self._modules[name]
             self.names.remove(name)
 
-    def _name(self, index: int | str) -> str:
+    def _name_of(self, index: int | str) -> str:
         if isinstance(index, str) and index not in self.names:
             raise KeyError(index)
         return index if isinstance(index, str) else self.names[index]
@@ -195,13 +237,13 @@ class InputChoice(Choice):
 
     Args:
         n_candidates: how many there are; with `choose_from`, as many as that names.
-        choose_from: what each candidate is: the key of the mutable that it comes from, or any label, or `NO_KEY`. A mutator may weigh an
-            input by the choices behind it.
-        n_chosen: how many are chosen; any number if None, and if it is none of them, the output is None.
+        choose_from: what each candidate is: the key of the mutable that it comes from, or `NO_KEY`. A mutator may weigh an input by the
+            choices behind it.
+        n_chosen: how many are chosen; any number if None. Of none, the output is None.
         reduction, return_mask, key: as of `LayerChoice`.
 
     Raises:
-        UserError: the arguments contradict each other.
+        ArgumentError: the arguments contradict each other.
     """
 
     NO_KEY = ""
@@ -217,14 +259,14 @@ class InputChoice(Choice):
     ) -> None:
         super().__init__(reduction, return_mask, key)
         if not n_candidates and not choose_from:
-            raise UserError(f"{self.key} has no candidates: give n_candidates or choose_from")
+            raise ArgumentError(f"{self.key} has no candidates: give n_candidates or choose_from")
         self.choose_from = list(choose_from or [self.NO_KEY] * (n_candidates or 0))
         self.n_candidates = len(self.choose_from)
         self.n_chosen = n_chosen
         if n_candidates not in (None, self.n_candidates):
-            raise UserError(f"{self.key} has n_candidates={n_candidates}, but choose_from names {self.n_candidates}")
-        if n_chosen is not None and not 1 <= n_chosen <= self.n_candidates:
-            raise UserError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
+            raise ArgumentError(f"{self.key} has n_candidates={n_candidates}, but choose_from names {self.n_candidates}")
+        if n_chosen is not None and not 0 <= n_chosen <= self.n_candidates:
+            raise ArgumentError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
 
     @property
     def labels(self) -> Sequence[str | int]:
@@ -252,15 +294,15 @@ def pick_inputs(key: str, choose_from: Sequence[str], inputs: Sequence[Any] | Ma
     """The candidates of the input choice `key` as a list, whichever way they were given.
 
     Raises:
-        UserError: their number or their labels are not the choice's.
+        ArgumentError: their number or their labels are not the choice's.
     """
     if isinstance(inputs, Mapping):
         missing = [label for label in choose_from if label not in inputs]
         if missing:
-            raise UserError(f"{key} chooses from {list(choose_from)}; its inputs lack {missing}")
+            raise ArgumentError(f"{key} chooses from {list(choose_from)}; its inputs lack {missing}")
         return [inputs[label] for label in choose_from]
     if len(inputs) != len(choose_from):
-        raise UserError(f"{key} chooses from {len(choose_from)} inputs, and was given {len(inputs)}")
+        raise ArgumentError(f"{key} chooses from {len(choose_from)} inputs, and was given {len(inputs)}")
     return list(inputs)
 
 
@@ -272,5 +314,14 @@ def reduce(outputs: list[Any], reduction: str) -> Any:
         return outputs[0] if outputs else None
     if reduction == "concat":
         return torch.cat(outputs, dim=1)
-    total: Tensor = sum(outputs[1:], outputs[0])
+    try:
+        total: Tensor = sum(outputs[1:], outputs[0])
+    except RuntimeError:
+        shapes = {tuple(output.shape) for output in outputs}
+        if len(shapes) == 1:
+            raise
+        raise SpaceError(
+            f"what a choice has chosen cannot be added, it is of the shapes {', '.join(map(str, sorted(shapes)))}: "
+            "candidates that differ in shape need a strategy that runs one at a time, such as --strategy enas"
+        ) from None
     return total / len(outputs) if reduction == "mean" else total

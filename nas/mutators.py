@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiment import checkpoint
 from experiment.errors import UserError, shown
 from nas.architecture import Architecture
-from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
+from nas.mutables import ArgumentError, Choice, InputChoice, LayerChoice, Mutable, MutableScope, SpaceError, pick_inputs, reduce
 
 Decisions = dict[str, Tensor]
 Choices = dict[str, Any]
@@ -27,41 +28,53 @@ class SpaceNode:
     """A search space as a tree: its mutables in the order of their construction, those of a scope below it. The root has none."""
 
     mutable: Mutable | None = None
+    name: str = ""  # of the module in its model
     children: list[SpaceNode] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Mutable]:
+        return (mutable for mutable, _ in self.named())
+
+    def named(self) -> Iterator[tuple[Mutable, str]]:
+        """The mutables with their names."""
         if self.mutable is not None:
-            yield self.mutable
+            yield self.mutable, self.name
         for child in self.children:
-            yield from child
+            yield from child.named()
 
 
 def find_space(model: nn.Module) -> SpaceNode:
     """The mutables of `model`, as a tree.
 
     Raises:
-        UserError: a choice inside a choice, or one key for two choices that differ in what they choose from.
+        SpaceError: a choice inside a choice, one key for two choices that differ in what they choose from, or an input that comes from a
+            key that no mutable has.
     """
     root = SpaceNode()
     seen: set[int] = set()
     by_key: dict[str, Mutable] = {}
 
-    def walk(module: nn.Module, node: SpaceNode, choice: Choice | None) -> None:
+    def walk(module: nn.Module, name: str, node: SpaceNode, choice: Choice | None) -> None:
         if id(module) in seen:
             return
         seen.add(id(module))
         if isinstance(module, Mutable):
             if choice is not None:
-                raise UserError(f"{module.key} stands inside a candidate of {choice.key}: choices do not nest")
+                raise SpaceError(f"{module.key} stands inside a candidate of {choice.key}: choices do not nest")
             first = by_key.setdefault(module.key, module)
             if _question(first) != _question(module):
-                raise UserError(f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose from")
-            node.children.append(node := SpaceNode(module))
+                raise SpaceError(f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose from")
+            node.children.append(node := SpaceNode(module, name))
             choice = module if isinstance(module, Choice) else None
-        for child in module.children():
-            walk(child, node, choice)
+        for child_name, child in module.named_children():
+            walk(child, f"{name}.{child_name}".lstrip("."), node, choice)
 
-    walk(model, root, None)
+    walk(model, "", root, None)
+    for mutable in by_key.values():
+        if isinstance(mutable, InputChoice) and (unknown := set(mutable.choose_from) - {InputChoice.NO_KEY, *by_key}):
+            raise SpaceError(
+                f"{mutable.key} chooses from {shown(min(unknown))}, which is not a key of this space: "
+                "name the choice or the scope that the input comes from, or InputChoice.NO_KEY"
+            )
     return root
 
 
@@ -84,8 +97,10 @@ class Mutator(nn.Module):
         model: any module that holds choices.
 
     Raises:
-        UserError: see `find_space`; or the model has a mutator already.
+        SpaceError: see `find_space`; or the model has a mutator already.
     """
+
+    model: nn.Module
 
     differentiable = False
     """Whether the decisions are a function of the mutator's parameters, so that they are made anew for every pass through the model."""
@@ -93,12 +108,17 @@ class Mutator(nn.Module):
     dense = False
     """Whether weights are never looked at: all candidates that have one run, and no pass waits for a GPU to tell which are zero."""
 
+    former_names: Mapping[str, str] = {}
+    """{name in a `state_dict()` of an earlier version: name of today}."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(checkpoint.rename)
+        self.__dict__["model"] = model  # past `nn.Module.__setattr__`, which would make it a part of this one
         self._space = find_space(model)
         self._by_key: dict[str, Mutable] = {}
-        for mutable in self._space:
-            mutable.set_mutator(self)
+        for mutable, name in self._space.named():
+            mutable.set_mutator(self, name)
             self._by_key.setdefault(mutable.key, mutable)
         self._decisions: Decisions = {}
         self._running: dict[str, list[int]] = {}
@@ -107,6 +127,11 @@ class Mutator(nn.Module):
     def mutables(self) -> list[Mutable]:
         """The mutables of the space, scopes included, one of each key."""
         return list(self._by_key.values())
+
+    @property
+    def undedup_mutables(self) -> list[Mutable]:
+        """The mutables of the space, scopes included, also those that share a key."""
+        return list(self._space)
 
     @property
     def layer_choices(self) -> list[LayerChoice]:
@@ -192,7 +217,7 @@ class Mutator(nn.Module):
         decisions = {key: torch.as_tensor(decisions[key]) for key in choices}
         for key, mask in decisions.items():
             if mask.shape != (len(choices[key]),):
-                raise UserError(
+                raise ArgumentError(
                     f"{type(self).__name__} decides {key} by a mask of shape {tuple(mask.shape)}, for {len(choices[key])} candidates"
                 )
         return decisions
@@ -244,7 +269,8 @@ class DartsMutator(Mutator):
     Every layer choice has one alpha more than candidates, the last: that of `none`, which takes its part of the softmax and gives nothing.
     Input choices have no alphas. In the search, all inputs take part; at the end, the `n_chosen` whose layer choices (those that
     `choose_from` names) have the strongest best candidates (section 2.4), or all, where any number may be chosen. An input that no
-    layer choice stands behind has strength 0, and among equals the earlier wins.
+    layer choice stands behind has strength 0, and among equals the earlier wins. A layer choice from which input choices could choose,
+    and none does, chooses nothing, as in NNI: nobody uses its output.
     """
 
     differentiable = True
@@ -252,12 +278,16 @@ class DartsMutator(Mutator):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.alphas = nn.ParameterList(nn.Parameter(1e-3 * torch.randn(len(mutable) + 1)) for mutable in self.layer_choices)
+        self.alphas = nn.ParameterDict(
+            # Pairs: what it takes from a dictionary, it sorts.
+            [(_parameter_name(mutable.key), nn.Parameter(1e-3 * torch.randn(len(mutable) + 1))) for mutable in self.layer_choices]
+        )
+        self.former_names = {f"alphas.{index}": f"alphas.{name}" for index, name in enumerate(self.alphas)}
 
     @property
     def choices(self) -> dict[str, nn.Parameter]:
         """The alphas by their choice's key, each (candidates + 1,)."""
-        return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas, strict=True)}
+        return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas.values(), strict=True)}
 
     def sample_search(self) -> Decisions:
         everything = {mutable.key: torch.ones(len(mutable), dtype=torch.bool) for mutable in self.input_choices}
@@ -271,8 +301,16 @@ class DartsMutator(Mutator):
         for mutable in self.input_choices:
             strengths = [strength.get(label, 0.0) for label in mutable.choose_from]
             ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)
-            decisions[mutable.key] = mask_of(torch.tensor(ranked[: mutable.n_chosen]), len(mutable))
-        return decisions
+            decisions[mutable.key] = mask_of(torch.tensor(ranked[: mutable.n_chosen], dtype=torch.long), len(mutable))
+        offered = {label for mutable in self.input_choices for label in mutable.choose_from}
+        taken = {mutable.choose_from[index] for mutable in self.input_choices for index in decisions[mutable.key].nonzero()}
+        return decisions | {key: torch.zeros_like(decisions[key]) for key in weights if key in offered - taken}
+
+
+def _parameter_name(key: str) -> str:
+    """A choice's key as the name of a parameter, which has no dot and is not that of an attribute."""
+    name = key.replace(".", "/")
+    return f"{name}/" if not name or hasattr(nn.ParameterDict(), name) else name
 
 
 def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] | str | Path) -> nn.Module:
@@ -285,21 +323,25 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     Returns:
         The model; another one only where the model itself was a choice.
 
+    A layer choice may have chosen nothing, `[]`; its output is then None. NNI 2.0 exports layer choices from which no input choice chose
+    either as `[]`, or, drawn at random, as any candidate: that one stays in the network and is computed, as it is there.
+
     Raises:
-        UserError: the file cannot be read, or the architecture is not one of this space.
+        UserError: the file cannot be read.
+        SpaceError: the architecture is not one of this space.
     """
     if isinstance(architecture, str | Path):
         architecture = Architecture.read(str(architecture), space="any").choices  # as written, whatever the keys
     if not isinstance(architecture, Mapping):
-        raise UserError("an architecture is an object, {key of a choice: what was chosen}")
+        raise SpaceError("an architecture is an object, {key of a choice: what was chosen}")
     space = list(find_space(model))
     choices = [mutable for mutable in space if isinstance(mutable, LayerChoice | InputChoice)]
     keys = {mutable.key for mutable in choices}
     missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
     if missing or unknown:
-        raise UserError(f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}")
+        raise SpaceError(f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}")
     if any(mutable.has_mutator for mutable in space):
-        raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
+        raise SpaceError("a mutator already decides for this model: build the model again to fix its architecture")
     fixed: dict[nn.Module, nn.Module] = {mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
@@ -316,16 +358,14 @@ def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
     names = mutable.names if isinstance(mutable, LayerChoice) else mutable.choose_from
     chosen = []
     for entry in values:
-        index = names.index(entry) if isinstance(entry, str) and entry and entry in names else entry
+        index = names.index(entry) if isinstance(entry, str) and names.count(entry) == 1 else entry
         if type(index) is not int or not 0 <= index < len(mutable):
-            raise UserError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {_few(mutable.labels)}")
+            raise SpaceError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {_few(mutable.labels)}")
         chosen.append(index)
     if len(set(chosen)) != len(chosen):
-        raise UserError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
-    if isinstance(mutable, LayerChoice) and not chosen:
-        raise UserError(f"{mutable.key} chooses nothing: its candidates are {_few(mutable.labels)}")
+        raise SpaceError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
     if isinstance(mutable, InputChoice) and mutable.n_chosen not in (None, len(chosen)):
-        raise UserError(f"{mutable.key} takes {mutable.n_chosen} of its inputs, not {len(chosen)}")
+        raise SpaceError(f"{mutable.key} takes {mutable.n_chosen} of its inputs, not {len(chosen)}")
     return sorted(chosen)
 
 
@@ -352,7 +392,7 @@ class _Fixed(nn.Module):
 
 
 class FixedLayerChoice(_Fixed):
-    """What a layer choice becomes where it was more than one layer, or its surroundings want a mask or a list."""
+    """What a layer choice becomes where it was not one layer, or its surroundings want a mask or a list."""
 
     def __init__(self, mutable: LayerChoice, chosen: list[int]) -> None:
         super().__init__(mutable, chosen)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from torch import nn
 
-from experiment.errors import UserError
+from experiment.errors import UserError, shown
 from nas.spaces.darts import DartsNetwork
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroNetwork
 from nas.spaces.nasbench201 import NASBench201Network
@@ -54,6 +57,60 @@ def load_strategy(name: str) -> type[Strategy]:
         UserError: see `_load_class`.
     """
     return STRATEGIES[name] if name in STRATEGIES else _load_class("strategy", name, STRATEGY_HELP, Strategy)
+
+
+def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:
+    """What `--space_arg` or `--strategy_arg` gives to each of `makers`, typed by the annotations of their constructors.
+
+    Args:
+        option: its name, for messages.
+        given: {name: value} of the command line.
+        makers: classes.
+        reserved: arguments that others give them.
+
+    Raises:
+        UserError: no constructor has an argument of this name, or the value is not of its type.
+    """
+    types = [_argument_types(maker, reserved) for maker in makers]
+    known = sorted({name for each in types for name in each})
+    for name in given:
+        if name not in known:
+            raise UserError(f"unknown {option} {shown(name)}: known are {', '.join(known) or 'none'}")
+    return [{name: _typed(option, name, value, each[name]) for name, value in given.items() if name in each} for each in types]
+
+
+def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, tuple[type, ...]]:
+    """{name: types} of the arguments that a text can stand for; one without annotation has the type of its default."""
+    try:
+        hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # of this class
+    except NameError:  # a user's annotation of what is only imported for type checkers
+        hints = {}
+    found = {}
+    for name, parameter in inspect.signature(maker).parameters.items():
+        hint = hints.get(name, type(parameter.default))
+        types = get_args(hint) or (hint,)
+        if name not in reserved and set(types) <= set(_READERS):
+            found[name] = types
+    return found
+
+
+def _typed(option: str, name: str, text: str, types: tuple[type, ...]) -> Any:
+    for kind, read in _READERS.items():
+        if kind in types:
+            try:
+                return read(text)
+            except (KeyError, ValueError):
+                continue
+    raise UserError(f"{option} {name}={text}: {name} is {' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)}")
+
+
+_READERS: dict[type, Callable[[str], Any]] = {  # in the order in which they are tried
+    NoneType: {"None": None}.__getitem__,
+    bool: {"True": True, "true": True, "False": False, "false": False}.__getitem__,
+    int: int,
+    float: float,
+    str: str,
+}
 
 
 def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:

@@ -20,7 +20,7 @@ from model_search import Network
 from nas.architecture import Architecture, check_candidates
 from nas.mutables import reset_mutable_counter
 from nas.mutators import apply_fixed_architecture
-from nas.registry import load_space, load_strategy
+from nas.registry import constructor_arguments, load_space, load_strategy
 from nas.search_model import SearchModel
 from nas.strategies import Strategy
 
@@ -42,15 +42,20 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     if args.space == "darts":
         check_candidates()
         operations.check(PRIMITIVES, args.init_channels)
+    reserved = ("model", "args")
+    of_strategy, of_mutator = constructor_arguments(
+        "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), reserved
+    )
     if (args.space, args.strategy) == ("darts", "darts"):
+        constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
         supernet = Network(args.init_channels, num_classes, args.layers, criterion, in_channels=args.channels).to(device)
-        return supernet, strategy(supernet, args)
+        return supernet, strategy(supernet, args, **of_strategy)
     network = build_network(args, num_classes)
-    mutator = strategy.mutator(network)
+    mutator = strategy.mutator(network, **of_mutator)
     if not mutator.layer_choices and not mutator.input_choices:
         raise UserError(f"{args.space} holds no choices: there is nothing to search")
     model = SearchModel(network, mutator).to(device)
-    return model, strategy(model, args)
+    return model, strategy(model, args, **of_strategy)
 
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
@@ -60,6 +65,7 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
         UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of the space of DARTS.
     """
     if args.space == "darts":
+        constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
         genotype = architecture.genotype
         operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
         return NetworkCIFAR(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
@@ -80,6 +86,8 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
         given["in_channels"] = args.channels
     elif args.channels != 3:
         raise UserError(f"--channels {args.channels} is of a network that takes in_channels, which {args.space} does not: leave it out")
+    reserved = (space.width, space.depth, "num_classes", "in_channels")
+    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
     try:
         signature.bind(**given)
     except TypeError as error:
@@ -96,6 +104,8 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
         if getattr(args, name) is None:
             default = parameters[own].default if own in parameters else None
             setattr(args, name, darts if args.space == "darts" else default)
+    if args.space == "darts" and args.layers < 3:
+        raise UserError(f"--layers {args.layers}: at least 3 cells are needed, with reduction cells at 1/3 and 2/3 of the depth")
 
 
 def read(args: argparse.Namespace) -> Architecture:

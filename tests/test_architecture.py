@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import golden
 import pytest
 
 from experiment.errors import UserError
-from genotypes import DARTS_V1, DARTS_V2, NASNet, edge_key, edge_of
+from genotypes import DARTS_V1, DARTS_V2, AmoebaNet, NASNet, edge_key, edge_of, to_nni
 from nas.architecture import Architecture, cell_of, edge_ends
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,32 @@ def test_every_form_of_one_architecture_is_the_same(tmp_path):
     assert Architecture.read(str(tmp_path / "choices.json")).distance(one) == 0  # the edges of a node in another order
     assert Architecture.of(one.json) == Architecture.of_epoch({"genotype": one.json, "architecture": one.choices}) == one
     assert str(one) == f"genotype = {DARTS_V1}"
+
+
+def test_nni_s_dictionary_there_and_back(tmp_path):
+    for name, cells in golden.load("nni_tutorial_cells.json").items():
+        if name in ("basic", "full"):
+            genotype = Architecture.of(cells).genotype
+            assert to_nni(genotype) == cells
+            assert list(to_nni(genotype)) == list(cells)
+    files = Architecture(DARTS_V2).files()
+    assert list(files) == ["architecture.json", "genotype.json", "nni.json"]
+    (tmp_path / "nni.json").write_text(json.dumps(files["nni.json"]))
+    assert Architecture.read(str(tmp_path / "nni.json")).genotype == DARTS_V2
+    assert list(Architecture(DARTS_V2).record()) == ["architecture", "genotype"]
+    with pytest.raises(ValueError, match=r"concatenates \[4, 5, 6\]"):
+        to_nni(AmoebaNet)
+
+
+def test_an_edge_that_no_node_uses_has_chosen_nothing():
+    choices = Architecture(DARTS_V2).choices
+    unused = [key for key, chosen in choices.items() if chosen == []]
+    assert len(unused) == 12
+    assert not {"normal_n3_p0", "normal_n3_p1"} & set(unused)
+    for form in (choices, choices | dict.fromkeys(unused, "maxpool"), choices | {"normal_n3_p1": [choices["normal_n3_p1"]]}):
+        assert Architecture.of(form).distance(Architecture(DARTS_V2)) == 0
+    with pytest.raises(UserError, match=r"normal_n3_p1 is \[\]: known are"):
+        Architecture.of(choices | {"normal_n3_p1": []})
 
 
 def test_a_space_of_one_s_own_may_call_its_choices_as_it_likes(tmp_path):

@@ -464,7 +464,7 @@ def test_alphas_that_differ_are_noticed(images, tmp_path):
 
     for status, output in launch(2, SEARCH, images, "--run_dir", tmp_path / "run", prepare=at(1, 0, 2, nudge)):
         assert status == 2, output
-        assert "mutator.alphas.0 is not the same on all processes" in output.splitlines()[-1]
+        assert "mutator.alphas.first is not the same on all processes" in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error", 1)])

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import re
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from experiment import checkpoint
 from experiment.errors import UserError
+from nas.architecture import Architecture
 from nas.controller import EnasMutator, Reinforce
 from nas.mutables import InputChoice, LayerChoice, Mutable, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, Mutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
 from nas.strategies import Enas, Random
+from pictures import drawing
 
 
 class Times(nn.Module):
@@ -53,6 +57,13 @@ class Told(Mutator):
         self.events.append(f"-{scope.key}")
 
 
+class Named(MutableScope):
+    """Its input, which a choice can call by the key."""
+
+    def forward(self, x):
+        return x
+
+
 class Space(nn.Module):
     """Two choices of one key, one of layers with names, inputs of two kinds."""
 
@@ -61,11 +72,12 @@ class Space(nn.Module):
         self.a = LayerChoice([Times(2), Times(3), Times(5)], key="layer", **options)
         self.b = LayerChoice([Times(2), Times(3), Times(5)], key="layer", **options)
         self.c = LayerChoice(OrderedDict(seven=Times(7), eleven=Times(11)), key="named")
+        self.x = Named("x")
         self.two = InputChoice(choose_from=["layer", "named", "x"], n_chosen=2, key="two")
         self.any = InputChoice(n_candidates=3, key="any")
 
     def forward(self, x):
-        inputs = {"x": x, "layer": self.b(self.a(x)), "named": self.c(x)}
+        inputs = {"x": self.x(x), "layer": self.b(self.a(x)), "named": self.c(x)}
         two, some = self.two(inputs), self.any(list(inputs.values()))
         return two if some is None else two + 100 * some
 
@@ -180,6 +192,57 @@ def test_scopes_are_announced_and_nest():
     assert [outer.mutable.key, [child.mutable.key for child in outer.children]] == ["outer", ["inner", "choice"]]
 
 
+class Cell(MutableScope):
+    """A choice in a scope, whose output may be chosen."""
+
+    def __init__(self, **options):
+        super().__init__("cell")
+        self.op = LayerChoice([Times(2), Times(3)], key="op", **options)
+        self.input = InputChoice(choose_from=["op"], key="input")
+
+    def forward(self, x):
+        return self.input([self.op(x)])
+
+
+def test_mutables_know_their_place_in_the_model():
+    model = nn.Sequential(Cell(), Cell())
+    assert model[0].op.name == "op"  # its key, until a mutator is applied
+    mutator = RandomMutator(model)
+    names = ["0", "0.op", "0.input", "1", "1.op", "1.input"]
+    assert [mutable.name for mutable in mutator.undedup_mutables] == names
+    assert [mutable.name for mutable in mutator.mutables] == names[:3]
+    assert [(mutable.init_hook, mutable.forward_hook) for mutable in mutator.mutables] == [(None, None)] * 3
+    assert (model[0].op.choices, model[0].op.length) == (list(model[0].op), 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"return_mask": True}, {"reduction": "none"}])
+def test_a_layer_choice_may_choose_nothing(options):
+    choice = LayerChoice([Times(2), Times(3)], key="choice", **options)
+    mutator = Told(choice, choice=[False, False])
+    exported = json.loads(json.dumps(mutator.export()))
+    assert exported == {"choice": []}
+    fixed = apply_fixed_architecture(LayerChoice([Times(2), Times(3)], key="choice", **options), exported)
+    for result in (choice(ONE), fixed(ONE)):
+        output, mask = result if "return_mask" in options else (result, torch.zeros(2, dtype=torch.bool))
+        assert output == ([] if options.get("reduction") == "none" else None)
+        assert mask.tolist() == [False, False]
+    assert parameters(fixed) == 0
+    assert choice[0].calls == choice[1].calls == 0
+    source = drawing.network(Architecture(exported), "").source
+    assert "label=nothing" in source
+
+
+@pytest.mark.parametrize("strategy", [DartsMutator, EnasMutator, RandomMutator])
+def test_no_input_may_be_asked_for(strategy):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"op": LayerChoice([Times(2), Times(3)], key="op"), "none": InputChoice(n_candidates=2, n_chosen=0, key="none")})
+    mutator = strategy(model)
+    for _ in range(3):
+        mutator.reset()
+        assert all(parameter.isfinite().all() for parameter in mutator.parameters())
+        assert mutator.export()["none"] == []
+
+
 # Errors
 
 
@@ -224,7 +287,8 @@ def space_with(**decisions):
         (lambda: InputChoice(), "give n_candidates or choose_from"),
         (lambda: InputChoice(2, ["a"]), "n_candidates=2, but choose_from names 1"),
         (lambda: InputChoice(2, n_chosen=3), "cannot choose 3 of 2"),
-        (lambda: InputChoice(2, n_chosen=0), "cannot choose 0 of 2"),
+        (lambda: InputChoice(2, n_chosen=-1), "cannot choose -1 of 2"),
+        (lambda: RandomMutator(InputChoice(choose_from=["a"], key="choice")), "choice chooses from 'a', which is not a key of this space"),
         (lambda: told_inputs()([ONE]), "chooses from 2 inputs, and was given 1"),
         (lambda: told_inputs()({"a": ONE}), r"its inputs lack \['b'\]"),
     ],
@@ -234,10 +298,37 @@ def test_mistakes(mistake, message):
         mistake()
 
 
+@pytest.mark.parametrize(
+    ("mistake", "kind"),
+    [
+        (lambda: [RandomMutator(model) for model in [Space()] * 2], RuntimeError),
+        (lambda: RandomMutator(nested()), RuntimeError),
+        (lambda: RandomMutator(nn.ModuleList([InputChoice(choose_from=["nowhere"])])), RuntimeError),
+        (lambda: apply_fixed_architecture(Space(), {"layer": 1}), RuntimeError),
+        (lambda: apply_fixed_architecture(Space(), ARCHITECTURE | {"more": 1}), RuntimeError),
+        (lambda: LayerChoice(nn.Identity()), TypeError),
+        (lambda: LayerChoice([1]), TypeError),
+        (lambda: LayerChoice(OrderedDict(length=Times(1))), AssertionError),
+        (lambda: LayerChoice(OrderedDict(key=Times(1))), AssertionError),
+        (lambda: InputChoice(), AssertionError),
+        (lambda: InputChoice(n_candidates=2, choose_from=["a"]), AssertionError),
+        (lambda: InputChoice(n_candidates=2, n_chosen=3), AssertionError),
+        (lambda: told_inputs()([ONE]), AssertionError),
+        (lambda: space_with(**BITS | {"layer": [True, False]}), AssertionError),
+        (lambda: EnasMutator(Space(), entropy_reduction="max"), AssertionError),
+        (lambda: LayerChoice([Times(1)])(ONE), ValueError),
+    ],
+)
+def test_mistakes_are_of_the_kinds_that_nni_raises(mistake, kind):
+    with pytest.raises(kind) as caught:
+        mistake()
+    assert isinstance(caught.value, UserError)
+
+
 def told_inputs():
-    choice = InputChoice(choose_from=["a", "b"], key="choice")
-    Told(choice, choice=[True, True])
-    return choice
+    model = nn.ModuleDict({"a": Named("a"), "b": Named("b"), "choice": InputChoice(choose_from=["a", "b"], key="choice")})
+    Told(model, choice=[True, True])
+    return model["choice"]
 
 
 # Mutators
@@ -248,7 +339,8 @@ def test_a_mutator_is_no_part_of_its_model_nor_the_other_way():
     mutator = DartsMutator(model)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert parameters(model) == parameters(plain)
-    assert list(mutator.state_dict()) == ["alphas.0", "alphas.1"]
+    assert list(mutator.state_dict()) == ["alphas.layer", "alphas.named"]
+    assert mutator.model is model
 
 
 def test_a_model_with_its_mutator_can_be_copied_and_saved():
@@ -260,7 +352,7 @@ def test_a_model_with_its_mutator_can_be_copied_and_saved():
     assert twin.a.mutator is other
     assert twin(ONE).item() == pytest.approx(model(ONE).item())
     with torch.no_grad():
-        other.alphas[0][0] += 1
+        other.choices["layer"][0] += 1
     other.reset()
     assert twin(ONE).item() != pytest.approx(model(ONE).item())
     buffer = io.BytesIO()
@@ -269,6 +361,30 @@ def test_a_model_with_its_mutator_can_be_copied_and_saved():
     other.load_state_dict(torch.load(buffer))
     other.reset()
     assert twin(ONE).item() == pytest.approx(model(ONE).item())
+
+
+@pytest.mark.parametrize("wrap", [lambda mutator: mutator, lambda mutator: SearchModel(mutator.model, mutator)])
+def test_alphas_are_saved_by_their_keys_and_read_by_position_as_well(wrap):
+    """As versions until 2026 saved them. Whatever the keys are: nothing about them has to suit PyTorch."""
+
+    def model():
+        keys = ("1", "0", "a.b", "half", "")
+        return nn.ModuleList(LayerChoice([Times(2)] * (2 + index), key=key) for index, key in enumerate(keys))
+
+    first, second = DartsMutator(model()), DartsMutator(model())
+    state = first.state_dict()
+    assert list(state) == ["alphas.1", "alphas.0", "alphas.a/b", "alphas.half/", "alphas./"]
+    second.load_state_dict(state)
+    assert all(torch.equal(first.choices[key], second.choices[key]) for key in first.choices)
+    by_position = {f"alphas.{index}": 2 * alpha for index, alpha in enumerate(state.values())}
+    part = wrap(second)
+    prefix = "" if part is second else "mutator."
+    saved = part.state_dict() | {prefix + name: alpha for name, alpha in by_position.items()}
+    for name in state.keys() - by_position.keys():
+        del saved[prefix + name]
+    part.load_state_dict(saved)
+    assert all(torch.equal(2 * first.choices[key], second.choices[key]) for key in first.choices)
+    checkpoint.check_like(checkpoint.rename_all(part, saved), part.state_dict(), "the weights")
 
 
 def test_export_names_what_was_chosen():
@@ -487,6 +603,42 @@ def test_convolutions_of_reduction_layers_start_with_a_bias():
     assert sum(draw["choice_False"] == 0 for draw in draws) / 2000 == pytest.approx(1 / 3, abs=0.04)
 
 
+def test_the_controller_s_arguments():
+    torch.manual_seed(0)
+    plain, exit_steps = EnasMutator(Cell()), EnasMutator(Cell(), cell_exit_extra_step=True)
+    stacked = EnasMutator(Chain(), lstm_size=8, lstm_num_layers=3)
+    assert [tuple(weight.shape) for weight in stacked.lstm.parameters()] == [(32, 8)] * 6
+    stacked.reset()
+    stacked.sample_log_prob.backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in stacked.lstm.parameters())
+
+    steps = []
+    for mutator in (plain, exit_steps):
+        mutator.lstm[0].register_forward_hook(lambda *_: steps.append(1))
+        mutator.reset()
+        steps.append(0)
+    assert steps == [1, 1, 0, 1, 1, 1, 0]  # one more at the exit of the scope
+
+    summed, mean = EnasMutator(Chain()), EnasMutator(Chain(), entropy_reduction="mean")
+    mean.load_state_dict(summed.state_dict())
+    entropies = []
+    for mutator in (summed, mean):
+        torch.manual_seed(1)
+        mutator.reset()
+        entropies.append(mutator.sample_entropy.item())
+    # `any` has two candidates with a coin each, of almost ln 2; every other choice is one draw.
+    assert entropies[0] - entropies[1] == pytest.approx(math.log(2), abs=0.02)
+    assert summed.sample_log_prob.item() == mean.sample_log_prob.item()
+
+
+def test_a_controller_s_checkpoint_from_before_it_could_have_several_lstms():
+    mutator = EnasMutator(Chain())
+    state = {name.replace("lstm.0.", "lstm."): 2 * value for name, value in mutator.state_dict().items()}
+    before = mutator.lstm[0].weight_hh.clone()
+    mutator.load_state_dict(state)
+    assert torch.equal(mutator.lstm[0].weight_hh, 2 * before)
+
+
 # Fixed architectures
 
 ARCHITECTURE = {"layer": 1, "named": "seven", "two": ["layer", "x"], "any": [1, 2]}
@@ -504,7 +656,7 @@ def test_a_fixed_architecture_computes_what_the_mutator_did(form, tmp_path):
     assert fixed(ONE).item() == space(ONE).item() == 3 * 3 + 1 + 100 * (3 * 3 + 7)
     assert (before, parameters(fixed)) == (8, 3)  # the rest is free
     assert isinstance(fixed.a, Times)
-    assert not any(isinstance(module, Mutable) for module in fixed.modules())
+    assert not any(isinstance(module, LayerChoice | InputChoice) for module in fixed.modules())
     copy.deepcopy(fixed)(ONE)
 
 
@@ -540,7 +692,7 @@ def test_a_layer_that_stands_in_two_places_stays_one():
         (ARCHITECTURE | {"layer": None}, "layer cannot choose None"),
         (ARCHITECTURE | {"layer": True}, "layer cannot choose True"),
         (ARCHITECTURE | {"layer": {"a": 1}}, "layer cannot choose {'a': 1}"),
-        (ARCHITECTURE | {"layer": []}, "layer chooses nothing"),
+        (ARCHITECTURE | {"any": ""}, "any cannot choose ''"),  # three candidates have no key
         (ARCHITECTURE | {"layer": [1, 1]}, "layer chooses the same candidate twice"),
         (ARCHITECTURE | {"named": "nine"}, r"named cannot choose 'nine': its candidates are \['seven', 'eleven'\]"),
         (ARCHITECTURE | {"two": "x"}, "two takes 2 of its inputs, not 1"),

@@ -1,17 +1,24 @@
-"""NNI 2.0's numbers for its search spaces, in float64 (tests/golden/nni_spaces.json)."""
+"""NNI 2.0's numbers for its search spaces, in float64 (tests/golden/nni_spaces.json), and what it exported (nni_exports.json)."""
+
+import json
+from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from nas.mutables import reset_mutable_counter
-from nas.mutators import RandomMutator, apply_fixed_architecture
+from nas.mutables import InputChoice, LayerChoice, MutableScope, reset_mutable_counter
+from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
+from nas.registry import load_space
 from nas.spaces.darts import DartsCell
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer
 from nas.spaces.nasbench201 import NASBench201Cell
 
 GOLDEN = golden.load("nni_spaces.json")
+MNIST = Path(__file__).parent.parent / "examples" / "mnist_choices.py"
 SPACES = {
     "DartsCell(normal)": (lambda: DartsCell(4, 12, 16, 4, False, False), [(2, 12, 8, 8), (2, 16, 8, 8)]),
     "DartsCell(reduce)": (lambda: DartsCell(4, 12, 16, 4, False, True), [(2, 12, 8, 8), (2, 16, 8, 8)]),
@@ -82,3 +89,66 @@ def test_exported_keys_are_those_of_nni(name):
     model, _ = space_of(name)
     mutator = RandomMutator(model)
     assert list(mutator.export()) == list(GOLDEN[name][0]["arch"])
+
+
+# What NNI 2.0 exported
+
+
+class Conv(MutableScope):
+    def __init__(self, key):
+        super().__init__(key)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Keys(nn.Module):
+    """Inputs from two scopes, from a layer choice, and from nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell1, self.cell2 = Conv("cell1"), Conv("cell2")
+        self.op = LayerChoice([nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 5, padding=2)], key="op")
+        self.input = InputChoice(choose_from=["cell1", "cell2", "op", InputChoice.NO_KEY], key="in")
+
+    def forward(self, x):
+        return self.input([F.max_pool2d(self.cell1(x), 3, 1, 1), self.cell2(x), self.op(x), torch.zeros_like(x)])
+
+
+EXPORTS = golden.load("nni_exports.json")
+EXPORTERS = {
+    "mnist": (lambda: load_space(f"{MNIST}:Net").network(), [(2, 1, 28, 28)]),
+    "keys": (Keys, [(2, 3, 8, 8)]),
+    "micro": (lambda: ENASMicroLayer(5, 8, 8, 8, False), [(2, 8, 8, 8), (2, 8, 8, 8)]),
+    "nb": (lambda: NASBench201Cell("c", 8, 8, 1), [(2, 8, 8, 8)]),
+    "macro": (lambda: ENASMacroGeneralModel(6, 8), [(2, 3, 16, 16)]),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_what_nni_exported_is_read_as_it_is(name, tmp_path):
+    build, shapes = EXPORTERS[name.partition("_")[0]]
+    reset_mutable_counter()
+    file = tmp_path / "architecture.json"
+    file.write_text(json.dumps(EXPORTS[name]["arch"]))
+    fixed = apply_fixed_architecture(build(), file)
+    assert parameters(fixed) == EXPORTS[name]["params"]
+    fixed(*map(torch.randn, shapes))
+
+
+def test_an_edge_that_nni_s_darts_does_not_use_may_have_chosen_nothing():
+    """Its DartsMutator exports `[]` there; ours does, too, and the edge is gone."""
+    cell = lambda: DartsCell(4, 12, 16, 4, False, False)  # noqa: E731
+    torch.manual_seed(0)
+    exported = DartsMutator(cell()).export()
+    switches = [source for key, chosen in exported.items() if key.endswith("_switch") for source in chosen]
+    edges = {key: chosen for key, chosen in exported.items() if not key.endswith("_switch")}
+    assert {key for key, chosen in edges.items() if chosen == []} == set(edges) - set(switches)
+    assert len(edges) - len(switches) == 6
+    fixed = apply_fixed_architecture(cell(), exported)
+    whole = apply_fixed_architecture(cell(), exported | {key: "sepconv5x5" for key, chosen in edges.items() if chosen == []})
+    assert parameters(fixed) < parameters(whole)  # NNI keeps what was chosen, used or not, and so does this
+    whole.load_state_dict(fixed.state_dict(), strict=False)
+    inputs = torch.randn(2, 12, 8, 8), torch.randn(2, 16, 8, 8)
+    assert torch.equal(fixed(*inputs), whole(*inputs))

@@ -13,6 +13,7 @@ from scripts import said
 import experiment.run
 from experiment import monitor
 from nas.architecture import Architecture
+from nas.registry import Space
 from nas.spaces import nasbench201
 from pictures import drawing
 
@@ -44,6 +45,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
     architecture = json.loads((folder / "architecture.json").read_text())
     [metrics] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert metrics["architecture"] == architecture
+    assert (folder / "nni.json").exists() == (space == "darts")
     assert bool(metrics["alphas"]) == strategy.startswith("darts")
     assert {path.name for path in folder.glob("*.png")} == PICTURES.get(space, {"architecture.png"})
     if space == "darts":
@@ -57,11 +59,68 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
         arguments = [*command[2:], *tiny, *SPACES[space], "--run_dir", "trained"]
         status, out, error = script("train", *arguments)
         assert (status, error) == (0, "")
+        [row] = [json.loads(line) for line in (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()]
+        assert ("drop_path_prob" in row) == (space in ("darts", "enas_micro"))
         status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
         assert (status, error) == (0, "")
         assert "test_acc" in out
         status, out, error = script("visualize", "trained")
         assert (status, error) == (0, "")
+
+
+def test_nni_s_example_of_choices(script, tmp_path, tiny):
+    space = ["--space", f"{EXAMPLE.parent / 'mnist_choices.py'}:Net", "--space_arg", "in_channels=3"]
+    status, out, error = script("train_search", *tiny, *space, "--strategy", "enas", "--run_dir", "run")
+    assert (status, error) == (0, "")
+    status, _, error = script("train", *said(out.splitlines(), "train what was found: ")[2:], *tiny)
+    assert (status, error) == (0, "")
+    status, _, error = script("train_search", *tiny, *space)
+    assert status == 2
+    assert "cannot be added" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
+    """From the command line to the constructors, to the commands that follow, and into a run that goes on."""
+    space = ["--space", "enas_macro", "--init_channels", "2", "--layers", "2", "--space_arg", "dropout_rate=0.25"]
+    strategy = ["--strategy", "enas", "--strategy_arg", "lstm_num_layers=2", "--strategy_arg", "tanh_constant=None"]
+    status, out, error = script("train_search", *tiny, *space, *strategy, "--strategy_arg", "cell_exit_extra_step=true", "--run_dir", "run")
+    assert (status, error) == (0, "")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    assert config["strategy_arg"] == "cell_exit_extra_step=true lstm_num_layers=2 tanh_constant=None"
+    weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
+    assert "mutator.lstm.1.weight_hh" in weights
+    command = said(out.splitlines(), "train what was found: ")
+    assert command[-2:] == ["--space_arg", "dropout_rate=0.25"]
+    status, _, error = script("train_search", "--resume", "run", "--space_arg", "dropout_rate=0.5")
+    assert status == 2
+    assert "--space_arg was dropout_rate=0.25, not dropout_rate=0.5" in error
+    status, _, error = script("train_search", "--resume", "run", "--space_arg", "dropout_rate=0.25")
+    assert (status, error) == (0, "")
+    status, out, error = script("train", *command[2:], *tiny, "--init_channels", "2", "--layers", "2", "--run_dir", "trained")
+    assert (status, error) == (0, "")
+    [row] = [json.loads(line) for line in (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()]
+    assert "drop_path_prob" not in row  # this space has no drop path
+    status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
+    assert (status, error) == (0, "")
+
+
+def test_arguments_get_the_types_of_their_annotations():
+    from argparse import Namespace
+
+    from nas import search
+
+    text = "flag=false length=None rate=1e-3 word=3"
+
+    class Net(torch.nn.Module):
+        def __init__(self, flag: bool = True, length: "int | None" = 4, rate: "float" = 0.5, word: str = "", layers: int = 1, untyped=2):
+            super().__init__()
+            self.got = flag, length, rate, word, untyped
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(search, "load_space", lambda name: Space(Net))
+        network = search.build_network(Namespace(space="mine", init_channels=None, layers=None, space_arg=f"{text} untyped=7"), 10)
+    assert network.got == (False, None, 1e-3, "3", 7)
 
 
 def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
@@ -120,6 +179,19 @@ FILES = {
         ("train_search", ["--space", "nested.py:Net"], "choices do not nest"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
         ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
+        ("train_search", ["--layers", "2"], "--layers 2: at least 3 cells are needed"),
+        ("train_search", ["--space", "enas_macro", "--space_arg", "rate=1"], "unknown --space_arg 'rate': known are dropout_rate"),
+        ("train_search", ["--space", "enas_macro", "--space_arg", "num_classes=1"], "unknown --space_arg 'num_classes'"),
+        ("train_search", ["--space", "enas_macro", "--space_arg", "dropout_rate=x"], "--space_arg dropout_rate=x: dropout_rate is float"),
+        ("train_search", ["--space", "enas_macro", "--space_arg", "dropout_rate"], "'dropout_rate' is not name=value"),
+        (
+            "train_search",
+            ["--space", "enas_micro", "--strategy", "enas", "--strategy_arg", "depth=1"],
+            "cell_exit_extra_step, entropy_reduc",
+        ),
+        ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
+        ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
+        ("train", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import inspect
 import itertools
 from pathlib import Path
 
@@ -12,16 +13,19 @@ import torch.nn.functional as F
 from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 
 import genotypes
+import utils
 from architect import Architect
 from experiment.errors import UserError
 from genotypes import KNOWN, PRIMITIVES
+from model import NetworkCIFAR
 from model_search import Network
+from nas import spaces
 from nas.architecture import CHOICES, Architecture
 from nas.mutables import reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
 from nas.spaces import nasbench201
-from nas.spaces.darts import DartsNetwork
+from nas.spaces.darts import DartsCell, DartsNetwork, give_drop_path
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetwork
 from nas.spaces.nasbench201 import NASBench201Cell, NASBench201Network
 
@@ -266,6 +270,8 @@ def test_a_micro_layer_concatenates_what_no_node_used(reduction):
     "network",
     [
         lambda: ENASMicroNetwork(3, 2, 4),
+        lambda: ENASMacroGeneralModel(1, 4),
+        lambda: ENASMacroGeneralModel(2, 4),
         lambda: ENASMacroGeneralModel(3, 4),
         lambda: ENASMacroGeneralModel(7, 4, dropout_rate=0.5),
         lambda: NASBench201Network(2, 1),
@@ -299,7 +305,108 @@ def test_networks_have_the_published_sizes():
     assert [choice.n_chosen for choice in darts.input_choices] == [2] * 8
 
 
-@pytest.mark.parametrize("network", [lambda: DartsNetwork(2, 2), lambda: ENASMicroNetwork(2), lambda: ENASMacroGeneralModel(2)])
+@pytest.mark.parametrize("network", [lambda: DartsNetwork(2, 2), lambda: ENASMicroNetwork(2)])
 def test_networks_that_are_too_short(network):
     with pytest.raises(UserError, match="at least 3 are needed"):
         network()
+
+
+def test_a_network_fixed_to_cells_is_as_large_as_theirs():
+    """Unused edges are gone: the rest differs from NetworkCIFAR's by the scales and shifts of BatchNorm only."""
+    choices = Architecture(KNOWN["DARTS_V2"]).choices
+    fixed, cells = apply_fixed_architecture(DartsNetwork(4, 3), choices), NetworkCIFAR(4, 10, 3, False, KNOWN["DARTS_V2"])
+
+    def weights(network):
+        layers = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+        return sorted(tuple(layer.weight.shape) for layer in layers)
+
+    assert weights(fixed) == weights(cells)
+    assert utils.count_multiply_adds(fixed, 16) == utils.count_multiply_adds(cells, 16)
+    assert choices["normal_n3_p2"] == []
+    kept = apply_fixed_architecture(DartsNetwork(4, 3), choices | {"normal_n3_p2": "sepconv3x3"})
+    assert utils.count_multiply_adds(kept, 16) > utils.count_multiply_adds(cells, 16)  # chosen, so computed, as in NNI
+
+
+@pytest.mark.parametrize("build", [lambda: DartsNetwork(4, 3), lambda: ENASMicroNetwork(3, 2, 4)], ids=["darts", "enas_micro"])
+def test_cells_drop_paths_in_training(build):
+    torch.manual_seed(0)
+    export = RandomMutator(build()).export()
+    network = apply_fixed_architecture(build(), export)
+    x = torch.randn(4, 3, 8, 8)
+    drops = lambda: not torch.equal(network(x), network(x))  # noqa: E731
+    assert network.drop_path_prob == 0
+    assert not drops()
+    network.drop_path_prob = torch.tensor(0.5)  # as a captured step has it
+    assert drops()
+    network.drop_path_prob = 0.5
+    assert drops()
+    network.eval()
+    assert not drops()
+
+
+def test_drop_path_leaves_identities_alone():
+    choices = Architecture(KNOWN["DARTS_V2"]).choices
+    cell = DartsCell(4, 2, 2, 2, False, False)
+    apply_fixed_architecture(cell, {key: chosen for key, chosen in choices.items() if key.startswith("normal")})
+    give_drop_path(cell)
+    cell.drop_path_prob = 1 - 1e-6
+    states = [torch.rand(2, 2, 4, 4)] * 5
+    assert choices["normal_n5_switch"] == ["normal_n5_p0", "normal_n5_p2"]
+    assert choices["normal_n5_p0"] == "skipconnect"
+    assert torch.equal(cell.nodes[3](states), states[0])  # the other edge is dropped
+
+
+# The operations that NNI documents
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape"),
+    [
+        (spaces.PoolBN("max", 4, 3, 2, 1, affine=False), (2, 4, 4, 4)),
+        (spaces.PoolBN("avg", 4, 3, 1, 1), (2, 4, 8, 8)),
+        (spaces.SepConv(4, 6, 3, 2, 1, affine=False), (2, 6, 4, 4)),
+        (spaces.DilConv(4, 6, 3, 1, 2, 2, affine=False), (2, 6, 8, 8)),
+        (spaces.Pool("avg", 3, 2, 1), (2, 4, 4, 4)),
+        (spaces.Pool(pool_type="max", kernel_size=3, stride=1, padding=1), (2, 4, 8, 8)),
+        (spaces.SepConvBN(4, 6, 5, 2), (2, 6, 8, 8)),
+        (spaces.ConvBranch(4, 6, 3, 2, 1, separable=True), (2, 6, 4, 4)),
+        (spaces.ConvBranch(4, 6, 5, 1, 2, False), (2, 6, 8, 8)),
+        (spaces.PoolBranch("max", 4, 6, 3, 2, 1, affine=True), (2, 6, 4, 4)),
+        (spaces.Pooling(4, 6, 2, bn_affine=False, bn_momentum=0.2, bn_track_running_stats=False), (2, 6, 4, 4)),
+        (spaces.Pooling(4, 4, 1), (2, 4, 8, 8)),
+        (spaces.ReLUConvBN(4, 6, 3, 1, 2, 2, bn_affine=False, bn_momentum=0.2, bn_track_running_stats=False), (2, 6, 8, 8)),
+        (spaces.Zero(4, 6, 2), (2, 6, 4, 4)),
+        (spaces.FactorizedReduce(4, 6, 2, bn_affine=False), (2, 6, 4, 4)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
+)
+def test_operations_of_the_zoo(operation, shape):
+    x = torch.randn(2, 4, 8, 8)
+    assert operation(x).shape == shape
+    if isinstance(operation, spaces.Zero):
+        assert operation(x).count_nonzero() == 0
+
+
+def test_pooling_of_another_kind():
+    with pytest.raises(UserError, match="unknown pooling 'min': known are max, avg"):
+        spaces.Pool("min", 3, 1, 1)
+
+
+def test_inputs_have_the_names_that_nni_documents():
+    names = {
+        spaces.DartsCell: ["pprev", "prev"],
+        spaces.ENASMicroLayer: ["pprev", "prev"],
+        spaces.ENASMacroLayer: ["prev_list"],
+        spaces.ENASMacroGeneralModel: ["x"],
+        spaces.NASBench201Cell: ["input"],
+    }
+    for cell, expected in names.items():
+        assert list(inspect.signature(cell.forward).parameters)[1:] == expected
+
+
+def test_a_short_macro_network_has_no_reduction():
+    for layers, reductions in ((1, 0), (2, 0), (3, 2)):
+        network = ENASMacroGeneralModel(layers, 4)
+        assert (len(network.layers), len(network.reductions)) == (layers, reductions)
+    with pytest.raises(UserError, match="0 layers: at least 1 is needed"):
+        ENASMacroGeneralModel(0)

@@ -1,1 +1,27 @@
-"""Search spaces of the literature: `darts`, `enas` (micro and macro) and `nasbench201`."""
+"""Search spaces of the literature: `darts`, `enas` (micro and macro) and `nasbench201`, each with its operations.
+
+The classes that NNI's zoo documents can be imported from here by their names there.
+"""
+
+from nas.spaces.darts import DartsCell, DilConv, PoolBN, SepConv
+from nas.spaces.enas import ConvBranch, ENASMacroGeneralModel, ENASMacroLayer, ENASMicroLayer, Pool, PoolBranch, SepConvBN
+from nas.spaces.nasbench201 import FactorizedReduce, NASBench201Cell, Pooling, ReLUConvBN, Zero
+
+__all__ = [
+    "ConvBranch",
+    "DartsCell",
+    "DilConv",
+    "ENASMacroGeneralModel",
+    "ENASMacroLayer",
+    "ENASMicroLayer",
+    "FactorizedReduce",
+    "NASBench201Cell",
+    "Pool",
+    "PoolBN",
+    "PoolBranch",
+    "Pooling",
+    "ReLUConvBN",
+    "SepConv",
+    "SepConvBN",
+    "Zero",
+]

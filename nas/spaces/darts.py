@@ -14,22 +14,73 @@ from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key
 from nas.architecture import choice_of, switch_key
 from nas.mutables import InputChoice, LayerChoice
-from operations import OPS, FactorizedReduce, ReLUConvBN
+from operations import OPS, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, drop_path
+
+__all__ = ["DartsCell", "DartsNetwork", "DilConv", "PoolBN", "SepConv"]
 
 NODES = 4
 
 
+class PoolBN(nn.Sequential):
+    """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W').
+
+    Args:
+        pool_type: `max` or `avg`, which does not count the padding.
+        C: channels.
+        kernel_size, stride, padding: of the pooling.
+        affine: of BatchNorm.
+    """
+
+    def __init__(self, pool_type: str, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
+        super().__init__(pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C, affine=affine))
+
+
+def pool(pool_type: str, kernel_size: int, stride: int, padding: int) -> nn.Module:
+    """Pooling of this type, `max` or `avg`; an average that does not count the padding."""
+    if pool_type == "max":
+        return nn.MaxPool2d(kernel_size, stride, padding)
+    if pool_type == "avg":
+        return nn.AvgPool2d(kernel_size, stride, padding, count_include_pad=False)
+    raise UserError(f"unknown pooling {pool_type!r}: known are max, avg")
+
+
+class DropPath(nn.Module):
+    """Drop path (see `operations.drop_path`) with the probability that `give_drop_path` lets the network say; leaves None as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["network"] = None  # past `nn.Module.__setattr__`, which would make the network a part of its part
+
+    def forward(self, x: Tensor | None) -> Tensor | None:
+        probability = getattr(self.__dict__["network"], "drop_path_prob", 0.0)
+        dropping = self.training and (isinstance(probability, Tensor) or probability > 0)
+        return drop_path(x, probability) if dropping and x is not None else x
+
+
+def give_drop_path(network: nn.Module) -> None:
+    """Gives `network` the attribute `drop_path_prob`, 0 at first: the probability of all its drop path in training."""
+    network.__dict__["drop_path_prob"] = 0.0
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.__dict__["network"] = network
+
+
 class DartsNode(nn.Module):
-    """A node: an operation chosen for every node before it, and two of the results added up; each (B, C, H', W')."""
+    """A node: an operation chosen for every node before it, and two of the results added up; each (B, C, H', W').
+
+    As in `model.Cell`, drop path leaves identities alone.
+    """
 
     def __init__(self, cell: str, node: int, channels: int, n_halved: int) -> None:
         super().__init__()
         keys = [edge_key(cell, node, source) for source in range(node)]
         self.ops = nn.ModuleList(LayerChoice(_candidates(channels, 2 if i < n_halved else 1), key=edge) for i, edge in enumerate(keys))
+        self.drop_path = DropPath()
         self.input_switch = InputChoice(choose_from=keys, n_chosen=2, key=switch_key(cell, node))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        return self.input_switch([op(state) for op, state in zip(self.ops, states, strict=True)])
+        results = [op(state) for op, state in zip(self.ops, states, strict=True)]
+        return self.input_switch([x if isinstance(op, Identity) else self.drop_path(x) for op, x in zip(self.ops, results, strict=True)])
 
 
 class DartsCell(nn.Module):
@@ -54,9 +105,9 @@ class DartsCell(nn.Module):
         kind, n_halved = ("reduce", 2) if reduction else ("normal", 0)
         self.nodes = nn.ModuleList(DartsNode(kind, node, channels, n_halved) for node in range(2, n_nodes + 2))
 
-    def forward(self, pp: Tensor, p: Tensor) -> Tensor:
+    def forward(self, pprev: Tensor, prev: Tensor) -> Tensor:
         """(B, channels_pp, H, W) (2H, 2W after a reduction) and (B, channels_p, H, W) to (B, n_nodes * channels, H', W')."""
-        states = [self.preproc0(pp), self.preproc1(p)]
+        states = [self.preproc0(pprev), self.preproc1(prev)]
         for node in self.nodes:
             states.append(node(states))
         return torch.cat(states[2:], dim=1)
@@ -88,6 +139,7 @@ class DartsNetwork(nn.Module):
             reduction_p = reduction
             channels_pp, channels_p = channels_p, n_nodes * channels
         self.classifier = nn.Linear(channels_p, num_classes)
+        give_drop_path(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""

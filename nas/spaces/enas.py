@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from experiment.errors import UserError
 from nas.mutables import InputChoice, LayerChoice, MutableScope
-from operations import OPS, FactorizedReduce
+from nas.spaces.darts import DropPath, give_drop_path, pool
+from operations import FactorizedReduce, Identity
 
 
 def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
@@ -16,8 +17,8 @@ def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
 
 
-def _separable(C: int, kernel_size: int) -> list[nn.Module]:
-    return [nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2, groups=C, bias=False), nn.Conv2d(C, C, 1, bias=False)]
+def _separable(C_in: int, C_out: int, kernel_size: int, stride: int, padding: int) -> list[nn.Module]:
+    return [nn.Conv2d(C_in, C_in, kernel_size, stride, padding, groups=C_in, bias=False), nn.Conv2d(C_in, C_out, 1, bias=False)]
 
 
 def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
@@ -30,6 +31,20 @@ def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
 # Micro: section 2.4.
 
 
+class Pool(nn.Sequential):
+    """Pooling: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the padding."""
+
+    def __init__(self, pool_type: str, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__(pool(pool_type, kernel_size, stride, padding))
+
+
+class SepConvBN(nn.Sequential):
+    """ReLU, a depthwise and a pointwise convolution, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W')."""
+
+    def __init__(self, C_in: int, C_out: int, kernel_size: int, padding: int) -> None:
+        super().__init__(nn.ReLU(), *_separable(C_in, C_out, kernel_size, 1, padding), nn.BatchNorm2d(C_out))
+
+
 class _MicroInput(nn.Module):
     """One of a node's two inputs: which earlier node, and which operation on it."""
 
@@ -38,18 +53,19 @@ class _MicroInput(nn.Module):
         self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, key=f"{key}_input")
         self.op_choice = LayerChoice(
             [
-                nn.Sequential(nn.ReLU(), *_separable(channels, 3), nn.BatchNorm2d(channels)),
-                nn.Sequential(nn.ReLU(), *_separable(channels, 5), nn.BatchNorm2d(channels)),
-                OPS["avg_pool_3x3"](channels, 1, False),
-                OPS["max_pool_3x3"](channels, 1, False),
-                OPS["skip_connect"](channels, 1, False),
+                SepConvBN(channels, channels, 3, 1),
+                SepConvBN(channels, channels, 5, 2),
+                Pool("avg", 3, 1, 1),
+                Pool("max", 3, 1, 1),
+                Identity(),
             ],
             key=f"{key}_op",
         )
+        self.drop_path = DropPath()
 
     def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
-        x = self.input_choice(states)
-        return self.op_choice(x), set(self.input_choice.chosen)
+        x = self.op_choice(self.input_choice(states))
+        return x if isinstance(self.op_choice, Identity) else self.drop_path(x), set(self.input_choice.chosen)
 
 
 class ENASMicroNode(MutableScope):
@@ -91,12 +107,12 @@ class ENASMicroLayer(nn.Module):
         nn.init.kaiming_normal_(self.final_conv_w)
         self.bn = nn.BatchNorm2d(out_channels, affine=False)
 
-    def forward(self, pp: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pprev: Tensor, prev: Tensor) -> tuple[Tensor, Tensor]:
         """(B, in_channels_pp, H, W) and (B, in_channels_p, H, W) to (previous, output), the pair that the next layer takes:
-        p, halved in a reduction layer, and (B, out_channels, H', W')."""
+        prev, halved in a reduction layer, and (B, out_channels, H', W')."""
         if self.reduction:
-            pp, p = self.reduce0(pp), self.reduce1(p)
-        states = [self.preproc0(pp), self.preproc1(p)]
+            pprev, prev = self.reduce0(pprev), self.reduce1(prev)
+        states = [self.preproc0(pprev), self.preproc1(prev)]
         used: set[int] = set()
         for node in self.nodes:
             output, inputs = node(states)
@@ -105,7 +121,7 @@ class ENASMicroLayer(nn.Module):
         loose = [index for index in range(len(states)) if index not in used]
         x = F.relu(torch.cat([states[index] for index in loose], dim=1))
         x = F.conv2d(x, self.final_conv_w[:, loose].flatten(1, 2))
-        return p, self.bn(x)
+        return prev, self.bn(x)
 
 
 class ENASMicroNetwork(nn.Module):
@@ -143,6 +159,7 @@ class ENASMicroNetwork(nn.Module):
             channels_pp, channels_p = channels_p, out_channels
         self.dropout = nn.Dropout(dropout_rate)
         self.classifier = nn.Linear(channels_p, num_classes)
+        give_drop_path(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
@@ -155,12 +172,28 @@ class ENASMicroNetwork(nn.Module):
 # Macro: section 2.3.
 
 
-def _conv_branch(C_in: int, C_out: int, conv: list[nn.Module]) -> nn.Sequential:
-    return nn.Sequential(_pointwise(C_in, C_out), *conv, nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
+class ConvBranch(nn.Sequential):
+    """1x1 convolution, convolution, BatchNorm, ReLU: (B, C_in, H, W) -> (B, C_out, H', W').
+
+    Args:
+        C_in, C_out: channels.
+        kernel_size, stride, padding: of the convolution.
+        separable: whether it is a depthwise and a pointwise one.
+    """
+
+    def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, separable: bool) -> None:
+        if separable:
+            conv = _separable(C_out, C_out, kernel_size, stride, padding)
+        else:
+            conv = [nn.Conv2d(C_out, C_out, kernel_size, stride, padding)]
+        super().__init__(_pointwise(C_in, C_out), *conv, nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
 
 
-def _pool_branch(C_in: int, C_out: int, pool: str) -> nn.Sequential:
-    return nn.Sequential(_pointwise(C_in, C_out), OPS[pool](C_out, 1, False), nn.BatchNorm2d(C_out, affine=False))
+class PoolBranch(nn.Sequential):
+    """1x1 convolution, pooling, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W'); `pool_type` is `max` or `avg`."""
+
+    def __init__(self, pool_type: str, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, affine: bool = False) -> None:
+        super().__init__(_pointwise(C_in, C_out), Pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C_out, affine=affine))
 
 
 class ENASMacroLayer(MutableScope):
@@ -176,30 +209,30 @@ class ENASMacroLayer(MutableScope):
         super().__init__(key)
         self.branch = LayerChoice(
             [
-                _conv_branch(in_filters, out_filters, [nn.Conv2d(out_filters, out_filters, 3, padding=1)]),
-                _conv_branch(in_filters, out_filters, _separable(out_filters, 3)),
-                _conv_branch(in_filters, out_filters, [nn.Conv2d(out_filters, out_filters, 5, padding=2)]),
-                _conv_branch(in_filters, out_filters, _separable(out_filters, 5)),
-                _pool_branch(in_filters, out_filters, "avg_pool_3x3"),
-                _pool_branch(in_filters, out_filters, "max_pool_3x3"),
+                ConvBranch(in_filters, out_filters, 3, 1, 1, separable=False),
+                ConvBranch(in_filters, out_filters, 3, 1, 1, separable=True),
+                ConvBranch(in_filters, out_filters, 5, 1, 2, separable=False),
+                ConvBranch(in_filters, out_filters, 5, 1, 2, separable=True),
+                PoolBranch("avg", in_filters, out_filters, 3, 1, 1),
+                PoolBranch("max", in_filters, out_filters, 3, 1, 1),
             ]
         )
         self.skipconnect = InputChoice(choose_from=prev_labels) if prev_labels else None
         self.batch_norm = nn.BatchNorm2d(out_filters, affine=False)
 
-    def forward(self, prev_layers: list[Tensor]) -> Tensor:
-        """`prev_layers`: the outputs of the stem and of all layers so far, (B, C, H, W) each."""
-        out = self.branch(prev_layers[-1])
-        skips = self.skipconnect(prev_layers[:-1]) if self.skipconnect is not None else None
+    def forward(self, prev_list: list[Tensor]) -> Tensor:
+        """`prev_list`: the outputs of the stem and of all layers so far, (B, C, H, W) each."""
+        out = self.branch(prev_list[-1])
+        skips = self.skipconnect(prev_list[:-1]) if self.skipconnect is not None else None
         return self.batch_norm(out if skips is None else out + skips)
 
 
 class ENASMacroGeneralModel(nn.Module):
     """Stem, `num_layers` layers, global pooling, dropout, classifier. After each third of the depth but the last, the outputs of all
-    layers so far are halved in height and width, all by the same factorised reduction.
+    layers so far are halved in height and width, all by the same factorised reduction; fewer than 3 layers have no reduction.
 
     Args:
-        num_layers: layers, at least 3. Their keys are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input
+        num_layers: layers, at least 1. Their keys are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input
             of layer i: `layer_0` is the stem's output.
         out_filters: channels of every layer, an even number.
         in_channels, num_classes: of the dataset.
@@ -210,15 +243,15 @@ class ENASMacroGeneralModel(nn.Module):
         self, num_layers: int = 12, out_filters: int = 24, in_channels: int = 3, num_classes: int = 10, dropout_rate: float = 0.0
     ) -> None:
         super().__init__()
-        if num_layers < 3:
-            raise UserError(f"{num_layers} layers: at least 3 are needed, with a reduction after each third of them")
+        if num_layers < 1:
+            raise UserError(f"{num_layers} layers: at least 1 is needed")
         if out_filters % 2:
             raise UserError(f"{out_filters} channels: an even number is needed, because the reductions make them in two halves")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters))
         labels = [f"layer_{layer}" for layer in range(num_layers)]
         self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels))
         third = num_layers // 3
-        self.reductions = nn.ModuleDict({str(layer): _reduce(out_filters, out_filters) for layer in (third - 1, 2 * third - 1)})
+        self.reductions = nn.ModuleDict({str(layer): _reduce(out_filters, out_filters) for layer in (third - 1, 2 * third - 1) if third})
         self.dropout = nn.Dropout(dropout_rate)
         self.classifier = nn.Linear(out_filters, num_classes)
 

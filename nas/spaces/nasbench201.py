@@ -12,11 +12,76 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import operations
 from experiment.errors import UserError, shown
 from nas.mutables import LayerChoice
-from operations import FactorizedReduce, Identity, ReLUConvBN, Zero
+from operations import Identity
 
 NODES = 4
+
+
+class ReLUConvBN(operations.ReLUConvBN):
+    """ReLU, convolution, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W').
+
+    Args:
+        C_in, C_out: channels.
+        kernel_size, stride, padding, dilation: of the convolution.
+        bn_affine, bn_momentum, bn_track_running_stats: of BatchNorm.
+    """
+
+    def __init__(
+        self,
+        C_in: int,
+        C_out: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        dilation: int = 1,
+        bn_affine: bool = True,
+        bn_momentum: float = 0.1,
+        bn_track_running_stats: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C_in, C_out, kernel_size, stride, padding, dilation, bias=False),
+            nn.BatchNorm2d(C_out, momentum=bn_momentum, affine=bn_affine, track_running_stats=bn_track_running_stats),
+        )
+
+
+class Pooling(nn.Sequential):
+    """Average pooling of 3x3, after a `ReLUConvBN` of 1x1 where input and output differ in channels; arguments as there."""
+
+    def __init__(
+        self, C_in: int, C_out: int, stride: int, bn_affine: bool = True, bn_momentum: float = 0.1, bn_track_running_stats: bool = True
+    ) -> None:
+        pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+        norm = (bn_affine, bn_momentum, bn_track_running_stats)
+        super().__init__(*([] if C_in == C_out else [ReLUConvBN(C_in, C_out, 1, 1, 0, 1, *norm)]), pool)
+
+
+class Zero(operations.Zero):
+    """Zeros: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+
+    def __init__(self, C_in: int, C_out: int, stride: int) -> None:
+        super().__init__(stride)
+        self.C_in, self.C_out = C_in, C_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.C_in == self.C_out else x[:, :1].expand(-1, self.C_out, -1, -1))
+
+
+class FactorizedReduce(operations.FactorizedReduce):
+    """Halves H and W with two 1x1 convolutions, see `operations.FactorizedReduce`; arguments as of `ReLUConvBN`, `stride` is 2."""
+
+    def __init__(
+        self, C_in: int, C_out: int, stride: int, bn_affine: bool = True, bn_momentum: float = 0.1, bn_track_running_stats: bool = True
+    ) -> None:
+        if stride != 2:
+            raise UserError(f"FactorizedReduce has stride 2, not {stride}")
+        super().__init__(C_in, C_out)
+        self.bn = nn.BatchNorm2d(C_out, momentum=bn_momentum, affine=bn_affine, track_running_stats=bn_track_running_stats)
+
 
 # The candidates' names, as NNI has them, and as the benchmark's strings do.
 CANDIDATES = {
@@ -50,7 +115,7 @@ class NASBench201Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.cell_id = cell_id
-        norm = {"affine": bn_affine, "momentum": bn_momentum, "track_running_stats": bn_track_running_stats}
+        norm = (bn_affine, bn_momentum, bn_track_running_stats)
         self.edges = nn.ModuleDict()
         for node in range(1, NODES):
             for source in range(node):
@@ -58,9 +123,9 @@ class NASBench201Cell(nn.Module):
                 key = f"{source}_{node}"
                 self.edges[key] = LayerChoice(_candidates(*shape, norm), reduction="mean", key=key)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
-        nodes = [x]
+        nodes = [input]
         for node in range(1, NODES):
             nodes.append(sum(self.edges[f"{source}_{node}"](nodes[source]) for source in range(node)))
         return nodes[-1]
@@ -143,36 +208,16 @@ def from_string(text: str) -> dict[str, str]:
     return architecture
 
 
-def _candidates(C_in: int, C_out: int, stride: int, norm: dict[str, Any]) -> OrderedDict[str, nn.Module]:
+def _candidates(C_in: int, C_out: int, stride: int, norm: tuple[bool, float, bool]) -> OrderedDict[str, nn.Module]:
     """Where input and output agree, pooling and skipping have no weights; where they differ, convolutions of 1x1 see to it."""
-    same = C_in == C_out
-    pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
     if stride == 2:
-        skip: nn.Module = FactorizedReduce(C_in, C_out)
-        skip.bn = nn.BatchNorm2d(C_out, **norm)
+        skip: nn.Module = FactorizedReduce(C_in, C_out, stride, *norm)
     else:
-        skip = Identity() if same else _conv(C_in, C_out, 1, 1, norm)
+        skip = Identity() if C_in == C_out else ReLUConvBN(C_in, C_out, 1, 1, 0, 1, *norm)
     return OrderedDict(
-        none=Zero(stride) if same else _ZeroOf(C_out, stride),
-        avg_pool_3x3=pool if same else nn.Sequential(_conv(C_in, C_out, 1, 1, norm), pool),
-        conv_3x3=_conv(C_in, C_out, 3, stride, norm),
-        conv_1x1=_conv(C_in, C_out, 1, stride, norm),
+        none=Zero(C_in, C_out, stride),
+        avg_pool_3x3=Pooling(C_in, C_out, stride, *norm),
+        conv_3x3=ReLUConvBN(C_in, C_out, 3, stride, 1, 1, *norm),
+        conv_1x1=ReLUConvBN(C_in, C_out, 1, stride, 0, 1, *norm),
         skip_connect=skip,
     )
-
-
-def _conv(C_in: int, C_out: int, kernel_size: int, stride: int, norm: dict[str, Any]) -> ReLUConvBN:
-    conv = ReLUConvBN(C_in, C_out, kernel_size, stride, kernel_size // 2)
-    conv.op[2] = nn.BatchNorm2d(C_out, **norm)
-    return conv
-
-
-class _ZeroOf(Zero):
-    """Zeros of another number of channels."""
-
-    def __init__(self, C_out: int, stride: int) -> None:
-        super().__init__(stride)
-        self.C_out = C_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:, :1].expand(-1, self.C_out, -1, -1))
