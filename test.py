@@ -28,7 +28,7 @@ from nas.trained import Trained
 from speed import acceleration
 
 # Arguments that shape the network and its images: a run's own cannot be changed.
-FIXED = ("arch", "space", "init_channels", "layers", "auxiliary", "image_size", "channels")
+FIXED = ("arch", "space", "init_channels", "layers", "space_arg", "auxiliary", "image_size", "channels")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:

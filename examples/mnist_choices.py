@@ -1,9 +1,10 @@
 """The network of NNI's page on choices: PyTorch's MNIST example with a choice of the first convolution, and of a skip connection.
 
-    python train_search.py --space examples/mnist_choices.py:Net --space_arg in_channels=3 --strategy enas --dataset digits --gpu -1
-    python train.py --space examples/mnist_choices.py:Net --space_arg in_channels=3 --arch RUN --dataset digits --gpu -1
+    python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset mnist --channels 1 --gpu 0
+    python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset digits --channels 1 --gpu -1   # without a download
+    python train.py --space examples/mnist_choices.py:Net --arch RUN --dataset digits --channels 1 --gpu -1
 
-The images of --dataset have three channels; MNIST's own, of one channel, are what `Net()` takes. The two convolutions differ in the size of
+The two convolutions differ in the size of
 their outputs, which DARTS cannot add up: the search needs a strategy that runs one candidate at a time, `enas` or `random`.
 """
 

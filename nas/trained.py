@@ -29,6 +29,7 @@ class Trained:
     architecture: Architecture
     init_channels: int | None
     layers: int | None
+    space_arg: str | None  # of the space's constructor, as on the command line
     auxiliary: bool  # whether the weights include an auxiliary head's
     dataset: str
     classes: tuple[str, ...]  # in the order of the logits
@@ -78,7 +79,9 @@ class Trained:
             raise UserError(
                 f"this network's space is the code in {shorten(self.space)}: if you trust that file, add --space {shorten(self.space)}"
             )
-        args = argparse.Namespace(**{name: getattr(self, name) for name in ("space", "init_channels", "layers", "auxiliary", "channels")})
+        args = argparse.Namespace(
+            **{name: getattr(self, name) for name in ("space", "init_channels", "layers", "space_arg", "auxiliary", "channels")}
+        )
         network = search.build_discrete(args, len(self.classes), self.architecture)
         load_weights(network, str(weights))
         return network
@@ -101,6 +104,7 @@ def describe(
         architecture=architecture,
         init_channels=args.init_channels,
         layers=args.layers,
+        space_arg=args.space_arg,
         auxiliary=args.auxiliary,
         dataset=images.name,
         classes=images.classes,
@@ -196,6 +200,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "architecture": (lambda value: isinstance(value, dict), "an object"),
     "init_channels": (lambda value: value is None or _is_count(4096)(value), "a number of channels"),
     "layers": (lambda value: value is None or (_is_count(1024)(value) and value >= 3), "a number of cells of at least 3"),
+    "space_arg": (lambda value: value is None or _is_text(value), "a text"),
     "auxiliary": (lambda value: isinstance(value, bool), "true or false"),
     "dataset": (_is_text, "the name of a dataset"),
     "classes": (lambda value: _are(_is_text)(value) and len(set(value)) == len(value), "a list of names, each once"),

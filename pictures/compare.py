@@ -65,7 +65,8 @@ def _size(run: History) -> tuple[str, str]:
     if architecture is None or run.arguments.get("dataset") not in CLASSES:  # how many classes a folder has is not recorded
         return UNKNOWN, UNKNOWN
     trained = run.config.get("stage") == "eval"
-    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, channels=1 if run.arguments.get("channels") == 1 else 3)
+    channels, space_arg = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("space_arg")
+    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, channels=channels, space_arg=space_arg)
     if trained:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:

@@ -69,7 +69,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
 
 
 def test_nni_s_example_of_choices(script, tmp_path, tiny):
-    space = ["--space", f"{EXAMPLE.parent / 'mnist_choices.py'}:Net", "--space_arg", "in_channels=3"]
+    space = ["--space", f"{EXAMPLE.parent / 'mnist_choices.py'}:Net", "--channels", "1"]
     status, out, error = script("train_search", *tiny, *space, "--strategy", "enas", "--run_dir", "run")
     assert (status, error) == (0, "")
     status, _, error = script("train", *said(out.splitlines(), "train what was found: ")[2:], *tiny)
