@@ -111,6 +111,7 @@ def main() -> None:
         nn.CrossEntropyLoss(),
         lambda step, meters: step % args.report_freq or print(f"test {step:03d} {meters}"),
     )
+    print(f"test_loss {meters.loss.avg:f}")
     print(f"test_acc {meters.top1.avg:f}")
 
 

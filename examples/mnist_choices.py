@@ -1,7 +1,7 @@
 """The network of NNI's page on choices: PyTorch's MNIST example with a choice of the first convolution, and of a skip connection.
 
     python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset mnist --channels 1 --gpu 0
-    python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset digits --channels 1 --gpu -1   # without a download
+    python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset digits --channels 1 --gpu -1
     python train.py --space examples/mnist_choices.py:Net --arch RUN --dataset digits --channels 1 --gpu -1
 
 The two convolutions differ in the size of

@@ -60,6 +60,8 @@ class Trained:
         for name, (accepted, description) in _FIELDS.items():
             if not accepted(content[name]):
                 raise ValueError(f"{name} is {shown(content[name])}, not {description}")
+        if content["space"] == "darts" and (content["init_channels"] is None or (content["layers"] or 0) < 3):
+            raise ValueError("a network of cells needs init_channels, and layers of at least 3")
         if not len(content["mean"]) == len(content["std"]) == content["channels"]:
             raise ValueError("mean and std are not of as many channels as the images have")
         lists = {name: tuple(content[name]) for name in ("classes", "mean", "std")}
@@ -199,7 +201,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "space": (_is_text, "the name of a space"),
     "architecture": (lambda value: isinstance(value, dict), "an object"),
     "init_channels": (lambda value: value is None or _is_count(4096)(value), "a number of channels"),
-    "layers": (lambda value: value is None or (_is_count(1024)(value) and value >= 3), "a number of cells of at least 3"),
+    "layers": (lambda value: value is None or _is_count(1024)(value), "a number of cells"),
     "space_arg": (lambda value: value is None or _is_text(value), "a text"),
     "auxiliary": (lambda value: isinstance(value, bool), "true or false"),
     "dataset": (_is_text, "the name of a dataset"),

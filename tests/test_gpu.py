@@ -61,6 +61,8 @@ def random_images():
 def arguments(**given):
     defaults = {
         "space": "darts",
+        "space_arg": None,
+        "strategy_arg": None,
         "strategy": "darts",
         "unrolled": False,
         "hvp": "finite_difference",
