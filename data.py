@@ -405,7 +405,7 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, ch
         decoded = _decode_all(train, workers)
         mean, std = _mean_std(_count_levels(decoded.images))
         return ImageData("folder", decoded, _decode_all(test, workers), classes, mean, std, image_size, flip=True, notes=notes)
-    mean, std = _measure(train, root / f"statistics-{image_size}{'-grey' * (channels == 1)}.json", workers)
+    mean, std = _measure(train, root / f"statistics-{image_size}.json", workers)
     return ImageData("folder", train, test, classes, mean, std, image_size, flip=True, notes=notes)
 
 

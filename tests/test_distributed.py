@@ -359,7 +359,7 @@ SEARCH = ["train_search", *SPACE, "--epochs", "2"]
 COMMANDS = {
     "second order": [*SEARCH, "--unrolled"],
     "enas": [*SEARCH, "--strategy", "enas"],
-    "train": ["train", *SPACE, "--epochs", "2"],
+    "train": ["train", *SPACE, "--epochs", "2", "--valid_portion", "0.25"],
 }
 
 

@@ -35,13 +35,14 @@ def rows_of(folder):
 
 
 def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_once(script, images, monkeypatch):
-    module, seen, measured = load("train"), [], iter([50.0, 75.0, 75.0, 25.0])
+    module, seen, stems, measured = load("train"), [], [], iter([50.0, 75.0, 75.0, 25.0])
     evaluate = utils.evaluate
 
     def evaluated(model, batches, criterion, report):
         batches = list(batches)
         meters = evaluate(model, batches, criterion, report)
         seen.append(sum(len(y) for _, y in batches))
+        stems.append(model.stem[0].weight.detach().clone())
         if seen[-1] == 8 and len(seen) < 5:  # the held-out images
             meters.top1.sum, meters.top1.count = next(measured), 1
         return meters
@@ -59,7 +60,10 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
     assert [row["valid_acc"] for row in rows] == [50.0, 75.0, 75.0, 25.0]
     assert ["test_acc" in row for row in rows] == [False, False, False, True]
     best, last = (torch.load(f"run/{name}.pt", weights_only=True) for name in ("best", "weights"))
-    assert not torch.equal(best["stem.0.weight"], last["stem.0.weight"])
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)["parts"]["model"]
+    for saved, at in ((best, 1), (best, 4), (last, 3), (checkpoint, 3)):  # the fifth measurement is that of the test set
+        assert torch.equal(saved["stem.0.weight"], stems[at])
+    assert not torch.equal(stems[1], stems[3])
     lines = log_lines(Path("run"))
     assert "8 of 32 training images are held out, to choose the best epoch on" in lines
     assert "best accuracy on the held-out images 75.00%, in epoch 1: its weights are in best.pt" in lines
