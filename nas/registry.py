@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from experiment.errors import UserError
+from nas.remedies.sampling import Gdas
 from nas.spaces.darts import DartsNetwork
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroNetwork
 from nas.spaces.nasbench201 import NASBench201Network
@@ -30,7 +31,7 @@ SPACES = {
     "enas_macro": Space(ENASMacroGeneralModel, "out_filters", "num_layers"),
     "nasbench201": Space(NASBench201Network, "channels", "cells"),
 }
-STRATEGIES: dict[str, type[Strategy]] = {"darts": Darts, "enas": Enas, "random": Random}
+STRATEGIES: dict[str, type[Strategy]] = {"darts": Darts, "gdas": Gdas, "enas": Enas, "random": Random}
 
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strategy.py:Class"
