@@ -149,9 +149,6 @@ class Network(nn.Module):
         """What the edges of normal and reduction cells weigh their operations by, edge by edge."""
         return self.relaxed()
 
-    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
-        return self.criterion(self(input), target)
-
     def arch_parameters(self) -> list[nn.Parameter]:
         """The alphas, alpha in the paper: normal, then reduction."""
         return [self.alphas_normal, self.alphas_reduce]

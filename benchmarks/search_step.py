@@ -9,7 +9,7 @@ A step is the whole of it: the alphas' (`Architect.step`), then the weights' (fo
 | way | what is computed |
 |---|---|
 | plain | contiguous images, PyTorch's own gradients of convolutions, nothing compiled |
-| eager | `--compile no`: acceleration.py's memory format, convolutions.py's gradients |
+| eager | `--compile no`: the memory format and the fast gradients of `speed/` |
 | default | `--compile yes` |
 | recompute | `--compile yes --recompute` |
 

@@ -83,7 +83,7 @@ def set_memory_format(network: nn.Module, device: torch.device, amp: bool = Fals
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
-    """Whether this is a convolution that must not be computed in `channels_last` on a CPU (convolutions.py); operations.py has none."""
+    """Whether this convolution must not be computed in `channels_last` on a CPU (speed/convolutions.py); operations.py has none."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (1, 1)

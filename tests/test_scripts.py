@@ -343,7 +343,8 @@ sys.path.insert(0, {str(ROOT)!r})
 def slow(path, size):
     print("decoding", flush=True)
     time.sleep(60)
-import cli, data
+import data
+from experiment import cli
 cli.end_on_ctrl_c()
 data._decode = slow
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
@@ -369,7 +370,9 @@ def ends_without_a_word(command, folder, words):
     )
     output = b""
     while words not in output:
-        output += os.read(process.stdout.fileno(), 1000)
+        read = os.read(process.stdout.fileno(), 1000)
+        assert read, process.communicate()[1]
+        output += read
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=30)[1] == b""
     assert process.returncode == -signal.SIGINT
