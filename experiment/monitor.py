@@ -108,6 +108,9 @@ class Monitor:
             for operation, weight in weights.items():
                 writer.add_scalar(f"alphas {edge}/{operation}", weight, epoch)
 
+        for edge, weight in metrics.get("betas", {}).items():
+            writer.add_scalar(f"betas/{edge}", weight, epoch)
+
     def _pictures(self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int) -> dict[str, bytes]:
         try:
             return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")

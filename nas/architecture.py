@@ -212,8 +212,12 @@ class Architecture:
         return _CHOICES_FILE if self._genotype is None else _CELLS_FILE
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """{name: JSON-ready content} of what a search leaves: always the choices, and for cells the genotype as well."""
-        return {_CHOICES_FILE: self.choices, self.file_name: self.json}
+        """{name: JSON-ready content} of what a search leaves: the choices, and for cells the genotype; for some, the genotype alone.
+
+        Those are cells in which `none` takes the place of an edge, as `--gate_threshold` makes them.
+        """
+        sparse = self._genotype is not None and any(name == "none" for name, _ in [*self._genotype.normal, *self._genotype.reduce])
+        return ({} if sparse else {_CHOICES_FILE: self.choices}) | {self.file_name: self.json}
 
     # ---- Questions
 

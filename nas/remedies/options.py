@@ -1,9 +1,8 @@
-"""Remedies on the command line: their arguments, what does not go together, and the recipes of their papers."""
+"""Remedies on the command line: their arguments, what does not go together, and from them to a supernet and its strategy."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from torch import nn
 
@@ -11,45 +10,10 @@ from architect import HVP
 from experiment import cli
 from experiment.errors import UserError
 from model_search import Network
+from nas.remedies.recipes import OF_SUPERNET, PRESETS, given
 from nas.remedies.sampling import Gdas, SampledNetwork
 from nas.remedies.supernet import Remedied, Supernet
 from nas.strategies import Darts
-
-# What the authors' code searches with on CIFAR-10, where that is not the default here; docs/remedies.md says what is left out.
-PRESETS: dict[str, dict[str, Any]] = {
-    "pc-darts": {
-        "partial_channels": 4,
-        "arch_warmup": 15,
-        "batch_size": 256,
-        "learning_rate": 0.1,
-        "learning_rate_min": 0.0,
-        "arch_learning_rate": 6e-4,
-    },
-    "gdas": {"strategy": "gdas", "epochs": 250, "batch_size": 256, "layers": 6, "weight_decay": 5e-4},
-    "sdarts-rs": {"perturb": "random"},
-    "darts-minus": {"auxiliary_skip": 1.0},
-    "fair-darts": {
-        "gate": "sigmoid",
-        "zero_one_weight": 10.0,
-        "gate_threshold": 0.85,
-        "batch_size": 128,
-        "learning_rate": 0.005,
-        "arch_learning_rate": 3e-3,
-        "arch_beta1": 0.9,
-    },
-    "p-darts-rules": {"arch_warmup": 10, "max_skips": 2},
-}
-
-# Of the supernet: {argument: its value without the remedy}.
-OF_SUPERNET = {
-    "partial_channels": 1,
-    "auxiliary_skip": 0.0,
-    "gate": "softmax",
-    "zero_one_weight": 0.0,
-    "gate_threshold": 0.0,
-    "max_skips": None,
-}
-NONE = {**OF_SUPERNET, "perturb": "none", "arch_warmup": 0}
 
 
 def add_arguments(parser: cli.Parser) -> None:
@@ -81,11 +45,6 @@ def add_arguments(parser: cli.Parser) -> None:
     group.add_argument("--max_skips", type=cli.non_negative_int, help="skip connections in the normal cell, at most (P-DARTS)")
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The remedies that these arguments ask for: {argument: value}."""
-    return {name: getattr(args, name) for name, off in NONE.items() if getattr(args, name) != off}
-
-
 def check(args: argparse.Namespace, strategy: type) -> None:
     """Whether the remedies go together, and with the rest.
 
@@ -96,7 +55,7 @@ def check(args: argparse.Namespace, strategy: type) -> None:
     Raises:
         UserError: they do not, and why.
     """
-    names = given(args)
+    names = given(vars(args))
     sampled = issubclass(strategy, Gdas)
     supernet = names.keys() & (OF_SUPERNET.keys() | {"perturb"})
     if sampled:
@@ -134,7 +93,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module) -> t
     sizes = (args.init_channels, num_classes, args.layers, criterion)
     if args.strategy == "gdas":
         return SampledNetwork(*sizes, max_skips=args.max_skips), Gdas
-    if not given(args).keys() - {"arch_warmup"}:
+    if not given(vars(args)).keys() - {"arch_warmup"}:
         return Network(*sizes), Darts
     return Supernet(*sizes, **{name: getattr(args, name) for name in OF_SUPERNET}), Remedied
 

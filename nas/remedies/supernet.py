@@ -159,7 +159,7 @@ class ZeroOneLoss(nn.Module):
     def __init__(self, criterion: nn.Module, weight: float, alphas: Sequence[nn.Parameter]) -> None:
         super().__init__()
         self.criterion, self.weight = criterion, weight
-        self._alphas = list(alphas)  # a list, and so no parameters of this module
+        self._alphas: list[Tensor] = list(alphas)  # a list, and so no parameters of this module
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.criterion(logits, target) + self.weight * self.zero_one()
