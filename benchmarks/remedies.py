@@ -5,8 +5,7 @@
     python benchmarks/remedies.py --recompute --methods darts pc-darts
     python benchmarks/remedies.py --device cuda
 
-A step is the whole of it, as a search computes it by default: the alphas' (`Strategy.step`), then the weights' (forward, backward, clipping,
-SGD). `--compile yes` compiles every method's regions, `--recompute` computes activations again in the backward pass.
+A step is the whole of it: the alphas' (`Strategy.step`), then the weights' (forward, backward, clipping, SGD). `--compile yes` compiles every method's regions, `--recompute` computes activations again in the backward pass.
 
 | method | what is searched with |
 |---|---|
@@ -18,8 +17,8 @@ SGD). `--compile yes` compiles every method's regions, `--recompute` computes ac
 | darts-minus | `--auxiliary_skip` |
 | fair-darts | `--gate sigmoid --zero_one_weight 10` |
 
-Expect a table: per batch size the median seconds of a step of DARTS and its peak memory, and of each method how many times as fast it is, and
-its share of that memory. Each method has a process of its own. The first step, which compiles, is not counted.
+Expect a table: per batch size the median seconds of a step of DARTS and its peak memory, and of each method how many times as fast it is,
+and its share of that memory. Each method has a process of its own. The first step, which compiles, is not counted.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
@@ -46,7 +46,7 @@ from nas.remedies import options
 from nas.remedies.recipes import NONE
 from speed import acceleration
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "darts": {},
     "warm-up": {"arch_warmup": 1},
     "pc-darts": {"partial_channels": 4},

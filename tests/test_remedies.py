@@ -30,17 +30,14 @@ from speed import acceleration
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "8", "--compile", "no"]
 RUNS = {
-    "pc-darts": ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1", "--unrolled", "--hvp", "exact"],
+    "pc-darts": ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1"],
     "sdarts, darts-": ["--perturb", "random", "--auxiliary_skip", "0.5"],
     "fair-darts": ["--gate", "sigmoid", "--zero_one_weight", "10", "--gate_threshold", "0.5", "--arch_learning_rate", "0.1"],
     "gdas": ["--strategy", "gdas", "--arch_warmup", "1", "--max_skips", "0"],
     "gdas on nasbench201": ["--strategy", "gdas", "--space", "nasbench201"],
 }
 SMALL = ["--image_size", "8"]
-OPTIONS = {
-    "partial channels": {"partial_channels": 2},
-    "all": {"partial_channels": 2, "auxiliary_skip": 0.7, "gate": "sigmoid", "zero_one_weight": 2.0},
-}
+ALL = {"partial_channels": 2, "auxiliary_skip": 0.7, "gate": "sigmoid", "zero_one_weight": 2.0}
 
 
 def supernet(**options):
@@ -201,15 +198,13 @@ def test_without_remedies_it_is_darts():
     assert edge() is MixedOp
 
 
-@pytest.mark.parametrize("kind", ["partial channels", "all"])
-def test_the_exact_second_order_of_a_supernet_with_remedies(kind, double):
+def test_the_exact_second_order_of_a_supernet_with_all_remedies(double):
     """The zero-one loss does not know the weights: its gradient is added as it is."""
-    network, train, valid = supernet(**OPTIONS[kind]), batch(1), batch(2)
+    network, train, valid = supernet(**ALL), batch(1), batch(2)
     optimizer = sgd(network, train)
     expected = list(direct_gradient(network, train, valid, optimizer))
-    if kind == "all":
-        more = torch.autograd.grad(2.0 * network.criterion.zero_one(), network.arch_parameters()[:2])
-        expected[:2] = [gradient + part for gradient, part in zip(expected, more, strict=False)]
+    more = torch.autograd.grad(2.0 * network.criterion.zero_one(), network.arch_parameters()[:2])
+    expected[:2] = [gradient + part for gradient, part in zip(expected, more, strict=False)]
     Architect(network, EXACT).step(*train, *valid, ETA, optimizer, True)
     assert relative_error([alpha.grad for alpha in network.arch_parameters()], expected) < 1e-8
 
@@ -221,7 +216,7 @@ def test_fast_supernets_compute_the_same(kind, way, double):
         torch.manual_seed(0)
         network = SampledNetwork(4, 3, 3, nn.CrossEntropyLoss())
     else:
-        network = supernet(**OPTIONS[kind])
+        network = supernet(**ALL)
     fast, (x, y) = copy.deepcopy(network), batch(1)
     way(fast)
     gradients = []
@@ -234,12 +229,10 @@ def test_fast_supernets_compute_the_same(kind, way, double):
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"partial_channels": 2}, {"auxiliary_skip": True}, {"partial_channels": 2, "auxiliary_skip": True}])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_edges_are_compiled_whole(options, stride):
-    made = edge(**options)(4, stride)
-    columns = len(PRIMITIVES) + ("partial_channels" in options) + ("auxiliary_skip" in options)
-    x, weights = torch.randn(2, 4, 8, 8), torch.rand(columns)
+def test_edges_are_compiled_whole(stride):
+    made = edge(partial_channels=2, auxiliary_skip=True)(4, stride)
+    x, weights = torch.randn(2, 4, 8, 8), torch.rand(len(PRIMITIVES) + 2)
     compiled = torch.compile(type(made).forward, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(made, x, weights), made(x, weights))
     assert list(acceleration._outermost(nn.Sequential(made, nn.Identity()))) == [made]
