@@ -61,8 +61,8 @@ class Architect:
         model: a search model. Its attribute `criterion`, where it has one, is the loss; cross-entropy otherwise.
         args: any object with `momentum` and `weight_decay` (of the weights' SGD), `arch_learning_rate` and `arch_weight_decay` (of the
             alphas' Adam), and optionally `hvp`: how the second order multiplies with the mixed second derivative, by the paper's
-            `"finite_difference"` (the default) or `"exact"`; and `amp`: the network in bfloat16 autocast, but for the loss, and for the
-            two passes whose difference would drown in its roundings.
+            `"finite_difference"` (the default) or `"exact"`; `amp`: the network in bfloat16 autocast, but for the loss, and for the
+            two passes whose difference would drown in its roundings; and `arch_beta1`: Adam's first beta, 0.5 by default.
     """
 
     def __init__(self, model: Searchable, args: Any) -> None:
@@ -78,7 +78,7 @@ class Architect:
             torch.optim.Adam,
             model.arch_parameters(),
             lr=args.arch_learning_rate,
-            betas=(0.5, 0.999),
+            betas=(getattr(args, "arch_beta1", 0.5), 0.999),
             weight_decay=args.arch_weight_decay,
         )
 

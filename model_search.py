@@ -6,7 +6,8 @@ alphas to a cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,17 @@ class Cell(nn.Module):
     (B, multiplier * C, H, W), halved in height and width by a reduction cell.
     """
 
-    def __init__(self, steps: int, multiplier: int, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> None:
+    def __init__(
+        self,
+        steps: int,
+        multiplier: int,
+        C_prev_prev: int,
+        C_prev: int,
+        C: int,
+        reduction: bool,
+        reduction_prev: bool,
+        mixed_op: Callable[[int, int], nn.Module] = MixedOp,
+    ) -> None:
         super().__init__()
         self.reduction = reduction
         self._steps = steps
@@ -53,9 +64,7 @@ class Cell(nn.Module):
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
         # Edges in the order of the alphas' rows: those into node 2 (from 0, 1), into node 3 (from 0, 1, 2), ...
-        self._ops = nn.ModuleList(
-            MixedOp(C, stride=2 if reduction and source < 2 else 1) for step in range(steps) for source in range(2 + step)
-        )
+        self._ops = nn.ModuleList(mixed_op(C, 2 if reduction and source < 2 else 1) for step in range(steps) for source in range(2 + step))
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (edges, len(PRIMITIVES)), the softmaxed alphas of this kind of cell."""
@@ -80,6 +89,7 @@ class Network(nn.Module):
         multiplier: how many nodes, the last ones, are concatenated to a cell's output.
         stem_multiplier: the stem's channels, in multiples of C.
         in_channels: of the images.
+        mixed_op: makes an edge of so many channels and this stride.
 
     All cells of a kind share their alphas: `alphas_normal` and `alphas_reduce`, (edges, len(PRIMITIVES)). They are parameters, so that they
     move and are saved with the network, but never `weight_parameters()`.
@@ -95,6 +105,7 @@ class Network(nn.Module):
         multiplier: int = 4,
         stem_multiplier: int = 3,
         in_channels: int = 3,
+        mixed_op: Callable[[int, int], nn.Module] = MixedOp,
     ) -> None:
         super().__init__()
         if layers < 3:
@@ -114,7 +125,7 @@ class Network(nn.Module):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
                 C_curr *= 2
-            self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev))
+            self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, mixed_op))
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
@@ -126,12 +137,19 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
-        weights_normal = F.softmax(self.alphas_normal, dim=-1)
-        weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
+        weights_normal, weights_reduce = self.mixing_weights()
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
         return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def relaxed(self) -> list[Tensor]:
+        """The softmaxed alphas of normal and reduction cells, (edges, len(PRIMITIVES))."""
+        return [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]
+
+    def mixing_weights(self) -> Sequence[Sequence[Any] | Tensor]:
+        """What the edges of normal and reduction cells weigh their operations by, edge by edge."""
+        return self.relaxed()
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The alphas, alpha in the paper: normal, then reduction."""
@@ -145,7 +163,7 @@ class Network(nn.Module):
     def genotype(self) -> Genotype:
         """The discrete cells that the alphas stand for now (DARTS, section 2.4; see `derive_cell`)."""
         concat = range(2 + self._steps - self._multiplier, self._steps + 2)
-        normal, reduce = (derive_cell(F.softmax(alphas.detach(), dim=-1).tolist(), self._steps) for alphas in self.arch_parameters())
+        normal, reduce = (derive_cell(weights.tolist(), self._steps) for weights in self.relaxed())
         return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
 
     def export(self) -> Genotype:
@@ -157,13 +175,13 @@ class Network(nn.Module):
         edges = [(node, source) for node in range(2, self._steps + 2) for source in range(node)]
         return {
             edge_key(cell, node, source): dict(zip(PRIMITIVES, weights, strict=True))
-            for cell, alphas in zip(CELLS, self.arch_parameters(), strict=True)
-            for (node, source), weights in zip(edges, F.softmax(alphas.detach(), dim=-1).tolist(), strict=True)
+            for cell, matrix in zip(CELLS, self.relaxed(), strict=True)
+            for (node, source), weights in zip(edges, matrix.tolist(), strict=True)
         }
 
     def alpha_lines(self) -> list[str]:
         """The log's lines about the alphas, as the original writes them: one matrix for each kind of cell."""
-        return [str(F.softmax(alphas.detach(), dim=-1).cpu()) for alphas in self.arch_parameters()]
+        return [str(weights.detach().cpu()) for weights in self.relaxed()]
 
 
 def derive_cell(weights: list[list[float]], steps: int) -> list[tuple[str, int]]:

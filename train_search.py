@@ -33,6 +33,7 @@ from experiment.errors import UserError
 from experiment.run import Run
 from nas import collapse, registry, search
 from nas.architecture import Architecture
+from nas.remedies import options
 from nas.strategies import Strategy
 from pictures import drawing
 from speed import acceleration, capture
@@ -69,6 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="of Adam, in every epoch")
     group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="of the alphas")
+    group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
+    options.add_arguments(parser)
     group = parser.add_argument_group("collapse (Zela et al. 2020)")
     group.add_argument(
         "--eigenvalue_every",
@@ -128,6 +131,7 @@ def main() -> None:
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in range(progress.epoch, epochs if stop is None else 0):
             lr = float(scheduler.get_last_lr()[0])
+            architect.begin_epoch(epoch)
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
@@ -158,6 +162,7 @@ def main() -> None:
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
                 **collapse.describe(architecture, model.alphas_by_edge()),
+                **architect.metrics(),
                 **architecture.record(),
                 **watch.measured(),
             }

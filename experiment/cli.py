@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +22,19 @@ from genotypes import PRIMITIVES
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` whose errors are one line (the usage is a `--help` away) and whose help shows the defaults."""
 
+    presets: Mapping[str, Mapping[str, Any]] = {}
+    """What the values of `--preset` change the defaults to: {its value: {argument: default}}."""
+
     def __init__(self, **kwargs) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        if self.presets:
+            chooser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+            chooser.add_argument("--preset", nargs="?")
+            preset = chooser.parse_known_args(args)[0].preset
+            self.set_defaults(**self.presets.get(preset, {}))
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))} (--help lists the arguments)\n")

@@ -31,7 +31,7 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
     for key, value in row.items():
         if not isinstance(key, str):
             raise ValueError(f"the key {shown(key)} is no text")
-        if key not in ("alphas", "genotype", "architecture", "class_acc", "confusion") and not _is_number(
+        if key not in ("alphas", "betas", "genotype", "architecture", "class_acc", "confusion") and not _is_number(
             value, key.endswith("_loss") or key == "eigenvalue"
         ):
             raise ValueError(f"{shown(key)} is {shown(value)}, which is no number")
@@ -39,6 +39,11 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
     alphas = _check_alphas(row.get("alphas", {}))
     if first is not None and alphas != {edge: set(weights) for edge, weights in first.get("alphas", {}).items()}:
         raise ValueError("its alphas name other edges or operations than those of epoch 0")
+    betas = row.get("betas", {})
+    if not isinstance(betas, dict) or (betas and betas.keys() != alphas.keys()):
+        raise ValueError("its betas are not those of the edges that the alphas name")
+    if not all(type(weight) in (int, float) and 0 <= weight <= 1 for weight in betas.values()):
+        raise ValueError("a beta is not a number between 0 and 1")
     return row
 
 

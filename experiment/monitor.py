@@ -141,6 +141,9 @@ class Monitor:
                 # TensorBoard shows groups by the alphabet: these many stand after all others.
                 writer.add_scalar(f"softmaxed alphas {edge}/{operation}", weight, epoch)
 
+        for edge, weight in metrics.get("betas", {}).items():
+            writer.add_scalar(f"betas/{edge}", weight, epoch)
+
     def _pictures(self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int) -> dict[str, bytes]:
         try:
             return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")

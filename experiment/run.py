@@ -173,9 +173,12 @@ class Run:
             self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_architecture(self, contents: dict[str, Any]) -> None:
-        """Writes the files of an architecture, {name: content}."""
+        """Writes the files of an architecture, {name: content}. One that it lacks, and an earlier one had, is gone then."""
         for name, content in contents.items():
             self.write_json(name, content)
+        for name in {"architecture.json", "genotype.json"} - contents.keys():
+            if self._writes:
+                (self.folder / name).unlink(missing_ok=True)
 
     def write_weights(self, model: nn.Module, name: str = "weights.pt") -> None:
         """Writes the weights to the file `name`, whole or not at all."""

@@ -212,9 +212,15 @@ class Architecture:
         return _CHOICES_FILE if self._genotype is None else _CELLS_FILE
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """{name: JSON-ready content} of what a search leaves: the choices; for cells also the genotype, and that as NNI writes it."""
-        files = {_CHOICES_FILE: self.choices, self.file_name: self.json}
-        return files if self._genotype is None else files | {_NNI_FILE: to_nni(self._genotype)}
+        """{name: JSON-ready content} of what a search leaves: the choices; for cells also the genotype, and that as NNI writes it.
+
+        For cells in which `none` takes the place of an edge, as `--gate_threshold` makes them, it is the genotype alone.
+        """
+        if self._genotype is None:
+            return {_CHOICES_FILE: self.choices}
+        if any(name == "none" for name, _ in [*self._genotype.normal, *self._genotype.reduce]):
+            return {_CELLS_FILE: self.json}
+        return {_CHOICES_FILE: self.choices, _CELLS_FILE: self.json, _NNI_FILE: to_nni(self._genotype)}
 
     def record(self) -> dict[str, dict[str, Any]]:
         """What an epoch's metrics say of it, which `of_epoch` reads: `architecture`, its choices, and for cells `genotype`."""

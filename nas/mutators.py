@@ -275,27 +275,33 @@ class DartsMutator(Mutator):
 
     differentiable = True
     dense = True
+    none = 1
+    """How many alphas a layer choice has besides those of its candidates."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.alphas = nn.ParameterDict(
             # Pairs: what it takes from a dictionary, it sorts.
-            [(_parameter_name(mutable.key), nn.Parameter(1e-3 * torch.randn(len(mutable) + 1))) for mutable in self.layer_choices]
+            [(_parameter_name(mutable.key), nn.Parameter(1e-3 * torch.randn(len(mutable) + self.none))) for mutable in self.layer_choices]
         )
         self.former_names = {f"alphas.{index}": f"alphas.{name}" for index, name in enumerate(self.alphas)}
 
     @property
     def choices(self) -> dict[str, nn.Parameter]:
-        """The alphas by their choice's key, each (candidates + 1,)."""
+        """The alphas by their choice's key, each (candidates + none,)."""
         return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas.values(), strict=True)}
 
     def sample_search(self) -> Decisions:
         everything = {mutable.key: torch.ones(len(mutable), dtype=torch.bool) for mutable in self.input_choices}
-        return everything | {key: F.softmax(alpha, dim=-1)[:-1] for key, alpha in self.choices.items()}
+        return everything | self.relaxed()
+
+    def relaxed(self) -> Decisions:
+        """The softmaxed alphas of the candidates of every layer choice."""
+        return {key: F.softmax(alpha, dim=-1)[: len(alpha) - self.none] for key, alpha in self.choices.items()}
 
     @torch.no_grad()
     def sample_final(self) -> Decisions:
-        weights = {key: F.softmax(alpha, dim=-1)[:-1] for key, alpha in self.choices.items()}
+        weights = self.relaxed()
         decisions = {key: mask_of(weight.argmax().view(1), len(weight)) for key, weight in weights.items()}
         strength = {key: weight.max().item() for key, weight in weights.items()}
         for mutable in self.input_choices:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 from torch import nn
 
 from experiment.errors import UserError, shown
+from nas.remedies.sampling import Gdas
 from nas.spaces.darts import DartsNetwork
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroNetwork
 from nas.spaces.nasbench201 import NASBench201Network
@@ -33,7 +34,7 @@ SPACES = {
     "enas_macro": Space(ENASMacroGeneralModel, "out_filters", "num_layers"),
     "nasbench201": Space(NASBench201Network, "channels", "cells"),
 }
-STRATEGIES: dict[str, type[Strategy]] = {"darts": Darts, "enas": Enas, "random": Random}
+STRATEGIES: dict[str, type[Strategy]] = {"darts": Darts, "gdas": Gdas, "enas": Enas, "random": Random}
 
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strategy.py:Class"

@@ -21,6 +21,7 @@ from nas.architecture import Architecture, check_candidates
 from nas.mutables import reset_mutable_counter
 from nas.mutators import apply_fixed_architecture
 from nas.registry import constructor_arguments, load_space, load_strategy
+from nas.remedies import options
 from nas.search_model import SearchModel
 from nas.strategies import Strategy
 
@@ -39,16 +40,20 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
         raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
     if not strategy.mutator.differentiable and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
+    options.check(args, strategy)
     if args.space == "darts":
         check_candidates()
-        operations.check(PRIMITIVES, args.init_channels)
+        # With partial channels, an edge has as few as C / K of them, but at stride 2 never less than 2 C / K.
+        channels = args.init_channels if args.partial_channels == 1 else 2 * args.init_channels // args.partial_channels
+        operations.check(PRIMITIVES, channels)
     reserved = ("model", "args")
     of_strategy, of_mutator = constructor_arguments(
         "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), reserved
     )
-    if (args.space, args.strategy) == ("darts", "darts"):
+    if args.space == "darts" and args.strategy in options.NETWORKS:
         constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
-        supernet = Network(args.init_channels, num_classes, args.layers, criterion, in_channels=args.channels).to(device)
+        supernet, strategy = options.build(args, num_classes, criterion)
+        supernet = supernet.to(device)
         return supernet, strategy(supernet, args, **of_strategy)
     network = build_network(args, num_classes)
     mutator = strategy.mutator(network, **of_mutator)

@@ -51,9 +51,11 @@ class SearchModel(nn.Module):
             return {}
         edges = {}
         for mutable in self.mutator.layer_choices:
-            *weights, none = torch.softmax(self.mutator.choices[mutable.key].detach(), dim=-1).tolist()
-            edge = dict(zip(map(operation_of, map(str, mutable.labels)), weights, strict=True))
-            edges[mutable.key] = edge | {"none": edge.get("none", 0.0) + none}  # a space may have a `none` of its own
+            weights = torch.softmax(self.mutator.choices[mutable.key].detach(), dim=-1).tolist()
+            edge = dict(zip(map(operation_of, map(str, mutable.labels)), weights, strict=False))
+            for none in weights[len(mutable) :]:
+                edge["none"] = edge.get("none", 0.0) + none  # a space may have a `none` of its own
+            edges[mutable.key] = edge
         return edges
 
     def alpha_lines(self) -> list[str]:

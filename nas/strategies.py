@@ -1,7 +1,7 @@
 """Strategies: how the architecture of a search model is learned, beside its weights.
 
-`train_search.py` calls `step` before every step of the weights, and `settle` at the end of an epoch. A strategy of one's own is a class
-derived from `Strategy`, or from one of those here; see docs/search_spaces.md.
+`train_search.py` calls `begin_epoch`, then `step` before every step of the weights, and `settle` at the end of the epoch. A strategy of
+one's own is a class derived from `Strategy`, or from one of those here; see docs/search_spaces.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from architect import Architect
@@ -36,6 +36,9 @@ class Strategy:
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         self.model = model
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the steps of an epoch, and again where an interrupted run goes on in its middle."""
+
     def step(
         self,
         input_train: Tensor,
@@ -52,6 +55,10 @@ class Strategy:
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Decides, at the end of an epoch, what has been found so far; `batches` are those of the validation half."""
 
+    def metrics(self) -> dict[str, Any]:
+        """Numbers for the epoch's row of metrics."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides the model: tensors, numbers, texts, and lists and dictionaries of these."""
         return {}
@@ -61,9 +68,24 @@ class Strategy:
 
 
 class Darts(Architect, Strategy):
-    """Learns alphas by their gradient, first or second order. The alphas are the architecture: there is nothing to settle."""
+    """Learns alphas by their gradient, first or second order. The alphas are the architecture: there is nothing to settle.
+
+    They rest in the first `args.arch_warmup` epochs, in which the weights learn alone.
+    """
 
     mutator = DartsMutator
+
+    def __init__(self, model: Any, args: argparse.Namespace) -> None:
+        super().__init__(model, args)
+        self._warmup, self._resting = getattr(args, "arch_warmup", 0), False
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._resting = epoch < self._warmup
+
+    def step(self, *batches: Any, **options: Any) -> None:
+        """As `Architect.step`; nothing in an epoch of the warm-up."""
+        if not self._resting:
+            super().step(*batches, **options)
 
 
 class Random(Strategy):
@@ -74,11 +96,7 @@ class Random(Strategy):
     def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
         super().__init__(model, args)
         self.device = next(model.parameters()).device
-        # A running average over steps, each with other layers, is the statistics of no architecture: a batch's own are used, always.
-        for module in model.network.modules():
-            if isinstance(module, _BatchNorm):
-                module.track_running_stats = False
-                module.running_mean = module.running_var = module.num_batches_tracked = None
+        use_batch_statistics(model.network)
 
     def step(self, *batches: Any, **options: Any) -> None:
         """Decides which architecture the weights learn on next: any."""
@@ -149,3 +167,11 @@ class Enas(Random):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         checkpoint.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))
+
+
+def use_batch_statistics(network: nn.Module) -> None:
+    """Makes BatchNorm take the statistics of its batch, always: a running average over steps, each with other layers, is that of none."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None

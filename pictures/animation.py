@@ -57,7 +57,7 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
         def strength(value: float) -> float:
             return (value - weakest) / (strongest - weakest) if strongest > weakest else 0.0
 
-        cells = relaxed_cells(architecture, alphas)
+        cells = relaxed_cells(architecture, alphas, row.get("betas"))
         epochs.append(
             [
                 drawing.relaxed(nodes, [edge._replace(strength=strength(edge.strength)) for edge in edges], drawing.title(name, caption))
@@ -72,13 +72,15 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
 
 def strength_range(run: History) -> tuple[float, float]:
     """The weakest and the strongest edge of the whole run, by its strongest operation; widths of lines stand for what is between."""
-    cells = [relaxed_cells(Architecture.of_epoch(row), history.named_alphas(run, row)) for row in run.epochs]
+    cells = [relaxed_cells(Architecture.of_epoch(row), history.named_alphas(run, row), row.get("betas")) for row in run.epochs]
     strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
     return min(strengths, default=0.0), max(strengths, default=0.0)
 
 
-def relaxed_cells(architecture: Architecture | None, alphas: Alphas) -> dict[str, tuple[dict[str, str], list[RelaxedEdge]]]:
-    """{cell: (nodes, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas.
+def relaxed_cells(
+    architecture: Architecture | None, alphas: Alphas, betas: dict[str, float] | None = None
+) -> dict[str, tuple[dict[str, str], list[RelaxedEdge]]]:
+    """{cell: (nodes, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas, times the edge's own weight if it has one.
 
     Known are the cells of DARTS and NAS-Bench-201; empty for others, and for strategies without alphas.
     """
@@ -96,6 +98,8 @@ def relaxed_cells(architecture: Architecture | None, alphas: Alphas) -> dict[str
             operation, strength = strongest(weights)
             if chosen.get(key) == "none":  # may be chosen where every edge is in the architecture
                 operation, strength = "none", weights.get("none", 0.0)
+            if betas:
+                strength *= betas[key]
             edges.append(RelaxedEdge(*ends, operation, strength, key in chosen))
         if not edges:
             return {}

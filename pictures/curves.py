@@ -211,12 +211,12 @@ def _strongest(axes: Axes, cell: str, rows: list[tuple[int, Alphas]], stride: in
 
 
 def alphas(run: History) -> Figure | None:
-    """A block for every edge: a row for every operation, in its colour, the fuller the larger the softmaxed alpha.
+    """A block for every edge: a row for every operation, in its colour, the fuller the larger the softmaxed alpha; and one for the beta.
 
     In a cell of DARTS, a node's edges stand beside each other, and those of the final architecture have a frame. None without alphas.
     """
     shown, stride = run.thinned(MOST_COLUMNS)
-    rows = [(row, history.named_alphas(run, row)) for row in shown if row.get("alphas")]
+    rows = [(row, history.with_betas(history.named_alphas(run, row), row)) for row in shown if row.get("alphas")]
     if not rows:
         return None
     import numpy as np
@@ -235,7 +235,8 @@ def alphas(run: History) -> Figure | None:
     n_rows = 1 + max(row for row, _ in places.values())
     with _style():
         figure = Figure(figsize=(1.6 + 1.9 * columns, 1.2 + n_rows * (0.14 * tall + 0.36)), layout="constrained")
-        figure.suptitle(f"{run.caption}: softmaxed alphas", x=0.01, ha="left", fontsize=11)
+        betas = ", and betas (edge)" if rows[-1][0].get("betas") else ""
+        figure.suptitle(f"{run.caption}: softmaxed alphas{betas}", x=0.01, ha="left", fontsize=11)
         grid = figure.subplots(n_rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")

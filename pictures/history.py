@@ -112,3 +112,8 @@ def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
         edge: {names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()}
         for edge, weights in row.get("alphas", {}).items()
     }
+
+
+def with_betas(alphas: Alphas, row: dict[str, Any]) -> Alphas:
+    """The alphas of an epoch, with the edge's own weight as one more, `edge`, where the epoch has such weights."""
+    return {edge: weights | {"edge": row["betas"][edge]} for edge, weights in alphas.items()} if row.get("betas") else alphas

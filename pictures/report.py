@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from experiment import errors, files
+from nas.remedies import recipes
 from pictures.history import History
 
 TITLES = {
@@ -49,7 +50,7 @@ FIGURES = {  # key: (title, format)
 }
 COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc"))]
 COLUMNS += [name + cell for name in ("entropy", "skips") for cell in ("", "_normal", "_reduce")]
-COLUMNS += ["eigenvalue", "seconds_per_step", "memory_mb", "seconds"]
+COLUMNS += ["auxiliary_weight", "perturbation", "temperature", "eigenvalue", "seconds_per_step", "memory_mb", "seconds"]
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #f6f6f4; --card: #ffffff; --ink: #1c1c1c; --soft: #5a5a5a; --line: #dcdcd8; --accent: #004488 }
@@ -124,6 +125,8 @@ def _what(run: History) -> str:
         what = f"Search with DARTS, {'second' if arguments.get('unrolled') else 'first'} order"
     else:
         what = f"Search by {arguments['strategy']}"
+    if remedies := recipes.given(arguments):
+        what += " with " + ", ".join(f"--{name} {value}" for name, value in remedies.items())
     on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
     images = arguments.get("data") if arguments.get("dataset") == "folder" else arguments.get("dataset", "?")
     epoch = run.caption.partition(", ")[2]

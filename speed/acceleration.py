@@ -118,7 +118,9 @@ def _no_compiler(device: torch.device) -> str:
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:
     """The regions of a network."""
     for child in module.children():
-        if isinstance(child, REGIONS) or (isinstance(child, nn.Sequential) and all(map(_is_layer, child))):
+        if (isinstance(child, REGIONS) and getattr(child, "compilable", True)) or (
+            isinstance(child, nn.Sequential) and all(map(_is_layer, child))
+        ):
             yield child
         else:
             yield from _outermost(child)

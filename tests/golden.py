@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,16 @@ def load(name: str):
     return json.loads((FOLDER / name).read_text())
 
 
-def fill(model: torch.nn.Module) -> None:
-    """Fills parameters and buffers by their names, so that no random number generator has to agree."""
+def fill(model: torch.nn.Module, original: Callable[[str], str] = str) -> None:
+    """Fills parameters and buffers by their names, so that no random number generator has to agree.
+
+    Args:
+        original: what the original calls them, where that is something else.
+    """
     for key, tensor in model.state_dict().items():
-        if "alphas" in key or key.endswith("num_batches_tracked"):
+        if is_ours(key):
             continue
+        key = original(key)
         r, shape = np.random.RandomState(zlib.crc32(key.encode())), tuple(tensor.shape)
         if key.endswith("running_var"):
             values = 1 + 0.5 * r.rand(*shape)
@@ -38,7 +44,7 @@ def fill_alphas(model: torch.nn.Module, seed: int, scale: float = 0.5) -> None:
     r = np.random.RandomState(seed)
     with torch.no_grad():
         for alphas in model.arch_parameters():
-            alphas.copy_(torch.as_tensor(scale * r.randn(14, 8)))
+            alphas.copy_(torch.as_tensor(scale * r.randn(*alphas.shape)))
 
 
 def batch(seed: int, size: int, classes: int = 10, image_size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +54,21 @@ def batch(seed: int, size: int, classes: int = 10, image_size: int = 32) -> tupl
 
 def keys_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
     """{name: shape} of all that the original's state_dict() holds."""
-    return {key: list(value.shape) for key, value in model.state_dict().items() if "alphas" not in key and "num_batches_tracked" not in key}
+    return {key: list(value.shape) for key, value in model.state_dict().items() if not is_ours(key)}
+
+
+def is_ours(key: str) -> bool:
+    """Whether the original's state_dict() lacks it, or its batches were not counted in the numbers."""
+    return "alphas" in key or "betas" in key or key.endswith("num_batches_tracked")
+
+
+def close(actual, expected, relative):
+    """Equal to `relative` times the size of the whole tensor; single entries may be as small as rounding."""
+    actual = torch.as_tensor(actual, dtype=torch.float64)
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    assert actual.shape == expected.shape
+    error = (actual - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
 
 
 def sha256(shapes: dict[str, list[int]]) -> str:

@@ -111,6 +111,25 @@ def test_search_steps_learn_alphas_and_weights(benchmark, way, unrolled, monkeyp
     assert not still
 
 
+@pytest.mark.parametrize("method", ["warm-up", "pc-darts", "gdas", "sdarts-rs", "darts-minus", "fair-darts"])
+def test_steps_of_remedies_learn(benchmark, method, monkeypatch):
+    module = benchmark("remedies", "--init_channels", "4", "--layers", "3", "--image_size", "8")
+    made, build = [], module.options.build
+    monkeypatch.setattr(module.options, "build", lambda *arguments: made.append(build(*arguments)) or made[0])
+    step = module.search_step(method, 4, module.parse_arguments())
+    network = made[0][0]
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    step()
+    still = {name for name, parameter in network.named_parameters() if torch.equal(parameter, before[name])}
+    if method == "warm-up":
+        assert still == {"alphas_normal", "alphas_reduce"}
+    elif method == "gdas":  # most operations were not drawn
+        assert not still & {"alphas_normal", "alphas_reduce", "classifier.weight", "stem.0.weight"}
+        assert len(still) > len(before) / 2
+    else:
+        assert not still
+
+
 def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch, double):
     module = benchmark("train_step", *TINY, "--batch_size", "4")
     args, states, network = module.parse_arguments(), [], module.NetworkCIFAR
@@ -123,7 +142,7 @@ def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch, double):
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, capsys, tmp_path):
-    for name in ("hypergradient", "search_step", "train_step"):
+    for name in ("hypergradient", "remedies", "search_step", "train_step"):
         module = benchmark(name, "--json", tmp_path / "nowhere" / "table.json")
         with pytest.raises(SystemExit) as ended:
             module.main()
@@ -131,7 +150,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, capsys, tmp
         assert "nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["search_step", "train_step"])
+@pytest.mark.parametrize("name", ["remedies", "search_step", "train_step"])
 def test_a_gpu_that_is_not_there_is_a_user_s_error(benchmark, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     module = benchmark(name, "--device", "cuda")

@@ -18,6 +18,7 @@ import utils
 from experiment import distributed
 from nas import search
 from nas.architecture import Architecture
+from nas.remedies import recipes
 from speed import capture
 
 CPU = torch.device("cpu")
@@ -80,6 +81,9 @@ def arguments(**given):
         "channels": 3,
         "auxiliary_weight": 0.4,
         "report_freq": 1000,
+        "epochs": 1,
+        "capture": False,
+        **recipes.NONE,
     }
     return Namespace(**defaults | given)
 

@@ -119,7 +119,9 @@ def test_arguments_get_the_types_of_their_annotations():
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(search, "load_space", lambda name: Space(Net))
-        network = search.build_network(Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10)
+        network = search.build_network(
+            Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
+        )
     assert network.got == (False, None, 1e-3, "3", 7)
 
 
