@@ -277,10 +277,15 @@ class Run:
         # handler also writes to this pipe, at once, and a thread reads it.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
+        thread = threading.Thread(target=self._await_second, args=(reader, taken), daemon=True, name="signals")
+        # The run ends after its thread. Otherwise the thread could be the last to hold the run, and free its tensors while Python ends,
+        # which aborts the process.
+        self.closing.callback(thread.join)
         self.closing.callback(os.close, writer)
+        self.closing.callback(os.write, writer, b"\0")  # no signal's number; data workers also hold the pipe, so closing it is not enough
         self.closing.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
         multiprocessing.util.register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # a data worker's signals are its own
-        threading.Thread(target=self._await_second, args=(reader, taken), daemon=True).start()
+        thread.start()
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._signal = number
@@ -288,8 +293,10 @@ class Run:
     def _await_second(self, reader: int, taken: list[int]) -> None:
         first = None
         with open(reader, "rb", buffering=0) as signals:
-            while came := signals.read(1):  # nothing, when the run is over
+            while came := signals.read(1):
                 [number] = came
+                if number == 0:  # the run is over
+                    return
                 if number not in taken:
                     continue
                 if first is None:

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -138,6 +139,15 @@ def test_killed_at_the_beginning(moment, images, tmp_path):
         status, output = run(command, images, "--run_dir", folder)
     assert status == 0, output
     assert Architecture.read(str(folder)).genotype == genotypes.DARTS_V2
+
+
+def test_no_thread_outlives_a_run(tmp_path):
+    """One that still held the run would free its tensors while Python ends, which aborts the process."""
+    args = argparse.Namespace(run_dir=str(tmp_path / "run"), save="", resume=None, checkpoint_minutes=10.0)
+    with experiment.run.Run("search", args, torch.device("cpu")) as begun:
+        begun.restore(1, 1, "valid_acc")
+        assert "signals" in [thread.name for thread in threading.enumerate()]
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
