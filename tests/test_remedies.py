@@ -289,7 +289,7 @@ def test_alphas_of_gdas_are_of_the_candidates_alone():
     for kind, extra in ((GdasMutator, 0), (DartsMutator, 1)):
         space = NASBench201Network(channels=2, cells=1, num_classes=3)
         mutator = kind(space)
-        assert [len(alpha) for alpha in mutator.alphas] == [5 + extra] * 6
+        assert [len(alpha) for alpha in mutator.alphas.values()] == [5 + extra] * 6
         for weights in SearchModel(space, mutator).alphas_by_edge().values():
             assert sum(weights.values()) == pytest.approx(1)
 
@@ -330,4 +330,4 @@ def test_below_a_threshold_an_edge_is_none():
 
 def test_a_cell_without_all_edges_has_no_choices():
     assert set(Architecture(KNOWN["FAIR_DARTS_A"]).files()) == {"genotype.json"}
-    assert set(Architecture(KNOWN["PC_DARTS_CIFAR"]).files()) == {"genotype.json", "architecture.json"}
+    assert set(Architecture(KNOWN["PC_DARTS_CIFAR"]).files()) == {"genotype.json", "architecture.json", "nni.json"}
