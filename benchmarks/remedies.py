@@ -5,7 +5,8 @@
     python benchmarks/remedies.py --recompute --methods darts pc-darts
     python benchmarks/remedies.py --device cuda
 
-A step is the whole of it: the alphas' (`Strategy.step`), then the weights' (forward, backward, clipping, SGD). `--compile yes` compiles every method's regions, `--recompute` computes activations again in the backward pass.
+A step is the whole of it: the alphas' (`Strategy.step`), then the weights' (forward, backward, clipping, SGD).
+`--compile yes` compiles every method's regions, `--recompute` computes activations again in the backward pass.
 
 | method | what is searched with |
 |---|---|
