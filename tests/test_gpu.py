@@ -276,7 +276,7 @@ def learn(captured, steps, unrolled=None):
 @pytest.mark.parametrize("unrolled", [False, True, None], ids=["first order", "second order", "training"])
 def test_captured_steps_are_equal_to_ordinary_ones(unrolled, double):
     """But for the graph itself: warming up, restoring, static inputs, numbers as tensors, a smaller batch."""
-    ordinary, captured = learn(False, 20, unrolled), learn(True, 20, unrolled)
+    ordinary, captured = learn(False, 8, unrolled), learn(True, 8, unrolled)
     torch.testing.assert_close(captured, ordinary, rtol=1e-12, atol=1e-12)
 
 
