@@ -18,6 +18,7 @@ import utils
 from experiment import distributed
 from nas import search
 from nas.architecture import Architecture
+from nas.remedies import recipes
 from speed import capture
 
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def arguments(**given):
         "auxiliary_weight": 0.4,
         "report_freq": 1000,
     }
-    return Namespace(**defaults | given)
+    return Namespace(**recipes.NONE | defaults | given)
 
 
 def run():
