@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=16, layers=8)
-    registry.load_strategy(args.strategy)  # an unknown one is reported before images are loaded
+    options.check(args, registry.load_strategy(args.strategy))  # before images are loaded
     device = utils.begin(args)
     images = data.prepare(args, device)
     train_batches, alpha_batches, valid_batches = data.search_batches(

@@ -44,6 +44,8 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
         raise ValueError("its betas are not those of the edges that the alphas name")
     if not all(type(weight) in (int, float) and 0 <= weight <= 1 for weight in betas.values()):
         raise ValueError("a beta is not a number between 0 and 1")
+    if first is not None and betas.keys() != first.get("betas", {}).keys():
+        raise ValueError("its betas are of other edges than those of epoch 0")
     return row
 
 

@@ -85,7 +85,7 @@ def arguments(**given):
         "capture": False,
         **recipes.NONE,
     }
-    return Namespace(**defaults | given)
+    return Namespace(**recipes.NONE | defaults | given)
 
 
 def run():

@@ -76,6 +76,13 @@ def damaged(folder, name, content):
         ("metrics.jsonl", b'{"epoch": "0"}\n{"epoch": 1}\n', "line 1"),
         ("metrics.jsonl", b'{"epoch": 0, "alphas": [[0.1]]}\n{"epoch": 1}\n', "line 1.*alphas"),
         ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": "c"}}}\n{"epoch": 1}\n', "line 1.*not a number"),
+        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": 1}}, "betas": {"b": 1}}\n{"epoch": 1}\n', "line 1.*betas"),
+        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": 1}}, "betas": {"a": "c"}}\n{"epoch": 1}\n', "line 1.*a beta is not"),
+        (
+            "metrics.jsonl",
+            b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {"a": {"b": 1}}, "betas": {"a": 1}}\n',
+            "line 2.*its betas are of other edges",
+        ),
         ("config.json", b"{", "no JSON"),
         ("config.json", b"[]", "lacks the arguments"),
         ("config.json", b'{"arguments": 1}', "lacks the arguments"),
