@@ -31,7 +31,7 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
         architecture = run.architecture
         apart = architecture.distance(first) if architecture is not None and first is not None else None
         skips = architecture.skips() if architecture is not None else {}
-        parameters, multiply_adds = _size(run)
+        parameters, multiply_adds = size(run)
         rows.append(
             {
                 "run": name,
@@ -41,8 +41,8 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
                 "epochs": str(len(run.epochs)),
                 "distance": UNKNOWN if apart is None else str(apart),
                 "skips": " + ".join(map(str, skips.values())) or UNKNOWN,
-                "params, M": parameters,
-                "mult-adds, M": multiply_adds,
+                "params, M": UNKNOWN if parameters is None else f"{parameters:.3f}",
+                "mult-adds, M": UNKNOWN if multiply_adds is None else f"{multiply_adds:.1f}",
                 **{f"{phase} acc, %": _last(run, f"{phase}_acc") for phase in ("train", "valid", "test")},
             }
         )
@@ -54,28 +54,33 @@ def _last(run: History, key: str) -> str:
     return f"{values[-1]:.2f}" if values else UNKNOWN
 
 
-def _size(run: History) -> tuple[str, str]:
+def size(run: History) -> tuple[float | None, float | None]:
     """Millions of parameters and of multiply-adds for an image, at the run's own size if it is a training, else at that of the paper."""
     import torch
 
     import utils
     from nas import search
+    from nas.trained import FILE, read
 
     architecture, space = run.architecture, run.arguments.get("space", "darts")
-    if architecture is None or run.arguments.get("dataset") not in CLASSES:  # how many classes a folder has is not recorded
-        return UNKNOWN, UNKNOWN
-    trained = run.config.get("stage") == "eval"
+    is_training = run.config.get("stage") == "eval"
+    classes, image_size = CLASSES.get(str(run.arguments.get("dataset"))), 32
+    if is_training and (run.folder / FILE).exists():
+        described = read(run.folder)
+        classes, image_size = len(described.classes), described.image_size
+    if architecture is None or classes is None:  # how many classes a folder has, a search does not record
+        return None, None
     channels, space_arg = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("space_arg")
     args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, channels=channels, space_arg=space_arg)
-    if trained:
+    if is_training:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
         search.set_sizes(args, init_channels=36, layers=20)
         with torch.device("meta"):  # shapes alone, no numbers
-            model = search.build_discrete(args, CLASSES[run.arguments["dataset"]], architecture)
-            return f"{utils.count_parameters_in_MB(model):.3f}", f"{utils.count_multiply_adds(model, 32, args.channels):.1f}"
+            model = search.build_discrete(args, classes, architecture)
+            return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, image_size, args.channels)
     except UserError:  # a space of one's own that is not where it was
-        return UNKNOWN, UNKNOWN
+        return None, None
 
 
 def text(rows: Sequence[dict[str, str]]) -> str:

@@ -160,16 +160,24 @@ def _command(run: History) -> Iterable[str]:
 def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
     for name, content in pictures.items():
         title = TITLES.get(name, name)
-        yield f"<h2>{escape(title)}</h2>"
-        if name in EXPLANATIONS:
-            yield f"<p>{escape(EXPLANATIONS[name])}</p>"
-        kind = name.rpartition(".")[2]
-        alternative = escape(f"{title}, {caption}" if caption else title, quote=True)
-        # All cells in one scale; on a phone two thirds of it, to be scrolled sideways, so that labels stay legible.
-        width = _width(content) * (0.46 if name in CELLS else 0.75 if kind == "png" else 1)
-        style = f"width: {width:.0f}px; min-width: {min(width, max(240, 0.65 * width)):.0f}px"
-        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        yield f'<div class="picture"><img alt="{alternative}" style="{style}" src="{source}"></div>'
+        # All cells in one scale.
+        scale = 0.46 if name in CELLS else 0.75 if name.endswith("png") else 1
+        yield from _picture(title, content, scale, EXPLANATIONS.get(name), f"{title}, {caption}" if caption else title)
+
+
+def _picture(
+    title: str, content: bytes, scale: float = 0.75, explanation: str | None = None, alternative: str | None = None
+) -> Iterable[str]:
+    """A picture below its heading."""
+    yield f"<h2>{escape(title)}</h2>"
+    if explanation is not None:
+        yield f"<p>{escape(explanation)}</p>"
+    # On a phone two thirds of its size, to be scrolled sideways, so that labels stay legible.
+    width = _width(content) * scale
+    style = f"width: {width:.0f}px; min-width: {min(width, max(240, 0.65 * width)):.0f}px"
+    kind = "png" if content.startswith(b"\x89PNG") else "gif"
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    yield f'<div class="picture"><img alt="{escape(alternative or title, quote=True)}" style="{style}" src="{source}"></div>'
 
 
 def _width(picture: bytes) -> int:

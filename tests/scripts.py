@@ -27,9 +27,14 @@ def load(name):
 
 
 def start(command, images, *arguments, prepare=lambda: None):
+    """`start_plain` on a folder of images."""
+    data = ["--dataset", "folder", "--data", images, "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    return start_plain([*command, *data, *arguments], prepare)
+
+
+def start_plain(command, prepare=lambda: None):
     """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe with its output."""
     name, *rest = command
-    data = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -43,7 +48,7 @@ def start(command, images, *arguments, prepare=lambda: None):
         warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
         warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a terminal
-        sys.argv = [f"{name}.py", *rest, *data, *map(str, arguments)]
+        sys.argv = [f"{name}.py", *map(str, rest)]
         module = load(name)
         prepare()
         cli.run(module.main)

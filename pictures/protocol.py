@@ -1,0 +1,106 @@
+"""The page about a protocol's results: accuracies with their intervals, supernets against what they found, cost, cells."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from nas.architecture import Architecture
+from pictures import drawing, report
+from pictures.curves import INK, LINES, _panels, _style, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Results = dict[str, Any]
+
+
+def accuracies(results: Results) -> Figure | None:
+    """Each training as a point, with mean and 95% interval, a row for each method; None as long as nothing was trained."""
+    methods = [method for method in results["methods"].values() if method["trainings"]]
+    if not methods:
+        return None
+    with _style():
+        figure, [axes] = _panels("Test accuracy of every training; mean and 95% interval", 1)
+        figure.set_size_inches(8, 1.2 + 0.45 * len(methods))
+        for row, method in enumerate(methods):
+            values = [training["test_acc"] for training in method["trainings"]]
+            axes.scatter(values, [row] * len(values), s=22, color=LINES[0], alpha=0.45, linewidths=0)
+            summary = method["test_acc"]
+            axes.errorbar([summary["mean"]], [row], xerr=summary["ci95"], fmt="D", color=INK, markersize=5, capsize=4, linewidth=1.4)
+        axes.set_yticks(range(len(methods)), [method["title"] for method in methods])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_xlabel("test accuracy, %")
+    return figure
+
+
+def scatter(results: Results) -> Figure | None:
+    """Supernets' accuracies against those of short trainings, and search cost against final accuracy; None where there is neither."""
+    methods = list(results["methods"].values())
+    selected = [method for method in methods if any(search["selection_acc"] is not None for search in method["searches"])]
+    costed = [method for method in methods if method["search_hours"] and method["trainings"]]
+    if not selected and not costed:
+        return None
+    with _style():
+        figure, panels = _panels("", 2, legend_rows=(len(methods) + 1) // 2)
+        colours = {method["title"]: LINES[index % len(LINES)] for index, method in enumerate(methods)}
+        markers = {method["title"]: "os^Dvpx"[index % 7] for index, method in enumerate(methods)}
+        for method in selected:
+            points = [
+                (search["valid_acc"], search["selection_acc"]) for search in method["searches"] if search["selection_acc"] is not None
+            ]
+            panels[0].scatter(
+                *zip(*points, strict=True), color=colours[method["title"]], marker=markers[method["title"]], label=method["title"]
+            )
+        correlation = results["rank_correlation"]
+        note = f"; rank correlation {correlation['spearman']:+.2f} (n = {correlation['n']})" if correlation else ""
+        panels[0].set_title(f"Supernet against its architecture{note}")
+        panels[0].set_xlabel("supernet, validation accuracy, %")
+        panels[0].set_ylabel("short training, held-out accuracy, %")
+        for method in costed:
+            style = {"color": colours[method["title"]], "marker": markers[method["title"]], "label": method["title"]}
+            accuracy = method["test_acc"]
+            panels[1].errorbar([method["search_hours"]], [accuracy["mean"]], yerr=accuracy["ci95"], capsize=3, linestyle="", **style)
+        panels[1].set_title("Cost of the searches against final accuracy")
+        panels[1].set_xlabel("device hours")
+        panels[1].set_ylabel("test accuracy, %")
+        handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def cells(method: Results) -> bytes | None:
+    """The architecture that a method's trainings have, all its cells beside each other as one PNG."""
+    found = {search["seed"]: search["genotype"] for search in method["searches"]}
+    content = found.get(method["selected"])
+    if content is None:
+        return None
+    from PIL import Image
+
+    graphs = drawing.graphs(Architecture.of(content), f"{method['title']}, seed {method['selected']}").values()
+    pictures = [Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))).convert("RGB") for graph in graphs]
+    page = Image.new("RGB", (sum(picture.width + 20 for picture in pictures), max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        page.paste(picture, (left, (page.height - picture.height) // 2))
+        left += picture.width + 20
+    stream = io.BytesIO()
+    page.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> bytes:
+    """The page. `tables` are (heading, columns, rows); `state` says how far the protocol is."""
+    parts = [f"<h1>Protocol {escape(results['preset'])}</h1>", f"<p>{escape(state)}</p>"]
+    for heading, columns, rows in tables:
+        if rows:
+            parts += [f"<h2>{escape(heading)}</h2>", report._table(columns, rows)]
+    for heading, figure in (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results))):
+        if figure is not None:
+            parts += report._picture(heading, save(figure))
+    for method in results["methods"].values():
+        if (picture := cells(method)) is not None:
+            parts += report._picture(f"{method['title']}: the selected cells", picture)
+    return report._page(f"Protocol {results['preset']}", parts)

@@ -1,0 +1,336 @@
+"""What has to run: methods, presets, and the jobs that are left to do, by what is in the folders.
+
+The protocol (docs/protocol.md): a method searches with several seeds; each found architecture is trained for a short while on part of the
+training images; the most accurate one on the rest of them is selected, and trained from scratch several times. The test set judges only
+those last trainings.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import genotypes
+from experiment import files
+from experiment.errors import UserError, shorten, shown
+from nas import collapse
+from nas.architecture import Architecture
+from pictures import history
+from pictures.history import History
+
+STAGES = {"search": "train_search.py", "select": "train.py", "train": "train.py"}
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to an architecture. `search` holds the flags of its searches; None where there is no search.
+
+    `arch` is then what is trained: a name, a file, or `random` for another random architecture in each training.
+    """
+
+    title: str
+    search: Flags | None = None
+    arch: str = ""
+    train: Flags = field(default_factory=dict)
+
+
+METHODS = {
+    "first": Method("DARTS, first order", {}),
+    "second": Method("DARTS, second order", {"unrolled": True}),
+    "exact": Method("DARTS, second order, exact", {"unrolled": True, "hvp": "exact"}),
+    "random_search": Method("Random search with shared weights", {"strategy": "random"}),
+    "random": Method("Random architectures, no search", arch="random"),
+    **{name: Method(name, arch=name) for name in ("DARTS_V1", "DARTS_V2", "NASNet", "AmoebaNet")},
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How often and with which flags of `train_search.py` and `train.py`; `common` are for both, `select` and `train` for `train.py`."""
+
+    methods: tuple[str, ...]
+    seeds: int
+    trainings: int
+    common: Flags
+    search: Flags
+    select: Flags
+    train: Flags
+    images_per_class: tuple[int, int] | None = None  # of CIFAR-10, to train and to test on; None: all
+    own: dict[str, Method] = field(default_factory=dict)
+
+    def method(self, name: str) -> Method:
+        """The method of this name: of the preset's file, known here, or a known architecture."""
+        if name in self.own:
+            return self.own[name]
+        if name in METHODS:
+            return METHODS[name]
+        if name in genotypes.KNOWN:
+            return Method(name, arch=name)
+        raise UserError(f"unknown method {shorten(name)}: {', '.join([*METHODS, *self.own])}, a published cell, or one of a --config file")
+
+
+_TRIAL = {"auxiliary": True, "cutout": True}
+_DIGITS = {"dataset": "digits"}
+PRESETS = {
+    "paper": Protocol(
+        methods=("first", "second", "exact", "random_search", "random", "DARTS_V1", "DARTS_V2"), seeds=4, trainings=10,
+        common={"dataset": "cifar10"}, search={}, select={**_TRIAL, "epochs": 100, "valid_portion": 0.1}, train=_TRIAL,
+    ),
+    "small": Protocol(
+        methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=4, trainings=6,
+        common={"dataset": "folder", "image_size": 16, "workers": 0},
+        search={"init_channels": 4, "layers": 4, "epochs": 10, "batch_size": 32, "arch_learning_rate": 3e-3},
+        select={"init_channels": 6, "layers": 5, "epochs": 8, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
+        train={"init_channels": 6, "layers": 5, "epochs": 20, "batch_size": 64, "learning_rate": 0.05},
+        images_per_class=(200, 100),
+    ),
+    "digits": Protocol(
+        methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=2, trainings=3,
+        common={**_DIGITS, "workers": 0},
+        search={"init_channels": 2, "layers": 3, "epochs": 2, "batch_size": 64, "arch_learning_rate": 1e-2},
+        select={"init_channels": 4, "layers": 3, "epochs": 2, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
+        train={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 64, "learning_rate": 0.05},
+    ),
+    "smoke": Protocol(
+        methods=("first", "random", "DARTS_V2"), seeds=2, trainings=2,
+        common={**_DIGITS, "workers": 0, "fast_dev_run": True, "init_channels": 2, "layers": 3, "batch_size": 8},
+        search={}, select={"valid_portion": 0.2}, train={},
+    ),
+}  # fmt: skip
+
+
+def configured(preset: Protocol, content: Any, name: str) -> Protocol:
+    """`preset` with what the content of the file `name` changes in it.
+
+    `{"seeds": 4, "trainings": 10, "common": {flag: value}, "search": {...}, "select": {...}, "train": {...},
+    "methods": {name: {"title": ..., "search": {...}, "train": {...}} or {"title": ..., "arch": ...}}}`; all of it may be left out.
+
+    Raises:
+        UserError: it says anything else.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"--config {name} must hold an object")
+    known = {"seeds", "trainings", "methods", "common", "search", "select", "train"}
+    if unknown := [key for key in content if key not in known]:
+        raise UserError(f"--config {name}: unknown {', '.join(map(shown, unknown))}; known are {', '.join(sorted(known))}")
+    changed = vars(preset).copy()
+    for key in ("seeds", "trainings"):
+        if key in content:
+            if type(content[key]) is not int or content[key] < 1:
+                raise UserError(f"--config {name}: {key} must be a whole number of at least 1, not {shown(content[key])}")
+            changed[key] = content[key]
+    for key in ("common", "search", "select", "train"):
+        changed[key] = changed[key] | _flags(content.get(key, {}), f"--config {name}: {key}")
+    methods = content.get("methods", {})
+    if not isinstance(methods, dict) or not all(isinstance(method, dict) for method in methods.values()):
+        raise UserError(f"--config {name}: methods must be {{name: {{...}}}}")
+    for key, method in methods.items():
+        if unknown := [field for field in method if field not in ("title", "search", "train", "arch")]:
+            raise UserError(f"--config {name}: method {shown(key)} has an unknown {shown(unknown[0])}")
+        if ("search" in method) == ("arch" in method):
+            raise UserError(f"--config {name}: method {shown(key)} needs either search, its flags, or arch, an architecture")
+        if not key.replace("-", "").replace("_", "").isalnum():
+            raise UserError(f"--config {name}: the method's name {shown(key)} is also a folder's: letters, digits, - and _ only")
+        where = f"--config {name}: {key}"
+        search = _flags(method["search"], where) if "search" in method else None
+        train = _flags(method.get("train", {}), where)
+        changed["own"] = changed["own"] | {key: Method(str(method.get("title", key)), search, str(method.get("arch", "")), train)}
+        if key not in changed["methods"]:
+            changed["methods"] = (*changed["methods"], key)
+    return Protocol(**changed)
+
+
+def _flags(value: Any, where: str) -> Flags:
+    if not isinstance(value, dict) or not all(isinstance(flag, str | int | float) for flag in value.values()):
+        raise UserError(f"{where}: flags must be {{flag: number, text, true or false}}")
+    for name in value:
+        if not name.replace("_", "").isalnum() or name in ("run_dir", "resume", "gpu", "seed"):
+            raise UserError(f"{where}: {shown(name)} is not a flag that can be set here")
+    return value
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be begun, or to go on with: one command line."""
+
+    method: str
+    stage: str
+    index: int
+    folder: Path
+    flags: Flags = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/{self.stage}-{self.index}"
+
+    def command(self, gpu: int) -> list[str]:
+        """`python` left out. A run that has begun goes on."""
+        if (self.folder / "config.json").exists():
+            code = [
+                text for name in ("space", "strategy") if ":" in str(self.flags.get(name, "")) for text in (f"--{name}", self.flags[name])
+            ]
+            return [STAGES[self.stage], "--resume", str(self.folder), "--gpu", str(gpu), *code]
+        texts = [text for name, value in self.flags.items() if value is not False for text in _texts(name, value)]
+        return [STAGES[self.stage], *texts, "--run_dir", str(self.folder), "--gpu", str(gpu)]
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+
+
+@dataclass
+class Plan:
+    """The jobs of a protocol in the folder `out`. What has been done is read from the folders, every time."""
+
+    protocol: Protocol
+    methods: tuple[str, ...]
+    out: Path
+    failed: set[str] = field(default_factory=set)  # names of jobs that failed twice
+
+    def searches(self, method: str) -> list[Job]:
+        """One for each seed; none for a method without a search."""
+        own = self.protocol.method(method)
+        if own.search is None:
+            return []
+        flags = {**self.protocol.common, **self.protocol.search, **own.search}
+        return [self._job(method, "search", seed, {**flags, "seed": seed}) for seed in range(self.protocol.seeds)]
+
+    def selections(self, method: str) -> list[Job]:
+        """A short training of what each search has found; none where there is nothing to select from."""
+        found = [job for job in self.searches(method) if run_of(job) is not None]
+        if len(found) < 2:
+            return []
+        flags = {**self.protocol.common, **self.protocol.select, **self._training(method)}
+        return [self._job(method, "select", job.index, {**flags, "arch": str(job.folder), "seed": 0}) for job in found]
+
+    def trainings(self, method: str) -> list[Job]:
+        """The trainings that give the method's accuracy."""
+        flags = {**self.protocol.common, **self.protocol.train, **self._training(method)}
+        archs = [self._arch(method, index) for index in range(self.protocol.trainings)]
+        return [self._job(method, "train", index, {**flags, "arch": arch, "seed": index}) for index, arch in enumerate(archs)]
+
+    def selected(self, method: str) -> int | None:
+        """The seed of the search whose architecture is trained; None as long as that is open.
+
+        With a single search it is that one's; otherwise that of the highest accuracy on held-out training images in the last epoch.
+        """
+        searches = [job for job in self.searches(method) if run_of(job) is not None]
+        if len(searches) == 1:
+            return searches[0].index
+        runs = {job.index: run_of(job) for job in self.selections(method)}
+        scores = {index: run.epochs[-1]["valid_acc"] for index, run in runs.items() if run is not None}
+        return max(scores, key=lambda index: scores[index]) if scores else None
+
+    def ready(self) -> Iterator[Job]:
+        """All jobs that can run now and are not done."""
+        for method in self.methods:
+            for jobs in (self.searches(method), self.selections(method)):
+                if left := [job for job in jobs if not self.is_over(job)]:
+                    yield from left
+                    break
+            else:
+                if self._select(method):
+                    yield from (job for job in self.trainings(method) if not self.is_over(job))
+
+    def all_jobs(self) -> list[Job]:
+        """Every job, in the order of the plan, with selections as if every search succeeded."""
+        jobs = []
+        for method in self.methods:
+            searches = self.searches(method)
+            flags = {**self.protocol.common, **self.protocol.select, **self._training(method)}
+            trials = [self._job(method, "select", job.index, {**flags, "arch": str(job.folder), "seed": 0}) for job in searches]
+            jobs += [*searches, *(trials if len(trials) > 1 else []), *self.trainings(method)]
+        return jobs
+
+    def is_over(self, job: Job) -> bool:
+        """Whether the job is done, or has failed for good."""
+        return job.name in self.failed or run_of(job) is not None
+
+    def _select(self, method: str) -> bool:
+        """Writes what is to be trained where the trainings look for it; whether there is anything."""
+        own = self.protocol.method(method)
+        if own.search is None:
+            for index in range(self.protocol.trainings if own.arch == "random" else 0):
+                self._write(Path(self._arch(method, index)), _random_architecture(self.protocol, own, index))
+            return True
+        seed = self.selected(method)
+        if seed is None:
+            return False
+        [search] = [job for job in self.searches(method) if job.index == seed]
+        architecture = Architecture.recorded(search.folder, _space(search.flags))
+        assert architecture is not None  # of a search that is complete
+        self._write(self.out / method / "selected.json", architecture)
+        return True
+
+    def _write(self, path: Path, architecture: Architecture) -> None:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write({path: (json.dumps(architecture.json, indent=2) + "\n").encode()})
+
+    def _arch(self, method: str, index: int) -> str:
+        own = self.protocol.method(method)
+        if own.search is not None:
+            return str(self.out / method / "selected.json")
+        return str(self.out / method / f"random-{index}.json") if own.arch == "random" else own.arch
+
+    def _training(self, method: str) -> Flags:
+        own = self.protocol.method(method)
+        space = {"space": (own.search or {})["space"]} if "space" in (own.search or {}) else {}
+        return {**space, **own.train}
+
+    def _job(self, method: str, stage: str, index: int, flags: Mapping[str, Any]) -> Job:
+        return Job(method, stage, index, self.out / method / f"{stage}-{index}", dict(flags))
+
+
+def run_of(job: Job) -> History | None:
+    """The job's run if it is complete, else None."""
+    if not history.is_run(job.folder):
+        return None
+    try:
+        run = history.read(job.folder)
+    except UserError:  # no epoch is complete, or somebody has damaged it: the run itself will say so
+        return None
+    arguments = run.arguments
+    epochs = 1 if arguments.get("fast_dev_run") else arguments.get("epochs")
+    stopped = arguments.get("early_stop") and collapse.stop_at(run.epochs) is not None
+    return run if stopped or len(run.epochs) == epochs else None
+
+
+def _space(flags: Mapping[str, Any]) -> str:
+    return str(flags.get("space", "darts"))
+
+
+def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Architecture:
+    """An architecture of the method's space, every choice with equal probabilities."""
+    flags = {**protocol.common, **protocol.train, **method.train}
+    if _space(flags) == "darts":
+        return Architecture(_random_cells(random.Random(seed)))
+    import torch
+
+    from nas import search
+    from nas.mutators import RandomMutator
+
+    args = Namespace(
+        space=_space(flags), init_channels=None, layers=None, channels=flags.get("channels", 3), space_arg=flags.get("space_arg")
+    )
+    search.set_sizes(args, init_channels=36, layers=20)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mutator = RandomMutator(search.build_network(args, num_classes=10))
+        mutator.reset()
+        return Architecture.of(mutator.current(), args.space)
+
+
+def _random_cells(draw: random.Random) -> genotypes.Genotype:
+    """For every node, two different inputs and an operation on each."""
+    operations = [name for name in genotypes.PRIMITIVES if name != "none"]
+    cells = [
+        [(draw.choice(operations), source) for node in range(4) for source in sorted(draw.sample(range(2 + node), 2))] for _ in range(2)
+    ]
+    return genotypes.Genotype(normal=cells[0], normal_concat=range(2, 6), reduce=cells[1], reduce_concat=range(2, 6))

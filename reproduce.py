@@ -1,0 +1,282 @@
+"""The paper's protocol as one command: searches, selection, trainings, and the table with intervals that comes of them.
+
+    python reproduce.py --preset smoke --out runs/smoke --yes             # everything once, tiny: minutes on a CPU
+    python reproduce.py --preset digits --out runs/digits --jobs 2
+    python reproduce.py --preset small --data cifar10-jpeg --jobs 2       # CIFAR-10 at a scale for two CPU cores
+    python reproduce.py --preset paper --gpus 0,1,2,3                     # the whole of it
+
+Expect a plan first, with the time and the disk space that it will take, and after every run that ends a new `results.json`, `table.md`,
+`table.tex` and `report.html` in `--out`. The same command goes on where it was stopped. docs/protocol.md says what is done and why.
+"""
+
+from __future__ import annotations
+
+from experiment import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+import data
+from experiment import errors, files
+from experiment.errors import UserError
+from pictures import protocol as pictures
+from protocol import results, workers
+from protocol.plan import PRESETS, Job, Plan, configured, run_of
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Search, select and train by the paper's protocol, with several seeds, into one table.")
+    parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes and numbers of runs")
+    parser.add_argument("--out", help="folder of all runs and results; None: protocol-<preset>")
+    parser.add_argument("--methods", help="separated by commas; None: those of the preset")
+    parser.add_argument("--seeds", type=cli.positive_int, help="searches for each method; None: the preset's")
+    parser.add_argument("--trainings", type=cli.positive_int, help="of each selected architecture; None: the preset's")
+    parser.add_argument("--data", default="../data", help="the folder of the images; for small: with train/<class>/ and test/<class>/")
+    parser.add_argument("--config", help="a JSON file, or with PyYAML a YAML file, with flags of the stages and methods of your own")
+    parser.add_argument("--gpus", help="numbers of GPUs, separated by commas, a job on each; None: the CPU")
+    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="at a time on the CPU, which share its cores")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run the jobs by Ray; local starts a cluster on this machine")
+    parser.add_argument("--yes", action="store_true", help="begin without a question")
+    parser.add_argument("--dry_run", action="store_true", help="print all command lines, and run none")
+    parser.add_argument("--collect", action="store_true", help="select and write the results of what has been run; run nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    plan = make_plan(args)
+    if args.dry_run:
+        print_commands(plan)
+        return
+    plan.out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(plan.out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{plan.out} is in use by another process: wait for it, or stop it") from None
+    with lock:
+        keep_protocol(plan, args)
+        if plan.protocol.images_per_class is not None:
+            plan = with_images(plan, Path(args.data))
+        if args.collect:
+            list(plan.ready())  # selects
+        else:
+            if not args.yes:
+                ask(plan, args)
+            work(plan, args)
+        print(write_results(plan, args.preset))
+    if plan.failed:
+        sys.exit(1)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """The plan of these arguments.
+
+    Raises:
+        UserError: an unknown method, a file that cannot be read or says something else, or GPUs that are not numbers.
+    """
+    protocol = PRESETS[args.preset]
+    if args.config is not None:
+        protocol = configured(protocol, read_config(args.config), args.config)
+    counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
+    protocol = replace(protocol, **counts, common={**protocol.common, "data": args.data})
+    methods = tuple(args.methods.split(",")) if args.methods else protocol.methods
+    for method in methods:
+        protocol.method(method)
+    return Plan(protocol, methods, Path(args.out or f"protocol-{args.preset}"))
+
+
+def read_config(path: str) -> Any:
+    """What a JSON or YAML file decodes to."""
+    try:
+        content = files.read(path)
+        if not path.endswith((".yaml", ".yml")):
+            return files.parse_json(content)
+        try:
+            import yaml  # type: ignore[import-untyped]
+        except ImportError:
+            raise UserError(f"--config {path} needs PyYAML (pip install pyyaml); JSON needs nothing") from None
+        try:
+            return yaml.safe_load(content)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"--config {path}: {error}") from None
+
+
+def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
+    """Records the protocol in its folder; refuses to go on with another one."""
+    path = plan.out / "protocol.json"
+    recorded = {"preset": args.preset, **{key: value for key, value in vars(plan.protocol).items() if key not in ("methods", "own")}}
+    recorded["own"] = {name: vars(method) for name, method in plan.protocol.own.items()}
+    now = json.loads(json.dumps(recorded))
+    if not path.exists():
+        files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
+        return
+    before = files.read_json(path)
+    growing = ("seeds", "trainings", "own")  # more of them may be asked for
+    changed = [key for key in now if key not in growing and before.get(key) != now[key]]
+    if changed:
+        raise UserError(f"{plan.out} holds the runs of another protocol, which differs in {', '.join(changed)}: name another --out")
+    files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
+
+
+def with_images(plan: Plan, source: Path) -> Plan:
+    """The plan on a subset of the images in `source`: copies of the first of each class, in the order of their names."""
+    assert plan.protocol.images_per_class is not None
+    target = plan.out / "images"
+    for part, count in zip(("train", "test"), plan.protocol.images_per_class, strict=True):
+        classes = sorted(path for path in (source / part).glob("*") if path.is_dir())
+        if not classes:
+            raise UserError(f"--data {source} lacks {part}/<class>/: name a folder of CIFAR-10 as images (docs/protocol.md makes one)")
+        for folder in classes:
+            (target / part / folder.name).mkdir(parents=True, exist_ok=True)
+            for image in sorted(folder.iterdir())[:count]:
+                copy = target / part / folder.name / image.name
+                if not copy.exists():
+                    shutil.copyfile(image, copy)
+    return replace(plan, protocol=replace(plan.protocol, common={**plan.protocol.common, "data": str(target)}))
+
+
+def print_commands(plan: Plan) -> None:
+    """All command lines, in an order in which they can run; those of one stage may run side by side."""
+    jobs = plan.all_jobs()
+    for stage, title in (
+        ("search", "searches"),
+        ("select", "short trainings, after the searches"),
+        ("train", "trainings, after --collect"),
+    ):
+        print(f"# {title}")
+        for job in jobs:
+            if job.stage == stage:
+                print(shlex.join(["python", *job.command(0)]))
+
+
+def ask(plan: Plan, args: argparse.Namespace) -> None:
+    """Prints what is to be done, with its time and disk space, and asks whether to begin."""
+    left = [job for job in plan.all_jobs() if run_of(job) is None]
+    if not left:
+        return
+    for method in plan.methods:
+        counts = {stage: sum(job.method == method and job.stage == stage for job in left) for stage in ("search", "select", "train")}
+        planned = f"{counts['search']} searches, {counts['select']} short trainings, {counts['train']} trainings"
+        print(f"{plan.protocol.method(method).title}: {planned}")
+    print("measuring a few steps of each kind of run ...", flush=True)
+    slots = len(args.gpus.split(",")) if args.gpus else args.jobs
+    seconds, size = estimate(plan, left, args)
+    print(f"{len(left)} runs: about {duration(seconds / slots)} with {slots} at a time, and {size / 1e6:,.0f} MB on the disk")
+    if not sys.stdin.isatty():
+        raise UserError("add --yes to begin: there is no terminal to ask on")
+    if input("Begin? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("not begun")
+
+
+def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[float, float]:
+    """(seconds, bytes) of these jobs: two steps and two batches of evaluation are run of each kind, beginning with its first job."""
+    flags = plan.protocol.common
+    images = data.load(
+        flags["dataset"], flags["data"], flags.get("image_size", 32), flags.get("workers", 2), channels=flags.get("channels", 3)
+    )
+    kinds: dict[tuple[str, str], tuple[float, float]] = {}
+    total = [0.0, 0.0]
+    for job in jobs:
+        kind = (job.method if job.stage == "search" else "", job.stage)
+        if kind not in kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in PUBLISHED else "DARTS_V2"}
+                probe = replace(job, folder=Path(folder) / "probe", flags={**job.flags, **arch, "fast_dev_run": True})
+                if reason := workers.execute(probe, int(args.gpus.split(",")[0]) if args.gpus else -1, None):
+                    raise UserError(f"{job.name} does not run: {reason}")
+                run = run_of(probe)
+                assert run is not None  # of a command that ended well
+                size = float(sum(path.stat().st_size for path in probe.folder.rglob("*") if path.is_file()))
+            [row] = run.epochs
+            arguments = run.arguments
+            batch = arguments["batch_size"]
+            count, measured = len(images.train), len(images.test)
+            if job.stage == "search":
+                count, measured = int(count * arguments["train_portion"]), count - int(count * arguments["train_portion"])
+            steps, evaluations = max(1, count // batch), max(1, measured // batch)
+            evaluation = max(0.0, row["seconds"] - 2 * row["seconds_per_step"]) / 2
+            epochs = 1 if job.flags.get("fast_dev_run") else arguments["epochs"]
+            if job.flags.get("fast_dev_run"):
+                steps = evaluations = 2
+            kinds[kind] = epochs * (steps * row["seconds_per_step"] + evaluations * evaluation), size
+        total = [sum(pair) for pair in zip(total, kinds[kind], strict=True)]
+    return total[0], total[1]
+
+
+PUBLISHED = ("DARTS_V1", "DARTS_V2", "NASNet", "AmoebaNet")
+
+
+def duration(seconds: float) -> str:
+    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def work(plan: Plan, args: argparse.Namespace) -> None:
+    """Runs what is left to do."""
+
+    def changed() -> None:
+        write_results(plan, args.preset)
+
+    def tell(line: str) -> None:
+        print(errors.printable(line), flush=True)
+
+    if args.ray is not None:
+        workers.run(plan, workers.RayWorkers(args.ray, bool(args.gpus), max(1, args.jobs)), tell, changed)
+        return
+    try:
+        gpus = [int(number) for number in args.gpus.split(",")] if args.gpus else []
+    except ValueError:
+        raise UserError(f"--gpus {args.gpus}: give numbers, separated by commas") from None
+    with workers.local(gpus, args.jobs) as pool:
+        workers.run(plan, pool, tell, changed)
+
+
+def write_results(plan: Plan, preset: str) -> str:
+    """Writes results, tables and page anew; the table for a terminal."""
+    found = results.collect(plan, preset)
+    left = sum(not plan.is_over(job) for job in plan.all_jobs())
+    state = f"{left} runs are still to do" if left else "all runs are done"
+    tables = [
+        ("Methods", results.COLUMNS, results.rows(found)),
+        ("Paired comparisons, by the trainings' seeds", results.COMPARISON_COLUMNS, results.comparison_rows(found)),
+        ("Distances between the cells of two seeds", ("method", "seeds", "edges that differ"), distance_rows(found)),
+    ]
+    contents = {
+        "results.json": (json.dumps(found, indent=2) + "\n").encode(),
+        "table.md": results.markdown(found),
+        "table.tex": results.tex(found),
+        "report.html": pictures.page(found, tables, f"{state}. {', '.join(found['failed']) or 'No run'} failed."),
+    }
+    files.write({plan.out / name: content for name, content in contents.items()})
+    return contents["table.md"].decode()
+
+
+def distance_rows(found: results.Results) -> list[list[str]]:
+    return [
+        [method["title"], f"{a} and {b}", "-" if distance is None else str(distance)]
+        for name, method in found["methods"].items()
+        for a, b, distance in results.distances(found, name)
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main)
