@@ -168,7 +168,7 @@ FILES = {
     ("name", "arguments", "message"),
     [
         ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
-        ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, enas, random; or"),
+        ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, gdas, enas, random; or"),
         ("train_search", ["--space", "absent.py:Net"], "there is no file absent.py"),
         ("train_search", ["--space", "broken.py:Net"], "broken.py does not import: ModuleNotFoundError: No module named"),
         ("train_search", ["--space", "syntax.py:Net"], "syntax.py does not import: SyntaxError"),
@@ -281,7 +281,7 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
     [
         ("absent.py:Small", "--strategy absent.py:Small: there is no file absent.py"),
         ("mine.py:Lacking", "mine.py has no class Lacking that is a Strategy"),
-        ("mine.py", "unknown strategy 'mine.py': darts, enas, random; or a strategy of your own"),
+        ("mine.py", "unknown strategy 'mine.py': darts, gdas, enas, random; or a strategy of your own"),
     ],
 )
 def test_what_is_not_a_strategy(script, tmp_path, tiny, strategy, message):
