@@ -149,7 +149,9 @@ class RayWorkers:
         self._ray = ray
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         try:
-            ray.init(address=None if address == "local" else address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=None if address == "local" else address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
         needs: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": threads}
