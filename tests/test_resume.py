@@ -1,6 +1,6 @@
 """A run is never lost: killed, stopped, damaged or out of disk, it goes on and ends as if nothing had happened.
 
-`KILLS=20 pytest -s -n0 tests/test_resume.py -k random_moments` kills each command 20 times instead of 3 (docs/reliability.md).
+`KILLS=20 pytest -s -n0 tests/test_resume.py -k random_moments` kills each command 20 times instead of 2 (docs/reliability.md).
 """
 
 import argparse
