@@ -53,3 +53,12 @@ def keys_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
 
 def sha256(shapes: dict[str, list[int]]) -> str:
     return hashlib.sha256(json.dumps(sorted(shapes.items())).encode()).hexdigest()
+
+
+def close(actual, expected, relative):
+    """Equal to `relative` times the size of the whole tensor; single entries may be as small as rounding."""
+    actual = torch.as_tensor(actual, dtype=torch.float64)
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    assert actual.shape == expected.shape
+    error = (actual - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"

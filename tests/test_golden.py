@@ -6,6 +6,7 @@ import golden
 import pytest
 import torch
 import torch.nn.functional as F
+from golden import close
 
 import acceleration
 import genotypes
@@ -23,15 +24,6 @@ WAYS = {
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
 
 pytestmark = pytest.mark.usefixtures("double")
-
-
-def close(actual, expected, relative):
-    """Equal to `relative` times the size of the whole tensor; single entries may be as small as rounding."""
-    actual = torch.as_tensor(actual, dtype=torch.float64)
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    assert actual.shape == expected.shape
-    error = (actual - expected).norm() / expected.norm().clamp_min(1e-30)
-    assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
 
 
 def search_network(case, way):

@@ -1,0 +1,195 @@
+"""Everything that the original's recurrent code computes, in float64 (tests/golden/darts_rnn.json)."""
+
+from types import SimpleNamespace
+
+import golden
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import close
+
+from rnn import genotypes
+from rnn.architect import Architect
+from rnn.genotypes import Genotype
+from rnn.model import Dropouts, Masks, RNNModel
+from rnn.model_search import RNNModelSearch
+
+GOLDEN = golden.load("darts_rnn.json")
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def tokens(seed, T, B, V):
+    r = np.random.RandomState(seed)
+    return torch.as_tensor(r.randint(0, V, (T, B))), torch.as_tensor(r.randint(0, V, (T, B)))
+
+
+def hidden_state(seed, B, H):
+    return torch.as_tensor(0.5 * np.random.RandomState(seed).randn(1, B, H))
+
+
+def make_masks(seed, p, V, B, H):
+    r = np.random.RandomState(seed)
+
+    def mask(p, *shape):
+        return torch.as_tensor((r.rand(*shape) < 1 - p) / (1 - p))
+
+    return Masks(
+        mask(p.dropoute, V, 1), mask(p.dropouti, 1, B, H), mask(p.dropoutx, B, H), mask(p.dropouth, B, H), mask(p.dropout, 1, B, H)
+    )
+
+
+def dropouts(case):
+    return Dropouts(**{name: case[name] for name in Dropouts._fields}) if case else Dropouts()
+
+
+def search_model(case, p=Dropouts()):  # noqa: B008
+    model = RNNModelSearch(case["ntokens"], case["size"], p)
+    golden.fill(model)
+    with torch.no_grad():
+        model.alphas.copy_(torch.as_tensor(case["alpha_scale"] * np.random.RandomState(case["alpha_seed"]).randn(36, 5)))
+    return model
+
+
+def discrete_model(case, genotype=None):
+    model = RNNModel(case["ntokens"], case["size"], Dropouts(), genotype or genotypes.KNOWN[case["arch"]])
+    golden.fill(model)
+    return model
+
+
+def json_form(genotype):
+    return {"recurrent": [list(edge) for edge in genotype.recurrent], "concat": list(genotype.concat)}
+
+
+def check_pass(model, x, y, hidden, masks, expected):
+    """One pass: log-probabilities, loss, state, regularisers, gradients and buffers."""
+    log_prob, new_hidden, output, states = model(x, hidden, masks)
+    loss = F.nll_loss(log_prob.flatten(0, 1), y.flatten())
+    loss.backward()
+    close(log_prob.flatten()[:8].detach(), expected["log_prob_first8"], 1e-9)
+    close(log_prob.norm(), expected["log_prob_norm"], 1e-9)
+    close(loss.detach(), expected["loss"], 1e-9)
+    close(new_hidden[0].detach(), expected["new_hidden"], 1e-9)
+    close(output.square().mean().detach(), expected["ar"], 1e-9)
+    close((states[1:] - states[:-1]).square().mean().detach(), expected["tar"], 1e-9)
+    norms = {name: parameter.grad.norm() for name, parameter in model.named_parameters() if name != "alphas"}
+    assert norms.keys() == expected["grad_norms"].keys()
+    for name, norm in expected["grad_norms"].items():
+        close(norms[name], norm, 1e-8)
+    if "alpha_grad" in expected:
+        close(model.alphas.grad, expected["alpha_grad"], 1e-8)
+    if "running_mean" in expected:
+        close(model.rnns[0].bn.running_mean, expected["running_mean"], 1e-9)
+        close(model.rnns[0].bn.running_var, expected["running_var"], 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "masked"])
+@pytest.mark.parametrize("case", GOLDEN["search"], ids=lambda case: f"H{case['size']}-seed{case['alpha_seed']}")
+def test_search_network(case, mode):
+    if mode not in case:
+        pytest.skip("this case has no such pass")
+    model, seed = search_model(case), case["alpha_seed"]
+    x, y = tokens(seed + 1, case["bptt"], case["batch"], case["ntokens"])
+    hidden = hidden_state(seed + 2, case["batch"], case["size"])
+    masks = None
+    if mode == "masked":
+        masks = make_masks(case[mode]["mask_seed"], dropouts(case[mode]), case["ntokens"], case["batch"], case["size"])
+    check_pass(model.train(mode != "eval"), x, y, hidden, masks, case[mode])
+    close(F.softmax(model.alphas[0].detach(), -1), case["probs_first_row"], 1e-9)
+    assert json_form(model.genotype()) == case["genotype"]
+    if mode == "train":
+        genotype = Genotype(**case["genotype"])
+        check_pass(discrete_model(case, genotype), x, y, hidden, None, case["derived_train"])
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "masked"])
+@pytest.mark.parametrize("case", GOLDEN["discrete"], ids=lambda case: case["arch"])
+def test_discrete_network(case, mode):
+    model, seed, sizes = discrete_model(case), case["seed"], (case["ntokens"], case["batch"], case["size"])
+    x, y = tokens(seed + 1, case["bptt"], case["batch"], case["ntokens"])
+    masks = make_masks(case[mode]["mask_seed"], dropouts(case[mode]), *sizes) if mode == "masked" else None
+    check_pass(model.train(mode != "eval"), x, y, hidden_state(seed + 2, *sizes[1:]), masks, case[mode])
+    if mode == "eval":
+        with torch.no_grad():
+            log_prob, *_ = model(x, model.init_hidden(case["batch"]))
+            close(F.nll_loss(log_prob.flatten(0, 1), y.flatten()), case["zero_hidden_eval_loss"], 1e-9)
+
+
+def both_texts(case):
+    """A training and a validation text, each with the state before it."""
+    seed, B, V, H = case["alpha_seed"], case["batch"], case["ntokens"], case["size"]
+    train = *tokens(seed + 10, case["bptt"], B, V), hidden_state(seed + 20, B, H)
+    valid = *tokens(seed + 100, case["bptt_valid"], B, V), hidden_state(seed + 30, B, H)
+    return train, valid
+
+
+def arguments(case, faithful, hvp="finite_difference"):
+    names = ("clip", "wdecay", "arch_lr", "arch_wdecay")
+    return SimpleNamespace(faithful=faithful, hvp=hvp, **{name: case[name] for name in names})
+
+
+@pytest.mark.parametrize("order", ["first_order", "second_order"])
+@pytest.mark.parametrize("case", GOLDEN["architect"], ids=lambda case: f"lr{case['lr']}-clip{case['clip']}")
+def test_a_step_of_the_alphas(case, order):
+    model, expected, tolerance = search_model(case), case[order], 1e-8 if order == "first_order" else 1e-6
+    architect = Architect(model, arguments(case, faithful=True))
+    optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])
+    hidden = architect.step_text(*both_texts(case), case["lr"], optimizer, order == "second_order")
+    close(model.alphas.grad, expected["alpha_grad"], tolerance)
+    close(model.alphas.detach(), expected["alphas_after"], tolerance)
+    close(hidden[0], expected["hidden_next"], tolerance)
+    state = model.state_dict()
+    for name in ("running_mean", "running_var"):
+        close(state[f"rnns.0.bn.{name}"], expected[name], tolerance)
+    for name, norm in expected["norms_after"].items():
+        close(state[name].norm(), norm, 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["first_order", "second_order_masks_redrawn"])
+def test_a_step_of_the_alphas_with_dropout(kind, monkeypatch):
+    [case] = [case for case in GOLDEN["architect"] if "masked" in case]
+    expected, p = case["masked"][kind], dropouts(case["masked"])
+    model, seeds = search_model(case, p), iter(range(case["masked"]["mask_seed"], case["masked"]["mask_seed"] + 4))
+    monkeypatch.setattr(model, "draw_masks", lambda B: make_masks(next(seeds), p, case["ntokens"], B, case["size"]))
+    architect = Architect(model, arguments(case, faithful=True))
+    optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])
+    hidden = architect.step_text(*both_texts(case), case["lr"], optimizer, kind != "first_order")
+    close(model.alphas.grad, expected["alpha_grad"], 1e-8 if kind == "first_order" else 1e-6)
+    close(hidden[0], expected["hidden_next"], 1e-8)
+
+
+@pytest.mark.parametrize("case", GOLDEN["sizes"], ids=lambda case: f"{case.get('arch', 'search')}-{case['ntokens']}")
+def test_sizes_and_names(case):
+    with torch.device("meta"):
+        if case["kind"] == "search":
+            model = RNNModelSearch(case["ntokens"], case["size"], Dropouts())
+        else:
+            model = RNNModel(case["ntokens"], case["size"], Dropouts(), genotypes.KNOWN[case["arch"]])
+    shapes = golden.keys_shapes(model)
+    assert (len(shapes), golden.sha256(shapes)) == (case["entries"], case["keys_shapes_sha256"])
+    assert sum(parameter.numel() for name, parameter in model.named_parameters() if name != "alphas") == case["params"]
+
+
+def test_names_and_their_order():
+    case = GOLDEN["keys_shapes"]
+    sizes = case["ntokens"], case["size"], Dropouts()
+    search = RNNModelSearch(*sizes)
+    assert golden.keys_shapes(search) == case["search"]
+    names = {id(parameter): name for name, parameter in search.named_parameters()}
+    assert [names[id(weight)] for weight in search.weight_parameters()] == GOLDEN["parameter_order"]
+    for name in ("ENAS", "DARTS_V1", "DARTS_V2"):
+        assert golden.keys_shapes(RNNModel(*sizes, genotypes.KNOWN[name])) == case[name]
+        assert json_form(genotypes.KNOWN[name]) == GOLDEN["facts"]["genotypes"][name]
+    assert "alphas" in search.state_dict()
+
+
+def test_genotypes_derived_from_alphas():
+    model = RNNModelSearch(5, 2, Dropouts())
+    for case in GOLDEN["genotypes_of_alphas"]:
+        with torch.no_grad():
+            model.alphas.copy_(torch.as_tensor(case["scale"] * np.random.RandomState(case["seed"]).randn(36, 5)))
+        assert json_form(model.genotype()) == {"recurrent": case["recurrent"], "concat": case["concat"]}
+    with torch.no_grad():
+        model.alphas.zero_()
+    assert json_form(model.genotype()) == GOLDEN["genotype_of_zero_alphas"]
