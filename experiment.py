@@ -430,8 +430,11 @@ def _set_random_states(states: dict[str, Any]) -> None:
         raise ValueError(f"its random states cannot be restored ({error})") from None
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, hint: str = "check --arch, --init_channels, --layers and the dataset") -> None:
     """Loads a `state_dict()` saved by `write_weights`, or by the original authors, into `model`.
+
+    Args:
+        hint: what a user should check where they are of another network.
 
     Raises:
         UserError: the file cannot be read or holds no weights, or those of another network.
@@ -464,7 +467,6 @@ def load_weights(model: nn.Module, path: str) -> None:
         if key in weights and weights[key].is_floating_point() != own[key].is_floating_point()
     ]
     if missing or unexpected or differing:
-        hint = "check --arch, --init_channels, --layers and the dataset"
         if not missing and not differing and all(key.startswith("auxiliary_head.") for key in unexpected):
             hint = "add --auxiliary"
         elif not unexpected and not differing and all(key.startswith("auxiliary_head.") for key in missing):

@@ -83,5 +83,5 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: uti
             if (now := time.monotonic()) - told >= 1 or step == first + 1:
                 told = now
                 pace = (now - started) / (step - first)
-                told_of = f"loss {meters.loss.avg:.3f}, acc {meters.top1.avg:.1f}%" if meters.loss.count else ""
+                told_of = meters.brief() if meters.loss.count else ""
                 shown.set_postfix_str(f"{told_of}, {pace:.2f} s/step, {clock.left(epoch, step)} left")

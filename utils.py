@@ -114,6 +114,10 @@ class Meters:
             meter = getattr(self, name)
             meter.sum, meter.count = total, count
 
+    def brief(self) -> str:
+        """For the progress bar."""
+        return f"loss {self.loss.avg:.3f}, acc {self.top1.avg:.1f}%"
+
     def __str__(self) -> str:
         return f"{self.loss.avg:e} {self.top1.avg:f} {self.top5.avg:f}"
 
@@ -124,8 +128,8 @@ class FiniteCheck:
     The steps of an epoch are noted on their device; only `check` waits for it. Call it before anything is saved.
     """
 
-    def __init__(self, epoch: int, lr: float) -> None:
-        self._epoch, self._lr = epoch, lr
+    def __init__(self, epoch: int, lr: float, flags: str = "--learning_rate or --grad_clip") -> None:
+        self._epoch, self._lr, self._flags = epoch, lr, flags
         self._noted: Tensor | None = None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
 
     def note(self, loss: Tensor, gradient_norm: Tensor, step: int) -> None:
@@ -141,7 +145,7 @@ class FiniteCheck:
         raise UserError(
             f"the loss is {loss:g} and its gradient's norm {norm:g} at epoch {self._epoch}, step {step:.0f}, "
             f"learning rate {self._lr:g}: stopped, with the last checkpoint from before. "
-            "What usually helps: a lower --learning_rate or --grad_clip, a larger --batch_size"
+            f"What usually helps: a lower {self._flags}, a larger --batch_size"
         )
 
 
@@ -155,7 +159,8 @@ def optimizer(kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[T
     It steps in its own way even where it loads the state of one on another device.
     """
     if any(parameter.is_cuda for parameter in parameters):
-        options |= {"fused": True} | ({"capturable": True} if kind is torch.optim.Adam else {})
+        options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
+        options |= {} if kind is torch.optim.SGD else {"capturable": True}
     made = kind(parameters, **options)
     made.register_load_state_dict_pre_hook(_keep_ways)
     return made
@@ -207,7 +212,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
     """Takes an optimizer's momentum and the like. Its learning rate and all else that is an argument of the run stays as it is.
 
     Raises:
-        ValueError: `state_dict` is not of an SGD or Adam of these parameters.
+        ValueError: `state_dict` is not of an SGD, ASGD or Adam of these parameters.
     """
     states = state_dict.get("state") if isinstance(state_dict, dict) else None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -218,6 +223,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
         if isinstance(optimizer, torch.optim.SGD):
             momentum = isinstance(state, dict) and state.get("momentum_buffer") is not None
             like = {"momentum_buffer": parameters[index] if momentum else None}
+        elif isinstance(optimizer, torch.optim.ASGD):
+            like = {**dict.fromkeys(("step", "eta", "mu"), torch.tensor(0.0)), "ax": parameters[index]}
         else:
             like = {"step": torch.tensor(0.0), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
         check_like(state, like, f"the optimizer's parameter {index}")
