@@ -19,8 +19,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-import distributed
 import utils
+from experiment import checkpoint, distributed
 
 HVP = ("finite_difference", "exact")
 
@@ -90,7 +90,7 @@ class Architect:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        utils.load_optimizer(self.optimizer, state_dict)
+        checkpoint.load_optimizer(self.optimizer, state_dict)
 
     def step(
         self,

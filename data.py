@@ -14,6 +14,7 @@ the middle of an epoch without any stored random state.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
 import json
@@ -37,10 +38,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import cli
-import distributed
-import untrusted
-from cli import UserError
+from experiment import distributed, errors, files
+from experiment.errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
 
@@ -103,6 +102,13 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
 
 
 ON_DEVICE = ("auto", "yes", "no")
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> ImageData:
+    """The images of a run, by its arguments; from here on, its processes work together."""
+    images = on_device(load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images), device, args.data_on_device)
+    distributed.join(device)  # not earlier: reading may take longer than processes wait for each other
+    return images
 
 
 def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> ImageData:
@@ -217,7 +223,7 @@ def _decode(path: str, size: int) -> Tensor:
             # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with untrusted.open_file(path) as file, Image.open(file) as image:
+            with files.open_file(path) as file, Image.open(file) as image:
                 if image.mode[0] in "IF":
                     raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
                 turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -453,14 +459,14 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Tri
     except OSError as error:
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
     try:
-        known = untrusted.read_json(cache)
+        known = files.read_json(cache)
         (a, b, c), (d, e, f) = known["mean"], known["std"]
         fractions = all(type(value) is float and 0 <= value <= 1 for value in (a, b, c, d, e, f))
         if {name: known[name] for name in key} == key and fractions and min(d, e, f) > 0:
             return (a, b, c), (d, e, f)
     except (OSError, ValueError, TypeError, KeyError):
         pass  # no such file, or not one of ours: measure
-    cli.tell(f"measuring mean and deviation of {len(images)} images, once")
+    errors.tell(f"measuring mean and deviation of {len(images)} images, once")
     mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), torch.zeros(3, 256, dtype=torch.long)))
     beside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     try:
@@ -470,7 +476,7 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Triple, Tri
     except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
-        cli.tell(f"cannot write {cache}: they will be measured again")
+        errors.tell(f"cannot write {cache}: they will be measured again")
     return mean, std
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from cli import UserError
-from convolutions import depthwise
+from experiment.errors import UserError
 
 OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "none": lambda C, stride, affine: Zero(stride),
@@ -59,18 +58,6 @@ def check(names: Iterable[str], C: int) -> None:
                 raise UserError(f"the operation {name} of operations.py makes {shape} of {(2, C, 8, 8)} at stride {stride}, not {expected}")
 
 
-class Depthwise(nn.Conv2d):
-    """A depthwise convolution, (B, C, H, W) -> (B, C, H', W'). Fast in `channels_last` on CPUs, see convolutions.py."""
-
-    padding: tuple[int, ...]  # never a word
-
-    def __init__(self, C: int, kernel_size: int, stride: int, padding: int, dilation: int = 1) -> None:
-        super().__init__(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise(x, self.weight, self.stride[0], self.padding[0], self.dilation[0])
-
-
 class ReLUConvBN(nn.Module):
     """ReLU, convolution, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W')."""
 
@@ -93,7 +80,7 @@ class DilConv(nn.Module):
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            Depthwise(C_in, kernel_size, stride, padding, dilation),
+            nn.Conv2d(C_in, C_in, kernel_size, stride, padding, dilation, groups=C_in, bias=False),
             nn.Conv2d(C_in, C_out, 1, bias=False),
             nn.BatchNorm2d(C_out, affine=affine),
         )
@@ -109,11 +96,11 @@ class SepConv(nn.Module):
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            Depthwise(C_in, kernel_size, stride, padding),
+            nn.Conv2d(C_in, C_in, kernel_size, stride, padding, groups=C_in, bias=False),
             nn.Conv2d(C_in, C_in, 1, bias=False),
             nn.BatchNorm2d(C_in, affine=affine),
             nn.ReLU(),
-            Depthwise(C_in, kernel_size, 1, padding),
+            nn.Conv2d(C_in, C_in, kernel_size, 1, padding, groups=C_in, bias=False),
             nn.Conv2d(C_in, C_out, 1, bias=False),
             nn.BatchNorm2d(C_out, affine=affine),
         )
@@ -155,7 +142,7 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        # Subsampled first, then convolved: equal to convolutions of stride 2, which corrupt memory on some CPUs (convolutions.py).
+        # Subsampled first, then convolved: equal to convolutions of stride 2, which corrupt memory on some CPUs (speed/convolutions.py).
         return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 

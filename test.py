@@ -8,7 +8,7 @@ Expect one number. The arguments that shape the network must be those of its tra
 
 from __future__ import annotations
 
-import cli
+from experiment import cli, errors
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -17,12 +17,12 @@ import argparse
 
 from torch import nn
 
-import acceleration
 import data
-import experiment
 import genotypes
 import utils
+from experiment.weights import load_weights
 from nas import registry, search
+from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,9 +52,9 @@ def main() -> None:
     images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
     images = data.on_device(images, device, args.data_on_device)
     for note in images.notes:
-        print(cli.printable(note))
+        print(errors.printable(note))
     model = search.build_discrete(args, images.num_classes, architecture)
-    experiment.load_weights(model, args.model_path)
+    load_weights(model, args.model_path)
     model.to(device)
     acceleration.set_memory_format(model, device)
     print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")

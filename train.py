@@ -9,30 +9,27 @@ result. The best one is printed as well, as what it is: picked on the test set, 
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
 import shlex
-from collections.abc import Iterable
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-import acceleration
-import capture
 import data
-import distributed
-import experiment
 import genotypes
-import monitor
 import utils
-from cli import UserError
+from experiment import distributed, monitor
+from experiment.errors import UserError
+from experiment.run import Run
 from nas import registry, search
 from nas.architecture import Architecture
+from speed import acceleration, capture
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,11 +70,8 @@ def main() -> None:
     search.set_sizes(args, init_channels=36, layers=20)
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
-    device = utils.select_device(args.gpu, args.tf32)
-    utils.seed_everything(args.seed, args.deterministic)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
-    images = data.on_device(images, device, args.data_on_device)
-    distributed.join(device)
+    device = utils.begin(args)
+    images = data.prepare(args, device)
     train_batches = data.train_batches(
         images,
         batch_size=args.batch_size,
@@ -87,30 +81,22 @@ def main() -> None:
         device=device,
     )
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
-    limit = 2 if args.fast_dev_run else None  # of batches; None: all
-    epochs = 1 if args.fast_dev_run else args.epochs
-    steps = limit or len(train_batches)
+    epochs, steps, limit = utils.length(args, len(train_batches))
 
     criterion = nn.CrossEntropyLoss()
     model = search.build_discrete(args, images.num_classes, architecture).to(device)
-    if args.sync_bn:
-        distributed.convert(model)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     optimizer = utils.optimizer(
         torch.optim.SGD, list(model.parameters()), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
-
     step: capture.Step = training_step(model, criterion, optimizer, args)
     if args.capture:
         step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with experiment.Run("eval", args, device) as run:
-        for note in images.notes:
-            run.log("%s", note)
-        run.log("%s", speed)
-        run.log("%s", architecture)
+    with Run("eval", args, device) as run:
+        run.log_each(*images.notes, speed, architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
         run.log("param size = %fMB (the auxiliary head left out)", utils.count_parameters_in_MB(model))
@@ -132,8 +118,7 @@ def main() -> None:
 
             train_batches.set_epoch(epoch, progress.step)
             batches = islice(train_batches, limit and max(0, limit - progress.step))
-            train(watch.batches(batches, meters), model, step, lr, meters, args, run)
-            run.save()
+            utils.train_epoch(model, watch.batches(batches, meters), step, lr, meters, run)
             run.log("train_acc %f", meters.top1.avg)
 
             distributed.synchronize(model)
@@ -155,36 +140,12 @@ def main() -> None:
             run.complete_epoch(metrics)
 
         accuracies = [row["test_acc"] for row in progress.metrics]
-        run.log("final test accuracy %.2f%% after %d epochs: the result", accuracies[-1], epochs)
-        run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(accuracies))
+        if args.fast_dev_run:
+            run.log("test accuracy %.2f%% after two batches: --fast_dev_run only tries whether everything runs", accuracies[-1])
+        else:
+            run.log("final test accuracy %.2f%% after %d epochs: the result", accuracies[-1], epochs)
+            run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(accuracies))
         run.log("test the weights again: %s", test_command(args, run))
-
-
-def train(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    model: nn.Module,
-    step: capture.Step,
-    lr: float,
-    meters: utils.Meters,
-    args: argparse.Namespace,
-    run: experiment.Run,
-) -> None:
-    """One epoch of `training_step`s, or the rest of it.
-
-    In `meters`, the loss includes the auxiliary head's; the accuracy is the main classifier's.
-    """
-    model.train()
-    finite = utils.FiniteCheck(run.progress.epoch, lr)
-    run.before_saving = finite.check
-    for number, (x, y) in enumerate(batches, run.progress.step):
-        loss, logits, norm = step(x, y)
-        finite.note(loss, norm, number)
-        meters.update(loss, logits, y)
-        if number % args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s", number, meters)
-        run.complete_step()
-    finite.check()
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:
@@ -206,7 +167,7 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
     return step
 
 
-def test_command(args: argparse.Namespace, run: experiment.Run) -> str:
+def test_command(args: argparse.Namespace, run: Run) -> str:
     """The command that measures the saved weights' accuracy."""
     command = ["python", "test.py", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt"), "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]

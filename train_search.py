@@ -12,33 +12,29 @@ The accuracies on the way are the supernet's; what the found network is worth, o
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
 import shlex
-from collections.abc import Iterable
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-import acceleration
-import capture
 import data
-import distributed
-import drawing
-import experiment
-import hessian
-import monitor
 import utils
 from architect import HVP, Architect, Searchable
-from cli import UserError
-from nas import registry, search
+from experiment import distributed, monitor
+from experiment.errors import UserError
+from experiment.run import Run
+from nas import collapse, registry, search
 from nas.architecture import Architecture
 from nas.strategies import Strategy
+from pictures import drawing
+from speed import acceleration, capture
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,11 +88,8 @@ def main() -> None:
     args = parse_arguments()
     search.set_sizes(args, init_channels=16, layers=8)
     registry.load_strategy(args.strategy)  # an unknown one is reported before images are loaded
-    device = utils.select_device(args.gpu, args.tf32)
-    utils.seed_everything(args.seed, args.deterministic)
-    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images)
-    images = data.on_device(images, device, args.data_on_device)
-    distributed.join(device)
+    device = utils.begin(args)
+    images = data.prepare(args, device)
     train_batches, alpha_batches, valid_batches = data.search_batches(
         images,
         batch_size=args.batch_size,
@@ -106,51 +99,42 @@ def main() -> None:
         workers=args.workers,
         device=device,
     )
-    limit = 2 if args.fast_dev_run else None  # of batches; None: all
-    epochs = 1 if args.fast_dev_run else args.epochs
-    steps = limit or len(train_batches)
+    epochs, steps, limit = utils.length(args, len(train_batches))
 
     criterion = nn.CrossEntropyLoss()
     model, architect = search.build(args, images.num_classes, criterion, device)
-    if args.sync_bn:
-        distributed.convert(model)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     optimizer = utils.optimizer(
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
-
     step: capture.Step = search_step(model, architect, criterion, optimizer, args)
     if args.capture:
         assert isinstance(architect, Architect)  # the learner of --strategy darts
         step = capture.CapturedStep(step, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with experiment.Run("search", args, device) as run:
-        for note in images.notes:
-            run.log("%s", note)
-        run.log("%s", speed)
+    with Run("search", args, device) as run:
+        run.log_each(*images.notes, speed)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        progress = run.restore(epochs, steps, "valid_acc", model=model, architect=architect, optimizer=optimizer, meters=meters)
+        parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
+        progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
         watch = monitor.Monitor(run, epochs, steps)
-        stop = None
-        for epoch in range(progress.epoch, epochs):
-            if args.early_stop and (stop := hessian.stop_at(progress.metrics)) is not None:
-                break
+        stop = collapse.stop_at(progress.metrics) if args.early_stop else None
+        for epoch in range(progress.epoch, epochs if stop is None else 0):
             lr = float(scheduler.get_last_lr()[0])
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
                 run.log("%s", Architecture.of(model.export(), args.space))
-                for line in model.alpha_lines():
-                    run.log("%s", line)
+                run.log_each(*model.alpha_lines())
 
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
-            batches = islice(zip(train_batches, alpha_batches, strict=True), limit and max(0, limit - progress.step))
-            train(watch.batches(batches, meters), model, step, lr, meters, args, run)
-            run.save()
+            pairs = islice(zip(train_batches, alpha_batches, strict=True), limit and max(0, limit - progress.step))
+            batches = ((x, y, x_valid, y_valid) for (x, y), (x_valid, y_valid) in watch.batches(pairs, meters))
+            utils.train_epoch(model, batches, step, lr, meters, run)
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
             distributed.synchronize(model)
@@ -163,66 +147,52 @@ def main() -> None:
             architecture = Architecture.of(model.export(), args.space)
             files = architecture.files()
             run.write_weights(model)
-            for name, content in files.items():
-                run.write_json(name, content)
+            run.write_architecture(files)
             metrics = {
                 "lr": lr,
                 "train_loss": meters.loss.avg,
                 "train_acc": meters.top1.avg,
                 "valid_loss": valid_meters.loss.avg,
                 "valid_acc": valid_meters.top1.avg,
-                **monitor.describe(architecture, model.alphas_by_edge()),
+                **collapse.describe(architecture, model.alphas_by_edge()),
                 **{name.removesuffix(".json"): content for name, content in files.items()},
                 **watch.measured(),
             }
             if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
-                metrics["eigenvalue"] = hessian.dominant_eigenvalue(model, *next(iter(valid_batches)))
+                metrics["eigenvalue"] = collapse.dominant_eigenvalue(model, *next(iter(valid_batches)))
                 run.log("eigenvalue %e", metrics["eigenvalue"])
-            if (warning := monitor.warning(metrics, progress.metrics)) is not None:
+            if (warning := collapse.warning(metrics, progress.metrics)) is not None:
                 run.log("%s", warning)
-            watch.record(metrics, architecture)
+            watch.record(metrics, architecture, drawing.previews)
             run.complete_epoch(metrics)
-
-        architecture, found_in = Architecture.of(model.export(), args.space), epochs
-        if stop is not None:
-            before = Architecture.of_epoch(progress.metrics[stop])
-            assert before is not None  # a search records one in every epoch
-            architecture, found_in = before, stop + 1
-            run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
-            for name, content in architecture.files().items():
-                run.write_json(name, content)
-        run.log("%s", architecture)
-        run.log("train what was found: %s", train_command(args, run))
-        if distributed.rank() == 0:
-            try:
-                pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {found_in}, seed {args.seed}")
-                run.log("pictures: %s", ", ".join(map(str, pictures)))
-            except Exception as error:  # the search is complete, with or without
-                run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
+            if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
+                break
+        finish(args, run, Architecture.of(model.export(), args.space), stop)
 
 
-def train(
-    batches: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
-    model: Searchable,
-    step: capture.Step,
-    lr: float,
-    meters: utils.Meters,
-    args: argparse.Namespace,
-    run: experiment.Run,
-) -> None:
-    """One epoch, or the rest of it, of `search_step`s over pairs of a training batch and a validation batch."""
-    model.train()
-    finite = utils.FiniteCheck(run.progress.epoch, lr)
-    run.before_saving = finite.check
-    for number, ((x, y), (x_valid, y_valid)) in enumerate(batches, run.progress.step):
-        loss, logits, norm = step(x, y, x_valid, y_valid)
-        finite.note(loss, norm, number)
-        meters.update(loss, logits, y)
-        if number % args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s", number, meters)
-        run.complete_step()
-    finite.check()
+def finish(args: argparse.Namespace, run: Run, architecture: Architecture, stop: int | None) -> None:
+    """Logs, writes and draws what the search has found.
+
+    Args:
+        architecture: of the last epoch.
+        stop: the epoch whose architecture is the result, where the search was stopped early.
+    """
+    epoch = len(run.progress.metrics)
+    if stop is not None:
+        before = Architecture.of_epoch(run.progress.metrics[stop])
+        assert before is not None  # a search records one in every epoch
+        run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
+        run.log("weights.pt is still the supernet of epoch %d", epoch - 1)
+        architecture, epoch = before, stop + 1
+        run.write_architecture(architecture.files())
+    run.log("%s", architecture)
+    run.log("train what was found: %s", train_command(args, run))
+    if distributed.rank() == 0:
+        try:
+            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epoch}, seed {args.seed}")
+            run.log("pictures: %s", ", ".join(map(str, pictures)))
+        except Exception as error:  # the search is complete, with or without
+            run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
 
 
 def search_step(
@@ -248,7 +218,7 @@ def search_step(
     return step
 
 
-def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
+def train_command(args: argparse.Namespace, run: Run) -> str:
     """The command that trains the found network by the paper's recipe on the same data."""
     command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]

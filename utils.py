@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import random
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import cli
-import distributed
-from cli import UserError
+from experiment import checkpoint, distributed, errors
+from experiment.errors import UserError
+from experiment.run import Run
 
 
 def select_device(gpu: int, tf32: bool = False) -> torch.device:
@@ -37,13 +38,26 @@ def select_device(gpu: int, tf32: bool = False) -> torch.device:
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        cli.warn(f"--gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)")
+        errors.warn(f"--gpu {gpu} asked for, but CUDA is not available here: running on the CPU (--gpu -1 says so)")
         return torch.device("cpu")
     gpu += distributed.local_rank()
     if gpu >= torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine's GPUs are 0 to {torch.cuda.device_count() - 1}")
     torch.cuda.set_device(gpu)
     return torch.device("cuda", gpu)
+
+
+def begin(args: argparse.Namespace) -> torch.device:
+    """Seeds all random numbers and selects the device, by a run's arguments."""
+    device = select_device(args.gpu, args.tf32)
+    seed_everything(args.seed, args.deterministic)
+    return device
+
+
+def length(args: argparse.Namespace, batches: int) -> tuple[int, int, int | None]:
+    """(epochs, steps of an epoch, batches to stop an epoch after or None), where an epoch has this many batches."""
+    limit = 2 if args.fast_dev_run else None
+    return 1 if args.fast_dev_run else args.epochs, limit or batches, limit
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
@@ -107,7 +121,7 @@ class Meters:
         return {name: (float(meter.sum), meter.count) for name, meter in vars(self).items()}
 
     def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
-        check_like(state_dict, self.state_dict(), "the meters")
+        checkpoint.check_like(state_dict, self.state_dict(), "the meters")
         if not all(math.isfinite(total) and 1 <= count < 2**53 for total, count in state_dict.values()):
             raise ValueError("the meters are not those of any images")
         for name, (total, count) in state_dict.items():
@@ -180,59 +194,6 @@ def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) ->
             scheduler.step()
 
 
-# ---- What a checkpoint holds
-
-
-def check_like(value: Any, like: Any, what: str) -> None:
-    """Raises `ValueError` unless `value` has the structure of `like`: types, keys, lengths, and the shapes and types of tensors.
-
-    Args:
-        what: `value`, in words.
-    """
-    if isinstance(like, dict):
-        if not isinstance(value, dict) or value.keys() != like.keys():
-            raise ValueError(f"{what} lack entries, or have others")
-        for key in like:
-            check_like(value[key], like[key], f"{what}: {key}")
-    elif isinstance(like, torch.Tensor):
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise ValueError(f"{what} is not a tensor of numbers")
-        if (value.shape, value.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{what} is {value.dtype} of shape {list(value.shape)}, not {like.dtype} of {list(like.shape)}")
-    elif type(value) is not type(like):
-        raise ValueError(f"{what} is a {type(value).__name__}, not a {type(like).__name__}")
-    elif isinstance(like, list | tuple):
-        if len(value) != len(like):
-            raise ValueError(f"{what} has {len(value)} parts, not {len(like)}")
-        for index, part in enumerate(like):
-            check_like(value[index], part, f"{what}, {index}")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Takes an optimizer's momentum and the like. Its learning rate and all else that is an argument of the run stays as it is.
-
-    Raises:
-        ValueError: `state_dict` is not of an SGD, ASGD or Adam of these parameters.
-    """
-    states = state_dict.get("state") if isinstance(state_dict, dict) else None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not isinstance(states, dict) or not all(type(index) is int and 0 <= index < len(parameters) for index in states):
-        raise ValueError("the state of an optimizer is not of this network's parameters")
-    for index, state in states.items():
-        like: dict[str, Any]
-        if isinstance(optimizer, torch.optim.SGD):
-            momentum = isinstance(state, dict) and state.get("momentum_buffer") is not None
-            like = {"momentum_buffer": parameters[index] if momentum else None}
-        elif isinstance(optimizer, torch.optim.ASGD):
-            like = {**dict.fromkeys(("step", "eta", "mu"), torch.tensor(0.0)), "ax": parameters[index]}
-        else:
-            like = {"step": torch.tensor(0.0), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
-        check_like(state, like, f"the optimizer's parameter {index}")
-        if "step" in like and not 1 <= state["step"] < 2**53:
-            raise ValueError(f"the optimizer has taken {state['step']} steps")
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
     """Logits of `model`, (B, classes), and those of its auxiliary head, where it has one that runs.
 
@@ -245,6 +206,36 @@ def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tup
     if amp:
         return logits.float(), None if auxiliary is None else auxiliary.float()
     return logits, auxiliary
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, ...]],
+    step: Callable[..., tuple[Tensor, ...]],
+    lr: float,
+    meters: Meters,
+    run: Run,
+) -> None:
+    """One epoch of steps, or what is left of it, and a checkpoint after it.
+
+    Args:
+        batches: the step's arguments: images (B, 3, H, W), classes (B,) and perhaps more.
+        step: gives loss, logits and the gradient's norm on images and classes. The meters show this loss.
+        lr: learning rate, for messages.
+    """
+    model.train()
+    finite = FiniteCheck(run.progress.epoch, lr)
+    run.before_saving = finite.check
+    for number, batch in enumerate(batches, run.progress.step):
+        loss, logits, norm = step(*batch)
+        finite.note(loss, norm, number)
+        meters.update(loss, logits, batch[1])
+        if number % run.args.report_freq == 0:
+            finite.check()
+            run.log("train %03d %s", number, meters)
+        run.complete_step()
+    finite.check()
+    run.save()
 
 
 @torch.no_grad()

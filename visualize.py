@@ -16,23 +16,18 @@ epochs. A file of that name which this program did not write is never overwritte
 
 from __future__ import annotations
 
-import cli
+from experiment import cli, errors
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 from pathlib import Path
 
-import animation
-import compare
-import curves
-import drawing
 import genotypes
-import history
-import report
-from cli import UserError
-from history import History
+from experiment.errors import UserError
 from nas.architecture import Architecture
+from pictures import animation, compare, curves, drawing, history, report
+from pictures.history import History
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
@@ -99,7 +94,7 @@ def main() -> None:
     if page is not None:
         files["report.html"] = page
     for path in drawing.write(files, args.out or folder):
-        print(cli.printable(str(path)))
+        print(errors.printable(str(path)))
 
 
 if __name__ == "__main__":

@@ -35,16 +35,15 @@ import turns
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import acceleration
-import capture
-import cli
 import genotypes
 import model_search
 import train
 import train_search
 import utils
 from architect import Architect
+from experiment import cli, errors
 from model import NetworkCIFAR
+from speed import acceleration, capture
 
 KINDS = ("first order", "second order", "training")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -123,7 +122,7 @@ def _work(pipe: Any, function: Callable[[argparse.Namespace], Result], args: arg
     try:
         result = function(args)
     except Exception as error:
-        result = {"error": cli.shorten(f"{type(error).__name__}: {' '.join(str(error).split())}", 400)}
+        result = {"error": errors.shorten(f"{type(error).__name__}: {' '.join(str(error).split())}", 400)}
     pipe.send(result)
     pipe.close()
     os._exit(0)
@@ -271,7 +270,7 @@ def unpack(args: argparse.Namespace) -> Result:
             archive.extractall(root, filter="data")
     found = next((path for path in (root, *sorted(root.iterdir())) if (path / "train").is_dir() and (path / "test").is_dir()), None)
     if found is None:
-        raise cli.UserError(f"{args.data} holds no folders train and test")
+        raise errors.UserError(f"{args.data} holds no folders train and test")
     return {"arguments": ["--dataset", "folder", "--data", str(found), "--image_size", "32"], "images": args.data.name}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 import turns
 from torch import Tensor
 
-import acceleration
 import model_search
+from speed import acceleration
 
 WAYS = ("plain", "eager", "default")
 

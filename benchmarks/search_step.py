@@ -9,7 +9,7 @@ A step is the whole of it: the alphas' (`Architect.step`), then the weights' (fo
 | way | what is computed |
 |---|---|
 | plain | contiguous images, PyTorch's own gradients of convolutions, nothing compiled |
-| eager | `--compile no`: acceleration.py's memory format, convolutions.py's gradients |
+| eager | `--compile no`: the memory format and the fast gradients of `speed/` |
 | default | `--compile yes` |
 | recompute | `--compile yes --recompute` |
 
@@ -28,7 +28,7 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -37,10 +37,9 @@ import torch
 import torch.nn.functional as F
 import turns
 
-import acceleration
 import model_search
-import operations
 from architect import HVP, Architect
+from speed import acceleration
 
 WAYS = ("plain", "eager", "default", "recompute")
 
@@ -84,9 +83,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     torch.manual_seed(0)
     device = torch.device(args.device)
     network = model_search.Network(args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(device)
-    if way == "plain":
-        operations.depthwise = turns.own_gradients  # of this process
-    else:
+    if way != "plain":
         acceleration.set_memory_format(network, device)
     if way in ("default", "recompute"):
         acceleration.compile_regions(network, batch_size)

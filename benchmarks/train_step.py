@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -27,11 +27,10 @@ import torch
 import torch.nn.functional as F
 import turns
 
-import acceleration
 import genotypes
-import operations
 import utils
 from model import NetworkCIFAR
+from speed import acceleration
 
 WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
 
@@ -66,9 +65,7 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     torch.manual_seed(0)
     network = NetworkCIFAR(args.init_channels, 10, args.layers, True, genotypes.KNOWN[args.arch]).to(args.device)
     network.drop_path_prob = 0.1
-    if way == "plain":
-        operations.depthwise = turns.own_gradients  # of this process
-    else:
+    if way != "plain":
         acceleration.set_memory_format(network, torch.device(args.device), amp=way == "bfloat16")
     if way in ("default", "recompute", "bfloat16"):
         acceleration.compile_regions(network, args.batch_size)

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from cli import UserError
+from experiment.errors import UserError
 
 MEBIBYTE = 2**20
 
@@ -74,11 +72,6 @@ def _resident_peak() -> float:
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def own_gradients(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
-    """`convolutions.depthwise` with PyTorch's own gradients: what the plain way computes."""
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups=weight.size(0))
 
 
 def machine(device: str, threads: int) -> str:

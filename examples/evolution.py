@@ -8,7 +8,7 @@ The accuracies in the log are those of the architecture that is the best so far.
 
 import torch
 
-import distributed
+from experiment import distributed
 from nas.strategies import Random
 
 

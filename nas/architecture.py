@@ -10,14 +10,15 @@ fields of `Genotype`, NNI's flat dictionary, or choices; in any other space, {ke
 from __future__ import annotations
 
 import ast
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import untrusted
-from cli import UserError, shorten, shown
+from experiment import files
+from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of
 
 # Intermediate nodes of a cell, at most: more than any published cell has, and few enough that a network of them is built in seconds.
@@ -97,7 +98,7 @@ class Architecture:
                 path = next((file for file in _files(path, space) if file.exists()), _files(path, space)[0])
             elif cells and path.suffix != ".json" and not path.is_file():
                 raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
-            content = untrusted.read_json(path)
+            content = files.read_json(path)
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
         except UserError:
@@ -151,11 +152,23 @@ class Architecture:
 
     @classmethod
     def of_epoch(cls, row: Mapping[str, Any]) -> Architecture | None:
-        """The architecture in an epoch's metrics, which `metrics.check` has accepted; None in those of `train.py`."""
-        if "genotype" in row:
-            return cls.of(row["genotype"], "darts")
+        """The architecture in an epoch's metrics, which `metrics.check` has accepted; None in those of `train.py`.
+
+        Raises:
+            ValueError: it is not an architecture, or not one of the edges that the alphas name.
+        """
         choices = row.get("architecture")
-        return None if choices is None else cls(choices)
+        if choices is not None:
+            _check_choices(choices)
+        if "genotype" not in row:
+            return None if choices is None else cls(choices)
+        architecture = cls.of(row["genotype"], "darts")
+        genotype, alphas = architecture.genotype, row.get("alphas", {})
+        nodes = {"normal": len(genotype.normal) // 2 + 2, "reduce": len(genotype.reduce) // 2 + 2}
+        edges = {edge_key(cell, node, source) for cell, count in nodes.items() for node in range(2, count) for source in range(node)}
+        if alphas and alphas.keys() != edges:
+            raise ValueError("its alphas are not of the edges of its genotype")
+        return architecture
 
     # ---- Its forms
 
@@ -266,6 +279,14 @@ class Architecture:
 # ---- Nodes and edges
 
 
+def entropies(alphas: Alphas) -> dict[str, float]:
+    """{cell: entropy of an edge's softmaxed alphas in nats, the mean over its edges}: ln(candidates) when undecided, 0 when settled."""
+    by_cell: dict[str, list[float]] = {}
+    for edge, weights in alphas.items():
+        by_cell.setdefault(cell_of(edge), []).append(-math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0))
+    return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
+
+
 def node_name(node: int) -> str:
     """What a node of a cell of DARTS is called in pictures: the paper's names of the two inputs, then 0, 1, ..."""
     return f"c_{{k-{2 - node}}}" if node < 2 else str(node - 2)
@@ -347,6 +368,15 @@ def _micro_cells(choices: dict[str, Any]) -> dict[str, Cell]:
             used = {source for _, source in pairs}
             cells[name] = _cell(name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys)
     return {} if remaining else cells
+
+
+def _check_choices(choices: Any) -> None:
+    if not isinstance(choices, dict):
+        raise ValueError("its architecture is no object")
+    for key, chosen in choices.items():
+        names = chosen if isinstance(chosen, list) else [chosen]
+        if not isinstance(key, str) or not all(type(name) in (str, int) for name in names):
+            raise ValueError(f"its architecture has chosen {shown(chosen)} for {shown(key)}")
 
 
 def _is_index(chosen: Any, length: int) -> bool:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import distributed
+from experiment import distributed
 from nas.mutables import InputChoice, LayerChoice, MutableScope
 from nas.mutators import Decisions, Mutator, SpaceNode, mask_of
 

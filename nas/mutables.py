@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from cli import UserError
+from experiment.errors import UserError
 
 REDUCTIONS = ("sum", "mean", "concat", "none")
 

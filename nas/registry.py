@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
-from cli import UserError
+from experiment.errors import UserError
 from nas.spaces.darts import DartsNetwork
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroNetwork
 from nas.spaces.nasbench201 import NASBench201Network

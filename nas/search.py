@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import cli
 import operations
 from architect import HVP
-from cli import UserError, shorten
+from experiment import cli
+from experiment.errors import UserError, shorten
 from genotypes import KNOWN, PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network

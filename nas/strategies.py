@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import distributed
-import utils
 from architect import Architect
+from experiment import checkpoint, distributed
 from nas.controller import EnasMutator, Reinforce
 from nas.mutators import DartsMutator, Decisions, Mutator, RandomMutator
 from nas.search_model import SearchModel
@@ -106,7 +105,7 @@ class Random(Strategy):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        utils.check_like(state_dict.get("decisions"), self.model.mutator.status(), "the decisions")
+        checkpoint.check_like(state_dict.get("decisions"), self.model.mutator.status(), "the decisions")
         self.model.mutator.decide(state_dict["decisions"])
 
     def finalists(self) -> Iterable[Decisions]:
@@ -149,4 +148,4 @@ class Enas(Random):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        utils.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))
+        checkpoint.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import untrusted
-from cli import UserError
+from experiment import files
+from experiment.errors import UserError
 
 DATASETS = ("ptb", "wikitext2", "text", "pydoc")
 PARTS = ("train", "valid", "test")
@@ -90,7 +90,7 @@ def _part(folder: Path, part: str, name: str) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        text = untrusted.read(path).decode()
+        text = files.read(path).decode()
     except OSError as error:
         raise UserError(f"cannot read the text {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

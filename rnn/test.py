@@ -8,7 +8,7 @@ be those of its training: rnn/train.py ends by printing the command. The origina
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -16,8 +16,8 @@ if __name__ == "__main__":
 import argparse
 from pathlib import Path
 
-import experiment
 import utils
+from experiment.weights import load_weights
 from nas.architecture import Architecture
 from rnn import data
 from rnn import utils as text
@@ -43,7 +43,7 @@ def main() -> None:
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     text.check_vocabulary(corpus, Path(args.model_path))
     model = RNNModel(len(corpus.words), args.emsize, Dropouts(), architecture.recurrent)
-    experiment.load_weights(model, args.model_path, "check --arch, --emsize, --dataset, --data and --vocabulary")
+    load_weights(model, args.model_path, "check --arch, --emsize, --dataset, --data and --vocabulary")
     model.to(device)
     for line in text.baseline_lines(corpus):
         print(line)

@@ -9,7 +9,7 @@ al. 2017, 1708.02182). Expect weights.pt, those of the best epoch on the validat
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -23,15 +23,16 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import acceleration
-import experiment
-import monitor
 import utils
+from experiment import monitor
+from experiment.run import Run
+from experiment.weights import load_weights
 from nas.architecture import Architecture
-from rnn import data, genotypes
+from rnn import data
 from rnn import utils as text
 from rnn.model import DARTSCell, RNNModel
 from rnn.utils import Meters, Place
+from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,7 +73,7 @@ def main() -> None:
 
     meters, place = Meters(), Place(model.init_hidden(args.batch_size))
 
-    with experiment.Run("rnn-eval", args, device) as run:
+    with Run("rnn-eval", args, device) as run:
         text.keep_vocabulary(corpus, run)
         run.log("%s", speed)
         run.log("%s", architecture)
@@ -117,7 +118,7 @@ def main() -> None:
             run.complete_epoch(metrics)
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
-        experiment.load_weights(model, str(run.folder / "weights.pt"))
+        load_weights(model, str(run.folder / "weights.pt"))
         test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", args.report_freq))
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
         run.log("test the weights again: %s", test_command(args, run))
@@ -130,7 +131,7 @@ def train(
     place: Place,
     meters: Meters,
     args: argparse.Namespace,
-    run: experiment.Run,
+    run: Run,
 ) -> None:
     """One epoch, or the rest of it. In `meters`, the loss is without regularisation."""
     model.train()
@@ -173,7 +174,7 @@ def averaged(model: nn.Module, asgd: torch.optim.Optimizer) -> Iterator[None]:
             weight.copy_(value)
 
 
-def test_command(args: argparse.Namespace, run: experiment.Run) -> str:
+def test_command(args: argparse.Namespace, run: Run) -> str:
     """The command that measures the saved weights' perplexity."""
     command = ["python", "-m", "rnn.test", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt")]
     command += ["--gpu", str(args.gpu), *text.data_flags(args), "--emsize", str(args.emsize), "--bptt", str(args.bptt)]

@@ -10,7 +10,7 @@ are the supernet's; what the found cell is worth, only rnn/train.py can tell.
 
 from __future__ import annotations
 
-import cli
+from experiment import cli
 
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
@@ -23,18 +23,19 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import acceleration
-import drawing
-import experiment
-import monitor
 import utils
 from architect import HVP
-from cli import UserError
+from experiment import monitor
+from experiment.errors import UserError
+from experiment.run import Run
 from nas.architecture import Architecture
-from rnn import data, utils as text
+from pictures import drawing
+from rnn import data
+from rnn import utils as text
 from rnn.architect import Architect
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
 from rnn.utils import Meters, Place
+from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -79,7 +80,7 @@ def main() -> None:
     meters = Meters()
     place = Place(model.init_hidden(args.batch_size), model.init_hidden(args.batch_size))
 
-    with experiment.Run("rnn-search", args, device) as run:
+    with Run("rnn-search", args, device) as run:
         text.keep_vocabulary(corpus, run)
         run.log("%s", speed)
         run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
@@ -141,7 +142,7 @@ def train(
     place: Place,
     meters: Meters,
     args: argparse.Namespace,
-    run: experiment.Run,
+    run: Run,
 ) -> None:
     """One epoch, or the rest of it: a step of the alphas on a piece of `alpha_text`, then one of the weights on a piece of the training text."""
     model.train()
@@ -175,7 +176,7 @@ def train(
     finite.check()
 
 
-def train_command(args: argparse.Namespace, run: experiment.Run) -> str:
+def train_command(args: argparse.Namespace, run: Run) -> str:
     """The command that trains the found cell by the paper's recipe on the same text."""
     return shlex.join(["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu), *text.data_flags(args)])
 

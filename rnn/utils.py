@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cli
-import experiment
-import untrusted
 import utils
-from cli import UserError
+from experiment import cli, files
+from experiment.checkpoint import check_like
+from experiment.errors import UserError
+from experiment.run import Run
 from rnn import data, genotypes
 from rnn.model import Dropouts, RNNModel
 
@@ -35,7 +35,9 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Which text: the same for every stage."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=data.DATASETS, default="ptb", help="pydoc needs no files; text reads your own")
-    group.add_argument("--data", default="../data/penn/", help="folder of train.txt, valid.txt and test.txt; of --dataset text a file or a folder")
+    group.add_argument(
+        "--data", default="../data/penn/", help="folder of train.txt, valid.txt and test.txt; of --dataset text a file or a folder"
+    )
     group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help="words, at most, of --dataset text and pydoc")
 
 
@@ -49,18 +51,26 @@ def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
     group.add_argument("--faithful", action="store_true", help="compute as the authors' code, with its faults (docs/recurrent.md)")
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, batch_size: int, epochs: int, seed: int, dropoute: float, wdecay: float) -> None:
+def add_training_arguments(
+    parser: argparse.ArgumentParser, batch_size: int, epochs: int, seed: int, dropoute: float, wdecay: float
+) -> None:
     """How weights learn: the same for both stages that train, but for these defaults."""
     parser.add_argument("--seed", type=cli.seed, default=seed, help="of weights, dropout and sequence lengths")
-    parser.add_argument("--log-interval", dest="report_freq", type=cli.positive_int, default=argparse.SUPPRESS, help="the same as --report_freq")
+    parser.add_argument(
+        "--log-interval", dest="report_freq", type=cli.positive_int, default=argparse.SUPPRESS, help="the same as --report_freq"
+    )
     group = parser.add_argument_group("weights")
     group.add_argument("--epochs", type=cli.positive_int, default=epochs)
     group.add_argument("--batch_size", type=cli.positive_int, default=batch_size)
     group.add_argument("--lr", type=cli.positive_float, default=20.0, help="learning rate")
     group.add_argument("--clip", type=cli.positive_float, default=0.25, help="largest norm of the gradient")
     group.add_argument("--wdecay", type=cli.non_negative_float, default=wdecay, help="weight decay")
-    group.add_argument("--alpha", type=cli.non_negative_float, default=0.0, help="weight of the mean square of the states that the decoder sees")
-    group.add_argument("--beta", type=cli.non_negative_float, default=1e-3, help="weight of the mean square of a state's change in a time step")
+    group.add_argument(
+        "--alpha", type=cli.non_negative_float, default=0.0, help="weight of the mean square of the states that the decoder sees"
+    )
+    group.add_argument(
+        "--beta", type=cli.non_negative_float, default=1e-3, help="weight of the mean square of a state's change in a time step"
+    )
     group = parser.add_argument_group("dropout")
     words = {
         "dropout": (0.75, "of the states that the decoder sees"),
@@ -91,7 +101,7 @@ def data_flags(args: argparse.Namespace) -> list[str]:
     return ["--dataset", args.dataset, "--data", args.data, "--vocabulary", str(args.vocabulary)]
 
 
-def keep_vocabulary(corpus: data.Corpus, run: experiment.Run) -> None:
+def keep_vocabulary(corpus: data.Corpus, run: Run) -> None:
     """Writes the corpus's words, and a checksum of its text, into the run's folder.
 
     Raises:
@@ -115,7 +125,7 @@ def check_vocabulary(corpus: data.Corpus, weights: Path) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return untrusted.read_json(path)
+        return files.read_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -158,7 +168,7 @@ class Place:
         return {"row": self.row, "hidden": self.hidden}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        utils.check_like(state_dict, self.state_dict(), "the place in the text")
+        check_like(state_dict, self.state_dict(), "the place in the text")
         if state_dict["row"] < 0:
             raise ValueError("the place in the text is before its beginning")
         self.row = state_dict["row"]

@@ -3,9 +3,8 @@
 import json
 import random
 
-import history
 from genotypes import PRIMITIVES, Genotype, edge_key
-from nas.architecture import Architecture
+from nas.architecture import Architecture, entropies
 
 
 def cell_alphas(rng):
@@ -63,7 +62,7 @@ def search_run(folder, epochs=3, seed=0):
     for epoch in range(epochs):
         alphas, genotype = cell_alphas(rng), some_genotype(rng)
         skips = {f"skips_{cell}": count for cell, count in Architecture(genotype).skips().items()}
-        entropy = {f"entropy_{cell}": value for cell, value in history.entropies(alphas).items()}
+        entropy = {f"entropy_{cell}": value for cell, value in entropies(alphas).items()}
         found = {"genotype": Architecture(genotype).json, "architecture": Architecture(genotype).choices}
         rows.append(losses(epoch, "valid") | {"alphas": alphas, "eigenvalue": 0.1 * epoch} | skips | entropy | found)
     return write_run(folder, rows)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-import cli
-from monitor import MEASURED
+from experiment import cli
+from experiment.monitor import MEASURED
 
 
 def load(name):

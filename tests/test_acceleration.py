@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import acceleration
 import model_search
 import operations
 from architect import HVP, Architect
 from model import NetworkCIFAR
+from speed import acceleration
 
 CPU = torch.device("cpu")
 
@@ -200,7 +200,7 @@ def test_a_region_that_cannot_be_compiled_is_computed_without(monkeypatch, capsy
 
 
 class Strided(nn.Module):
-    """A user's network with a convolution whose gradient corrupts memory in `channels_last` (convolutions.py)."""
+    """A user's network with a convolution whose gradient corrupts memory in `channels_last` (speed/convolutions.py)."""
 
     def __init__(self, channels):
         super().__init__()

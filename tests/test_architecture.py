@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import UserError
+from experiment.errors import UserError
 from genotypes import DARTS_V1, DARTS_V2, NASNet, edge_key, edge_of
 from nas.architecture import Architecture, cell_of, edge_ends
 

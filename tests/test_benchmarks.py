@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import UserError
+from experiment.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--init_channels", "2", "--layers", "3"]
@@ -103,7 +103,6 @@ def test_search_steps_learn_alphas_and_weights(benchmark, way, unrolled, monkeyp
     module = benchmark("search_step", *TINY, "--image_size", "8")
     made, network = [], module.model_search.Network
     monkeypatch.setattr(module.model_search, "Network", lambda *arguments: made.append(network(*arguments)) or made[0])
-    monkeypatch.setattr(module.operations, "depthwise", module.operations.depthwise)  # which the plain way replaces
     monkeypatch.setattr(module.acceleration, "compile_regions", lambda *arguments: None)  # takes long, and has its own tests
     step = module.search_step(way, unrolled, 4, module.parse_arguments())
     before = {name: parameter.clone() for name, parameter in made[0].named_parameters()}
@@ -115,7 +114,6 @@ def test_search_steps_learn_alphas_and_weights(benchmark, way, unrolled, monkeyp
 def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch, double):
     module = benchmark("train_step", *TINY, "--batch_size", "4")
     args, states, network = module.parse_arguments(), [], module.NetworkCIFAR
-    monkeypatch.setattr(module.operations, "depthwise", module.operations.depthwise)
     for way in ("plain", "eager"):
         made = []
         monkeypatch.setattr(module, "NetworkCIFAR", lambda *arguments, made=made: made.append(network(*arguments)) or made[0])

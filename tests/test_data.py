@@ -21,7 +21,7 @@ from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
 import data
-from cli import UserError
+from experiment.errors import UserError
 
 
 def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:

@@ -24,13 +24,12 @@ import torch
 from scripts import assert_same, finish, load, result, start
 from torch import nn
 
-import cli
 import data
-import distributed
-import experiment
+import experiment.run
 import genotypes
 import model_search
 import utils
+from experiment import distributed, errors
 from model import NetworkCIFAR
 from nas import search
 from nas.strategies import Darts
@@ -127,7 +126,7 @@ class Recorder:
 
     def __init__(self, model, *optimizers):
         self.model, self.optimizers = model, optimizers
-        self.progress = experiment.Progress()
+        self.progress = experiment.run.Progress()
         self.states = []
 
     def complete_step(self):
@@ -300,10 +299,10 @@ def test_shares_are_the_batch(processes, monkeypatch):
 def test_batches_that_cannot_be_shared(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     common = {"workers": 0, "device": "cpu"}
-    with pytest.raises(cli.UserError, match=r"--batch_size 7 .* 4 processes"):
+    with pytest.raises(errors.UserError, match=r"--batch_size 7 .* 4 processes"):
         data.train_batches(dataset(), batch_size=7, cutout_length=0, seed=0, **common)
     monkeypatch.setattr(distributed, "world_size", lambda: 69)
-    with pytest.raises(cli.UserError, match=r"68 images .* 69 processes"):
+    with pytest.raises(errors.UserError, match=r"68 images .* 69 processes"):
         data.test_batches(dataset(), batch_size=7, **common)
 
 
@@ -334,7 +333,7 @@ def synchronized(differ):
             model[0].bias[1] += 1e-15
     try:
         distributed.synchronize(model)
-    except cli.UserError as error:
+    except errors.UserError as error:
         return [str(error)]
     return model[1].running_mean
 
@@ -371,14 +370,14 @@ def at(rank, epoch, step, action):
     """For `launch`: process `rank` calls `action(run)` when this step is done, before it tells the others."""
 
     def prepare(number):
-        original = experiment.Run.complete_step
+        original = experiment.run.Run.complete_step
 
         def complete_step(self):
             if number == rank and (self.progress.epoch, self.progress.step + 1) == (epoch, step):
                 action(self)
             original(self)
 
-        experiment.Run.complete_step = complete_step
+        experiment.run.Run.complete_step = complete_step
 
     return prepare
 
@@ -465,7 +464,7 @@ def test_alphas_that_differ_are_noticed(images, tmp_path):
 def test_an_error_of_one_s_own_gpu_is_not_another_process_s(error):
     with pytest.raises(type(error)), distributed._others():
         raise error
-    with pytest.raises(cli.UserError, match="another process"), distributed._others():
+    with pytest.raises(errors.UserError, match="another process"), distributed._others():
         raise RuntimeError("Connection closed by peer")
 
 
@@ -529,7 +528,7 @@ def patient(folder):
     script.write_text(
         "import datetime, runpy, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import distributed\n"
+        "from experiment import distributed\n"
         "distributed.TIMEOUT = datetime.timedelta(minutes=10)\n"
         f"runpy.run_path({str(ROOT / 'train_search.py')!r}, run_name='__main__')\n"
     )

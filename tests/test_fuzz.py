@@ -23,23 +23,19 @@ from hypothesis import strategies as st
 from test_resume import assert_same
 from torch import nn
 
-import animation
 import architect
-import cli
-import compare
-import curves
-import drawing
-import experiment
+import experiment.run
 import genotypes
-import history
-import report
 import utils
-from cli import UserError
+from experiment import checkpoint, cli
+from experiment.errors import UserError
+from experiment.weights import load_weights
 from nas.architecture import CHOICES, NASBENCH201_EDGES, Architecture, check
 from nas.architecture import parse as parse_genotype
 from nas.mutables import InputChoice, LayerChoice
 from nas.mutators import apply_fixed_architecture
 from nas.spaces import nasbench201
+from pictures import animation, compare, curves, drawing, history, report
 
 
 def fuzz(count, **strategies):
@@ -331,7 +327,7 @@ TENSORS = [
 def test_weights_with_other_contents(keys, tensor, missing, tmp_path):
     content = {key: value for key, value in (STATE | dict.fromkeys(keys, tensor)).items() if key != missing}
     (tmp_path / "weights.pt").write_bytes(saved(content))
-    only_user_errors(experiment.load_weights, Network(), str(tmp_path / "weights.pt"))
+    only_user_errors(load_weights, Network(), str(tmp_path / "weights.pt"))
 
 
 def stored(content):
@@ -362,12 +358,12 @@ def test_damaged_weights(seed, kind, tmp_path):
     path.write_bytes(changed_inside(seed) if kind == "inside" else damage(FILES[kind], seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about formats of old
-        only_user_errors(experiment.load_weights, Network(), str(path))
+        only_user_errors(load_weights, Network(), str(path))
 
 
 CHECKPOINT = {
     "progress": {"epoch": 1, "step": 2, "seconds": 1.5, "metrics": [{"epoch": 0, "test_acc": 50.0}]},
-    "random": experiment._random_states(torch.device("cpu")),
+    "random": checkpoint.random_states(torch.device("cpu")),
     "parts": {"model": STATE},
 }
 
@@ -375,16 +371,16 @@ CHECKPOINT = {
 def restore(folder):
     args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
     (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
-    with experiment.Run("search", args, torch.device("cpu")) as run:
+    with experiment.run.Run("search", args, torch.device("cpu")) as run:
         return run.restore(2, 5, "test_acc", model=Network())
 
 
 @pytest.fixture
 def same_random_states():
     """A checkpoint sets the generators; other tests are to find theirs as they were."""
-    before = experiment._random_states(torch.device("cpu"))
+    before = checkpoint.random_states(torch.device("cpu"))
     yield
-    experiment._set_random_states(before)
+    checkpoint.set_random_states(before)
 
 
 @pytest.mark.usefixtures("same_random_states")
@@ -485,7 +481,7 @@ def restored(folder, edit):
     (folder / "checkpoint.pt").write_bytes(saved(CHECKPOINT | {"parts": parts}))
     (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
     args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
-    with experiment.Run("search", args, torch.device("cpu")) as run:
+    with experiment.run.Run("search", args, torch.device("cpu")) as run:
         found = trained()
         run.restore(2, 5, "test_acc", **found)
     return parts, found

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import genotypes
-from cli import UserError
+from experiment.errors import UserError
 from genotypes import DARTS_V2, PRIMITIVES, Genotype
 from model import NetworkCIFAR
 from model_search import Network, derive_cell

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from golden import close
 
-import acceleration
 import genotypes
 import model_search
 from architect import Architect
 from model import NetworkCIFAR, NetworkImageNet
 from nas.architecture import Architecture
+from speed import acceleration
 
 GOLDEN = golden.load("darts_cnn.json")
 WAYS = {

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import capture
 import data
-import distributed
 import genotypes
 import train
 import train_search
 import utils
+from experiment import distributed
 from nas import search
 from nas.architecture import Architecture
+from speed import capture
 
 CPU = torch.device("cpu")
 SIZE, CLASSES, BATCH = 8, 5, 4

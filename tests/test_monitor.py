@@ -16,14 +16,12 @@ from PIL import Image
 from scripts import load, log_lines, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cli
 import genotypes
-import hessian
-import history
-import monitor
-import progress
 import utils
-from nas.architecture import Architecture
+from experiment import errors, monitor, progress
+from nas import collapse
+from nas.architecture import Architecture, entropies
+from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--batch_size", "4", "--report_freq", "1"]
@@ -49,7 +47,7 @@ def searched(images, tmp_path_factory):
     """A search of three epochs in a process of its own: (folder, all that it printed)."""
 
     def prepare():  # two products with the Hessian in place of up to 100
-        hessian.dominant_eigenvalue = partial(hessian.dominant_eigenvalue, max_iterations=2)
+        collapse.dominant_eigenvalue = partial(collapse.dominant_eigenvalue, max_iterations=2)
 
     folder = tmp_path_factory.mktemp("searched") / "run"
     command = ["train_search", *CELLS[2:], "--epochs", "3", "--eigenvalue_every", "2"]
@@ -165,14 +163,17 @@ def test_a_space_with_a_none_of_its_own():
 # ---- Collapse
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, resumed):
-    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1."""
+@pytest.mark.parametrize(("epochs", "resumed"), [(30, False), (30, True), (9, False)])
+def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, epochs, resumed):
+    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1.
+
+    Also where the ninth epoch is the last.
+    """
     module = load("train_search")
     measured = iter([1.0] * 8 + [3.0] * 20)
-    monkeypatch.setattr(module.hessian, "EARLIEST", 0)
-    monkeypatch.setattr(module.hessian, "dominant_eigenvalue", lambda *_: next(measured))
-    arguments = [*SMALL_SPACE, "--data", images, "--epochs", "30", "--early_stop", "eigenvalue", "--arch_learning_rate", "1"]
+    monkeypatch.setattr(module.collapse, "EARLIEST", 0)
+    monkeypatch.setattr(module.collapse, "dominant_eigenvalue", lambda *_: next(measured))
+    arguments = [*SMALL_SPACE, "--data", images, "--epochs", epochs, "--early_stop", "eigenvalue", "--arch_learning_rate", "1"]
     monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
     module.main()
     folder = Path("run")
@@ -196,17 +197,17 @@ def test_without_alphas_there_is_no_eigenvalue(images, script):
 
 
 def test_a_warning_for_every_new_number_of_skip_connections():
-    assert monitor.warning({"skips_normal": 2}, []) is None
-    assert monitor.warning({"skips": 5}, []) is None
-    assert "3 of the normal cell's edges" in monitor.warning({"skips_normal": 3}, [])
-    assert monitor.warning({"skips_normal": 3}, [{"skips_normal": 3}]) is None
-    assert "4 of" in monitor.warning({"skips_normal": 4}, [{"skips_normal": 3}])
+    assert collapse.warning({"skips_normal": 2}, []) is None
+    assert collapse.warning({"skips": 5}, []) is None
+    assert "3 of the normal cell's edges" in collapse.warning({"skips_normal": 3}, [])
+    assert collapse.warning({"skips_normal": 3}, [{"skips_normal": 3}]) is None
+    assert "4 of" in collapse.warning({"skips_normal": 4}, [{"skips_normal": 3}])
 
 
 def test_entropy_is_that_of_the_edges():
     alphas = {"normal_n2_p0": {"a": 0.5, "b": 0.5}, "normal_n2_p1": {"a": 1.0, "b": 0.0}, "reduce_n2_p0": {"a": 0.25, "b": 0.75}}
     expected = {"normal": math.log(2) / 2, "reduce": -0.25 * math.log(0.25) - 0.75 * math.log(0.75)}
-    assert history.entropies(alphas) == pytest.approx(expected)
+    assert entropies(alphas) == pytest.approx(expected)
 
 
 # ---- The terminal, and what goes wrong
@@ -275,7 +276,7 @@ def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script
 
 def test_a_picture_s_failure_does_not_end_a_search(images, script, monkeypatch):
     """Neither in an epoch nor at the end; TensorBoard still has the numbers."""
-    monkeypatch.setattr(monitor.drawing, "graphs", lambda *_: {}["se_conv_3x3"])
+    monkeypatch.setattr(drawing, "graphs", lambda *_: {}["se_conv_3x3"])
     status, out, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "2", "--run_dir", "run")
     assert (status, error) == (0, "")
     assert out.count("cannot draw the architecture (KeyError('se_conv_3x3'))") == 1
@@ -324,7 +325,7 @@ def test_the_flags_are_checked(script):
 
 def test_a_user_error_is_none_of_a_picture(images, script, monkeypatch):
     """Where nothing draws, TensorBoard lacks the pictures, and only the end of the search, which wants them, says so."""
-    monkeypatch.setattr(monitor.drawing, "render", lambda *_, **__: (_ for _ in ()).throw(cli.UserError("nothing draws")))
+    monkeypatch.setattr(drawing, "render", lambda *_, **__: (_ for _ in ()).throw(errors.UserError("nothing draws")))
     status, out, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
     assert (status, error) == (0, "")
     assert out.count("nothing draws") == 1

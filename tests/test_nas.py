@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cli import UserError
+from experiment.errors import UserError
 from nas.controller import EnasMutator, Reinforce
 from nas.mutables import InputChoice, LayerChoice, Mutable, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, Mutator, RandomMutator, apply_fixed_architecture

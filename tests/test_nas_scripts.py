@@ -10,11 +10,11 @@ import pytest
 import torch
 from scripts import said
 
-import drawing
-import experiment
-import monitor
+import experiment.run
+from experiment import monitor
 from nas.architecture import Architecture
 from nas.spaces import nasbench201
+from pictures import drawing
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 SPACES = {
@@ -172,7 +172,7 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
     status, _, error = script("train_search", *command, "--run_dir", "whole")
     assert (status, error) == (0, "")
 
-    complete_step = experiment.Run.complete_step
+    complete_step = experiment.run.Run.complete_step
 
     def stop(run):
         if (run.progress.epoch, run.progress.step) == (1, 1):
@@ -180,7 +180,7 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
         complete_step(run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(experiment.Run, "complete_step", stop)
+        patched.setattr(experiment.run.Run, "complete_step", stop)
         status, out, error = script("train_search", *command, "--run_dir", "half")
     assert (status, error) == (128 + signal.SIGTERM, "")
     assert said(out.splitlines(), "go on with: ") == ["python", "train_search.py", "--resume", "half", *code]

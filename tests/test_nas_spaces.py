@@ -13,7 +13,7 @@ from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 
 import genotypes
 from architect import Architect
-from cli import UserError
+from experiment.errors import UserError
 from genotypes import KNOWN, PRIMITIVES
 from model_search import Network
 from nas.architecture import CHOICES, Architecture

@@ -33,7 +33,8 @@ for command in json.loads(sys.argv[1]):
 
 
 def copy_project(folder):
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("nas/**/*.py")]:
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    for path in [*ROOT.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]:
         (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder / path.relative_to(ROOT))
 

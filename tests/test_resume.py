@@ -23,10 +23,10 @@ import pytest
 import torch
 from scripts import assert_same, finish, result, run, start
 
-import cli
-import experiment
+import experiment.run
 import genotypes
 import utils
+from experiment import errors
 from nas.architecture import Architecture
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -101,7 +101,7 @@ def test_killed_while_saving(moment, images, uninterrupted, tmp_path):
 
             return call
 
-        experiment.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment.run.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
 
     status, _ = run(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
     assert status == -signal.SIGKILL
@@ -124,9 +124,9 @@ def test_killed_at_the_beginning(moment, images, tmp_path):
 
             return call
 
-        experiment.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
-        experiment._LogFile.__init__ = deadly(experiment._LogFile.__init__)
-        experiment.Run.log = deadly(experiment.Run.log)
+        experiment.run.files.os = type("os", (), {**vars(os), "fsync": deadly(os.fsync), "replace": deadly(os.replace)})
+        experiment.run._LogFile.__init__ = deadly(experiment.run._LogFile.__init__)
+        experiment.run.Run.log = deadly(experiment.run.Run.log)
 
     command = [*TRAIN[:5], *SEARCH[1:5], "--batch_size", "8", "--fast_dev_run"]
     status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
@@ -145,14 +145,14 @@ def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
     for name in (".lock", "config.json.tmp", "log.txt"):
         (tmp_path / name).touch()
     (tmp_path / "config.json").write_text("")
-    with pytest.raises(cli.UserError, match="never overwritten"):
-        experiment.Run("search", args, torch.device("cpu"))
+    with pytest.raises(errors.UserError, match="never overwritten"):
+        experiment.run.Run("search", args, torch.device("cpu"))
     (tmp_path / "config.json").unlink()
-    with experiment.Run("search", args, torch.device("cpu")) as begun:
+    with experiment.run.Run("search", args, torch.device("cpu")) as begun:
         begun.log("a line")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(cli.UserError, match="never overwritten"):
-        experiment.Run("search", args, torch.device("cpu"))
+    with pytest.raises(errors.UserError, match="never overwritten"):
+        experiment.run.Run("search", args, torch.device("cpu"))
 
 
 def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
@@ -204,20 +204,20 @@ def test_a_second_signal_ends_a_run_at_once(number, images, uninterrupted, tmp_p
     folder = tmp_path / "run"
 
     def prepare():
-        original = experiment.Run.complete_step
+        original = experiment.run.Run.complete_step
 
         def complete_step(self):
             if (self.progress.epoch, self.progress.step) == (1, 1):
                 stuck()
             original(self)
 
-        experiment.Run.complete_step = complete_step
+        experiment.run.Run.complete_step = complete_step
 
     child, reader = start(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
     until(reader, b"stuck")
     before = (folder / "checkpoint.pt").read_bytes()
     os.kill(child, number)
-    time.sleep(1.5 * experiment.ECHO)
+    time.sleep(1.5 * experiment.run.ECHO)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)  # the first waits for the step
     os.kill(child, number)
     status, output = finish(child, reader)
@@ -236,7 +236,7 @@ def test_a_signal_and_its_echo_are_one(images, tmp_path):
     child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
     until(reader, b"train 001")
     os.kill(child, signal.SIGTERM)
-    time.sleep(0.1 * experiment.ECHO)
+    time.sleep(0.1 * experiment.run.ECHO)
     os.kill(child, signal.SIGTERM)
     status, output = finish(child, reader)
     assert status == 143, output
@@ -247,7 +247,7 @@ def test_a_signal_and_its_echo_are_one(images, tmp_path):
 def test_a_run_started_by_nohup_outlives_its_terminal(images, tmp_path):
     def prepare():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        experiment.Run.complete_step = lambda self: os.kill(os.getpid(), signal.SIGHUP)
+        experiment.run.Run.complete_step = lambda self: os.kill(os.getpid(), signal.SIGHUP)
 
     status, output = run([*TRAIN, "--fast_dev_run"], images, "--run_dir", tmp_path / "run", prepare=prepare)
     assert status == 0, output
@@ -258,14 +258,14 @@ def half(images, tmp_path):
     """A training run that was stopped in its second epoch, with a checkpoint and the one before it."""
 
     def prepare():
-        original = experiment.Run.complete_step
+        original = experiment.run.Run.complete_step
 
         def stop(self):
             original(self)
             if (self.progress.epoch, self.progress.step) == (1, 2):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        experiment.Run.complete_step = stop
+        experiment.run.Run.complete_step = stop
 
     status, _ = run(TRAIN, images, "--run_dir", tmp_path / "half", "--checkpoint_minutes", "0", prepare=prepare)
     assert status == -signal.SIGKILL
@@ -371,7 +371,7 @@ def test_a_link_that_comes_later_is_not_followed(name, half, images, uninterrupt
     precious.write_text("precious")
 
     def prepare():
-        original, looks = experiment.files.check_folder, iter(range(2))
+        original, looks = experiment.run.files.check_folder, iter(range(2))
 
         def look_and_link(folder):
             original(folder)
@@ -379,7 +379,7 @@ def test_a_link_that_comes_later_is_not_followed(name, half, images, uninterrupt
                 (half / name).unlink(missing_ok=True)
                 (half / name).symlink_to(precious)
 
-        experiment.files.check_folder = look_and_link
+        experiment.run.files.check_folder = look_and_link
 
     status, output = run(TRAIN, images, "--resume", half, prepare=prepare)
     assert precious.read_text() == "precious"
@@ -403,9 +403,9 @@ def test_a_run_goes_on_with_its_number_of_threads(images, tmp_path):
     def with_threads(count, cores):
         def prepare():
             torch.set_num_threads(count)
-            experiment.os.cpu_count = lambda: cores
-            original = experiment.Run.complete_epoch
-            experiment.Run.complete_epoch = lambda *args: print(f"threads: {torch.get_num_threads()}") or original(*args)
+            experiment.run.os.cpu_count = lambda: cores
+            original = experiment.run.Run.complete_epoch
+            experiment.run.Run.complete_epoch = lambda *args: print(f"threads: {torch.get_num_threads()}") or original(*args)
 
         return prepare
 
@@ -502,7 +502,7 @@ def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images,
     source.write_text(json.dumps(Architecture(genotypes.DARTS_V1).json))
 
     def prepare():
-        experiment.Run.complete_epoch = lambda self, metrics: os.kill(os.getpid(), signal.SIGKILL)
+        experiment.run.Run.complete_epoch = lambda self, metrics: os.kill(os.getpid(), signal.SIGKILL)
 
     status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
     assert status == -signal.SIGKILL
@@ -532,13 +532,13 @@ def test_resuming_runs_no_code_that_only_the_folder_names(images, tmp_path):
 
     def prepare():
         sys.path.append(str(EXAMPLES))
-        original = experiment.Run.complete_step
+        original = experiment.run.Run.complete_step
 
         def stop(self):
             os.kill(os.getpid(), signal.SIGTERM)
             original(self)
 
-        experiment.Run.complete_step = stop
+        experiment.run.Run.complete_step = stop
 
     status, output = run(command, images, "--run_dir", folder, prepare=prepare)
     assert status == 128 + signal.SIGTERM, output

@@ -15,16 +15,11 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from runs import losses, macro_run, nasbench201_run, search_run, some_genotype, training_run, write_run
 
-import animation
-import compare
-import curves
-import drawing
 import genotypes
-import history
-import report
 import visualize
-from cli import UserError
+from experiment.errors import UserError
 from nas.architecture import Architecture
+from pictures import animation, compare, curves, drawing, history, report
 
 SCRIPT = Path(visualize.__file__)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 from scripts import load, log_lines, said
 
-import cli
-import drawing
-import experiment
 import genotypes
 import model_search
 from architect import Architect
 from benchmarks.hypergradient import make_smooth
+from experiment import cli, errors
+from experiment.weights import load_weights
 from model import NetworkCIFAR
 from nas.architecture import Architecture
+from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
@@ -183,9 +183,9 @@ def test_names_give_the_terminal_no_orders(script, tmp_path, images):
 
 
 def test_messages_are_one_line_that_can_be_printed(capsys):
-    assert str(cli.UserError("a\n\tb \x1b \u2028 \x9b é 雪")) == r"a b \x1b \x9b é 雪"
-    assert str(pickle.loads(pickle.dumps(cli.UserError("\x1b\\")))) == "\\x1b\\"
-    cli.warn("\x1b[31m")
+    assert str(errors.UserError("a\n\tb \x1b \u2028 \x9b é 雪")) == r"a b \x1b \x9b é 雪"
+    assert str(pickle.loads(pickle.dumps(errors.UserError("\x1b\\")))) == "\\x1b\\"
+    errors.warn("\x1b[31m")
     with pytest.raises(SystemExit):
         cli.Parser(prog="script").error("\x1b[31m")
     assert capsys.readouterr().err == "warning: \\x1b[31m\nscript: error: \\x1b[31m (--help lists the arguments)\n"
@@ -343,7 +343,8 @@ sys.path.insert(0, {str(ROOT)!r})
 def slow(path, size):
     print("decoding", flush=True)
     time.sleep(60)
-import cli, data
+import data
+from experiment import cli
 cli.end_on_ctrl_c()
 data._decode = slow
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
@@ -369,7 +370,9 @@ def ends_without_a_word(command, folder, words):
     )
     output = b""
     while words not in output:
-        output += os.read(process.stdout.fileno(), 1000)
+        read = os.read(process.stdout.fileno(), 1000)
+        assert read, process.communicate()[1]
+        output += read
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=30)[1] == b""
     assert process.returncode == -signal.SIGINT
@@ -426,21 +429,21 @@ def test_weights_of_2018_load(tmp_path):
     old = {key: value for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "weights.pt")
     model = network()
-    experiment.load_weights(model, str(tmp_path / "weights.pt"))
+    load_weights(model, str(tmp_path / "weights.pt"))
     assert all(torch.equal(model.state_dict()[key], value) for key, value in old.items())
 
 
 def test_weights_of_another_network_are_named(tmp_path):
     torch.save(network(4).state_dict(), tmp_path / "wide.pt")
-    with pytest.raises(cli.UserError, match=r"stem\.0\.weight is 12x3x3x3 in the file, 6x3x3x3 here"):
-        experiment.load_weights(network(), str(tmp_path / "wide.pt"))
+    with pytest.raises(errors.UserError, match=r"stem\.0\.weight is 12x3x3x3 in the file, 6x3x3x3 here"):
+        load_weights(network(), str(tmp_path / "wide.pt"))
     without = {key: value for key, value in network().state_dict().items() if "auxiliary" not in key}
     torch.save(without, tmp_path / "without.pt")
-    with pytest.raises(cli.UserError, match=r"leave out --auxiliary.*auxiliary_head"):
-        experiment.load_weights(network(), str(tmp_path / "without.pt"))
+    with pytest.raises(errors.UserError, match=r"leave out --auxiliary.*auxiliary_head"):
+        load_weights(network(), str(tmp_path / "without.pt"))
     torch.save(network().state_dict(), tmp_path / "with.pt")
-    with pytest.raises(cli.UserError, match=r"add --auxiliary.*auxiliary_head"):
-        experiment.load_weights(NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2), str(tmp_path / "with.pt"))
+    with pytest.raises(errors.UserError, match=r"add --auxiliary.*auxiliary_head"):
+        load_weights(NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2), str(tmp_path / "with.pt"))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it is about to drop
@@ -457,16 +460,16 @@ def test_weights_of_another_network_are_named(tmp_path):
 )
 def test_tensors_that_are_no_weights(tmp_path, change, words):
     torch.save(network().state_dict() | {"stem.0.weight": change(torch.zeros(6, 3, 3, 3))}, tmp_path / "weights.pt")
-    with pytest.raises(cli.UserError, match=words):
-        experiment.load_weights(network(), str(tmp_path / "weights.pt"))
+    with pytest.raises(errors.UserError, match=words):
+        load_weights(network(), str(tmp_path / "weights.pt"))
 
 
 def test_names_that_are_none_of_weights(tmp_path):
     torch.save(network().state_dict() | {1: torch.zeros(1)}, tmp_path / "number.pt")
     torch.save(network().state_dict() | {"x" * 10**6: torch.zeros(1)}, tmp_path / "huge.pt")
     for name, words in (("number.pt", "a dictionary of names"), ("huge.pt", r"only in the file: x+\.\.\.$")):
-        with pytest.raises(cli.UserError, match=words) as raised:
-            experiment.load_weights(network(), str(tmp_path / name))
+        with pytest.raises(errors.UserError, match=words) as raised:
+            load_weights(network(), str(tmp_path / name))
         assert len(str(raised.value)) < 1000
 
 
@@ -476,8 +479,8 @@ def test_a_checkpoint_and_a_folder_are_no_weights(tmp_path):
         ("checkpoint.pt", r"checkpoint\.pt is a checkpoint.*weights\.pt beside it"),
         ("", r"is a folder: name its weights\.pt"),
     ):
-        with pytest.raises(cli.UserError, match=words):
-            experiment.load_weights(network(), str(tmp_path / name))
+        with pytest.raises(errors.UserError, match=words):
+            load_weights(network(), str(tmp_path / name))
 
 
 class Bomb:
@@ -497,8 +500,8 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     for name in ("bomb.pt", "pickle.pt", "truncated.pt", "empty.pt", "list.pt"):
-        with pytest.raises(cli.UserError, match=name) as raised:
-            experiment.load_weights(network(), str(tmp_path / name))
+        with pytest.raises(errors.UserError, match=name) as raised:
+            load_weights(network(), str(tmp_path / name))
         assert "\n" not in str(raised.value)
     assert not trap.exists()
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import genotypes
 import utils
-from cli import UserError
+from experiment.errors import UserError
 from model import AuxiliaryHeadCIFAR, NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from operations import OPS, FactorizedReduce, drop_path

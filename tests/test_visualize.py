@@ -18,12 +18,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-import drawing
-import files
 import visualize
-from cli import UserError
+from experiment import files
+from experiment.errors import UserError
 from genotypes import KNOWN, OPERATIONS, Genotype
 from nas.architecture import Architecture, check
+from pictures import drawing
 
 SCRIPT = Path(visualize.__file__)
 V2 = Architecture(KNOWN["DARTS_V2"])

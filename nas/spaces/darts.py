@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from cli import UserError
+from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key
 from nas.architecture import choice_of, switch_key
 from nas.mutables import InputChoice, LayerChoice

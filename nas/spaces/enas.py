@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import UserError
+from experiment.errors import UserError
 from nas.mutables import InputChoice, LayerChoice, MutableScope
 from operations import OPS, FactorizedReduce
 

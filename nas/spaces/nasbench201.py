@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cli import UserError, shown
+from experiment.errors import UserError, shown
 from nas.mutables import LayerChoice
 from operations import FactorizedReduce, Identity, ReLUConvBN, Zero
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import cli
+from experiment import errors
 
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -44,7 +44,7 @@ class CapturedStep:
             try:
                 self._capture(inputs)
             except RuntimeError as error:
-                cli.warn(f"cannot capture the step, which is computed without ({cli.shorten(' '.join(str(error).split()))})")
+                errors.warn(f"cannot capture the step, which is computed without ({errors.shorten(' '.join(str(error).split()))})")
                 self._batch_size = 0
                 return self._step(*inputs)
         assert self._graph is not None

@@ -6,13 +6,11 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-import cli
-import distributed
-import utils
+from experiment import cli, distributed, errors
 
 Item = TypeVar("Item")
 
@@ -21,7 +19,7 @@ class Lines(logging.Formatter):
     """Log lines that can be printed, whatever names of files go into them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(cli.printable, super().format(record).split("\n")))
+        return "\n".join(map(errors.printable, super().format(record).split("\n")))
 
 
 class Console(logging.Handler):
@@ -57,12 +55,12 @@ class Clock:
         return tqdm.format_interval(pace * max(0, self._total - now))
 
 
-def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: utils.Meters, clock: Clock) -> Iterator[Item]:
+def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any, clock: Clock) -> Iterator[Item]:
     """The batches, with a bar on standard error if that is a terminal: loss, accuracy, seconds per step, time left for the whole run.
 
     Args:
         batches: those of `epoch` from step `first` on, of `steps` in all.
-        meters: of the epoch; read once a second, because reading waits for the device.
+        meters: `utils.Meters` of the epoch; read once a second, because reading waits for the device.
     """
     with tqdm(
         total=steps,

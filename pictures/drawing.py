@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import graphviz
 
-import files
-import untrusted
-from cli import UserError, shorten, shown
+from experiment import files
+from experiment.errors import UserError, shorten, shown
 from nas.architecture import TITLES, Architecture, Cell
 
 # After the palette of Okabe and Ito, darkened until the contrast with white, as text or as ground, is at least 4.5, and so far apart in
@@ -226,6 +225,11 @@ def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.
     return drawn or {"architecture": network(architecture, caption)}
 
 
+def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
+    """Small pictures of an architecture, {name: PNG}, without a file."""
+    return {name: render(graph, "png", dpi=75) for name, graph in graphs(architecture, caption).items()}
+
+
 def title(cell: str, caption: str) -> str:
     """The caption of a picture of this cell, `normal` or `reduce`; of "", a cell of which there is one kind, the caption itself."""
     return ": ".join(filter(None, [caption, cell and TITLES[cell]]))
@@ -262,7 +266,7 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
     signed = {Path(folder) / name: _sign(content, name.rpartition(".")[2]) for name, content in pictures.items()}
     try:
         for path in signed:
-            if os.path.lexists(path) and (path.is_symlink() or SIGNATURE not in untrusted.read(path)):
+            if os.path.lexists(path) and (path.is_symlink() or SIGNATURE not in files.read(path)):
                 raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         files.write(signed, suffix=f".{os.getpid()}.tmp")

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cli
-import files
-import metrics
-import untrusted
-from cli import UserError, warn
-from nas.architecture import NUMBERED, Alphas, Architecture, cell_of
+from experiment import cli, files, metrics
+from experiment.errors import UserError, warn
+from nas.architecture import NUMBERED, Alphas, Architecture
 
 
 @dataclass
@@ -84,7 +81,7 @@ def read(path: str | Path) -> History:
         raise UserError(f"{path} is no folder: name the folder of a run")
     try:
         files.check_folder(folder)
-        lines = untrusted.read(folder / "metrics.jsonl").splitlines(keepends=True)
+        lines = files.read(folder / "metrics.jsonl").splitlines(keepends=True)
         config = cli.read_config(folder)
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
@@ -93,7 +90,9 @@ def read(path: str | Path) -> History:
     epochs: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         try:
-            epochs.append(metrics.check(untrusted.parse_json(line), number, epochs[0] if epochs else None))
+            row = metrics.check(files.parse_json(line), number, epochs[0] if epochs else None)
+            Architecture.of_epoch(row)
+            epochs.append(row)
         except ValueError as error:
             if line.endswith(b"\n"):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
@@ -104,14 +103,6 @@ def read(path: str | Path) -> History:
 
 
 # ---- Questions to alphas
-
-
-def entropies(alphas: Alphas) -> dict[str, float]:
-    """{cell: entropy of an edge's softmaxed alphas in nats, the mean over its edges}: ln(candidates) when undecided, 0 when settled."""
-    by_cell: dict[str, list[float]] = {}
-    for edge, weights in alphas.items():
-        by_cell.setdefault(cell_of(edge), []).append(-math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0))
-    return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
 
 
 def named_alphas(run: History, row: dict[str, Any]) -> Alphas:

@@ -9,12 +9,12 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import history
-from animation import strongest
-from drawing import COLOURS, colour
 from genotypes import edge_of
-from history import History
 from nas.architecture import TITLES, Alphas, Architecture, cell_of, edge_ends
+from pictures import history
+from pictures.animation import strongest
+from pictures.drawing import COLOURS, colour
+from pictures.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-import distributed
 from architect import Searchable
+from experiment import distributed
+from nas.architecture import Alphas, Architecture, entropies
 
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared
 THRESHOLD = 0.75  # stop where an average has grown by more than a third
+# Skip connections of a normal cell's eight edges. Liang et al. 2019 (DARTS+, 1909.06035) stop a search there.
+MOST_SKIPS = 2
 EARLIEST = 10  # the first epoch whose architecture may be returned: not in the paper, but in its authors' code
 
 
@@ -92,3 +95,22 @@ def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
 
     grown = mean(last) > 0 and mean(before) / mean(last) < THRESHOLD
     return measured[before][0] if grown else None
+
+
+def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
+    """An epoch's metrics of what is being searched: the alphas, their entropy, the skip connections; by cell where there are cells."""
+    metrics: dict[str, Any] = {}
+    for name, values in (("entropy", entropies(alphas)), ("skips", architecture.skips())):
+        metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
+    return metrics | {"alphas": alphas}
+
+
+def warning(metrics: dict[str, Any], earlier: list[dict[str, Any]]) -> str | None:
+    """That the normal cell has too many skip connections, once for every number of them; None if all is well."""
+    skips = metrics.get("skips_normal", 0)
+    if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
+        return None
+    return (
+        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to train badly "
+        "(--early_stop eigenvalue, a shorter search or another --seed may help)"
+    )

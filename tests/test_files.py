@@ -8,19 +8,18 @@ import pytest
 from runs import search_run, training_run
 from torch import nn
 
-import drawing
-import experiment
 import genotypes
-import history
-import untrusted
-from cli import UserError
+from experiment import files
+from experiment.errors import UserError
+from experiment.weights import load_weights
 from nas import search
 from nas.architecture import Architecture
+from pictures import drawing, history
 
 READERS = {
     "genotype.json": [Architecture.read, lambda path: Architecture.read(os.path.dirname(path))],
     "architecture.json": [lambda path: Architecture.read(path, "nasbench201")],
-    "weights.pt": [lambda path: experiment.load_weights(nn.Linear(1, 1), path)],
+    "weights.pt": [lambda path: load_weights(nn.Linear(1, 1), path)],
     "config.json": [lambda path: history.read(os.path.dirname(path))],
     "metrics.jsonl": [lambda path: history.read(os.path.dirname(path))],
     "normal.png": [lambda path: drawing.draw(Architecture(genotypes.DARTS_V2), os.path.dirname(path))],
@@ -90,7 +89,7 @@ def test_a_key_twice_in_the_configuration_of_a_run_that_goes_on(tmp_path, script
 
 def test_other_readers_of_json_agree():
     for content in ('{"a": [1, {"b": null}], "c": NaN}', "3", '{"a": {"a": 1}}'):
-        assert repr(untrusted.parse_json(content)) == repr(json.loads(content))
+        assert repr(files.parse_json(content)) == repr(json.loads(content))
     for content in ("{", "[" * 100_000, b"\xff"):
         with pytest.raises(ValueError, match=r".+"):
-            untrusted.parse_json(content)
+            files.parse_json(content)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import acceleration
-import hessian
 from model_search import Network
+from nas import collapse
 from nas.mutators import DartsMutator
 from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
+from speed import acceleration
 
 
 def batch(size: int = 4, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +64,7 @@ def test_equals_the_full_hessians(double, seed, indefinite):
     torch.manual_seed(seed)
     model, (x, y) = Tiny(indefinite), batch(size=12)
     expected = dominant(full_hessian(model, x, y))
-    found = hessian.dominant_eigenvalue(model, x, y, tolerance=1e-7, max_iterations=5000)
+    found = collapse.dominant_eigenvalue(model, x, y, tolerance=1e-7, max_iterations=5000)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -75,7 +75,7 @@ def test_equals_the_full_hessians_of_the_supernet(double):
         for alpha in model.arch_parameters():
             alpha.normal_()
     expected = dominant(full_hessian(model, x, y))
-    assert hessian.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(expected, rel=1e-8)
+    assert collapse.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(expected, rel=1e-8)
 
 
 def test_a_fast_network_has_the_same(double):
@@ -85,8 +85,8 @@ def test_a_fast_network_has_the_same(double):
     fast.load_state_dict(reference.state_dict())
     acceleration.set_memory_format(fast, torch.device("cpu"))
     acceleration.compile_regions(fast, len(x))  # whose code has no second derivative, and is not to be run
-    found = hessian.dominant_eigenvalue(fast, x, y, max_iterations=4)
-    assert found == pytest.approx(hessian.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)
+    found = collapse.dominant_eigenvalue(fast, x, y, max_iterations=4)
+    assert found == pytest.approx(collapse.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)
 
 
 def test_negative_eigenvalues_keep_their_sign(double):
@@ -94,7 +94,7 @@ def test_negative_eigenvalues_keep_their_sign(double):
     for seed in range(6):
         torch.manual_seed(seed)
         model, (x, y) = Tiny(indefinite=True), batch(size=12)
-        signs.add(hessian.dominant_eigenvalue(model, x, y) > 0)
+        signs.add(collapse.dominant_eigenvalue(model, x, y) > 0)
     assert signs == {True, False}
 
 
@@ -112,7 +112,7 @@ def test_leaves_nothing_behind(kind):
     model.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    hessian.dominant_eigenvalue(model, x, y, max_iterations=2)
+    collapse.dominant_eigenvalue(model, x, y, max_iterations=2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -122,8 +122,8 @@ def test_leaves_nothing_behind(kind):
 def test_measures_twice_the_same_and_in_training_mode():
     torch.manual_seed(0)
     model, (x, y) = Tiny(), batch(size=12)
-    first = hessian.dominant_eigenvalue(model, x, y)
-    assert hessian.dominant_eigenvalue(model.eval(), x, y) == first
+    first = collapse.dominant_eigenvalue(model, x, y)
+    assert collapse.dominant_eigenvalue(model.eval(), x, y) == first
 
 
 # ---- The rule
@@ -139,7 +139,7 @@ def measured(values: list[float], every: int = 1) -> list[dict]:
 def stopped(metrics: list[dict]) -> tuple[int, int | None]:
     """(epoch after which the rule stops first, epoch whose architecture it returns)."""
     for count in range(1, len(metrics) + 1):
-        if (epoch := hessian.stop_at(metrics[:count])) is not None:
+        if (epoch := collapse.stop_at(metrics[:count])) is not None:
             return metrics[count - 1]["epoch"], epoch
     return -1, None
 

@@ -9,9 +9,9 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 
-import drawing
-from cli import UserError, printable
-from history import History
+from experiment.errors import UserError, printable
+from pictures import drawing
+from pictures.history import History
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of images of 32x32
 UNKNOWN = "-"

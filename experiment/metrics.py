@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cli import shown
-from genotypes import edge_key
-from nas.architecture import Architecture
+from experiment.errors import shown
 
 LONGEST_NAME = 200  # characters of an edge or an operation
 
@@ -37,14 +35,6 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
     alphas = _check_alphas(row.get("alphas", {}))
     if first is not None and alphas != {edge: set(weights) for edge, weights in first.get("alphas", {}).items()}:
         raise ValueError("its alphas name other edges or operations than those of epoch 0")
-    if "genotype" in row:
-        genotype = Architecture.of(row["genotype"], "darts").genotype
-        nodes = {"normal": len(genotype.normal) // 2 + 2, "reduce": len(genotype.reduce) // 2 + 2}
-        edges = {edge_key(cell, node, source) for cell, count in nodes.items() for node in range(2, count) for source in range(node)}
-        if alphas and alphas.keys() != edges:
-            raise ValueError("its alphas are not of the edges of its genotype")
-    if row.get("architecture") is not None:
-        _check_architecture(row["architecture"])
     return row
 
 
@@ -68,12 +58,3 @@ def _check_alphas(edges: Any) -> dict[str, set[str]]:
             if not 0 <= weight <= 1:
                 raise ValueError("an alpha is not between 0 and 1")
     return {edge: set(weights) for edge, weights in edges.items()}
-
-
-def _check_architecture(choices: Any) -> None:
-    if not isinstance(choices, dict):
-        raise ValueError("its architecture is no object")
-    for key, chosen in choices.items():
-        names = chosen if isinstance(chosen, list) else [chosen]
-        if not isinstance(key, str) or not all(type(name) in (str, int) for name in names):
-            raise ValueError(f"its architecture has chosen {shown(chosen)} for {shown(key)}")

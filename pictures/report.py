@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-import untrusted
-from history import History
+from experiment import files
+from pictures.history import History
 
 TITLES = {
     "normal.png": "Normal cell",
@@ -137,7 +137,7 @@ def _provenance(run: History) -> dict[str, Any]:
 def _command(run: History) -> Iterable[str]:
     """The command that the run ended with, from its log."""
     try:
-        log = untrusted.read(run.folder / "log.txt").decode(errors="replace")
+        log = files.read(run.folder / "log.txt").decode(errors="replace")
     except OSError:
         log = ""
     found = re.findall(r"(train what was found|test the weights again): (.+)", log)

@@ -6,12 +6,11 @@ import io
 
 import graphviz
 
-import drawing
-import history
-from cli import UserError
-from drawing import RelaxedEdge
-from history import History
+from experiment.errors import UserError
 from nas.architecture import Alphas, Architecture, cell_of, edge_ends
+from pictures import drawing, history
+from pictures.drawing import RelaxedEdge
+from pictures.history import History
 
 DPI = 64  # 970 pixels of width for the cells of DARTS
 SECONDS = 0.4  # of an epoch; less where there are many, and two seconds more for the last one

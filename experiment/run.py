@@ -9,7 +9,6 @@ import logging
 import multiprocessing.util
 import os
 import platform
-import random
 import signal
 import subprocess
 import sys
@@ -28,15 +27,10 @@ import torch
 import torchvision
 from torch import nn
 
-import cli
-import distributed
-import files
-import metrics
-import untrusted
-import utils
-from cli import UserError, shorten
+from experiment import checkpoint, cli, distributed, errors, files, metrics
+from experiment.errors import UserError, shorten
+from experiment.progress import Console, Lines
 from genotypes import PRIMITIVES
-from progress import Console, Lines
 
 # What asks a run to stop: a scheduler, the user, a terminal that was closed (which Windows does not tell).
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -53,13 +47,14 @@ class Progress:
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)  # one object for every epoch that is complete
 
-    def check(self, epochs: int, steps: int, accuracy: str) -> None:
+    def check(self, epochs: int, steps: int, accuracy: str, check_row: Callable[[dict[str, Any]], Any]) -> None:
         """Raises `ValueError` if no run has come this far: a checkpoint may be a stranger's.
 
         Args:
             epochs: of the whole run.
             steps: of an epoch, at most.
             accuracy: the metric that every epoch has.
+            check_row: raises `ValueError` for an epoch's metrics that are not those of such a run.
         """
         counts = all(type(count) is int and 0 <= count <= most for count, most in ((self.epoch, epochs), (self.step, steps)))
         time = type(self.seconds) is float and 0 <= self.seconds < float("inf")
@@ -67,6 +62,7 @@ class Progress:
             raise ValueError("its progress is not one of this run")
         for epoch, row in enumerate(self.metrics):
             metrics.check(row, epoch, self.metrics[0])
+            check_row(row)
             if type(row.get(accuracy)) is not float:
                 raise ValueError(f"epoch {epoch} lacks its {accuracy}")
 
@@ -111,7 +107,7 @@ class Run:
         self.device = device
         self.closing = ExitStack()  # what is to be done when the run ends, however it ends
         self.before_saving: Callable[[], None] = lambda: None  # raises where what would be saved is worth nothing
-        self._args = args
+        self.args = args
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
         self._unwritten: set[str] = set()
@@ -155,6 +151,11 @@ class Run:
         if self._writes:
             self._logger.info(message, *values)
 
+    def log_each(self, *lines: object) -> None:
+        """Logs these, each in a line of its own."""
+        for line in lines:
+            self.log("%s", line)
+
     def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
         """For `utils.evaluate`: logs `label`, step and meters every so many steps, and lets a signal end the process."""
 
@@ -170,14 +171,21 @@ class Run:
         if self._writes:
             self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
+    def write_architecture(self, contents: dict[str, Any]) -> None:
+        """Writes the files of an architecture, {name: content}."""
+        for name, content in contents.items():
+            self.write_json(name, content)
+
     def write_weights(self, model: nn.Module) -> None:
         """Writes `weights.pt`, whole or not at all."""
         if self._writes:
-            self._write("weights.pt", _saved(model.state_dict()))
+            self._write("weights.pt", checkpoint.saved(model.state_dict()))
 
     # ---- Going on after an interruption
 
-    def restore(self, epochs: int, steps: int, accuracy: str, **parts: Stateful) -> Progress:
+    def restore(
+        self, epochs: int, steps: int, accuracy: str, check_row: Callable[[dict[str, Any]], Any] = lambda row: None, **parts: Stateful
+    ) -> Progress:
         """Takes what a checkpoint consists of, besides the progress and the random states, and brings all to where the run stopped.
 
         The rest of the arguments are `Progress.check`'s.
@@ -192,7 +200,7 @@ class Run:
             UserError: the checkpoint and the one before it cannot be read, or are of another model.
         """
         self._parts = parts
-        self._bounds = epochs, steps + 1, accuracy  # with fewer processes, an epoch may have had one more
+        self._bounds = epochs, steps + 1, accuracy, check_row  # with fewer processes, an epoch may have had one more
         content = distributed.broadcast(self._load_checkpoint() if self._resumed and self._writes else b"")
         if content and not self._writes:
             self._take(content)
@@ -220,11 +228,11 @@ class Run:
         self._started = self._saved = now
         state = {
             "progress": asdict(self.progress),
-            "random": _random_states(self.device),
-            "arguments": {name: value for name, value in vars(self._args).items() if name not in cli.MAY_CHANGE},
+            "random": checkpoint.random_states(self.device),
+            "arguments": {name: value for name, value in vars(self.args).items() if name not in cli.MAY_CHANGE},
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
-        self._write("checkpoint.pt", _saved(state), previous="checkpoint.prev.pt")
+        self._write("checkpoint.pt", checkpoint.saved(state), previous="checkpoint.prev.pt")
 
     def complete_epoch(self, metrics: dict[str, Any]) -> None:
         """Adds the epoch's `metrics`, with the seconds that it took, to `metrics.jsonl`, and saves."""
@@ -252,7 +260,7 @@ class Run:
 
     def _stop(self, number: int) -> None:
         if number:
-            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._args, self.folder))
+            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self.args, self.folder))
             sys.exit(128 + number)
 
     def _take_signals(self) -> None:
@@ -283,7 +291,7 @@ class Run:
                 if first is None:
                     first = time.monotonic()
                 elif time.monotonic() - first > ECHO:
-                    command = cli.resume_command(self._args, self.folder)
+                    command = cli.resume_command(self.args, self.folder)
                     name = signal.Signals(number).name
                     self.log("stopped at once by a second signal, %s, with the last checkpoint as it was; go on with: %s", name, command)
                     os._exit(128 + number)
@@ -302,7 +310,7 @@ class Run:
             lacking = (
                 "warning: the run began with %s threads, more than this machine has cores: with %d, results differ in their last digits"
             )
-            self.log(lacking, cli.shown(threads), now)
+            self.log(lacking, errors.shown(threads), now)
 
     def _load_checkpoint(self) -> bytes:
         """Takes over the newest checkpoint that can be used, and returns the file's content; nothing, where there is none yet."""
@@ -313,7 +321,7 @@ class Run:
         reason = ""
         for path in found:
             try:
-                content = untrusted.read(path)
+                content = files.read(path)
                 self._take(content)
             except (OSError, ValueError) as error:
                 reason = shorten(" ".join(str(error).split()), 200)
@@ -327,24 +335,24 @@ class Run:
         """Brings all to where this checkpoint was saved. Raises `ValueError` if it is damaged, or not of this run."""
         state = _read_checkpoint(content)
         for name, value in state["arguments"].items():
-            if (now := vars(self._args).get(name)) != value:
+            if (now := vars(self.args).get(name)) != value:
                 raise ValueError(f"its run had --{name} {value}, but config.json says {now}: put {value} back")
         state["progress"].check(*self._bounds)
         for name, part in self._parts.items():
             saved = state["parts"].get(name)
             if isinstance(part, nn.Module):
-                utils.check_like(saved, part.state_dict(), "the weights")
+                checkpoint.check_like(saved, part.state_dict(), "the weights")
             if isinstance(part, torch.optim.Optimizer):
-                utils.load_optimizer(part, saved)
+                checkpoint.load_optimizer(part, saved)
             else:
                 part.load_state_dict(saved)
-        _set_random_states(state["random"])
+        checkpoint.set_random_states(state["random"])
         self._set_cuda_random_state(state["random"]["cuda"])
         self.progress = state["progress"]
 
     def _set_cuda_random_state(self, cuda: list[Any]) -> None:
         if self.device.type == "cuda" and len(cuda) == 1:
-            utils.check_like(cuda, [torch.cuda.get_rng_state(self.device)], "CUDA's random state")
+            checkpoint.check_like(cuda, [torch.cuda.get_rng_state(self.device)], "CUDA's random state")
             torch.cuda.set_rng_state(cuda[0], self.device)
         elif self.device.type == "cuda" or cuda:
             self.log(
@@ -379,13 +387,6 @@ class _LogFile(logging.FileHandler):
         pass
 
 
-def _saved(content: Any) -> memoryview:
-    """What `torch.save` writes. In memory first: whatever fails then on the way to the disk is the disk's fault, and not a device's."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getbuffer()
-
-
 def _read_checkpoint(content: bytes) -> dict[str, Any]:
     """A checkpoint's `progress`, `parts`, `random` states and `arguments`; their outlines are checked. Raises `ValueError` for others."""
     try:  # what a damaged file leads to is of many kinds; nothing here is on a device yet
@@ -405,86 +406,6 @@ def _read_checkpoint(content: bytes) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return {"progress": progress, "parts": parts, "random": states, "arguments": arguments}
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    state = np.random.get_state()
-    assert isinstance(state, tuple)  # of NumPy's own generator, which nothing here replaces
-    kind, keys, position, has_gauss, cached = state
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],  # of the one GPU that this process computes on
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    """All but CUDA's. Raises `ValueError` if they are none."""
-    try:
-        kind, keys, *rest = states["numpy"]
-        random.setstate(states["python"])
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-        torch.set_rng_state(states["torch"])
-    except Exception as error:  # of many kinds, and none of them a device's
-        raise ValueError(f"its random states cannot be restored ({error})") from None
-
-
-def load_weights(model: nn.Module, path: str, hint: str = "check --arch, --init_channels, --layers and the dataset") -> None:
-    """Loads a `state_dict()` saved by `write_weights`, or by the original authors, into `model`.
-
-    Args:
-        hint: what a user should check where they are of another network.
-
-    Raises:
-        UserError: the file cannot be read or holds no weights, or those of another network.
-    """
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: name its weights.pt")
-    try:
-        with untrusted.open_file(path) as file:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
-    except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
-        raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
-    if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
-        raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
-    if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
-        raise UserError(f"{path} does not hold a state_dict: a dictionary of names and dense tensors")
-    own = model.state_dict()
-    # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which nothing here reads.
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in weights if key not in own]
-    differing = [
-        f"{key} is {_shape(weights[key])} in the file, {_shape(own[key])} here"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    differing += [
-        f"{key} is of {weights[key].dtype} in the file, of {own[key].dtype} here"
-        for key in own
-        if key in weights and weights[key].is_floating_point() != own[key].is_floating_point()
-    ]
-    if missing or unexpected or differing:
-        if not missing and not differing and all(key.startswith("auxiliary_head.") for key in unexpected):
-            hint = "add --auxiliary"
-        elif not unexpected and not differing and all(key.startswith("auxiliary_head.") for key in missing):
-            hint = "leave out --auxiliary"
-        first = [f"missing in the file: {key}" for key in missing[:3]]
-        first += [f"only in the file: {shorten(key)}" for key in unexpected[:3]]
-        first += differing[:3]
-        raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
-    model.load_state_dict(own | weights)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether this is a tensor of numbers that can be copied: neither sparse, nor quantized, nor without content."""
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
 def _provenance(device: torch.device) -> dict[str, Any]:

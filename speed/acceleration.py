@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-import cli
-import distributed
 import model
 import model_search
 import operations
 import utils
+from experiment import distributed, errors
+from speed.convolutions import use_fast_gradients
 
 REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce)
 CELLS = (model_search.Cell, model.Cell)
@@ -49,6 +49,8 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
         steps: of the whole run.
         device: the network's.
     """
+    if args.sync_bn:
+        distributed.convert(network)
     set_memory_format(network, device, args.amp)
     work = 1e6 * utils.count_multiply_adds(network, image_size) * args.batch_size * steps
     if args.recompute:
@@ -59,20 +61,22 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
-    """Makes `network` bring its images into the order that convolutions on `device` are fast in.
+    """Makes `network` bring its images into the order that convolutions on `device` are fast in; on a CPU with fast gradients, too.
 
     On CPUs that is `channels_last`, which halves a step's time (benchmarks/README.md). On GPUs it is the order of tensor cores, for
     bfloat16; cuDNN has no fast depthwise convolution of float32 in it (PyTorch's `use_cudnn_depthwise`, in
     aten/src/ATen/native/Convolution.cpp, takes float16 and bfloat16 only).
     """
     format = torch.channels_last if device.type == "cpu" or amp else torch.contiguous_format
+    if device.type == "cpu":
+        use_fast_gradients(network)
     if device.type == "cpu" and any(map(_corrupts_memory, network.modules())):
         format = torch.contiguous_format
     network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=format), *inputs[1:]))
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
-    """Whether this is a convolution that must not be computed in `channels_last` on a CPU (convolutions.py); operations.py has none."""
+    """Whether this convolution must not be computed in `channels_last` on a CPU (speed/convolutions.py); operations.py has none."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (1, 1)
@@ -117,7 +121,7 @@ def _no_compiler(device: torch.device) -> str:
     try:
         torch.compile(lambda x: 2 * x, dynamic=False)(torch.ones(2, device=device))
     except Exception as error:  # a missing C++ compiler, a missing Triton and an old GPU are told in many ways
-        return cli.shorten(" ".join(str(error).split()) or type(error).__name__)
+        return errors.shorten(" ".join(str(error).split()) or type(error).__name__)
     return ""
 
 
@@ -148,7 +152,7 @@ def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
         try:
             return compiled(self, x, *others)
         except torch._dynamo.exc.TorchDynamoException as error:
-            cli.warn(f"cannot compile {kind.__name__}, which is computed without ({cli.shorten(' '.join(str(error).split()))})")
+            errors.warn(f"cannot compile {kind.__name__}, which is computed without ({errors.shorten(' '.join(str(error).split()))})")
             compiled = kind.forward
             return compiled(self, x, *others)
 

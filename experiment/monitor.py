@@ -1,4 +1,4 @@
-"""Watching a run: the metrics of an epoch that are not its losses, TensorBoard, and the warning that a search is collapsing.
+"""Watching a run: what an epoch took, TensorBoard, and the progress bar.
 
 tensorboard --logdir RUN_DIR
 """
@@ -8,26 +8,18 @@ from __future__ import annotations
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-import distributed
-import drawing
-import experiment
-import history
-import progress
-import utils
-from cli import UserError
-from nas.architecture import Alphas, Architecture
+from experiment import distributed, progress
+from experiment.errors import UserError
+from experiment.run import Run
 
 MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # what differs between two runs of one seed
-
-# Of the original's eight edges of a normal cell; Liang et al. 2019 (DARTS+, 1909.06035) stop a search there.
-MOST_SKIPS = 2
 
 
 class Monitor:
@@ -39,12 +31,12 @@ class Monitor:
         steps: of an epoch.
     """
 
-    def __init__(self, run: experiment.Run, epochs: int, steps: int) -> None:
+    def __init__(self, run: Run, epochs: int, steps: int) -> None:
         self._run = run
         self._steps = steps
         self._clock = progress.Clock(epochs, steps, run.progress.epoch * steps + run.progress.step)
         self._seconds_per_step = 0.0
-        self._drawn: Architecture | None = None
+        self._drawn: Any = None
         self._draws = True
         self._writer: SummaryWriter | None = None
         if distributed.rank() == 0:
@@ -52,7 +44,7 @@ class Monitor:
                 self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
             run.closing.callback(self._close)
 
-    def batches(self, batches: Iterable[Any], meters: utils.Meters) -> Iterator[Any]:
+    def batches(self, batches: Iterable[Any], meters: Any) -> Iterator[Any]:
         """The batches of the epoch that is running, from the run's step on, with a bar on a terminal, and measured."""
         device = self._run.device
         if device.type == "cuda":
@@ -77,8 +69,10 @@ class Monitor:
             measured["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
         return measured
 
-    def record(self, metrics: dict[str, Any], architecture: Architecture | None = None) -> None:
+    def record(self, metrics: dict[str, Any], architecture: Any = None, draw: Callable[[Any, str], dict[str, bytes]] | None = None) -> None:
         """Gives the epoch that is running to TensorBoard: its numbers, and pictures of the architecture whenever that is a new one.
+
+        `draw(architecture, caption)` gives the pictures, {name: PNG}.
 
         A failure of TensorBoard, such as a full disk, ends the recording; one of a picture, the pictures; neither ends the run.
         """
@@ -87,9 +81,9 @@ class Monitor:
         epoch = self._run.progress.epoch + 1
         with self._or_without():
             self._record(self._writer, metrics, epoch)
-            if architecture is not None and architecture != self._drawn and self._draws:
+            if draw is not None and architecture != self._drawn and self._draws:
                 self._drawn = architecture
-                self._show(self._writer, self._pictures(architecture, epoch), epoch)
+                self._show(self._writer, self._pictures(architecture, draw, epoch), epoch)
             self._writer.flush()
 
     @contextmanager
@@ -114,10 +108,9 @@ class Monitor:
             for operation, weight in weights.items():
                 writer.add_scalar(f"alphas {edge}/{operation}", weight, epoch)
 
-    def _pictures(self, architecture: Architecture, epoch: int) -> dict[str, bytes]:
+    def _pictures(self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int) -> dict[str, bytes]:
         try:
-            graphs = drawing.graphs(architecture, f"{self._run.folder.name}, epoch {epoch}")
-            return {name: drawing.render(graph, "png", dpi=75) for name, graph in graphs.items()}
+            return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")
         except UserError:  # nothing is installed that draws; the end of the search says so
             pass
         except Exception as error:
@@ -141,22 +134,3 @@ def _tag(key: str) -> str:
     if part in ("train", "valid", "test"):
         return f"{rest}/{part}"  # all losses in one group
     return f"{part}/{rest}" if part in ("entropy", "skips") and rest else key
-
-
-def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
-    """An epoch's metrics of what is being searched: the alphas, their entropy, the skip connections; by cell where there are cells."""
-    metrics: dict[str, Any] = {}
-    for name, values in (("entropy", history.entropies(alphas)), ("skips", architecture.skips())):
-        metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
-    return metrics | {"alphas": alphas}
-
-
-def warning(metrics: dict[str, Any], earlier: list[dict[str, Any]]) -> str | None:
-    """That the normal cell has too many skip connections, once for every number of them; None if all is well."""
-    skips = metrics.get("skips_normal", 0)
-    if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
-        return None
-    return (
-        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to train badly "
-        "(--early_stop eigenvalue, a shorter search or another --seed may help)"
-    )

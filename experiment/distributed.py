@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cli import UserError
+from experiment.errors import UserError
 
 # How long processes wait for each other: to begin with, while some still load images, and then within every step. On GPUs, one of them
 # may compile for minutes.

@@ -14,21 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import files
-import untrusted
+from experiment import files
+from experiment.errors import UserError, printable, shorten, shown, warn
 from genotypes import PRIMITIVES
-
-
-def printable(text: str) -> str:
-    """Text for a terminal, which obeys control characters: those, and all others that are not printed, as Python writes them."""
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
-
-
-class UserError(ValueError):
-    """Something that the user can put right. The message says what is wrong and what to do; it becomes one line that can be printed."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,31 +92,6 @@ def end_on_ctrl_c() -> None:
 def discard_output() -> None:
     """Standard output leads nowhere from now on: nobody reads it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def tell(message: str) -> None:
-    """One line on standard error; from the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(printable(message), file=sys.stderr)
-
-
-def warn(message: str) -> None:
-    """`tell` of something that is not as it should be."""
-    tell(f"warning: {message}")
-
-
-def shown(value: Any, limit: int = 120) -> str:
-    """A stranger's value in a message: its `repr`, shortened; its type, where Python cannot write it."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
-        text = f"a {type(value).__name__}"
-    return shorten(text, limit)
-
-
-def shorten(text: str, limit: int = 120) -> str:
-    """A stranger's text in a message."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 # Arguments that may differ from those of the run that is resumed.
@@ -233,7 +196,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: it is not one of a run, and why.
     """
     try:
-        config = untrusted.read_json(Path(folder) / "config.json")
+        config = files.read_json(Path(folder) / "config.json")
     except ValueError as error:
         raise ValueError(f"it holds no JSON ({error})") from None
     arguments = config.get("arguments") if isinstance(config, dict) else None

@@ -1,0 +1,1 @@
+"""Architectures and runs as pictures and pages. Nothing here computes a network."""

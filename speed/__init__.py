@@ -1,0 +1,1 @@
+"""What makes a network fast, applied to it from outside."""
