@@ -26,6 +26,7 @@ def names(runs: Sequence[History]) -> list[str]:
 def table(runs: Sequence[History]) -> list[dict[str, str]]:
     """A row for each run. Distances are to the first run; parameters and multiply-adds those of the network that `train.py` builds."""
     first = runs[0].architecture
+    of_text = any(run.series("train_ppl")[0] for run in runs)
     rows = []
     for run, name in zip(runs, names(runs), strict=True):
         architecture = run.architecture
@@ -35,7 +36,7 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
         rows.append(
             {
                 "run": name,
-                "space": str(run.arguments.get("space", "darts")),
+                "space": run.space,
                 "dataset": str(run.arguments.get("dataset", UNKNOWN)),
                 "seed": str(run.arguments.get("seed", UNKNOWN)),
                 "epochs": str(len(run.epochs)),
@@ -44,6 +45,7 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
                 "params, M": parameters,
                 "mult-adds, M": multiply_adds,
                 **{f"{phase} acc, %": _last(run, f"{phase}_acc") for phase in ("train", "valid", "test")},
+                **{f"{phase} ppl": _last(run, f"{phase}_ppl") for phase in ("train", "valid") if of_text},
             }
         )
     return rows
@@ -64,7 +66,7 @@ def _size(run: History) -> tuple[str, str]:
     architecture, space = run.architecture, run.arguments.get("space", "darts")
     if architecture is None or run.arguments.get("dataset") not in CLASSES:  # how many classes a folder has is not recorded
         return UNKNOWN, UNKNOWN
-    trained = run.config.get("stage") == "eval"
+    trained = run.trains
     args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None)
     if trained:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")

@@ -16,14 +16,15 @@ from pictures.history import History
 TITLES = {
     "normal.png": "Normal cell",
     "reduction.png": "Reduction cell",
+    "recurrent.png": "Recurrent cell",
     "architecture.png": "Architecture",
     "cells.gif": "Over the epochs",
     "alphas.png": "Alphas of every edge",
     "operations.png": "Which operations win, and has it settled?",
-    "curves.png": "Loss and accuracy",
+    "curves.png": "Loss and accuracy, or perplexity",
     "cells.png": "Final architectures",
 }
-CELLS = ("normal.png", "reduction.png", "architecture.png")
+CELLS = ("normal.png", "reduction.png", "recurrent.png", "architecture.png")
 EXPLANATIONS = {
     "cells.gif": "The wider a line, the stronger its edge; filled labels are in that epoch's architecture. A long run is thinned out.",
     "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
@@ -37,6 +38,8 @@ FIGURES = {  # key: (title, format)
     "test_acc": ("test accuracy", "{:.2f}%"),
     "valid_acc": ("validation accuracy", "{:.2f}%"),
     "train_acc": ("training accuracy", "{:.2f}%"),
+    "valid_ppl": ("validation perplexity", "{:.2f}"),
+    "train_ppl": ("training perplexity", "{:.2f}"),
     "skips_normal": ("skip connections, normal", "{:.0f}"),
     "skips_reduce": ("skip connections, reduction", "{:.0f}"),
     "skips": ("skip connections", "{:.0f}"),
@@ -44,7 +47,7 @@ FIGURES = {  # key: (title, format)
     "seconds_per_step": ("seconds per step", "{:.3g}"),
     "memory_mb": ("peak memory", "{:,.0f} MB"),
 }
-COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc"))]
+COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc", "ppl"))]
 COLUMNS += [name + cell for name in ("entropy", "skips") for cell in ("", "_normal", "_reduce")]
 COLUMNS += ["eigenvalue", "seconds_per_step", "memory_mb", "seconds"]
 
@@ -112,7 +115,7 @@ def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: 
 
 def _what(run: History) -> str:
     arguments = run.arguments
-    if run.config.get("stage") == "eval":
+    if run.trains:
         what = "Training of a found network"
     elif arguments.get("strategy", "darts") == "darts":
         what = f"Search with DARTS, {'second' if arguments.get('unrolled') else 'first'} order"
@@ -121,7 +124,7 @@ def _what(run: History) -> str:
     on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
     images = arguments.get("data") if arguments.get("dataset") == "folder" else arguments.get("dataset", "?")
     epoch = run.caption.partition(", ")[2]
-    return f"{what}, space {arguments.get('space', 'darts')}, on {images}, on {on}; {epoch}."
+    return f"{what}, space {run.space}, on {images}, on {on}; {epoch}."
 
 
 def _provenance(run: History) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _command(run: History) -> Iterable[str]:
     except OSError:
         log = ""
     found = re.findall(r"(train what was found|test the weights again): (.+)", log)
-    yield f"<h2>{'Test it' if run.config.get('stage') == 'eval' else 'Train what was found'}</h2>"
+    yield f"<h2>{'Test it' if run.trains else 'Train what was found'}</h2>"
     yield f"<pre>{escape(found[-1][1])}</pre>" if found else "<p>The run is not over yet; its log ends with the command.</p>"
 
 

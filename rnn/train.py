@@ -119,7 +119,7 @@ def main() -> None:
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
         load_weights(model, str(run.folder / "weights.pt"))
-        test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", args.report_freq))
+        test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", 20 * args.report_freq))
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
         run.log("test the weights again: %s", test_command(args, run))
 

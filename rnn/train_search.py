@@ -28,6 +28,7 @@ from architect import HVP
 from experiment import monitor
 from experiment.errors import UserError
 from experiment.run import Run
+from nas import collapse
 from nas.architecture import Architecture
 from pictures import drawing
 from rnn import data
@@ -116,7 +117,7 @@ def main() -> None:
                 "train_ppl": text.perplexity(meters.loss.avg),
                 "valid_loss": valid_loss,
                 "valid_ppl": text.perplexity(valid_loss),
-                **monitor.describe(architecture, model.alphas_by_edge()),
+                **collapse.describe(architecture, model.alphas_by_edge()),
                 "genotype": architecture.json,
                 **watch.measured(),
             }
@@ -144,7 +145,7 @@ def train(
     args: argparse.Namespace,
     run: Run,
 ) -> None:
-    """One epoch, or the rest of it: a step of the alphas on a piece of `alpha_text`, then one of the weights on a piece of the training text."""
+    """One epoch, or the rest of it: steps of the alphas on pieces of `alpha_text`, and of the weights on those of the training text."""
     model.train()
     weights = model.weight_parameters()
     finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")

@@ -98,7 +98,10 @@ def dropouts(args: argparse.Namespace) -> Dropouts:
 
 def data_flags(args: argparse.Namespace) -> list[str]:
     """The command line's flags that name the same text."""
-    return ["--dataset", args.dataset, "--data", args.data, "--vocabulary", str(args.vocabulary)]
+    flags = ["--dataset", args.dataset]
+    if args.dataset != "pydoc":
+        flags += ["--data", args.data]
+    return flags if args.dataset in data.SOURCES else [*flags, "--vocabulary", str(args.vocabulary)]
 
 
 def keep_vocabulary(corpus: data.Corpus, run: Run) -> None:
