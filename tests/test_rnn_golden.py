@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from golden import close
 
-from rnn import genotypes
+import rnn.utils
+from experiment.run import Progress
+from rnn import data, genotypes, train, train_search
 from rnn.architect import Architect
 from rnn.genotypes import Genotype
 from rnn.model import Dropouts, Masks, RNNModel
@@ -193,3 +195,187 @@ def test_genotypes_derived_from_alphas():
     with torch.no_grad():
         model.alphas.zero_()
     assert json_form(model.genotype()) == GOLDEN["genotype_of_zero_alphas"]
+
+
+def stream(seed, count, V):
+    return torch.as_tensor(np.random.RandomState(seed).randint(0, V, count))
+
+
+def texts(case):
+    """Training text, validation text for the alphas, and validation text to evaluate on."""
+    train, valid = (
+        stream(case["seed"] + number, case[f"{part}_tokens"], case["ntokens"]) for number, part in enumerate(("train", "valid"), 1)
+    )
+    return data.batchify(train, case["batch"], ""), data.batchify(valid, case["batch"], ""), data.batchify(valid, case["eval_batch"], "")
+
+
+class Recorder:
+    """Takes a run's place in `train`: notes what a step saw, and its rates."""
+
+    def __init__(self, model):
+        self.model, self.steps, self.progress = model, [], Progress()
+
+    def complete_step(self):
+        self.progress.step += 1
+
+    def log(self, *_):
+        pass
+
+
+def loop_arguments(case, **more):
+    names = ("lr", "clip", "wdecay", "bptt", "arch_lr", "arch_wdecay", "unrolled")
+    given = {name: case[name] for name in names if name in case}
+    return SimpleNamespace(**given, alpha=case["ar_alpha"], beta=case["tar_beta"], report_freq=10**6, faithful=True, **more)
+
+
+def watched(steps, monkeypatch):
+    """Notes the gradient's norm before clipping, and loss and regularised loss of every step."""
+    clip, losses = torch.nn.utils.clip_grad_norm_, rnn.utils.losses
+
+    def noted_losses(*arguments):
+        loss, regularised, hidden = losses(*arguments)
+        steps.append({"raw_loss": loss.detach(), "loss": regularised.detach()})
+        return loss, regularised, hidden
+
+    def noted_clip(*arguments):
+        steps[-1]["grad_norm"] = clip(*arguments)
+        return steps[-1]["grad_norm"]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted_clip)
+    monkeypatch.setattr(rnn.utils, "losses", noted_losses)
+
+
+def noted_pieces(steps, *arguments):
+    for row, length, x, y in rnn.utils.pieces(*arguments):
+        yield row, length, x, y
+        steps[-1] |= {"position": row, "seq_len": length, "rows": len(x)}
+
+
+def check_steps(steps, expected, lr, bptt, tolerance):
+    assert len(steps) == len(expected)
+    for step, row in zip(steps, expected, strict=True):
+        assert {name: step[name] for name in ("position", "seq_len", "rows")} == {
+            name: row[name] for name in ("position", "seq_len", "rows")
+        }
+        assert lr * step["seq_len"] / bptt == pytest.approx(row["lr_scaled"], rel=1e-12)
+        for name in ("raw_loss", "loss", "grad_norm"):
+            close(step[name], row[name], tolerance)
+
+
+@pytest.mark.parametrize(
+    "case", GOLDEN["train_search"], ids=lambda case: f"unrolled-{case['unrolled']}-lr{case['lr']}-{case['numpy_seed']}"
+)
+def test_an_epoch_of_the_search(case, monkeypatch):
+    model, args, steps, gradients = search_model(case), loop_arguments(case, hvp="finite_difference"), [], []
+    train_text, alpha_text, valid_text = texts(case)
+    assert [list(text.shape) for text in (train_text, alpha_text, valid_text)] == case["shapes"]
+    architect = Architect(model, args)
+    step_text = architect.step_text
+
+    def noted_step(*arguments):
+        hidden = step_text(*arguments)
+        gradients.append(model.alphas.grad.clone())
+        return hidden
+
+    monkeypatch.setattr(architect, "step_text", noted_step)
+    watched(steps, monkeypatch)
+    optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
+    place = rnn.utils.Place(*(model.init_hidden(case["batch"]) for _ in range(2)))
+    np.random.seed(case["numpy_seed"])
+    batches = noted_pieces(steps, train_text, place, args.bptt)
+    train_search.train(batches, alpha_text, model, architect, optimizer, place, rnn.utils.Meters(), args, Recorder(model))
+
+    check_steps(steps, case["steps"], args.lr, args.bptt, 1e-5)
+    for gradient, row in zip(gradients, case["steps"], strict=True):
+        close(gradient.norm(), row["alpha_grad_norm"], 1e-5)
+        if "alpha_grad" in row:
+            close(gradient, row["alpha_grad"], 1e-5)
+    close(model.alphas.detach(), case["final_alphas"], 1e-5)
+    for name, norm in case["final_norms"].items():
+        close(model.state_dict()[name].norm(), norm, 1e-5)
+    assert optimizer.param_groups[0]["lr"] == case["lr_after"]
+    loss = rnn.utils.evaluate(model, valid_text, args.bptt, faithful=True)
+    close(loss, case["eval_loss"], 1e-5)
+    close(rnn.utils.perplexity(loss), case["eval_ppl"], 1e-5)
+
+
+@pytest.mark.parametrize("case", GOLDEN["train"], ids=lambda case: case["arch"])
+def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
+    model, args = discrete_model(case), loop_arguments(case)
+    train_text, _, valid_text = texts(case)
+    sgd = torch.optim.SGD(model.parameters(), args.lr, weight_decay=args.wdecay)
+    asgd = torch.optim.ASGD(model.parameters(), args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)
+    place = rnn.utils.Place(model.init_hidden(case["batch"]))
+    np.random.seed(case["numpy_seed"])
+    steps = []
+    watched(steps, monkeypatch)
+    for name, optimizer in (("sgd", sgd), ("asgd", asgd)):
+        steps.clear()
+        place.begin()
+        batches = noted_pieces(steps, train_text, place, args.bptt, args.bptt + case["max_seq_len_delta"])
+        train.train(batches, model, optimizer, place, rnn.utils.Meters(), args, Recorder(model))
+        check_steps(steps, case[f"{name}_steps"], args.lr, args.bptt, 1e-8)
+        state = model.state_dict()
+        for key, norm in case[f"{name}_norms"].items():
+            close(state[key].norm(), norm, 1e-8)
+        with train.averaged(model, asgd):
+            for key, norm in case.get(f"{name}_average_norms", {}).items():
+                close(model.state_dict()[key].norm(), norm, 1e-8)
+            close(rnn.utils.evaluate(model, valid_text, args.bptt, faithful=True), case[f"{name}_eval_loss"], 1e-8)
+        for key, norm in case[f"{name}_norms"].items():
+            close(model.state_dict()[key].norm(), norm, 1e-8)
+
+
+@pytest.mark.parametrize("case", GOLDEN["evaluate"], ids=lambda case: f"batch{case['batch']}")
+def test_evaluation(case):
+    model = discrete_model(case)
+    text = data.batchify(stream(case["seed"], case["tokens"], case["ntokens"]), case["batch"], "")
+    assert list(text.shape) == case["shape"]
+    loss = rnn.utils.evaluate(model, text, case["bptt"], faithful=True)
+    close(loss, case["loss"], 1e-9)
+    close(rnn.utils.perplexity(loss), case["ppl"], 1e-9)
+    close(rnn.utils.evaluate(model, text, case["bptt"], faithful=False), case["mean_over_predictions"], 1e-9)
+
+
+def test_lengths_of_sequences():
+    for case in GOLDEN["seq_lens"]:
+        for script, longest in (("train_search.py", None), ("train.py", case["bptt"] + case["max_seq_len_delta"])):
+            np.random.seed(case["numpy_seed"])
+            assert [data.sequence_length(case["bptt"], longest) for _ in case[script]] == case[script]
+
+
+@pytest.mark.parametrize("case", GOLDEN["corpus"], ids=["first", "second"])
+def test_a_corpus_and_its_batches(case, tmp_path):
+    for part in data.PARTS:
+        (tmp_path / f"{part}.txt").write_text(case[part])
+    corpus = data.load("ptb", str(tmp_path))
+    assert corpus.words == case["words"]
+    assert [getattr(corpus, part).tolist() for part in data.PARTS] == [case[f"{part}_ids"] for part in data.PARTS]
+    text = data.batchify(corpus.train, case["batch"], "")
+    assert text.tolist() == case["batchified_train"]
+    x, y = data.get_batch(text, case["position"], case["seq_len"] or case["bptt"])
+    assert (x.tolist(), y.tolist()) == (case["get_batch_data"], case["get_batch_target"])
+
+
+def test_when_asgd_takes_over():
+    for case in GOLDEN["asgd_switch"]:
+        losses, after = case["val_losses"], case["switch_after_epoch"]
+        assert not train.averaging(losses[: after - 1], case["nonmono"])
+        assert all(train.averaging(losses[:epoch], case["nonmono"]) for epoch in range(after, len(losses) + 1))
+        until = losses[:after]
+        assert [epoch for epoch, loss in enumerate(until, 1) if loss < min(until[: epoch - 1], default=9)] == case[
+            "saved_epochs_until_then"
+        ]
+
+
+def test_the_defaults_are_the_original_s(monkeypatch):
+    """Of every flag of the original that is a number."""
+    facts = GOLDEN["facts"]["flags"]
+    for name, module in (("train_search.py", train_search), ("train.py", train)):
+        monkeypatch.setattr("sys.argv", [name])
+        args = vars(module.parse_arguments())
+        unread = {"--nonmono", "--max_seq_len_delta"} if module is train_search else set()
+        unread |= {"--small_batch_size", "--nhid", "--nhidlast", "--data", "--save", "--log-interval", "--arch"}
+        for flag, fact in facts[name].items():
+            if flag not in unread and "action" not in fact:
+                assert args[flag[2:]] == fact["default"], flag
