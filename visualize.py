@@ -11,8 +11,8 @@
 An architecture becomes normal.png and reduction.png, recurrent.png, or architecture.png where there are no such cells. A run has, besides,
 cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win, and whether
 the search has settled) and curves.png (loss, and accuracy or perplexity), each where the run has what it shows. Several runs become
-curves.png, cells.png and a table, which is printed and written to comparison.md. Prints the paths, and takes a second for an architecture, half a minute for a run of 50
-epochs. A file of that name which this program did not write is never overwritten.
+curves.png, cells.png and a table, which is printed and written to comparison.md. Prints the paths, and takes a second for an architecture,
+half a minute for a run of 50 epochs. A file of that name which this program did not write is never overwritten.
 """
 
 from __future__ import annotations

@@ -27,9 +27,13 @@ def load(name):
 
 
 def start(command, images, *arguments, prepare=lambda: None):
-    """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe with its output."""
+    """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe with its output.
+
+    `images`: their folder, or the flags that name other data.
+    """
     name, *rest = command
-    data = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
+    data = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--workers", "0"]
+    data = ["--gpu", "-1", *(images if isinstance(images, list) else data)]
     reader, writer = os.pipe()
     child = os.fork()
     if child:
