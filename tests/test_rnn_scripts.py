@@ -136,7 +136,7 @@ def test_search_then_train_then_test(text, tmp_path):
     }
     lines = log_lines(tmp_path / "search")
     found = Architecture.read(str(tmp_path / "search"))
-    assert f"genotype = {found}" in f"genotype = {lines}" or any("Genotype(recurrent=" in line for line in lines)
+    assert any(line.startswith("genotype = Genotype(recurrent=[(") for line in lines)
     assert any(line.startswith("unigram: valid ppl") for line in lines)
     assert any(line.startswith("bigram: valid ppl") for line in lines)
     assert "alphas" in torch.load(tmp_path / "search" / "weights.pt", weights_only=True)
@@ -169,7 +169,7 @@ def test_another_text_is_refused_on_resuming(text, tmp_path):
     status, _ = run(TRAIN, text, "--run_dir", tmp_path / "run", prepare=prepare)
     assert status == -signal.SIGKILL
     other = tmp_path / "other.txt"
-    other.write_text((tmp_path.parent / "x").name + " red green\n" * 200)
+    other.write_text("red green\n" * 200)
     status, output = run(TRAIN[:1], [*text[:3], str(other)], "--resume", tmp_path / "run")
     assert status == 2, output
     assert "began with another text" in output.splitlines()[-1]
@@ -213,9 +213,7 @@ def test_mistakes_of_the_search(arguments, words, text):
     assert words in output
 
 
-@pytest.mark.parametrize(
-    "arch", ["NASNet", "DARTS_V3", "Genotype(recurrent=[('tanh', 1)], concat=[1])", "Genotype(recurrent=[], concat=[1])"]
-)
+@pytest.mark.parametrize("arch", ["NASNet", "DARTS_V3", "Genotype(recurrent=[('tanh', 1)], concat=[1])", "Genotype([], [1])"])
 def test_architectures_that_are_not_recurrent_cells(arch, text):
     status, output = run(["rnn/train", "--arch", arch], text)
     assert (status, output.count("\n")) == (2, 1), output
@@ -243,7 +241,7 @@ def test_every_form_of_a_recurrent_cell(tmp_path):
         for space in (None, "rnn"):
             assert Architecture.read(form, space) == one
     assert Architecture.read("DARTS_V2", "rnn") == one != Architecture.read("DARTS_V2")
-    assert one.distance(Architecture.read("rnn.DARTS_V1")) == 6
+    assert one.distance(Architecture.read("rnn.DARTS_V1")) == 7  # all but ("relu", 1) into node 2
     assert one.distance(Architecture.read("DARTS_V2")) is None
     assert one.skips() == {}
     assert Architecture.of_epoch({"genotype": one.json, "alphas": {}}) == one
