@@ -1,7 +1,7 @@
 """Seconds and memory of a step of the recurrent search and training: operation by operation, eager, and compiled, side by side.
 
     python benchmarks/recurrent_step.py                     # the paper's sizes on the CPU: about a quarter of an hour on 2 cores
-    python benchmarks/recurrent_step.py --stages search --steps 3 --json recurrent_step.json
+    python benchmarks/recurrent_step.py --stages first --steps 1 --json recurrent_step.json
     python benchmarks/recurrent_step.py --device cuda
 
 A step of the search is that of the alphas, then that of the weights (forward, backward, clipping, SGD); of the training, the latter alone.
@@ -44,13 +44,13 @@ from rnn.model_search import DARTSCellSearch, RNNModelSearch
 from speed import acceleration
 
 WAYS = ("plain", "eager", "default")
-STAGES = ("search, first order", "search, second order", "training")
+STAGES = {"first": "search, first order", "second": "search, second order", "training": "training"}
 DROPOUTS = Dropouts(0.75, 0.25, 0.75, 0.2, 0.0)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Time a step of the recurrent search and training, computed in several ways.")
-    parser.add_argument("--stages", nargs="+", choices=["search", "training"], default=["search", "training"])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--search_size", nargs=2, type=cli.positive_int, default=[300, 256], metavar=("UNITS", "BATCH"))
     parser.add_argument("--training_size", nargs=2, type=cli.positive_int, default=[850, 64], metavar=("UNITS", "BATCH"))
@@ -68,13 +68,11 @@ def main() -> None:
     machine = turns.machine(args.device, args.threads)
     print(f"{args.words} words, sequences of {args.bptt}; {machine}\n\n{turns.header(args.ways)}", flush=True)
     figures = []
-    for stage in STAGES:
-        if not stage.startswith(tuple(args.stages)):
-            continue
+    for stage in args.stages:
         units, batch_size = args.training_size if stage == "training" else args.search_size
         makers = {way: partial(make_step, way, stage, units, batch_size, args) for way in args.ways}
         results = turns.compare(makers, args.steps, args.device, args.threads)
-        print(turns.row(f"{stage}, {units} units", batch_size, results), flush=True)
+        print(turns.row(f"{STAGES[stage]}, {units} units", batch_size, results), flush=True)
         figures.append({"stage": stage, "units": units, "batch_size": batch_size, **results})
     turns.save(args.json, {"machine": machine, "arguments": vars(args), "figures": figures})
 
@@ -102,7 +100,7 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
 
     def step() -> None:
         if architect is not None:
-            architect.step_text(train, valid, 20.0, optimizer, stage == "search, second order")
+            architect.step_text(train, valid, 20.0, optimizer, stage == "second")
         optimizer.zero_grad()
         _, loss, _ = utils.losses(model, *train, alpha=0.0, beta=1e-3)
         loss.backward(inputs=weights)

@@ -1,10 +1,8 @@
 """How the alphas of a recurrent cell learn: `architect.Architect` for a model with a state, clipped gradients and dropout.
 
 In the mathematics of the paper, the virtual step is the one that SGD is about to make, with its clipping: w' = w - xi (c d/dw L_train(w,
-alpha) + weight_decay w), where c, the clipping coefficient, is a constant as xi is, and all passes see the same dropout masks. `faithful`
-computes what the authors' code does. It differs in four places, which docs/recurrent.md has measured: the matrix that encoder and decoder
-share does not take the virtual step; the coefficient in front of the second-order term may be above 1; the vector of that term is clipped,
-too; and every pass draws masks of its own.
+alpha) + weight_decay w), where c, the clipping coefficient, is a constant as xi is, and all passes see the same dropout masks. The authors'
+code differs in four places, `FAULTS`; docs/recurrent.md has them measured.
 """
 
 from __future__ import annotations
@@ -22,6 +20,13 @@ from rnn.model_search import RNNModelSearch
 
 EPSILON = 1e-6  # as in clip_grad_norm_
 
+FAULTS = (
+    "tied",  # the matrix that encoder and decoder share does not take the virtual step
+    "coefficient",  # c is not capped at 1 in front of the second-order term
+    "vector",  # the vector of that term is clipped, too
+    "masks",  # every pass draws dropout masks of its own
+)
+
 
 class Architect(architect.Architect):
     """Learns the alphas of `model` on validation text.
@@ -29,13 +34,14 @@ class Architect(architect.Architect):
     Args:
         model: the search network.
         args: any object with `clip` and `wdecay` (of the weights' SGD), `arch_lr` and `arch_wdecay` (of the alphas' Adam), `hvp` and
-            `faithful`.
+            `faithful`: with all of `FAULTS`, as the authors' code.
     """
 
     betas = (0.9, 0.999)
 
     def __init__(self, model: RNNModelSearch, args: Any) -> None:
-        self.clip, self.faithful = args.clip, args.faithful
+        self.clip = args.clip
+        self.faults = frozenset(FAULTS if args.faithful else ())
         names = {"weight_decay": args.wdecay, "arch_learning_rate": args.arch_lr, "arch_weight_decay": args.arch_wdecay, "hvp": args.hvp}
         super().__init__(cast(Any, model), SimpleNamespace(momentum=0.0, **names))
         self._network = model
@@ -54,7 +60,7 @@ class Architect(architect.Architect):
             The state after the validation text, (1, B, H): by the unrolled weights if `unrolled`.
         """
         (x, y, hidden), (x_valid, y_valid, hidden_valid) = train, valid
-        masks = None if self.faithful else self._network.draw_masks(x.size(1))
+        masks = None if "masks" in self.faults else self._network.draw_masks(x.size(1))
         self._valid = (x_valid, hidden_valid, masks)
         self.step(cast(Any, (x, hidden, masks)), y, cast(Any, self._valid), y_valid, eta, network_optimizer, unrolled)
         return self._hidden
@@ -72,12 +78,12 @@ class Architect(architect.Architect):
         coefficient = self.clip / (dw.norm() + EPSILON)
         capped = coefficient.clamp(max=1)
         w_virtual, _ = super()._virtual_step(w, dw * capped, eta, network_optimizer)
-        if not self.faithful:
-            return w_virtual, eta * capped
-        shared = self._network.encoder.weight.numel()  # the first of the weights
-        return torch.cat([w[:shared], w_virtual[shared:]]), eta * coefficient
+        if "tied" in self.faults:
+            shared = self._network.encoder.weight.numel()  # the first of the weights
+            w_virtual = torch.cat([w[:shared], w_virtual[shared:]])
+        return w_virtual, eta * (coefficient if "coefficient" in self.faults else capped)
 
     def _product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor) -> list[Tensor]:
-        if self.faithful:
+        if "vector" in self.faults:
             v = v * (self.clip / (v.norm() + EPSILON)).clamp(max=1)
         return super()._product(w, v, input, target)

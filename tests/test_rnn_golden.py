@@ -148,11 +148,26 @@ def test_a_step_of_the_alphas(case, order):
         close(state[name].norm(), norm, 1e-9)
 
 
-@pytest.mark.parametrize("kind", ["first_order", "second_order_masks_redrawn"])
+@pytest.mark.parametrize(("fault", "name"), [("tied", "tied_matrix_stepped_too"), ("coefficient", "coefficient_capped_at_1")])
+@pytest.mark.parametrize("case", GOLDEN["architect"], ids=lambda case: f"lr{case['lr']}-clip{case['clip']}")
+def test_a_step_of_the_alphas_without_one_fault(case, fault, name):
+    if name not in case["not_the_original"]:
+        pytest.skip("the coefficient of this case is below 1")
+    model = search_model(case)
+    architect = Architect(model, arguments(case, faithful=True))
+    architect.faults -= {fault}
+    optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])
+    architect.step_text(*both_texts(case), case["lr"], optimizer, unrolled=True)
+    close(model.alphas.grad, case["not_the_original"][name]["alpha_grad"], 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["first_order", "second_order_masks_redrawn", "not_the_original_same_masks_in_both_passes"])
 def test_a_step_of_the_alphas_with_dropout(kind, monkeypatch):
     [case] = [case for case in GOLDEN["architect"] if "masked" in case]
     expected, p = case["masked"][kind], dropouts(case["masked"])
-    model, seeds = search_model(case, p), iter(range(case["masked"]["mask_seed"], case["masked"]["mask_seed"] + 4))
+    first = case["masked"]["mask_seed"]
+    seeds = iter([first, first + 1, first + 2, first + 2 if "same_masks" in kind else first + 3])
+    model = search_model(case, p)
     monkeypatch.setattr(model, "draw_masks", lambda B: make_masks(next(seeds), p, case["ntokens"], B, case["size"]))
     architect = Architect(model, arguments(case, faithful=True))
     optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])

@@ -56,6 +56,8 @@ sys.path[:0] = ["tests", "."]
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 from types import SimpleNamespace
+import rnn.model, rnn.model_search
+rnn.model.STEPS = rnn.model_search.STEPS = 3  # fewer nodes compile sooner
 from golden import close
 from test_rnn_speed import B, H, T, V, both
 from rnn.architect import Architect
