@@ -131,9 +131,6 @@ class Network(nn.Module):
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
         return self.classifier(self.global_pooling(s1).flatten(1))
 
-    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
-        return self.criterion(self(input), target)
-
     def arch_parameters(self) -> list[nn.Parameter]:
         """The alphas, alpha in the paper: normal, then reduction."""
         return [self.alphas_normal, self.alphas_reduce]

@@ -77,7 +77,7 @@ def main() -> None:
     for kind in KINDS:
         part(f"equality, {kind}", partial(equality, kind))
     until = args.deadline - 0.55 * 60 * args.minutes  # the rest is for the search and the training
-    ways, precisions = (WAYS[:2], ("float32", "bfloat16")) if args.tiny else (WAYS, PRECISIONS)
+    ways, precisions = (WAYS[:2], ("bfloat16",)) if args.tiny else (WAYS, PRECISIONS)
     for way, kind, precision in itertools.product(ways, KINDS, precisions):
         part(f"step, {kind}, {precision}, {way}", partial(measure, kind, precision, way), until)
     part("images", unpack)

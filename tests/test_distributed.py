@@ -124,6 +124,8 @@ def dataset():
 class Recorder:
     """Takes the place of a run: keeps all that is learned, after every step."""
 
+    args = Namespace(report_freq=1000)
+
     def __init__(self, model, *optimizers):
         self.model, self.optimizers = model, optimizers
         self.progress = experiment.run.Progress()
@@ -139,6 +141,9 @@ class Recorder:
 
     def log(self, message, *values):
         self.states.append(message % values)
+
+    def save(self):
+        pass
 
 
 def search_steps(strategy, unrolled=False, hvp="finite_difference"):
@@ -161,7 +166,8 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     meters, recorder = utils.Meters(), Recorder(model, optimizer)
     script = load("train_search")
     step = script.search_step(model, architect, criterion, optimizer, args)
-    script.train(zip(train, draws, strict=True), model, step, 0.1, meters, args, recorder)
+    batches = ((*pair, *drawn) for pair, drawn in zip(train, draws, strict=True))
+    utils.train_epoch(model, batches, step, 0.1, meters, recorder)
     architect.settle(valid)
     measured = utils.evaluate(model, valid, criterion)
     found = "" if strategy == "cells" else model.export()
@@ -182,7 +188,7 @@ def train_steps():
     batches = data.train_batches(noise, batch_size=26, cutout_length=4, seed=0, workers=0, device="cpu")
     meters, recorder = utils.Meters(), Recorder(model, optimizer)
     script = load("train")
-    script.train(batches, model, script.training_step(model, criterion, optimizer, args), 0.1, meters, args, recorder)
+    utils.train_epoch(model, batches, script.training_step(model, criterion, optimizer, args), 0.1, meters, recorder)
     measured = utils.evaluate(model, data.test_batches(noise, batch_size=13, workers=0, device="cpu"), criterion)
     return recorder.states, meters.state_dict(), measured.state_dict()
 

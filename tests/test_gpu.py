@@ -82,7 +82,13 @@ def arguments(**given):
 
 
 def run():
-    return SimpleNamespace(progress=SimpleNamespace(epoch=0, step=0), log=lambda *values: [str(v) for v in values], complete_step=lambda: 0)
+    return SimpleNamespace(
+        args=SimpleNamespace(report_freq=1000),
+        progress=SimpleNamespace(epoch=0, step=0),
+        log=lambda *values: [str(v) for v in values],
+        complete_step=lambda: 0,
+        save=lambda: 0,
+    )
 
 
 def batches(maker, **options):
@@ -102,7 +108,7 @@ def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
     with NoWaiting() as mode:
         pairs = mode.after_the_first(zip(train_batches, alpha_batches, strict=True))
         step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
-        train_search.train(pairs, model, step, 0.025, utils.Meters(), args, run())
+        utils.train_epoch(model, ((*pair, *drawn) for pair, drawn in pairs), step, 0.025, utils.Meters(), run())
 
 
 def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
@@ -113,7 +119,7 @@ def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
     with NoWaiting() as mode:
         steps = mode.after_the_first(batches(data.train_batches))
         step = train.training_step(model, nn.CrossEntropyLoss(), optimizer, args)
-        train.train(steps, model, step, 0.025, utils.Meters(), args, run())
+        utils.train_epoch(model, steps, step, 0.025, utils.Meters(), run())
 
 
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
@@ -270,7 +276,7 @@ def learn(captured, steps, unrolled=None):
 @pytest.mark.parametrize("unrolled", [False, True, None], ids=["first order", "second order", "training"])
 def test_captured_steps_are_equal_to_ordinary_ones(unrolled, double):
     """But for the graph itself: warming up, restoring, static inputs, numbers as tensors, a smaller batch."""
-    ordinary, captured = learn(False, 20, unrolled), learn(True, 20, unrolled)
+    ordinary, captured = learn(False, 8, unrolled), learn(True, 8, unrolled)
     torch.testing.assert_close(captured, ordinary, rtol=1e-12, atol=1e-12)
 
 
