@@ -613,7 +613,7 @@ def check_recurrent(recurrent: Any, concat: Any) -> rnn.Genotype:
         UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no outputs.
     """
     if not isinstance(recurrent, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent):
-        raise UserError("the recurrent cell must be a list of pairs (activation, input node)")
+        raise UserError("the recurrent cell of a Genotype must be a list of pairs (activation, input node)")
     if not 1 <= len(recurrent) <= MOST_NODES:
         raise UserError(f"the recurrent cell has {len(recurrent)} edges: it can have 1 to {MOST_NODES}, one for each node")
     for node, (activation, source) in enumerate(recurrent, 1):

@@ -125,7 +125,7 @@ def _no_compiler(device: torch.device) -> str:
     return ""
 
 
-def _outermost(module: nn.Module, regions: tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
+def _outermost(module: nn.Module, regions: tuple[type[nn.Module], ...] = REGIONS) -> Iterator[nn.Module]:
     """The regions of a network."""
     for child in module.children():
         if isinstance(child, regions) or (type(child) is nn.Sequential and all(map(_is_layer, child))):
