@@ -80,10 +80,9 @@ def test_killed_at_random_moments(name, text, uninterrupted, tmp_path):
     print(f"{name}: killed {kills} times in {runs} runs")
 
 
-@pytest.mark.parametrize("name", ["second order", "train"])
-@pytest.mark.parametrize("moment", [(0, 3), (1, 2)])
+@pytest.mark.parametrize(("name", "moment"), [("second order", (0, 3)), ("second order", (1, 2)), ("train", (0, 3)), ("train", (3, 2))])
 def test_stopped_by_a_signal_in_the_middle_of_an_epoch(name, moment, text, uninterrupted, tmp_path):
-    """Where the state that is carried, the row and NumPy's generator have to go on as well; in training, with averages."""
+    """Where the state that is carried, the row and NumPy's generator have to go on as well; in the last epoch of the training, with averages."""
     folder = tmp_path / "run"
 
     def prepare():
