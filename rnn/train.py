@@ -144,7 +144,6 @@ def train(
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         text.set_lr(optimizer, args.lr * length / args.bptt)
         optimizer.step()
-        text.set_lr(optimizer, args.lr)
         place.hidden = [hidden]
 
         finite.note(regularised, norm, step)

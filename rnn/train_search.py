@@ -165,7 +165,6 @@ def train(
         norm = nn.utils.clip_grad_norm_(weights, args.clip)
         text.set_lr(optimizer, lr)
         optimizer.step()
-        text.set_lr(optimizer, args.lr)
         place.hidden = [hidden, hidden_valid]
 
         finite.note(regularised, norm, step)

@@ -22,8 +22,6 @@ from rnn import data, genotypes
 from rnn.model import Dropouts, RNNModel
 
 EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
-
-
 VOCABULARY = "vocabulary.json"  # in a run's folder
 ARCH_HELP = f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
 
@@ -86,9 +84,11 @@ def add_training_arguments(
 
 
 def check_sizes(args: argparse.Namespace) -> None:
-    """Raises `UserError` unless the sizes of embeddings and states are one."""
+    """Raises `UserError` unless embeddings and states have one size, and sequences are long enough."""
     if {args.nhid or args.emsize, args.nhidlast or args.emsize} != {args.emsize}:
         raise UserError(f"--nhid and --nhidlast must be --emsize, {args.emsize}: embeddings and states share a matrix")
+    if args.bptt < 4:
+        raise UserError(f"--bptt {args.bptt} is too short: some sequences have half of it, and need two words at least; name 4 or more")
 
 
 def dropouts(args: argparse.Namespace) -> Dropouts:
@@ -223,7 +223,7 @@ def evaluate(
         x, y = data.get_batch(text, row, bptt)
         log_prob, hidden, *_ = model(x, hidden)
         total += len(x) * F.nll_loss(log_prob.flatten(0, 1), y.flatten()).double()
-        report(step, f"of {len(text) - 1} rows, {row + len(x)}")
+        report(step, f"{row + len(x)} of {len(text) - 1} rows")
     return float(total) / (len(text) - (not faithful))
 
 

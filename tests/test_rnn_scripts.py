@@ -179,6 +179,7 @@ def test_another_text_is_refused_on_resuming(text, tmp_path):
     [
         (["--nhid", "7"], "--nhid and --nhidlast must be --emsize, 6"),
         (["--bptt", "100"], "too few for 4 sequences of 101"),
+        (["--bptt", "3"], "--bptt 3 is too short"),
         (["--dataset", "ptb", "--data", "nowhere"], "is missing: put the files of Penn Treebank"),
         (["--dataset", "wikitext2", "--data", "nowhere"], "is missing: put the files of WikiText-2"),
         (["--data", "nowhere.txt"], "cannot read the text nowhere.txt"),
