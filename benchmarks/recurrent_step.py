@@ -98,11 +98,13 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         (*torch.randint(args.words, (2, args.bptt, batch_size), device=args.device), model.init_hidden(batch_size)) for _ in range(2)
     )
 
+    x, y, hidden = train
+
     def step() -> None:
         if architect is not None:
             architect.step_text(train, valid, 20.0, optimizer, stage == "second")
         optimizer.zero_grad()
-        _, loss, _ = utils.losses(model, *train, alpha=0.0, beta=1e-3)
+        _, loss, _ = utils.losses(model, x, y, hidden, alpha=0.0, beta=1e-3)
         loss.backward(inputs=weights)
         torch.nn.utils.clip_grad_norm_(weights, 0.25)
         optimizer.step()

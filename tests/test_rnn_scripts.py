@@ -82,7 +82,7 @@ def test_killed_at_random_moments(name, text, uninterrupted, tmp_path):
 
 @pytest.mark.parametrize(("name", "moment"), [("second order", (0, 3)), ("second order", (1, 2)), ("train", (0, 3)), ("train", (3, 2))])
 def test_stopped_by_a_signal_in_the_middle_of_an_epoch(name, moment, text, uninterrupted, tmp_path):
-    """Where the state that is carried, the row and NumPy's generator have to go on as well; in the last epoch of the training, with averages."""
+    """Where the state that is carried, the row and NumPy's generator have to go on, too; in training's last epoch also the averages."""
     folder = tmp_path / "run"
 
     def prepare():
