@@ -5,8 +5,8 @@
     python benchmarks/recurrent_faults.py --dropouts 0 --seeds 1 --clip 2
 
 A small supernet learns on Python's reference text for a while, in float64; then its alphas' second-order gradient is computed on one pair
-of batches in several ways. Expect a table: the norm of each in units of the exact gradient's, its relative error, and the cosine of the angle
-between both, as medians over draws of dropout masks. The last line is about the fourth fault, in the perplexity.
+of batches in several ways. Expect a table: the norm of each in units of the exact gradient's, its relative error, and the cosine of the
+angle between both, as medians over draws of dropout masks. The last line is about the fourth fault, in the perplexity.
 """
 
 from __future__ import annotations
