@@ -144,6 +144,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         text.set_lr(optimizer, args.lr * length / args.bptt)
         optimizer.step()
+        text.set_lr(optimizer, args.lr)  # what a checkpoint holds
         place.hidden = [hidden]
 
         finite.note(regularised, norm, step)

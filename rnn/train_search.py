@@ -165,6 +165,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(weights, args.clip)
         text.set_lr(optimizer, lr)
         optimizer.step()
+        text.set_lr(optimizer, args.lr)  # what a checkpoint holds
         place.hidden = [hidden, hidden_valid]
 
         finite.note(regularised, norm, step)

@@ -308,6 +308,7 @@ def test_an_epoch_of_the_search(case, monkeypatch):
     close(model.alphas.detach(), case["final_alphas"], 1e-5)
     for name, norm in case["final_norms"].items():
         close(model.state_dict()[name].norm(), norm, 1e-5)
+    assert optimizer.param_groups[0]["lr"] == case["lr_after"]
     loss = rnn.utils.evaluate(model, valid_text, args.bptt, faithful=True)
     close(loss, case["eval_loss"], 1e-5)
     close(rnn.utils.perplexity(loss), case["eval_ppl"], 1e-5)
