@@ -65,6 +65,8 @@ class Architect:
             two passes whose difference would drown in its roundings; and `arch_beta1`: Adam's first beta, 0.5 by default.
     """
 
+    betas = (0.5, 0.999)  # of Adam
+
     def __init__(self, model: Searchable, args: Any) -> None:
         self.model = model
         self.criterion = getattr(model, "criterion", F.cross_entropy)
@@ -78,7 +80,7 @@ class Architect:
             torch.optim.Adam,
             model.arch_parameters(),
             lr=args.arch_learning_rate,
-            betas=(getattr(args, "arch_beta1", 0.5), 0.999),
+            betas=(getattr(args, "arch_beta1", self.betas[0]), self.betas[1]),
             weight_decay=args.arch_weight_decay,
         )
 
@@ -133,21 +135,37 @@ class Architect:
         """Equation 7: d/dalpha L_val(w', alpha) - xi (d2/dalpha dw L_train(w, alpha)) v, with v = d/dw' L_val(w', alpha)."""
         alphas, weights = self.model.arch_parameters(), self.model.weight_parameters()
 
-        # w' = w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay * w): the step that SGD is about to make, without clipping.
-        dw = _grad(self._loss(input_train, target_train), weights)
-        w = _flatten(weights)
-        direction = _flatten(dw).add_(w, alpha=self.network_weight_decay)
-        direction.add_(_flatten([_momentum_buffer(network_optimizer, weight) for weight in weights]), alpha=self.network_momentum)
-        w_virtual = (w - direction.mul_(eta)).requires_grad_()
+        w, dw = _flatten(weights), _flatten(_grad(self._loss(input_train, target_train), weights))
+        w_virtual, xi = self._virtual_step(w, dw, eta, network_optimizer)
+        w_virtual.requires_grad_()
 
         # The pass at w' works on copies of the buffers: the network that it imagines leaves no trace in the running statistics.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         loss_valid = self._loss(input_valid, target_valid, self._state(w_virtual) | buffers)
         *dalpha, v = _grad(loss_valid, [*alphas, w_virtual])
 
+        product = self._product(w, v, input_train, target_train)
+        return [da.sub_(p * xi) for da, p in zip(dalpha, product, strict=True)]
+
+    def _virtual_step(
+        self, w: Tensor, dw: Tensor, eta: float | Tensor, network_optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, float | Tensor]:
+        """The step that SGD is about to make, without clipping, and the share of d/dw L_train in it.
+
+        Args:
+            w, dw: the weights and the gradient of the training loss, flat, (parameters,).
+
+        Returns:
+            w' = w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay * w), and xi.
+        """
+        buffers = [_momentum_buffer(network_optimizer, weight) for weight in self.model.weight_parameters()]
+        direction = dw.add(w, alpha=self.network_weight_decay).add_(_flatten(buffers), alpha=self.network_momentum)
+        return w - direction.mul_(eta), eta
+
+    def _product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor) -> list[Tensor]:
+        """(d2/dalpha dw L_train) v, in the way that was asked for."""
         multiply = self._exact_product if self.hvp == "exact" else self._hessian_vector_product
-        product = multiply(w, v, input_train, target_train)
-        return [da.sub_(p * eta) for da, p in zip(dalpha, product, strict=True)]
+        return multiply(w, v, input, target)
 
     def _hessian_vector_product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor, r: float = 1e-2) -> list[Tensor]:
         """(d2/dalpha dw L_train) v by central differences: (d/dalpha L_train(w+) - d/dalpha L_train(w-)) / 2 epsilon (equation 8).

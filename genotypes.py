@@ -44,7 +44,7 @@ def edge_key(cell: str, node: int, source: int) -> str:
 
 def edge_of(key: str) -> tuple[str, int, int] | None:
     """(cell, node, source): the inverse of `edge_key`; None if `key` is not such a name."""
-    match = re.fullmatch(r"(normal|reduce)_n(\d{1,3})_p(\d{1,3})", key, re.ASCII)
+    match = re.fullmatch(r"(normal|reduce|recurrent)_n(\d{1,3})_p(\d{1,3})", key, re.ASCII)
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 

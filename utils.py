@@ -136,6 +136,10 @@ class Meters:
             meter = getattr(self, name)
             meter.sum, meter.count = total, count
 
+    def brief(self) -> str:
+        """For the progress bar."""
+        return f"loss {self.loss.avg:.3f}, acc {self.top1.avg:.1f}%"
+
     def __str__(self) -> str:
         # Of five classes or fewer, every one is among the five most likely.
         return f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (self._classes > 5)
@@ -147,8 +151,8 @@ class FiniteCheck:
     The steps of an epoch are noted on their device; only `check` waits for it. Call it before anything is saved.
     """
 
-    def __init__(self, epoch: int, lr: float) -> None:
-        self._epoch, self._lr = epoch, lr
+    def __init__(self, epoch: int, lr: float, flags: str = "--learning_rate or --grad_clip") -> None:
+        self._epoch, self._lr, self._flags = epoch, lr, flags
         self._noted: Tensor | None = None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
 
     def note(self, loss: Tensor, gradient_norm: Tensor, step: int) -> None:
@@ -164,7 +168,7 @@ class FiniteCheck:
         raise UserError(
             f"the loss is {loss:g} and its gradient's norm {norm:g} at epoch {self._epoch}, step {step:.0f}, "
             f"learning rate {self._lr:g}: stopped, with the last checkpoint from before. "
-            "What usually helps: a lower --learning_rate or --grad_clip, a larger --batch_size"
+            f"What usually helps: a lower {self._flags}, a larger --batch_size"
         )
 
 
@@ -178,7 +182,8 @@ def optimizer(kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[T
     It steps in its own way even where it loads the state of one on another device.
     """
     if any(parameter.is_cuda for parameter in parameters):
-        options |= {"fused": True} | ({"capturable": True} if kind is torch.optim.Adam else {})
+        options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
+        options |= {} if kind is torch.optim.SGD else {"capturable": True}
     made = kind(parameters, **options)
     made.register_load_state_dict_pre_hook(_keep_ways)
     return made

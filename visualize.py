@@ -1,17 +1,18 @@
 """Pictures of architectures and of runs.
 
     python visualize.py DARTS_V2
+    python visualize.py rnn.DARTS_V2
     python visualize.py search-EXP/genotype.json --format pdf
     python visualize.py "Genotype(normal=[('sep_conv_3x3', 0), ...], ...)" --out pictures/
     python visualize.py search-EXP/               # everything that the run's folder tells
     python visualize.py search-EXP/ --report      # and all of it on one page, report.html
     python visualize.py search-A/ search-B/       # side by side, into the current folder
 
-An architecture becomes normal.png and reduction.png, or architecture.png where there are no such cells. A run has, besides, cells.gif (the
-cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win, and whether the search has
-settled) and curves.png (loss and accuracy), each where the run has what it shows. Several runs become curves.png, cells.png and a table,
-which is printed and written to comparison.md. Prints the paths, and takes a second for an architecture, half a minute for a run of 50
-epochs. A file of that name which this program did not write is never overwritten.
+An architecture becomes normal.png and reduction.png, recurrent.png, or architecture.png where there are no such cells. A run has, besides,
+cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win, and whether
+the search has settled) and curves.png (loss, and accuracy or perplexity), each where the run has what it shows. Several runs become
+curves.png, cells.png and a table, which is printed and written to comparison.md. Prints the paths, and takes a second for an architecture,
+half a minute for a run of 50 epochs. A file of that name which this program did not write is never overwritten.
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-import genotypes
 from experiment.errors import UserError
-from nas.architecture import Architecture
+from nas.architecture import Architecture, names
 from pictures import animation, compare, curves, drawing, history, report
 from pictures.history import History
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
     """What the pictures of `arch`, an accepted architecture, are called and where they go, if the command line does not say."""
-    if arch in genotypes.KNOWN:
+    if arch in names():
         return arch, "."
     if "Genotype(" in arch:
         return "", "."
@@ -65,7 +65,7 @@ def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
 
 def main() -> None:
     parser = cli.Parser(description="Draw an architecture, all that a run tells, or several runs side by side.")
-    parser.add_argument("what", nargs="+", help=f"one of {', '.join(genotypes.KNOWN)}, a JSON file, Genotype(...), or runs' folders")
+    parser.add_argument("what", nargs="+", help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders")
     parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="of the pictures that do not move")
     parser.add_argument("--report", action="store_true", help="of runs: everything on one page that needs nothing else, report.html")
     parser.add_argument("--out", default="", help="folder for the pictures; if empty, the one run's folder or else the current one")

@@ -64,7 +64,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
     """Takes an optimizer's momentum and the like. Its learning rate and all else that is an argument of the run stays as it is.
 
     Raises:
-        ValueError: `state_dict` is not of an SGD or Adam of these parameters.
+        ValueError: `state_dict` is not of an SGD, ASGD or Adam of these parameters.
     """
     states = state_dict.get("state") if isinstance(state_dict, dict) else None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -75,6 +75,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
         if isinstance(optimizer, torch.optim.SGD):
             momentum = isinstance(state, dict) and state.get("momentum_buffer") is not None
             like = {"momentum_buffer": parameters[index] if momentum else None}
+        elif isinstance(optimizer, torch.optim.ASGD):
+            like = {**dict.fromkeys(("step", "eta", "mu"), torch.tensor(0.0)), "ax": parameters[index]}
         else:
             like = {"step": torch.tensor(0.0), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
         check_like(state, like, f"the optimizer's parameter {index}")

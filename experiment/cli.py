@@ -141,7 +141,7 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
             that the command line does not name.
     """
     args = parser.parse_args()
-    if args.capture and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    if getattr(args, "capture", False) and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise UserError("--capture goes neither with --recompute nor with several processes: leave one of them out")
     resume = args.resume
     if resume is None and args.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
@@ -240,7 +240,10 @@ def runs_code(value: str) -> bool:
 def resume_command(args: argparse.Namespace, folder: str | Path) -> str:
     """The command that goes on with the run in `folder`; a space or a strategy in a file is named again (see `parse`)."""
     code = [text for name in CODE if runs_code(value := getattr(args, name, "")) for text in (f"--{name}", value)]
-    return shlex.join(["python", sys.argv[0], "--resume", str(folder), *code])
+    script = Path(sys.argv[0])
+    of_package = (script.parent / "__init__.py").exists()
+    program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [sys.argv[0]]
+    return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 
 def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], float]:
@@ -307,36 +310,42 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     )
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """What computes, and where the images are: the same for every stage."""
+def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
+    """What computes, and where the images are, if there are any: the same for every stage."""
     group = parser.add_argument_group("device")
     group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
-    group.add_argument("--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory")
+    if images:
+        group.add_argument(
+            "--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory"
+        )
 
 
-def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a network that learns is computed: the same for both stages that train."""
+def add_speed_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
+    """How a network that learns is computed, from `images` or not: the same for both stages that train."""
     group = parser.add_argument_group("speed")
     group.add_argument(
         "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: where a long run earns it"
     )
+    group.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits; faster")
+    if not images:
+        return
     group.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")
     group.add_argument("--capture", action="store_true", help="on a GPU, repeat a step as one CUDA graph; one process only")
-    group.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits; faster")
     group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The device, the run's folder and its log: the same for both stages that train."""
-    add_device_arguments(parser)
-    add_speed_arguments(parser)
+def add_run_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
+    """The device, the run's folder and its log: the same for both stages that train, on `images` or not."""
+    add_device_arguments(parser, images)
+    add_speed_arguments(parser, images)
     group = parser.add_argument_group("run")
     group.add_argument("--save", default="EXP", help="name in the run's default folder")
     group.add_argument("--run_dir", help="the run's folder, exactly")
     group.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, with its arguments")
     group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
-    group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
+    if images:
+        group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
     group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
     group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
 

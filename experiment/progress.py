@@ -107,5 +107,5 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any
             shown.update()
             if (now := time.monotonic()) - told >= 1 or step == first + 1:
                 told = now
-                told_of = f"loss {meters.loss.avg:.3f}, acc {meters.top1.avg:.1f}%" if meters.loss.count else ""
+                told_of = meters.brief() if meters.loss.count else ""
                 shown.set_postfix_str(f"{told_of}, {clock.pace(step):.2f} s/step, {tqdm.format_interval(clock.left(epoch, step))} left")

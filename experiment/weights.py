@@ -14,12 +14,18 @@ from experiment import files
 from experiment.errors import UserError, shorten
 
 
-def load_weights(model: nn.Module, path: str, num_classes: int | None = None) -> list[str]:
+def load_weights(
+    model: nn.Module,
+    path: str,
+    num_classes: int | None = None,
+    hint: str = "check --arch, --init_channels, --layers and the dataset",
+) -> list[str]:
     """Loads a `state_dict()` saved by `write_weights`, by the original authors, or as .safetensors, into `model`.
 
     Args:
         num_classes: to begin with the weights of a network for other classes. Linear layers to this number of classes keep their own
             weights if the file's are to another number. None: nothing may differ.
+        hint: what to check, for a user whose weights are of another network.
 
     Returns:
         The names of the layers that keep their own weights.
@@ -63,7 +69,6 @@ def load_weights(model: nn.Module, path: str, num_classes: int | None = None) ->
         if key in weights and weights[key].is_floating_point() != own[key].is_floating_point()
     ]
     if missing or unexpected or differing:
-        hint = "check --arch, --init_channels, --layers and the dataset"
         if not missing and not differing and all(key.startswith("auxiliary_head.") for key in unexpected):
             hint = "add --auxiliary"
         elif not unexpected and not differing and all(key.startswith("auxiliary_head.") for key in missing):

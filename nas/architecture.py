@@ -13,13 +13,14 @@ import ast
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiment import files
 from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of, to_nni
+from rnn import genotypes as rnn
 
 # Intermediate nodes of a cell, at most: more than any published cell has, and few enough that a network of them is built in seconds.
 MOST_NODES = 32
@@ -44,7 +45,7 @@ NUMBERED = {
 }
 NASBENCH201_EDGES = {"0_1", "0_2", "1_2", "0_3", "1_3", "2_3"}
 
-TITLES = {"normal": "normal cell", "reduce": "reduction cell", "": "architecture"}
+TITLES = {"normal": "normal cell", "reduce": "reduction cell", "recurrent": "recurrent cell", "": "architecture"}
 
 
 class Edge(NamedTuple):
@@ -61,35 +62,37 @@ class Cell(NamedTuple):
 
     nodes: dict[str, str]  # {name: "input", "node" or "output"}, the output last
     edges: list[Edge]
-    concat: list[str]  # the nodes whose outputs are concatenated into the cell's own
+    concat: list[str]  # the nodes whose outputs are concatenated into the cell's own; of a recurrent cell, whose mean it is
+    fixed: tuple[tuple[str, str], ...] = ()  # (tail, head) of edges that no operation is chosen for
 
 
 class Architecture:
-    """The cells of DARTS, or the choices of any other space.
+    """The cells of DARTS, its recurrent cell, or the choices of any other space.
 
     Args:
-        found: a `Genotype`, or {key of a choice: what was chosen}, as `nas.mutators.Mutator.export` gives it.
+        found: a `Genotype` (of `genotypes.py`, or of `rnn/genotypes.py`), or {key of a choice: what was chosen}, as
+            `nas.mutators.Mutator.export` gives it.
     """
 
-    def __init__(self, found: Genotype | Mapping[str, Any]) -> None:
-        self._genotype = found if isinstance(found, Genotype) else None
-        self._choices = None if isinstance(found, Genotype) else dict(found)
+    def __init__(self, found: Genotype | rnn.Genotype | Mapping[str, Any]) -> None:
+        self._genotype = found if isinstance(found, Genotype | rnn.Genotype) else None
+        self._choices = None if isinstance(found, Genotype | rnn.Genotype) else dict(found)
 
     @classmethod
     def read(cls, arch: str, space: str | None = None) -> Architecture:
         """The architecture that `arch` stands for, whatever its form.
 
         Args:
-            arch: a JSON file (see `of`), or the folder of a run; of cells also a name in `genotypes.KNOWN`, or the text
+            arch: a JSON file (see `of`), or the folder of a run; of cells also one of `names`, or the text
                 `Genotype(normal=[...], ...)`, as a search logs it, with or without what stands before it on its line.
             space: as of `of`.
 
         Raises:
             UserError: `arch` is none of these, or not an architecture of the space.
         """
-        cells = space in ("darts", None)
-        if cells and arch in KNOWN:
-            return cls(KNOWN[arch])
+        cells, known = space in _CELL_SPACES, names(space)
+        if arch in known:
+            return cls(known[arch])
         if cells and "Genotype(" in arch:
             return cls(parse(arch[arch.index("Genotype(") :]))
         path = Path(arch)
@@ -97,7 +100,7 @@ class Architecture:
             if path.is_dir():
                 path = next((file for file in _files(path, space) if file.exists()), _files(path, space)[0])
             elif cells and path.suffix != ".json" and not path.is_file():
-                raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(KNOWN)}, a JSON file, or Genotype(...)")
+                raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or Genotype(...)")
             content = files.read_json(path)
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
@@ -118,11 +121,13 @@ class Architecture:
         """The architecture in decoded JSON, or what a search model's `export` gives.
 
         Args:
-            content: a `Genotype`; `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
+            content: a `Genotype`; `{"recurrent": [["tanh", 0], ...], "concat": [1, ...]}`;
+                `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
                 [...]}`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`;
                 that of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0",
                 "normal_n2_p1"], ...}`, where an edge that no switch names may be `[]`; or choices of another space.
-            space: `darts` for cells, the name of another space for choices, whatever their keys; None for what it looks like.
+            space: `darts` for cells, `rnn` for a recurrent cell, the name of another space for choices, whatever their keys; None for what
+                it looks like.
 
         Raises:
             UserError: `content` is not an architecture of the space.
@@ -135,20 +140,17 @@ class Architecture:
                 "and reduce_concat"
             )
         keys = [str(key) for key in content]
+        if space == "rnn" or (space is None and set(keys) == set(rnn.Genotype._fields)):
+            return cls(_of_fields(rnn.Genotype, check_recurrent, content))
         if space is None and content and not any(key in Genotype._fields or key.startswith(_NNI_KEYS + _CHOICE_KEYS) for key in keys):
             return cls(content)
-        if space not in ("darts", None):
+        if space not in _CELL_SPACES:
             return cls(content)
         if any(key.startswith(_NNI_KEYS) for key in keys):
             return cls(_from_nni(content))
         if any(key.startswith(_CHOICE_KEYS) for key in keys):
             return cls(_from_choices(content))
-        missing = [field for field in Genotype._fields if field not in content]
-        unknown = [key for key in content if key not in Genotype._fields]
-        if missing or unknown:
-            fields = ", ".join(Genotype._fields)
-            raise UserError(f"an architecture's JSON needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
-        return cls(check(**content))
+        return cls(_of_fields(Genotype, check, content))
 
     @classmethod
     def of_epoch(cls, row: Mapping[str, Any]) -> Architecture | None:
@@ -162,10 +164,13 @@ class Architecture:
             _check_choices(choices)
         if "genotype" not in row:
             return None if choices is None else cls(choices)
-        architecture = cls.of(row["genotype"], "darts")
-        genotype, alphas = architecture.genotype, row.get("alphas", {})
-        nodes = {"normal": len(genotype.normal) // 2 + 2, "reduce": len(genotype.reduce) // 2 + 2}
-        edges = {edge_key(cell, node, source) for cell, count in nodes.items() for node in range(2, count) for source in range(node)}
+        recurrent = isinstance(row["genotype"], dict) and "recurrent" in row["genotype"]
+        architecture = cls.of(row["genotype"], "rnn" if recurrent else "darts")
+        cells = architecture.cells
+        first, per_node = (1, 1) if recurrent else (2, 2)  # a cell's first node that is searched, and its edges
+        ends = {cell: first + len(cells[cell].edges) // per_node for cell in cells}
+        edges = {edge_key(cell, node, source) for cell, end in ends.items() for node in range(first, end) for source in range(node)}
+        alphas = row.get("alphas", {})
         if alphas and alphas.keys() != edges:
             raise ValueError("its alphas are not of the edges of its genotype")
         return architecture
@@ -188,6 +193,15 @@ class Architecture:
         """
         if self._genotype is None:
             raise UserError("this architecture is made of choices, not of the cells of DARTS: name its --space")
+        if isinstance(self._genotype, rnn.Genotype):
+            raise UserError("this is a recurrent cell, not the cells of a convolutional network: python -m rnn.train trains it")
+        return self._genotype
+
+    @property
+    def recurrent(self) -> rnn.Genotype:
+        """Its recurrent cell. Raises `UserError` if it is none."""
+        if not isinstance(self._genotype, rnn.Genotype):
+            raise UserError(f"this is not a recurrent cell: name one of {', '.join(rnn.KNOWN)}, or the folder of a search by rnn/")
         return self._genotype
 
     @property
@@ -204,7 +218,8 @@ class Architecture:
         """The JSON-ready form, which `of` reads."""
         if self._genotype is None:
             return self.choices
-        return {name: [list(edge) for edge in field] if name in CELLS else list(field) for name, field in self._genotype._asdict().items()}
+        cells = (*CELLS, "recurrent")
+        return {name: [list(edge) for edge in field] if name in cells else list(field) for name, field in self._genotype._asdict().items()}
 
     @property
     def file_name(self) -> str:
@@ -214,10 +229,12 @@ class Architecture:
     def files(self) -> dict[str, dict[str, Any]]:
         """{name: JSON-ready content} of what a search leaves: the choices; for cells also the genotype, and that as NNI writes it.
 
-        For cells in which `none` takes the place of an edge, as `--gate_threshold` makes them, it is the genotype alone.
+        For recurrent cells, and for those in which `none` takes the place of an edge (`--gate_threshold`), it is the genotype alone.
         """
         if self._genotype is None:
             return {_CHOICES_FILE: self.choices}
+        if isinstance(self._genotype, rnn.Genotype):
+            return {_CELLS_FILE: self.json}
         if any(name == "none" for name, _ in [*self._genotype.normal, *self._genotype.reduce]):
             return {_CELLS_FILE: self.json}
         return {_CHOICES_FILE: self.choices, _CELLS_FILE: self.json, _NNI_FILE: to_nni(self._genotype)}
@@ -230,7 +247,9 @@ class Architecture:
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """{"normal" and "reduce", or "" where there is one kind: the cell}; empty for what is not made of known cells."""
+        """{"normal" and "reduce", "recurrent", or "" where there is one kind: the cell}; empty for what is not made of known cells."""
+        if isinstance(self._genotype, rnn.Genotype):
+            return {"recurrent": _recurrent_cell(self._genotype)}
         if self._genotype is not None:
             normal, normal_concat, reduce, reduce_concat = self._genotype
             return {"normal": _cell("normal", normal, list(normal_concat)), "reduce": _cell("reduce", reduce, list(reduce_concat))}
@@ -264,7 +283,9 @@ class Architecture:
         return edges or {key: str(chosen) for key, chosen in self.choices.items()}
 
     def skips(self) -> dict[str, int]:
-        """{cell: skip connections among its edges}; of a macro network, the layers' additional inputs."""
+        """{cell: skip connections among its edges}, empty for a recurrent cell; of a macro network, the layers' additional inputs."""
+        if isinstance(self._genotype, rnn.Genotype):
+            return {}
         if layers := self.layers:
             return {"": sum(len(inputs) for _, inputs in layers)}
         if cells := self.cells:
@@ -281,6 +302,8 @@ class Architecture:
         if self._genotype is None:
             ours, theirs = self.choices, other.choices
             return sum(ours[key] != theirs[key] for key in ours) if ours.keys() == theirs.keys() else None
+        if self.cells.keys() != other.cells.keys():
+            return None
         pairs = [(cell.edges, other.cells[name].edges) for name, cell in self.cells.items()]
         if any(len(ours) != len(theirs) for ours, theirs in pairs):
             return None
@@ -309,13 +332,16 @@ def edge_ends(key: str) -> tuple[str, str] | None:
         tail, head = key.split("_")
         return tail, head
     edge = edge_of(key)
-    return (node_name(edge[2]), node_name(edge[1])) if edge else None
+    if edge is None:
+        return None
+    cell, node, source = edge
+    return (str(source), str(node)) if cell == "recurrent" else (node_name(source), node_name(node))
 
 
 def cell_of(key: str) -> str:
-    """`normal` or `reduce`, the cell that an edge or a choice belongs to by its key; an empty string where there are no such two."""
+    """`normal`, `reduce` or `recurrent`, the cell that an edge or a choice belongs to by its key; an empty string where it is of none."""
     kind = key.partition("_")[0]
-    return kind if kind in CELLS else ""
+    return kind if kind in TITLES else ""
 
 
 def switch_key(cell: str, node: int) -> str:
@@ -360,6 +386,17 @@ def _cell(name: str, pairs: Any, concat: list[int], keys: list[str] | None = Non
     return Cell(kinds, edges, [nodes[node] for node in concat])
 
 
+def _recurrent_cell(genotype: rnn.Genotype) -> Cell:
+    """A cell in which every node but the first has one edge; its inputs and its output by the names of the paper's Figure 6."""
+    nodes = [str(node) for node in range(len(genotype.recurrent) + 1)]
+    kinds = dict.fromkeys(("x_{t}", "h_{t-1}"), "input") | dict.fromkeys(nodes, "node") | {"h_{t}": "output"}
+    edges = [
+        Edge(edge_key("recurrent", node, source), nodes[source], nodes[node], activation)
+        for node, (activation, source) in enumerate(genotype.recurrent, 1)
+    ]
+    return Cell(kinds, edges, [nodes[node] for node in genotype.concat], (("x_{t}", "0"), ("h_{t-1}", "0")))
+
+
 def _micro_cells(choices: dict[str, Any]) -> dict[str, Cell]:
     """The cells of an architecture of ENAS's micro space; empty if it is not one."""
     cells, names = {}, NUMBERED["enas_micro"]
@@ -396,6 +433,26 @@ def _is_index(chosen: Any, length: int) -> bool:
 
 # ---- Reading and writing cells
 
+_CELL_SPACES = ("darts", "rnn", None)
+
+
+def names(space: str | None = None) -> Mapping[str, Genotype | rnn.Genotype]:
+    """The published cells by their names in this space; for None those of both, the recurrent ones with `rnn.` before them."""
+    recurrent = {f"rnn.{name}": genotype for name, genotype in rnn.KNOWN.items()}
+    spaces: dict[str | None, Mapping[str, Genotype | rnn.Genotype]] = {"darts": KNOWN, "rnn": rnn.KNOWN, None: {**KNOWN, **recurrent}}
+    return spaces.get(space, {})
+
+
+def _of_fields(kind: Any, check: Callable[..., Any], content: dict[Any, Any]) -> Any:
+    """What `check` makes of the fields of a genotype of this kind."""
+    missing = [field for field in kind._fields if field not in content]
+    unknown = [key for key in content if key not in kind._fields]
+    if missing or unknown:
+        fields = ", ".join(kind._fields)
+        raise UserError(f"an architecture's JSON needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
+    return check(**content)
+
+
 _CELLS_FILE, _CHOICES_FILE, _NNI_FILE = "genotype.json", "architecture.json", "nni.json"
 _NNI_KEYS = tuple(f"{cell}/" for cell in CELLS)
 _CHOICE_KEYS = tuple(f"{cell}_n2" for cell in CELLS)
@@ -403,14 +460,15 @@ _CHOICE_KEYS = tuple(f"{cell}_n2" for cell in CELLS)
 
 def _files(folder: Path, space: str | None) -> list[Path]:
     """Where a run of this space may have left its architecture."""
-    return [folder / name for name in ([_CELLS_FILE, _CHOICES_FILE] if space in ("darts", None) else [_CHOICES_FILE])]
+    return [folder / name for name in ([_CELLS_FILE, _CHOICES_FILE] if space in _CELL_SPACES else [_CHOICES_FILE])]
 
 
-def parse(text: str) -> Genotype:
+def parse(text: str) -> Genotype | rnn.Genotype:
     """The genotype that `repr` prints, parsed as a literal, never evaluated.
 
     Args:
-        text: `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=[2, 3, 4, 5])`.
+        text: `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=[2, 3, 4, 5])`, or
+            `Genotype(recurrent=[('tanh', 0), ...], concat=range(1, 9))`.
 
     Raises:
         UserError: anything else.
@@ -421,15 +479,17 @@ def parse(text: str) -> Genotype:
             call = ast.parse(text.strip(), mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
             raise ValueError("it is not one Genotype(...)")
-        fields = dict(zip(Genotype._fields, map(_literal, call.args), strict=False))
+        given = len(call.args) + len(call.keywords)
+        names, checked = (rnn.Genotype._fields, check_recurrent) if given == 2 else (Genotype._fields, check)
+        fields = dict(zip(names, map(_literal, call.args), strict=False))
         fields |= {keyword.arg or "**": _literal(keyword.value) for keyword in call.keywords}
-        if len(call.args) + len(call.keywords) != 4 or set(fields) != set(Genotype._fields):
-            raise ValueError(f"it needs {', '.join(Genotype._fields)}, each once")
+        if given != len(names) or set(fields) != set(names):
+            raise ValueError(f"it needs {', '.join(Genotype._fields)}, or {', '.join(rnn.Genotype._fields)}, each once")
     except UserError:
         raise
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(f"cannot parse the genotype {shorten(text)}: {error}") from None
-    return check(**fields)
+    return checked(**fields)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -558,3 +618,26 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
     alive("normal", normal, genotype.normal_concat)
     alive("reduce", reduce, genotype.reduce_concat)
     return genotype
+
+
+def check_recurrent(recurrent: Any, concat: Any) -> rnn.Genotype:
+    """A recurrent `Genotype` of these parts, if they make a cell that can be built.
+
+    Raises:
+        UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no outputs.
+    """
+    if not isinstance(recurrent, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent):
+        raise UserError("the recurrent cell of a Genotype must be a list of pairs (activation, input node)")
+    if not 1 <= len(recurrent) <= MOST_NODES:
+        raise UserError(f"the recurrent cell has {len(recurrent)} edges: it can have 1 to {MOST_NODES}, one for each node")
+    for node, (activation, source) in enumerate(recurrent, 1):
+        if not isinstance(activation, str) or activation not in rnn.ACTIVATIONS:
+            raise UserError(f"unknown activation {shown(activation)} in the recurrent cell: known are {', '.join(rnn.ACTIVATIONS)}")
+        if type(source) is not int or not 0 <= source < node:
+            raise UserError(f"node {node} of the recurrent cell takes node {shown(source)}; it can only take nodes 0 to {node - 1}")
+    known = range(len(recurrent) + 1)
+    if not isinstance(concat, list | tuple) or not concat or not all(type(node) is int and node in known for node in concat):
+        raise UserError(f"concat must list nodes from 0 to {len(recurrent)}, not {shown(concat)}")
+    if len(set(concat)) != len(concat):
+        raise UserError(f"concat names a node twice: {shown(concat)}")
+    return rnn.Genotype([(activation, source) for activation, source in recurrent], list(concat))

@@ -7,7 +7,7 @@ import io
 import graphviz
 
 from experiment.errors import UserError
-from nas.architecture import Alphas, Architecture, cell_of, edge_ends
+from nas.architecture import Alphas, Architecture, Cell, cell_of, edge_ends
 from pictures import drawing, history
 from pictures.drawing import RelaxedEdge
 from pictures.history import History
@@ -60,8 +60,8 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
         cells = relaxed_cells(architecture, alphas, row.get("betas"))
         epochs.append(
             [
-                drawing.relaxed(nodes, [edge._replace(strength=strength(edge.strength)) for edge in edges], drawing.title(name, caption))
-                for name, (nodes, edges) in cells.items()
+                drawing.relaxed(cell, [edge._replace(strength=strength(edge.strength)) for edge in edges], drawing.title(name, caption))
+                for name, (cell, edges) in cells.items()
             ]
             or list(drawing.graphs(architecture, caption).values())
         )
@@ -79,8 +79,8 @@ def strength_range(run: History) -> tuple[float, float]:
 
 def relaxed_cells(
     architecture: Architecture | None, alphas: Alphas, betas: dict[str, float] | None = None
-) -> dict[str, tuple[dict[str, str], list[RelaxedEdge]]]:
-    """{cell: (nodes, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas, times the edge's own weight if it has one.
+) -> dict[str, tuple[Cell, list[RelaxedEdge]]]:
+    """{name: (cell, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas, times the edge's own weight if it has one.
 
     Known are the cells of DARTS and NAS-Bench-201; empty for others, and for strategies without alphas.
     """
@@ -103,7 +103,7 @@ def relaxed_cells(
             edges.append(RelaxedEdge(*ends, operation, strength, key in chosen))
         if not edges:
             return {}
-        relaxed[name] = cell.nodes, edges
+        relaxed[name] = cell, edges
     return relaxed
 
 

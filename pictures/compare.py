@@ -26,6 +26,7 @@ def names(runs: Sequence[History]) -> list[str]:
 def table(runs: Sequence[History]) -> list[dict[str, str]]:
     """A row for each run. Distances are to the first run; parameters and multiply-adds those of the network that `train.py` builds."""
     first = runs[0].architecture
+    of_text = any(run.series("train_ppl")[0] for run in runs)
     rows = []
     for run, name in zip(runs, names(runs), strict=True):
         architecture = run.architecture
@@ -35,7 +36,7 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
         rows.append(
             {
                 "run": name,
-                "space": str(run.arguments.get("space", "darts")),
+                "space": run.space,
                 "dataset": str(run.arguments.get("dataset", UNKNOWN)),
                 "seed": str(run.arguments.get("seed", UNKNOWN)),
                 "epochs": str(len(run.epochs)),
@@ -44,6 +45,7 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
                 "params, M": UNKNOWN if parameters is None else f"{parameters:.3f}",
                 "mult-adds, M": UNKNOWN if multiply_adds is None else f"{multiply_adds:.1f}",
                 **{f"{phase} acc, %": _last(run, f"{phase}_acc") for phase in ("train", "valid", "test")},
+                **{f"{phase} ppl": _last(run, f"{phase}_ppl") for phase in ("train", "valid") if of_text},
             }
         )
     return rows
@@ -63,7 +65,7 @@ def size(run: History) -> tuple[float | None, float | None]:
     from nas.trained import FILE, read
 
     architecture, space = run.architecture, run.arguments.get("space", "darts")
-    is_training = run.config.get("stage") == "eval"
+    is_training = run.trains
     classes, image_size = CLASSES.get(str(run.arguments.get("dataset"))), 32
     if is_training and (run.folder / FILE).exists():
         described = read(run.folder)

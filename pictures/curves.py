@@ -66,13 +66,13 @@ def pictures(run: History) -> dict[str, Figure]:
 
 
 def curves(run: History) -> Figure | None:
-    """Loss and accuracy over the epochs; None if neither was recorded."""
+    """Loss and accuracy, or perplexity, over the epochs; None if neither was recorded."""
     measured = [phase for phase in PHASES if run.series(f"{phase}_loss")[0]]
     if not measured:
         return None
     with _style():
         figure, panels = _panels(run.caption, 2, legend_rows=1)
-        for axes, measure, title in zip(panels, ("loss", "acc"), ("loss", "accuracy, %"), strict=True):
+        for axes, (measure, title) in zip(panels, _measures([run]), strict=True):
             for index, phase in enumerate(measured):
                 _line(axes, *run.series(f"{phase}_{measure}"), label=PHASES[phase], color=LINES[index], linestyle=DASHES[index])
             _finish(axes, title)
@@ -84,7 +84,7 @@ def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
     """Loss and accuracy of several runs: a colour for each, solid for what is measured on held-out images, dashed for training."""
     with _style():
         figure, panels = _panels(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
-        for axes, measure, title in zip(panels, ("loss", "acc"), ("loss", "accuracy, %"), strict=True):
+        for axes, (measure, title) in zip(panels, _measures(runs), strict=True):
             for index, (run, name) in enumerate(zip(runs, names, strict=True)):
                 line = LINES[index % len(LINES)]
                 _line(axes, *run.series(f"train_{measure}"), color=line, linestyle="--", linewidth=1.1, label="_")
@@ -143,6 +143,12 @@ def confusion(run: History) -> Figure | None:
     return figure
 
 
+def _measures(runs: Sequence[History]) -> list[tuple[str, str]]:
+    """(key, title) of what the epochs are judged by: perplexity for language models, accuracy for all else."""
+    of_text = all(run.series("train_ppl")[0] for run in runs)
+    return [("loss", "loss"), ("ppl", "perplexity") if of_text else ("acc", "accuracy, %")]
+
+
 def operations(run: History) -> Figure | None:
     """Which operation is the strongest on how many edges, the skip connections, the alphas' entropy, and the eigenvalue if it was measured.
 
@@ -152,29 +158,20 @@ def operations(run: History) -> Figure | None:
     rows = [(row["epoch"] + 1, history.named_alphas(run, row)) for row in shown_epochs if row.get("alphas")]
     skips = {cell: run.series(f"skips_{cell}" if cell else "skips") for cell in TITLES}
     skips = {cell: series for cell, series in skips.items() if series[0]}
-    if not skips:
+    if not skips and not rows:
         return None
     cells = [cell for cell in TITLES if rows and any(cell_of(edge) == cell for edge in rows[0][1])]
     entropies = {cell: run.series(f"entropy_{cell}" if cell else "entropy") for cell in cells}
     eigenvalue = run.series("eigenvalue")
     with _style():
-        figure, panels = _panels(run.caption, len(cells) + 1 + bool(cells) + bool(eigenvalue[0]), legend_rows=1)
+        figure, panels = _panels(run.caption, len(cells) + bool(skips) + bool(cells) + bool(eigenvalue[0]), legend_rows=1)
         shown: dict[str, Any] = {}
         for axes, cell in zip(panels, cells, strict=False):
             shown |= _strongest(axes, cell, rows, stride)
-        axes = panels[len(cells)]
-        for index, (cell, series) in enumerate(skips.items()):
-            axes.step(*series, where="mid", label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
-            if len(series[0]) == 1:
-                axes.plot(*series, "o", color=LINES[index])
-        _finish(axes, "skip connections in the architecture")
-        axes.locator_params(axis="y", integer=True)
-        if "normal" in skips:
-            axes.axhline(2.5, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="too many in a normal cell")
-        axes.set_ylim(-0.2, max(4, *(max(values) for _, values in skips.values())) + 1.6)
-        axes.legend(loc="upper left", ncols=2, fontsize=8)
+        if skips:
+            _skips(panels[len(cells)], skips)
         if cells:
-            axes, most = panels[len(cells) + 1], max(math.log(len(weights)) for weights in rows[-1][1].values())
+            axes, most = panels[len(cells) + bool(skips)], max(math.log(len(weights)) for weights in rows[-1][1].values())
             for index, (cell, series) in enumerate(entropies.items()):
                 _line(axes, *series, label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
             _finish(axes, "entropy of an edge's alphas, nats")
@@ -188,6 +185,20 @@ def operations(run: History) -> Figure | None:
             names = sorted(shown, key=_order)
             figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=min(8, len(names)), handlelength=1)
     return figure
+
+
+def _skips(axes: Axes, skips: dict[str, tuple[list[int], list[float]]]) -> None:
+    """Of every cell the skip connections in its architecture."""
+    for index, (cell, series) in enumerate(skips.items()):
+        axes.step(*series, where="mid", label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
+        if len(series[0]) == 1:
+            axes.plot(*series, "o", color=LINES[index])
+    _finish(axes, "skip connections in the architecture")
+    axes.locator_params(axis="y", integer=True)
+    if "normal" in skips:
+        axes.axhline(2.5, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="too many in a normal cell")
+    axes.set_ylim(-0.2, max(4, *(max(values) for _, values in skips.values())) + 1.6)
+    axes.legend(loc="upper left", ncols=2, fontsize=8)
 
 
 def _strongest(axes: Axes, cell: str, rows: list[tuple[int, Alphas]], stride: int) -> dict[str, Any]:

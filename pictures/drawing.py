@@ -39,6 +39,10 @@ OPERATION_COLOURS = {
 }
 # With the operations of other spaces, in the colours of those that these spaces lack.
 COLOURS = OPERATION_COLOURS | {
+    "tanh": OPERATION_COLOURS["sep_conv_3x3"],
+    "relu": OPERATION_COLOURS["max_pool_3x3"],
+    "sigmoid": OPERATION_COLOURS["dil_conv_3x3"],
+    "identity": OPERATION_COLOURS["skip_connect"],
     "conv_1x1": OPERATION_COLOURS["sep_conv_7x7"],
     "conv_3x3": OPERATION_COLOURS["dil_conv_3x3"],
     "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
@@ -75,9 +79,15 @@ def cell(cell: Cell, caption: str) -> graphviz.Digraph:
     _nodes(graph, cell.nodes)
     for index, edge in enumerate(cell.edges):
         _edge(graph, f"edge{index}", edge.operation, edge.tail, edge.head)
-    for name in cell.concat:
-        graph.edge(name, list(cell.nodes)[-1], color="#8C8C8C", penwidth="1.2")
+    _plain_edges(graph, cell)
     return graph
+
+
+def _plain_edges(graph: graphviz.Digraph, cell: Cell) -> None:
+    """The edges without an operation: those to the output, and those that are given."""
+    output = list(cell.nodes)[-1]
+    for tail, head in (*cell.fixed, *((name, output) for name in cell.concat)):
+        graph.edge(tail, head, color="#8C8C8C", penwidth="1.2")
 
 
 def _nodes(graph: graphviz.Digraph, nodes: dict[str, str]) -> None:
@@ -134,18 +144,18 @@ class RelaxedEdge(NamedTuple):
     chosen: bool  # is part of the architecture
 
 
-def relaxed(nodes: dict[str, str], edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
+def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
     """All edges of a cell with their strengths as widths; pale those that the architecture leaves out.
 
     The graphs of one cell have one layout, whatever operations and strengths: pictures of them make an animation.
 
     Args:
-        nodes: as in `Cell`. All of kind "node" lead to an "output" that no edge leads to.
+        cell: for its nodes and the edges that have no operation.
         edges: in the same order for every picture of the cell.
         caption: the line under the picture.
     """
     graph = _graph(caption)
-    _nodes(graph, nodes)
+    _nodes(graph, cell.nodes)
     for index, (tail, head, operation, strength, chosen) in enumerate(edges):
         full, pale = colour(operation), _mix(colour(operation), 0.3)
         style = {"fillcolor": full, "fontcolor": "white"} if chosen else {"fillcolor": "white", "fontcolor": _mix(full, 0.75)}
@@ -154,10 +164,7 @@ def relaxed(nodes: dict[str, str], edges: Sequence[RelaxedEdge], caption: str) -
         graph.node(f"edge{index}", label=_label(operation), color=line["color"], **style, **size)
         graph.edge(tail, f"edge{index}:w", dir="none", **line)
         graph.edge(f"edge{index}:e", head, **line)
-    heads = {edge.head for edge in edges}
-    for output in (name for name, kind in nodes.items() if kind == "output" and name not in heads):
-        for name in (name for name, kind in nodes.items() if kind == "node"):
-            graph.edge(name, output, color="#8C8C8C", penwidth="1.2")
+    _plain_edges(graph, cell)
     return graph
 
 

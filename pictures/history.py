@@ -27,6 +27,16 @@ class History:
         return self.config["arguments"]
 
     @property
+    def trains(self) -> bool:
+        """Whether it is the training of a found network; else it is a search."""
+        return str(self.config.get("stage")).endswith("eval")
+
+    @property
+    def space(self) -> str:
+        """What was searched, or what the trained network is of: the `--space`, or `rnn` for a recurrent cell."""
+        return "rnn" if str(self.config.get("stage")).startswith("rnn-") else str(self.arguments.get("space", "darts"))
+
+    @property
     def name(self) -> str:
         """The folder's."""
         return self.folder.resolve().name

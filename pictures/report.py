@@ -17,15 +17,16 @@ from pictures.history import History
 TITLES = {
     "normal.png": "Normal cell",
     "reduction.png": "Reduction cell",
+    "recurrent.png": "Recurrent cell",
     "architecture.png": "Architecture",
     "cells.gif": "Over the epochs",
     "alphas.png": "Alphas of every edge",
     "operations.png": "Which operations win, and has it settled?",
-    "curves.png": "Loss and accuracy",
+    "curves.png": "Loss and accuracy, or perplexity",
     "confusion.png": "Which class fails",
     "cells.png": "Final architectures",
 }
-CELLS = ("normal.png", "reduction.png", "architecture.png")
+CELLS = ("normal.png", "reduction.png", "recurrent.png", "architecture.png")
 EXPLANATIONS = {
     "curves.png": "The loss of the network alone: an auxiliary head's share is left out.",
     "confusion.png": "A row is a class: what its images of the test set were taken for.",
@@ -41,6 +42,8 @@ FIGURES = {  # key: (title, format)
     "test_acc": ("test accuracy", "{:.2f}%"),
     "valid_acc": ("validation accuracy", "{:.2f}%"),
     "train_acc": ("training accuracy", "{:.2f}%"),
+    "valid_ppl": ("validation perplexity", "{:.2f}"),
+    "train_ppl": ("training perplexity", "{:.2f}"),
     "skips_normal": ("skip connections, normal", "{:.0f}"),
     "skips_reduce": ("skip connections, reduction", "{:.0f}"),
     "skips": ("skip connections", "{:.0f}"),
@@ -48,7 +51,7 @@ FIGURES = {  # key: (title, format)
     "seconds_per_step": ("seconds per step", "{:.3g}"),
     "memory_mb": ("peak memory", "{:,.0f} MB"),
 }
-COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc"))]
+COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc", "ppl"))]
 COLUMNS += [name + cell for name in ("entropy", "skips") for cell in ("", "_normal", "_reduce")]
 COLUMNS += ["auxiliary_weight", "perturbation", "temperature", "eigenvalue", "seconds_per_step", "memory_mb", "seconds"]
 
@@ -119,7 +122,7 @@ def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: 
 
 def _what(run: History) -> str:
     arguments = run.arguments
-    if run.config.get("stage") == "eval":
+    if run.trains:
         what = "Training of a found network"
     elif arguments.get("strategy", "darts") == "darts":
         what = f"Search with DARTS, {'second' if arguments.get('unrolled') else 'first'} order"
@@ -130,7 +133,7 @@ def _what(run: History) -> str:
     on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
     images = arguments.get("data") if arguments.get("dataset") == "folder" else arguments.get("dataset", "?")
     epoch = run.caption.partition(", ")[2]
-    return f"{what}, space {arguments.get('space', 'darts')}, on {images}, on {on}; {epoch}."
+    return f"{what}, space {run.space}, on {images}, on {on}; {epoch}."
 
 
 def _provenance(run: History) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def _command(run: History) -> Iterable[str]:
     except OSError:
         log = ""
     found = dict(re.findall(r"(train what was found|by the paper's recipe[^:]*|test the weights again): (.+)", log))
-    yield f"<h2>{'Test it' if run.config.get('stage') == 'eval' else 'Train what was found'}</h2>"
+    yield f"<h2>{'Test it' if run.trains else 'Train what was found'}</h2>"
     if not found:
         yield "<p>The run is not over yet; its log ends with the command.</p>"
     for what, command in found.items():

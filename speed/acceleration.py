@@ -55,16 +55,9 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
     if args.recompute:
         recompute(network)
-    if args.compile == "no":
-        return "not compiled: --compile no"
-    if args.compile == "auto" and work < WORTH_COMPILING:
-        return f"not compiled: {work:.0e} multiply-adds are too few to earn it back (--compile yes compiles anyway)"
-    if args.sync_bn and distributed.world_size() > 1:
+    if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
         return "not compiled: --sync_bn sends messages within the network"
-    if reason := _no_compiler(device):
-        return f"not compiled: no compiler works here ({reason})"
-    compile_regions(network, len(range(args.batch_size)[distributed.share(args.batch_size)]))
-    return "compiled: the first steps take a minute or two longer"
+    return compile_where_worth(network, args.compile, work, len(range(args.batch_size)[distributed.share(args.batch_size)]), device)
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
@@ -100,9 +93,26 @@ def recompute(network: nn.Module) -> None:
             cell.forward = _recomputed(cell)  # type: ignore[method-assign]
 
 
-def compile_regions(network: nn.Module, batch_size: int) -> None:
+def compile_where_worth(
+    network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: tuple[type[nn.Module], ...] = REGIONS
+) -> str:
+    """`compile_regions` of a network whose run takes so much work, in multiply-adds, as `choice` (`auto`, `yes` or `no`) says.
+
+    Returns a line for the log that says what was done.
+    """
+    if choice == "no":
+        return "not compiled: --compile no"
+    if choice == "auto" and work < WORTH_COMPILING:
+        return f"not compiled: {work:.0e} multiply-adds are too few to earn it back (--compile yes compiles anyway)"
+    if reason := _no_compiler(device):
+        return f"not compiled: no compiler works here ({reason})"
+    compile_regions(network, batch_size, regions)
+    return "compiled: the first steps take a minute or two longer"
+
+
+def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.Module], ...] = REGIONS) -> None:
     """Compiles the regions of `network` for batches of this size. Others, such as an epoch's last, are computed without compiled code."""
-    for region in _outermost(network):
+    for region in _outermost(network, regions):
         region.forward = types.MethodType(_compiled(type(region), batch_size), region)  # type: ignore[arg-type, method-assign]
 
 
@@ -115,15 +125,15 @@ def _no_compiler(device: torch.device) -> str:
     return ""
 
 
-def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+def _outermost(module: nn.Module, regions: tuple[type[nn.Module], ...] = REGIONS) -> Iterator[nn.Module]:
     """The regions of a network."""
     for child in module.children():
-        if (isinstance(child, REGIONS) and getattr(child, "compilable", True)) or (
+        if (isinstance(child, regions) and getattr(child, "compilable", True)) or (
             isinstance(child, nn.Sequential) and all(map(_is_layer, child))
         ):
             yield child
         else:
-            yield from _outermost(child)
+            yield from _outermost(child, regions)
 
 
 def _is_layer(module: nn.Module) -> bool:

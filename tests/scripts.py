@@ -27,9 +27,12 @@ def load(name):
 
 
 def start(command, images, *arguments, prepare=lambda: None):
-    """`start_plain` on a folder of images."""
-    data = ["--dataset", "folder", "--data", images, "--image_size", "16", "--gpu", "-1", "--workers", "0"]
-    return start_plain([*command, *data, *arguments], prepare)
+    """`start_plain` on a folder of images.
+
+    `images`: their folder, or the flags that name other data.
+    """
+    data = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--workers", "0"]
+    return start_plain([*command, "--gpu", "-1", *(images if isinstance(images, list) else data), *arguments], prepare)
 
 
 def start_plain(command, prepare=lambda: None):

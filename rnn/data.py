@@ -1,0 +1,197 @@
+"""Text to learn from: corpora by name, batches, and how well unigrams and bigrams predict them.
+
+A corpus is three streams of words, each a line's words and then `<eos>`, by their numbers in one vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiment import files
+from experiment.errors import UserError
+
+DATASETS = ("ptb", "wikitext2", "text", "pydoc")
+PARTS = ("train", "valid", "test")
+EOS, UNKNOWN = "<eos>", "<unk>"
+
+SOURCES = {
+    "ptb": "Penn Treebank as prepared by Mikolov (ptb.train.txt and so on)",
+    "wikitext2": "WikiText-2 (wiki.train.tokens and so on)",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Streams of words, int64 (N,), and the words that the numbers stand for."""
+
+    words: list[str]
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
+    """The corpus `name`.
+
+    Args:
+        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: a text file of one's own, or all
+            .txt files of a folder; or `pydoc`: the reference that is part of Python (`pydoc_data.topics`).
+        path: the folder or file; `pydoc` needs none.
+        vocabulary: of `text` and `pydoc` the number of words, at most: the most frequent ones of the training part. All others are
+            `<unk>`. Both are in lower case, with punctuation marks as words; the first 80% of the lines are for training, 10% for
+            validation, and the last 10% for the test.
+
+    Raises:
+        UserError: an unknown name, or files that are missing, empty, or not text in UTF-8.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    if name in SOURCES:
+        return corpus([[line.split() for line in _read(_part(Path(path), part, name)).split("\n")] for part in PARTS])
+    lines = _topics() if name == "pydoc" else _own(Path(path))
+    words = [re.findall(r"\w+|[^\w\s]", line.lower()) for line in lines]
+    first, second = len(words) * 8 // 10, len(words) * 9 // 10
+    return corpus([words[:first], words[first:second], words[second:]], vocabulary)
+
+
+def corpus(parts: Sequence[Sequence[Sequence[str]]], vocabulary: int | None = None) -> Corpus:
+    """The corpus of training, validation and test lines, each a list of words.
+
+    Args:
+        vocabulary: as of `load`; None for all words of all parts, in the order of their first appearance, as the original has them.
+    """
+    streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
+    if vocabulary is None:
+        words = list(dict.fromkeys(word for stream in streams for word in stream))
+    else:
+        words = list(dict.fromkeys([UNKNOWN, *(word for word, _ in Counter(streams[0]).most_common(vocabulary - 1))]))
+    numbers = {word: number for number, word in enumerate(words)}
+    return Corpus(words, *(torch.tensor([numbers.get(word, 0) for word in stream]) for stream in streams))
+
+
+def _part(folder: Path, part: str, name: str) -> Path:
+    names = (f"{part}.txt", f"ptb.{part}.txt", f"wiki.{part}.tokens")
+    for file in names:
+        if (folder / file).exists():
+            return folder / file
+    raise UserError(
+        f"{folder / names[0]} is missing: put the files of {SOURCES[name]} into that folder as train.txt, valid.txt and test.txt (this "
+        "program does not download them), name another folder with --data, or choose --dataset pydoc"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        text = files.read(path).decode()
+    except OSError as error:
+        raise UserError(f"cannot read the text {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): convert it") from None
+    if not text.strip():
+        raise UserError(f"{path} holds no words: name a file that does")
+    return text.removesuffix("\n")
+
+
+def _own(path: Path) -> list[str]:
+    """The lines of the user's own text."""
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path} holds no .txt file: name a text file, or a folder of them, with --data")
+    return [line for file in files for line in _read(file).split("\n")]
+
+
+def _topics() -> list[str]:
+    """The lines of Python's reference, as it comes with `help()`."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise UserError("this Python comes without pydoc_data.topics: choose --dataset text and name a text with --data") from None
+    return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
+
+
+# ---- Batches
+
+
+def batchify(stream: Tensor, columns: int, part: str, least: int = 2) -> Tensor:
+    """(rows, columns): each column a contiguous piece of the stream, in order; what is left over at the end is dropped.
+
+    Args:
+        part: whose stream this is, in words.
+        least: the number of rows that are needed.
+
+    Raises:
+        UserError: the text is too short.
+    """
+    rows = len(stream) // columns
+    if rows < least:
+        raise UserError(
+            f"the {part} text has {len(stream)} words, too few for {columns} sequences of {least}: name a longer text, or lower "
+            "--batch_size or --bptt"
+        )
+    return stream[: rows * columns].view(columns, rows).t().contiguous()
+
+
+def get_batch(source: Tensor, row: int, length: int) -> tuple[Tensor, Tensor]:
+    """Rows `row` to `row + length` of `source`, at most to the last but one, and the rows that follow each: (T, B) and (T, B)."""
+    length = min(length, len(source) - 1 - row)
+    return source[row : row + length], source[row + 1 : row + 1 + length]
+
+
+def sequence_length(bptt: int, longest: int | None) -> int:
+    """The random length of the next sequence, by NumPy's generator: `bptt`, or in one of twenty half of it.
+
+    Args:
+        longest: the length varies around that by a normal distribution, from 5 up to this; None: it does not vary.
+    """
+    base = bptt if np.random.random() < 0.95 else bptt / 2
+    if longest is None:
+        return int(base)
+    return min(max(5, int(np.random.normal(base, 5))), longest)
+
+
+# ---- What a model has to beat
+
+
+def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
+    """{model: {part: perplexity}} of a unigram model with add-one smoothing and of a bigram model with interpolated Kneser-Ney."""
+    models = {"unigram": _unigram(corpus), "bigram": _bigram(corpus)}
+    held_out = {part: getattr(corpus, part).numpy() for part in ("valid", "test")}
+    return {
+        name: {part: float(np.exp(-np.log(model(words[:-1], words[1:])).mean())) for part, words in held_out.items()}
+        for name, model in models.items()
+    }
+
+
+def _unigram(corpus: Corpus):
+    counts = np.bincount(corpus.train.numpy(), minlength=len(corpus.words)) + 1.0
+    return lambda before, words: (counts / counts.sum())[words]
+
+
+def _bigram(corpus: Corpus):
+    """Kneser, Ney 1995, interpolated as by Chen, Goodman 1998: one discount D = n1 / (n1 + 2 n2)."""
+    V, train = len(corpus.words), corpus.train.numpy()
+    pairs, counts = np.unique(train[:-1] * V + train[1:], return_counts=True)
+    n1, n2 = (counts == 1).sum(), (counts == 2).sum()
+    discount = n1 / max(1, n1 + 2 * n2)
+    starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by another
+    followers = np.bincount(pairs // V, minlength=V)  # by how many different ones
+    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different ones it stands; add-one, for words never seen
+    continuation = contexts / contexts.sum()
+
+    def probability(before: np.ndarray, words: np.ndarray) -> np.ndarray:
+        keys = before * V + words
+        places = np.searchsorted(pairs, keys).clip(max=len(pairs) - 1)
+        seen = np.where(pairs[places] == keys, counts[places] - discount, 0)
+        times = np.maximum(starts[before], 1)
+        left = np.where(starts[before] > 0, discount * followers[before] / times, 1)
+        return seen / times + left * continuation[words]
+
+    return probability

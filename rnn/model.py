@@ -1,0 +1,159 @@
+"""The language model of one recurrent cell: what a genotype becomes (DARTS, section 3.2 and appendix A.2).
+
+`DARTSCell` is one step in time, `RNNModel` the model around it: an embedding, the cell over the time steps, and a decoder whose matrix is
+the embedding's (Inan et al. 2017, 1611.01462). Dropout is variational (Gal, Ghahramani 2016, 1512.05287): a mask is drawn once for a
+batch and is the same at every time step.
+
+Names of dimensions: T time steps, B sequences, V words of the vocabulary, H units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rnn.genotypes import STEPS, Genotype
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
+INITRANGE = 0.04
+
+
+class Dropouts(NamedTuple):
+    """Probabilities: of the decoder's input, of the cell's states and of its input within its products, of embeddings, of word types."""
+
+    dropout: float = 0.0
+    dropouth: float = 0.0
+    dropoutx: float = 0.0
+    dropouti: float = 0.0
+    dropoute: float = 0.0
+
+
+class Masks(NamedTuple):
+    """What is dropped in one batch: factors that are 0 or 1 / (1 - probability); None where nothing is."""
+
+    embedding: Tensor | None = None  # (V, 1)
+    input: Tensor | None = None  # (1, B, H)
+    x: Tensor | None = None  # (B, H)
+    h: Tensor | None = None  # (B, H)
+    output: Tensor | None = None  # (1, B, H)
+
+
+class DARTSCell(nn.Module):
+    """A step in time of a recurrent cell: its input x and the state h before it, (B, H), to the next state, (B, H).
+
+    Every edge is a highway: s + c * (activation(q) - s), where c, a sigmoid, and q are two halves of a product with the edge's input s.
+    """
+
+    def __init__(self, nhid: int, genotype: Genotype | None) -> None:
+        super().__init__()
+        self.genotype = genotype
+        steps = STEPS if genotype is None else len(genotype.recurrent)
+        self._W0 = nn.Parameter(torch.empty(2 * nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE))
+        self._Ws = nn.ParameterList(nn.Parameter(torch.empty(nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE)) for _ in range(steps))
+
+    def project(self, x: Tensor) -> Tensor:
+        """The input's part of node 0 for all time steps at once: (T, B, H), masked, to (T, B, 2H)."""
+        return x @ self._W0[: x.size(-1)]
+
+    def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None) -> Tensor:
+        """`x`: (B, 2H), what `project` made of the input; `h_mask`: `Masks.h`."""
+        assert self.genotype is not None
+        states = [self.first_node(x, h, h_mask)]
+        for W, (name, source) in zip(self._Ws, self.genotype.recurrent, strict=True):
+            s = states[source]
+            c, q = (masked(s, h_mask) @ W).chunk(2, dim=-1)
+            states.append(s + c.sigmoid() * (ACTIVATIONS[name](q) - s))
+        return torch.stack([states[node] for node in self.genotype.concat]).mean(0)
+
+    def first_node(self, x: Tensor, h: Tensor, h_mask: Tensor | None) -> Tensor:
+        """Node 0: a highway of its own, from the state before and the input."""
+        c, q = (x + masked(h, h_mask) @ self._W0[-h.size(-1) :]).chunk(2, dim=-1)
+        return h + c.sigmoid() * (q.tanh() - h)
+
+
+class RNNModel(nn.Module):
+    """Embedding, cell, decoder.
+
+    Args:
+        ntoken: V.
+        ninp: H, of embeddings and states alike.
+        dropouts: probabilities.
+        genotype: the cell.
+    """
+
+    def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts, genotype: Genotype | None) -> None:
+        super().__init__()
+        self.ntoken, self.ninp, self.dropouts = ntoken, ninp, dropouts
+        self.encoder = nn.Embedding(ntoken, ninp)
+        self.rnns = nn.ModuleList([self._cell(ninp, genotype)])
+        self.decoder = nn.Linear(ninp, ntoken)
+        self.decoder.weight = self.encoder.weight
+        nn.init.uniform_(self.encoder.weight, -INITRANGE, INITRANGE)
+        nn.init.zeros_(self.decoder.bias)
+
+    def _cell(self, ninp: int, genotype: Genotype | None) -> DARTSCell:
+        return DARTSCell(ninp, genotype)
+
+    def _cell_inputs(self) -> tuple[Tensor, ...]:
+        """What the cell takes beside its input, state and mask."""
+        return ()
+
+    def forward(self, x: Tensor, hidden: Tensor, masks: Masks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A piece of text through the model.
+
+        Args:
+            x: words, (T, B).
+            hidden: the state before the piece, (1, B, H).
+            masks: what is dropped; drawn if it is None and the model is in training mode.
+
+        Returns:
+            The log-probabilities of the words that follow each, (T, B, V), the state after the piece, (1, B, H), and all states, (T, B, H),
+            as the decoder saw them, and before dropout.
+        """
+        if masks is None:
+            masks = self.draw_masks(x.size(1))
+        embedded = masked(F.embedding(x, masked(self.encoder.weight, masks.embedding)), masks.input)
+        cell, h, more = cast(DARTSCell, self.rnns[0]), hidden[0], self._cell_inputs()
+        over_time = []
+        for x_t in cell.project(masked(embedded, masks.x)):
+            h = cell(x_t, h, masks.h, *more)
+            over_time.append(h)
+        states = torch.stack(over_time)
+        output = masked(states, masks.output)
+        return F.log_softmax(self.decoder(output), dim=-1), states[-1:], output, states
+
+    def draw_masks(self, batch_size: int) -> Masks:
+        """Masks for a batch; none in evaluation mode."""
+        if not self.training:
+            return Masks()
+        weight, p = self.encoder.weight, self.dropouts
+
+        def mask(p: float, *shape: int) -> Tensor | None:
+            return torch.empty(shape, dtype=weight.dtype, device=weight.device).bernoulli_(1 - p).div_(1 - p) if p else None
+
+        B, H = batch_size, self.ninp
+        return Masks(
+            embedding=mask(p.dropoute, self.ntoken, 1),
+            input=mask(p.dropouti, 1, B, H),
+            x=mask(p.dropoutx, B, H),
+            h=mask(p.dropouth, B, H),
+            output=mask(p.dropout, 1, B, H),
+        )
+
+    def init_hidden(self, batch_size: int) -> Tensor:
+        """The state before a text: zeros, (1, B, H)."""
+        return self.encoder.weight.new_zeros(1, batch_size, self.ninp)
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`x`, without what the mask drops."""
+    return x if mask is None else x * mask

@@ -1,0 +1,92 @@
+"""The supernet of the recurrent search: all edges and all activations at once, weighted by the softmax of the alphas."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genotypes import edge_key
+from rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
+from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, RNNModel, masked
+
+
+class DARTSCellSearch(DARTSCell):
+    """A step in time of the cell in which every node takes every node before it by every activation (DARTS, equation 2).
+
+    All edges into a node share its matrix. Every node passes the one BatchNorm of the cell, which has no parameters. The weight of `none`
+    is lost: the other weights of its edge do not sum to 1.
+    """
+
+    def __init__(self, nhid: int) -> None:
+        super().__init__(nhid, None)
+        self.bn = nn.BatchNorm1d(nhid, affine=False)
+
+    def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+        """As `DARTSCell.forward`; `weights`: the softmaxed alphas, (edges, len(PRIMITIVES))."""
+        assert weights is not None
+        states = self.bn(self.first_node(x, h, h_mask))[None]  # (nodes so far, B, H)
+        for W, edges in zip(self._Ws, weights.split(list(range(1, STEPS + 1))), strict=True):
+            c, q = (masked(states, h_mask) @ W).chunk(2, dim=-1)
+            # Of an edge the sum over activations of weight * (s + c * (activation(q) - s)), with s and c taken out of it.
+            columns = dict(zip(PRIMITIVES, edges.t()[:, :, None, None], strict=True))  # {primitive: (edges, 1, 1)}
+            activated = sum(columns[name] * activation(q) for name, activation in ACTIVATIONS.items())
+            kept = sum(columns[name] for name in ACTIVATIONS) * states
+            node = (kept + c.sigmoid() * (activated - kept)).sum(0)
+            states = torch.cat([states, self.bn(node)[None]])
+        return states[-CONCAT:].mean(0)
+
+
+class RNNModelSearch(RNNModel):
+    """The search network. Its alphas are a parameter, (edges, len(PRIMITIVES)), which moves and is saved with it (the original's are not
+    in its `state_dict()`), but never one of the `weight_parameters()`. Row i (i - 1) / 2 + j is the edge from node j to node i.
+    """
+
+    def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts) -> None:
+        super().__init__(ntoken, ninp, dropouts, None)
+        self.alphas = nn.Parameter(1e-3 * torch.randn(STEPS * (STEPS + 1) // 2, len(PRIMITIVES)))
+
+    def _cell(self, ninp: int, genotype: Genotype | None) -> DARTSCell:
+        return DARTSCellSearch(ninp)
+
+    def _cell_inputs(self) -> tuple[Tensor, ...]:
+        return (F.softmax(self.alphas, dim=-1),)
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The alphas, alpha in the paper."""
+        return [self.alphas]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """The network's weights, w in the paper: every parameter but the alphas, the matrix that encoder and decoder share once."""
+        return [parameter for parameter in self.parameters() if parameter is not self.alphas]
+
+    def genotype(self) -> Genotype:
+        """The discrete cell that the alphas stand for now: per node the strongest edge with its strongest activation.
+
+        An edge is as strong as its strongest activation; `none` takes part in the softmax, so weakens the edge, but is never chosen.
+        Among equals the earlier edge and the earlier activation win.
+        """
+        gene = []
+        for edges in F.softmax(self.alphas.detach(), dim=-1).split(list(range(1, STEPS + 1))):
+            weights = {
+                (name, source): weight
+                for source, edge in enumerate(edges.tolist())
+                for name, weight in zip(PRIMITIVES, edge, strict=True)
+                if name != "none"
+            }
+            gene.append(max(weights, key=weights.__getitem__))
+        return Genotype(recurrent=gene, concat=range(STEPS + 1 - CONCAT, STEPS + 1))
+
+    def export(self) -> Genotype:
+        """What the search has found so far."""
+        return self.genotype()
+
+    def alphas_by_edge(self) -> dict[str, dict[str, float]]:
+        """The softmaxed alphas, {edge: {activation: weight}}, with the edges' names of `genotypes.edge_key`."""
+        edges = [(node, source) for node in range(1, STEPS + 1) for source in range(node)]
+        rows = F.softmax(self.alphas.detach(), dim=-1).tolist()
+        return {edge_key("recurrent", *edge): dict(zip(PRIMITIVES, row, strict=True)) for edge, row in zip(edges, rows, strict=True)}
+
+    def alpha_lines(self) -> list[str]:
+        """The log's lines about the alphas, as the original writes them."""
+        return [str(F.softmax(self.alphas.detach(), dim=-1).cpu())]

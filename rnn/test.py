@@ -1,0 +1,58 @@
+"""Stage 3: the perplexity of saved weights on the validation and the test text.
+
+    python -m rnn.test --arch RUN_DIR --model_path RUN_DIR/weights.pt --data ../data/penn --gpu 0
+
+Expect one line, beside those of a unigram and a bigram model of the same text. The arguments that shape the network and its vocabulary must
+be those of its training: rnn/train.py ends by printing the command. The original's files hold whole Python objects and are not read.
+"""
+
+from __future__ import annotations
+
+from experiment import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import argparse
+from pathlib import Path
+
+import utils
+from experiment.weights import load_weights
+from nas.architecture import Architecture
+from rnn import data
+from rnn import utils as text
+from rnn.model import Dropouts, RNNModel
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Measure the perplexity of saved weights.")
+    text.add_text_arguments(parser)
+    cli.add_device_arguments(parser, images=False)
+    text.add_network_arguments(parser, emsize=850)
+    parser.add_argument("--arch", default="DARTS", help=text.ARCH_HELP)
+    parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
+    args = parser.parse_args()
+    text.check_sizes(args)
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    architecture = Architecture.read(args.arch, "rnn")
+    device = utils.select_device(args.gpu)
+    corpus = data.load(args.dataset, args.data, args.vocabulary)
+    text.check_vocabulary(corpus, Path(args.model_path))
+    model = RNNModel(len(corpus.words), args.emsize, Dropouts(), architecture.recurrent)
+    load_weights(model, args.model_path, hint="check --arch, --emsize, --dataset, --data and --vocabulary")
+    model.to(device)
+    for line in text.baseline_lines(corpus):
+        print(line)
+    found = []
+    for part, columns in (("valid", text.EVAL_BATCH), ("test", text.TEST_BATCH)):
+        stream = data.batchify(getattr(corpus, part), columns, part).to(device)
+        found.append(f"{part} ppl {text.perplexity(text.evaluate(model, stream, args.bptt, args.faithful)):.2f}")
+    print(f"model: {', '.join(found)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

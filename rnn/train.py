@@ -1,0 +1,185 @@
+"""Stage 2, the evaluation of a recurrent cell: trains the language model of a genotype from scratch.
+
+    python -m rnn.train --arch DARTS_V2 --data ../data/penn --gpu 0        # Penn Treebank: test perplexity 55.7 in the paper
+    python -m rnn.train --dataset wikitext2 --data ../data/wikitext-2 --emsize 700 --dropouth 0.15 --wdecay 5e-7 --gpu 0      # 69.6 there
+
+SGD, until the validation loss has not improved for some epochs; then ASGD, whose averaged weights are what is measured and kept (Merity et
+al. 2017, 1708.02182). Expect weights.pt, those of the best epoch on the validation text, and at the end their perplexity on the test text.
+"""
+
+from __future__ import annotations
+
+from experiment import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import argparse
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+import utils
+from experiment import monitor
+from experiment.run import Run
+from experiment.weights import load_weights
+from nas.architecture import Architecture
+from rnn import data
+from rnn import utils as text
+from rnn.model import DARTSCell, RNNModel
+from rnn.utils import Meters, Place
+from speed import acceleration
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Train the language model of a recurrent cell from scratch.")
+    text.add_text_arguments(parser)
+    cli.add_run_arguments(parser, images=False)
+    text.add_network_arguments(parser, emsize=850)
+    text.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
+    parser.add_argument("--arch", default="DARTS", help=text.ARCH_HELP)
+    parser.add_argument("--nonmono", type=cli.positive_int, default=5, help="epochs without a better validation loss before ASGD begins")
+    parser.add_argument("--max_seq_len_delta", type=cli.non_negative_int, default=20, help="that a sequence may be longer than --bptt")
+    args = cli.parse(parser, "rnn-eval")
+    text.check_sizes(args)
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    recorded = Architecture.recorded(args.resume, "rnn") if args.resume else None
+    architecture = recorded or Architecture.read(args.arch, "rnn")
+    device = utils.select_device(args.gpu, args.tf32)
+    utils.seed_everything(args.seed, args.deterministic)
+    corpus = data.load(args.dataset, args.data, args.vocabulary)
+    train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
+    valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
+    test_text = data.batchify(corpus.test, text.TEST_BATCH, "test").to(device)
+    limit = 2 if args.fast_dev_run else None  # of pieces; None: all
+    epochs = 1 if args.fast_dev_run else args.epochs
+    steps = limit or text.expected_pieces(train_text, args.bptt)
+
+    genotype = architecture.recurrent
+    model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
+    work = text.multiply_adds(model, len(genotype.recurrent), args.batch_size * args.bptt) * steps * epochs
+    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, (DARTSCell,))
+    weights = list(model.parameters())
+    sgd = utils.optimizer(torch.optim.SGD, weights, lr=args.lr, weight_decay=args.wdecay)
+    asgd = utils.optimizer(torch.optim.ASGD, weights, lr=args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)
+
+    meters, place = Meters(), Place(model.init_hidden(args.batch_size))
+
+    with Run("rnn-eval", args, device) as run:
+        text.keep_vocabulary(corpus, run)
+        run.log("%s", speed)
+        run.log("%s", architecture)
+        if recorded is None:
+            run.write_json(architecture.file_name, architecture.json)
+        run.log("param size = %fMB", utils.count_parameters_in_MB(model))
+        for line in text.baseline_lines(corpus):
+            run.log("%s", line)
+        progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
+        watch = monitor.Monitor(run, epochs, steps, evaluated=-(-len(valid_text) // args.bptt))
+        for epoch in range(progress.epoch, epochs):
+            before = [row["valid_loss"] for row in progress.metrics]
+            averages = averaging(before, args.nonmono)
+            optimizer = asgd if averages else sgd
+            if progress.step == 0:
+                meters.reset()
+                place.begin()
+                run.log("epoch %d lr %e, %s", epoch, args.lr, "ASGD" if averages else "SGD")
+
+            batches = islice(
+                text.pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta), limit and max(0, limit - progress.step)
+            )
+            train(watch.batches(batches, meters), model, optimizer, place, meters, args, run)
+            run.save()
+            run.log("train %s", meters)
+
+            with averaged(model, asgd):
+                valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq))
+                run.log("valid loss %5.2f ppl %8.2f", valid_loss, text.perplexity(valid_loss))
+                if valid_loss < min(before, default=float("inf")):
+                    run.write_weights(model)
+            metrics = {
+                "lr": args.lr,
+                "averaged": int(averages),
+                "train_loss": meters.loss.avg,
+                "train_ppl": text.perplexity(meters.loss.avg),
+                "valid_loss": valid_loss,
+                "valid_ppl": text.perplexity(valid_loss),
+                **watch.measured(),
+            }
+            watch.record(metrics)
+            run.complete_epoch(metrics)
+
+        best = min(progress.metrics, key=lambda row: row["valid_loss"])
+        load_weights(model, str(run.folder / "weights.pt"))
+        test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", 20 * args.report_freq))
+        run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
+        run.log("test the weights again: %s", test_command(args, run))
+
+
+def train(
+    batches: Iterable[tuple[int, int, Tensor, Tensor]],
+    model: RNNModel,
+    optimizer: torch.optim.Optimizer,
+    place: Place,
+    meters: Meters,
+    args: argparse.Namespace,
+    run: Run,
+) -> None:
+    """One epoch, or the rest of it. In `meters`, the loss is without regularisation."""
+    model.train()
+    finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")
+    run.before_saving = finite.check
+    for step, (_, length, x, y) in enumerate(batches, run.progress.step):
+        optimizer.zero_grad()
+        loss, regularised, hidden = text.losses(model, x, y, place.hidden[0], args.alpha, args.beta)
+        regularised.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        text.set_lr(optimizer, args.lr * length / args.bptt)
+        optimizer.step()
+        text.set_lr(optimizer, args.lr)  # what a checkpoint holds
+        place.hidden = [hidden]
+
+        finite.note(regularised, norm, step)
+        meters.update_loss(loss, y.numel())
+        if step % args.report_freq == 0:
+            finite.check()
+            run.log("train %03d %s", step, meters)
+        run.complete_step()
+    finite.check()
+
+
+def averaging(losses: Sequence[float], nonmono: int) -> bool:
+    """Whether ASGD has taken over, by the validation losses of the epochs so far: once one was above the least of those that lie more than
+    `nonmono` epochs before it."""
+    return any(loss > min(losses[: epoch - nonmono]) for epoch, loss in enumerate(losses) if epoch > nonmono)
+
+
+@contextmanager
+def averaged(model: nn.Module, asgd: torch.optim.Optimizer) -> Iterator[None]:
+    """The averages of ASGD in place of the weights, where it has stepped."""
+    weights = [(weight, weight.detach().clone()) for weight in model.parameters() if "ax" in asgd.state.get(weight, {})]
+    with torch.no_grad():
+        for weight, _ in weights:
+            weight.copy_(asgd.state[weight]["ax"])
+        yield
+        for weight, value in weights:
+            weight.copy_(value)
+
+
+def test_command(args: argparse.Namespace, run: Run) -> str:
+    """The command that measures the saved weights' perplexity."""
+    command = ["python", "-m", "rnn.test", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt")]
+    command += ["--gpu", str(args.gpu), *text.data_flags(args), "--emsize", str(args.emsize), "--bptt", str(args.bptt)]
+    return shlex.join(command + ["--faithful"][: args.faithful])
+
+
+if __name__ == "__main__":
+    cli.run(main)

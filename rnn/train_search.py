@@ -1,0 +1,186 @@
+"""Stage 1, the search for a recurrent cell: learns the alphas and the weights of the supernet together and writes the cell that it finds.
+
+    python -m rnn.train_search --unrolled --data ../data/penn --gpu 0      # Penn Treebank, second order: the paper's setting
+    python -m rnn.train_search --data ../data/penn --gpu 0                 # first order
+    python -m rnn.train_search --dataset pydoc --gpu -1 --emsize 64 --batch_size 32 --epochs 2
+
+Expect genotype.json and a picture of the cell in the run's folder, and at the end the command that trains it. The perplexities on the way
+are the supernet's; what the found cell is worth, only rnn/train.py can tell.
+"""
+
+from __future__ import annotations
+
+from experiment import cli
+
+if __name__ == "__main__":
+    cli.end_on_ctrl_c()  # before the imports that take seconds
+
+import argparse
+import shlex
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+import utils
+from architect import HVP
+from experiment import monitor
+from experiment.errors import UserError
+from experiment.run import Run
+from nas import collapse
+from nas.architecture import Architecture
+from pictures import drawing
+from rnn import data
+from rnn import utils as text
+from rnn.architect import Architect
+from rnn.model_search import DARTSCellSearch, RNNModelSearch
+from rnn.utils import Meters, Place
+from speed import acceleration
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description="Search for a recurrent cell with DARTS.")
+    text.add_text_arguments(parser)
+    cli.add_run_arguments(parser, images=False)
+    text.add_network_arguments(parser, emsize=300)
+    text.add_training_arguments(parser, batch_size=256, epochs=50, seed=3, dropoute=0.0, wdecay=5e-7)
+    cli.accept_unread(parser, "--nonmono", "--max_seq_len_delta")
+    group = parser.add_argument_group("alphas")
+    group.add_argument("--unrolled", action="store_true", help="second order: the validation loss after one step of the weights")
+    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
+    group.add_argument("--arch_lr", type=cli.positive_float, default=3e-3, help="learning rate of the alphas")
+    group.add_argument("--arch_wdecay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas")
+    args = cli.parse(parser, "rnn-search")
+    text.check_sizes(args)
+    if args.hvp != HVP[0] and not args.unrolled:
+        raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
+    if args.batch_size == 1:
+        raise UserError("--batch_size must be at least 2: the supernet's BatchNorm sees one word of each sequence at a time")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = utils.select_device(args.gpu, args.tf32)
+    utils.seed_everything(args.seed, args.deterministic)
+    corpus = data.load(args.dataset, args.data, args.vocabulary)
+    train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
+    alpha_text = data.batchify(corpus.valid, args.batch_size, "validation").to(device)
+    valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
+    limit = 2 if args.fast_dev_run else None  # of pieces; None: all
+    epochs = 1 if args.fast_dev_run else args.epochs
+    steps = limit or text.expected_pieces(train_text, args.bptt)
+
+    model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
+    architect = Architect(model, args)
+    work = text.multiply_adds(model, len(model.alphas), args.batch_size * args.bptt) * steps * epochs
+    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, (DARTSCellSearch,))
+    optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
+
+    meters = Meters()
+    place = Place(model.init_hidden(args.batch_size), model.init_hidden(args.batch_size))
+
+    with Run("rnn-search", args, device) as run:
+        text.keep_vocabulary(corpus, run)
+        run.log("%s", speed)
+        run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
+        for line in text.baseline_lines(corpus):
+            run.log("%s", line)
+        progress = run.restore(
+            epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
+        )
+        watch = monitor.Monitor(run, epochs, steps, evaluated=-(-len(valid_text) // args.bptt))
+        for epoch in range(progress.epoch, epochs):
+            if progress.step == 0:
+                meters.reset()
+                place.begin()
+                run.log("epoch %d lr %e", epoch, args.lr)
+                run.log("%s", Architecture(model.genotype()))
+                for line in model.alpha_lines():
+                    run.log("%s", line)
+
+            batches = islice(text.pieces(train_text, place, args.bptt), limit and max(0, limit - progress.step))
+            train(watch.batches(batches, meters), alpha_text, model, architect, optimizer, place, meters, args, run)
+            run.save()
+            run.log("train %s (supernet)", meters)
+
+            valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq))
+            run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, text.perplexity(valid_loss))
+
+            architecture = Architecture(model.genotype())
+            run.write_weights(model)
+            run.write_json(architecture.file_name, architecture.json)
+            metrics = {
+                "lr": args.lr,
+                "train_loss": meters.loss.avg,
+                "train_ppl": text.perplexity(meters.loss.avg),
+                "valid_loss": valid_loss,
+                "valid_ppl": text.perplexity(valid_loss),
+                **collapse.describe(architecture, model.alphas_by_edge()),
+                "genotype": architecture.json,
+                **watch.measured(),
+            }
+            watch.record(metrics, architecture)
+            run.complete_epoch(metrics)
+
+        architecture = Architecture(model.genotype())
+        run.log("%s", architecture)
+        run.log("train what was found: %s", train_command(args, run))
+        try:
+            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
+            run.log("pictures: %s", ", ".join(map(str, pictures)))
+        except Exception as error:  # the search is complete, with or without
+            run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
+
+
+def train(
+    batches: Iterable[tuple[int, int, Tensor, Tensor]],
+    alpha_text: Tensor,
+    model: RNNModelSearch,
+    architect: Architect,
+    optimizer: torch.optim.Optimizer,
+    place: Place,
+    meters: Meters,
+    args: argparse.Namespace,
+    run: Run,
+) -> None:
+    """One epoch, or the rest of it: steps of the alphas on pieces of `alpha_text`, and of the weights on those of the training text."""
+    model.train()
+    weights = model.weight_parameters()
+    finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")
+    run.before_saving = finite.check
+    for step, (row, length, x, y) in enumerate(batches, run.progress.step):
+        lr = args.lr * length / args.bptt
+        hidden, hidden_valid = place.hidden
+
+        # 1. Update the alphas by descending the validation loss.
+        valid = *data.get_batch(alpha_text, row % (len(alpha_text) - 1), args.bptt), hidden_valid
+        hidden_valid = architect.step_text((x, y, hidden), valid, lr, optimizer, args.unrolled)
+
+        # 2. Update the weights by descending the training loss; the alphas need no gradient here.
+        optimizer.zero_grad()
+        loss, regularised, hidden = text.losses(model, x, y, hidden, args.alpha, args.beta)
+        regularised.backward(inputs=weights)
+        norm = nn.utils.clip_grad_norm_(weights, args.clip)
+        text.set_lr(optimizer, lr)
+        optimizer.step()
+        text.set_lr(optimizer, args.lr)  # what a checkpoint holds
+        place.hidden = [hidden, hidden_valid]
+
+        finite.note(regularised, norm, step)
+        meters.update_loss(loss, y.numel())
+        if step % args.report_freq == 0:
+            finite.check()
+            run.log("train %03d %s", step, meters)
+        run.complete_step()
+    finite.check()
+
+
+def train_command(args: argparse.Namespace, run: Run) -> str:
+    """The command that trains the found cell by the paper's recipe on the same text."""
+    return shlex.join(["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu), *text.data_flags(args)])
+
+
+if __name__ == "__main__":
+    cli.run(main)

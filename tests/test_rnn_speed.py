@@ -1,0 +1,95 @@
+"""What makes recurrent cells fast changes nothing but the last digits."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import close
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+from benchmarks.recurrent_step import PlainCell, PlainCellSearch
+from rnn import genotypes
+from rnn.model import Dropouts, RNNModel
+from rnn.model_search import RNNModelSearch
+
+pytestmark = pytest.mark.usefixtures("double")
+T, B, V, H = 6, 5, 11, 7
+P = Dropouts(0.3, 0.3, 0.3, 0.3, 0.3)
+
+
+def both(kind):
+    """A model, the same with the original's operations, and a text for them."""
+    models = []
+    for plain in (False, True):
+        torch.manual_seed(1)
+        model = RNNModelSearch(V, H, P) if kind == "search" else RNNModel(V, H, P, genotypes.KNOWN[kind])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(10)
+        if plain:
+            model.rnns[0].__class__ = PlainCellSearch if kind == "search" else PlainCell
+        models.append(model)
+    return *models, torch.randint(V, (2, T, B)), torch.randn(1, B, H)
+
+
+@pytest.mark.parametrize("kind", ["search", *genotypes.KNOWN])
+def test_edges_computed_together_are_the_original_s_operations(kind):
+    model, plain, (x, y), hidden = both(kind)
+    masks = model.draw_masks(B)
+    for one in (model, plain):
+        log_prob, new_hidden, *_ = one(x, hidden, masks)
+        (log_prob.gather(2, y[..., None]).mean() + new_hidden.sum()).backward()
+    close(model(x, hidden, masks)[0].detach(), plain(x, hidden, masks)[0].detach(), 1e-12)
+    for (name, ours), (_, theirs) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        assert ours.grad is not None, name
+        close(ours.grad, theirs.grad, 1e-9)
+    for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+        close(ours, theirs, 1e-12)
+
+
+COMPILED = """
+import sys, torch
+sys.path[:0] = ["tests", "."]
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+from types import SimpleNamespace
+import rnn.model, rnn.model_search
+rnn.model.STEPS = rnn.model_search.STEPS = 3  # fewer nodes compile sooner
+from golden import close
+from test_rnn_speed import B, H, T, V, both
+from rnn.architect import Architect
+from rnn.model import DARTSCell
+from speed import acceleration
+
+for kind in ("search", "DARTS_V2"):
+    model, plain, text, hidden = both(kind)
+    acceleration.compile_regions(model, B, (DARTSCell,))
+    masks = model.draw_masks(B)
+    for one in (model, plain):
+        log_prob, new_hidden, *_ = one(text[0], hidden, masks)
+        (log_prob.square().mean() + new_hidden.sum()).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        close(ours.grad, theirs.grad, 1e-9)
+    for ours, theirs in zip(model.buffers(), plain.buffers()):
+        close(ours, theirs, 1e-9)
+    if kind == "search":
+        model.zero_grad(), plain.zero_grad()
+        for hvp in ("finite_difference", "exact"):
+            args = SimpleNamespace(clip=0.25, wdecay=0.0, arch_lr=3e-3, arch_wdecay=0.0, hvp=hvp, faithful=False)
+            for one in (model, plain):
+                torch.manual_seed(2)
+                Architect(one, args).step_text((*text, hidden), (*text, hidden), 0.5, torch.optim.SGD(one.weight_parameters(), 1.0), True)
+            close(model.alphas.grad, plain.alphas.grad, 1e-6 if hvp == "finite_difference" else 1e-9)
+print("equal")
+"""
+
+
+def test_compiled_cells_compute_the_same():
+    """In a process of its own, so that later tests can fork."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    if "cannot compile" in done.stderr:
+        pytest.skip("no compiler works here")
+    assert done.stdout == "equal\n", done.stderr
