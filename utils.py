@@ -108,7 +108,7 @@ class Meters:
     """
 
     confusion: Tensor
-    _NAMES = ("loss", "top1", "top5")
+    _NAMES: tuple[str, ...] = ("loss", "top1", "top5")
 
     def __init__(self) -> None:
         self._classes = 0  # of the last batch
