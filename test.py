@@ -103,7 +103,7 @@ def main() -> None:
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
     acceleration.set_memory_format(model, device)
-    print(f"param size = {utils.count_parameters_in_MB(model):f}MB (the auxiliary head left out)")
+    print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
     meters = utils.evaluate(
         model,

@@ -79,7 +79,7 @@ def main() -> None:
         run.log("%s", architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
-        run.log("param size = %fMB", utils.count_parameters_in_MB(model))
+        run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         for line in text.baseline_lines(corpus):
             run.log("%s", line)
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)

@@ -84,7 +84,7 @@ def main() -> None:
     with Run("rnn-search", args, device) as run:
         text.keep_vocabulary(corpus, run)
         run.log("%s", speed)
-        run.log("param size = %fMB", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
+        run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         for line in text.baseline_lines(corpus):
             run.log("%s", line)
         progress = run.restore(

@@ -44,6 +44,7 @@ def test_search_then_train_then_test(script, tmp_path):
         "metrics.jsonl",
         "genotype.json",
         "architecture.json",
+        "nni.json",
         "weights.pt",
         "checkpoint.pt",
         "checkpoint.prev.pt",
@@ -150,7 +151,8 @@ def module_meters(module):
 
 def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
     shutil.copytree(images, tmp_path / "images")
-    (tmp_path / "images" / "train" / "dark" / "0.png").write_bytes(b"")
+    for part in ("train", "test"):
+        (tmp_path / "images" / part / "dark" / "0.png").write_bytes(b"")
     folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--skip_bad_images", "--gpu", "-1", "--workers", "0"]
     status, out, _ = script("train_search", *folder, *TINY[4:], "--fast_dev_run", "--batch_size", "4", "--run_dir", "search")
     assert status == 0
@@ -159,21 +161,22 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
     assert status == 0
     status, most, _ = script("test", *said(more.splitlines(), "test the weights again: ")[2:])
     assert status == 0
-    for text in (out, more, most, *((tmp_path / name / "log.txt").read_text() for name in ("search", "eval"))):
-        assert text.count("skipped 1 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
+    for text in (out, more, *((tmp_path / name / "log.txt").read_text() for name in ("search", "eval"))):
+        assert text.count("skipped 2 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
+    assert most.count("skipped 1 of 8 images, which cannot be decoded: images/test/dark/0.png: ") == 1
 
 
 def test_names_give_the_terminal_no_orders(script, tmp_path, images):
     """Names of files and of tensors: in the log, in what is printed, in errors."""
     shutil.copytree(images, tmp_path / "images")
-    (tmp_path / "images" / "train" / "dark" / "\x1b]0;title\x07\x9b31m.gif").touch()
+    (tmp_path / "images" / "test" / "dark" / "\x1b]0;title\x07\x9b31m.gif").touch()
     folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--gpu", "-1", "--workers", "0", *TINY[4:]]
     status, out, err = script("train", *folder, "--fast_dev_run", "--batch_size", "4", "--run_dir", "eval")
     assert (status, err) == (0, "")
     status, printed, _ = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
     assert status == 0
     for text in (out, printed, (tmp_path / "eval" / "log.txt").read_text()):
-        assert text.count(r"images/train/dark/\x1b]0;title\x07\x9b31m.gif") == 1
+        assert text.count(r"images/test/dark/\x1b]0;title\x07\x9b31m.gif") == 1
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
     torch.save({"\x1b[2J": torch.zeros(1)}, tmp_path / "weights.pt")
     status, _, err = script("test", *TINY, "--model_path", "weights.pt")
