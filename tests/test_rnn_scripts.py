@@ -19,7 +19,7 @@ from pictures import drawing
 from rnn import data, genotypes, train
 from rnn.model import Dropouts, RNNModel
 
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "1"))
 SMALL = ["--emsize", "6", "--bptt", "6", "--batch_size", "4", "--epochs", "2"]
 SEARCH = ["rnn/train_search", *SMALL, "--unrolled"]
 TRAIN = ["rnn/train", "--arch", "DARTS_V2", *SMALL[:-2], "--epochs", "4", "--nonmono", "1", "--max_seq_len_delta", "2", "--lr", "60"]
