@@ -53,15 +53,12 @@ def main() -> None:
     args = parse_arguments()
     recorded = Architecture.recorded(args.resume, "rnn") if args.resume else None
     architecture = recorded or Architecture.read(args.arch, "rnn")
-    device = utils.select_device(args.gpu, args.tf32)
-    utils.seed_everything(args.seed, args.deterministic)
+    device = utils.begin(args)
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
     test_text = data.batchify(corpus.test, text.TEST_BATCH, "test").to(device)
-    limit = 2 if args.fast_dev_run else None  # of pieces; None: all
-    epochs = 1 if args.fast_dev_run else args.epochs
-    steps = limit or text.expected_pieces(train_text, args.bptt)
+    epochs, steps, limit = utils.length(args, text.expected_pieces(train_text, args.bptt))
 
     genotype = architecture.recurrent
     model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
@@ -75,13 +72,11 @@ def main() -> None:
 
     with Run("rnn-eval", args, device) as run:
         text.keep_vocabulary(corpus, run)
-        run.log("%s", speed)
-        run.log("%s", architecture)
+        run.log_each(speed, architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
-        for line in text.baseline_lines(corpus):
-            run.log("%s", line)
+        run.log_each(*text.baseline_lines(corpus))
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
         watch = monitor.Monitor(run, epochs, steps, evaluated=-(-len(valid_text) // args.bptt))
         for epoch in range(progress.epoch, epochs):

@@ -62,15 +62,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    device = utils.select_device(args.gpu, args.tf32)
-    utils.seed_everything(args.seed, args.deterministic)
+    device = utils.begin(args)
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     alpha_text = data.batchify(corpus.valid, args.batch_size, "validation").to(device)
     valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
-    limit = 2 if args.fast_dev_run else None  # of pieces; None: all
-    epochs = 1 if args.fast_dev_run else args.epochs
-    steps = limit or text.expected_pieces(train_text, args.bptt)
+    epochs, steps, limit = utils.length(args, text.expected_pieces(train_text, args.bptt))
 
     model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
     architect = Architect(model, args)
@@ -85,8 +82,7 @@ def main() -> None:
         text.keep_vocabulary(corpus, run)
         run.log("%s", speed)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        for line in text.baseline_lines(corpus):
-            run.log("%s", line)
+        run.log_each(*text.baseline_lines(corpus))
         progress = run.restore(
             epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
         )
@@ -97,8 +93,7 @@ def main() -> None:
                 place.begin()
                 run.log("epoch %d lr %e", epoch, args.lr)
                 run.log("%s", Architecture(model.genotype()))
-                for line in model.alpha_lines():
-                    run.log("%s", line)
+                run.log_each(*model.alpha_lines())
 
             batches = islice(text.pieces(train_text, place, args.bptt), limit and max(0, limit - progress.step))
             train(watch.batches(batches, meters), alpha_text, model, architect, optimizer, place, meters, args, run)
