@@ -29,6 +29,7 @@ from typing import Any
 import filelock
 
 import data
+import genotypes
 from experiment import errors, files
 from experiment.errors import UserError
 from pictures import protocol as pictures
@@ -51,7 +52,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--yes", action="store_true", help="begin without a question")
     parser.add_argument("--dry_run", action="store_true", help="print all command lines, and run none")
     parser.add_argument("--collect", action="store_true", help="select and write the results of what has been run; run nothing")
-    return parser.parse_args()
+    args = parser.parse_args()
+    try:
+        args.gpus = [int(number) for number in args.gpus.split(",")] if args.gpus else []
+    except ValueError:
+        raise UserError(f"--gpus {args.gpus}: give numbers, separated by commas") from None
+    return args
 
 
 def main() -> None:
@@ -85,7 +91,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """The plan of these arguments.
 
     Raises:
-        UserError: an unknown method, a file that cannot be read or says something else, or GPUs that are not numbers.
+        UserError: an unknown method, or a file that cannot be read or says something else.
     """
     protocol = PRESETS[args.preset]
     if args.config is not None:
@@ -129,7 +135,12 @@ def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
     if not path.exists():
         files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
         return
-    before = files.read_json(path)
+    try:
+        before = files.read_json(path)
+        if not isinstance(before, dict):
+            raise ValueError("it does not hold an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}): name another --out") from None
     growing = ("seeds", "trainings", "own")  # more of them may be asked for
     changed = [key for key in now if key not in growing and before.get(key) != now[key]]
     if changed:
@@ -178,9 +189,9 @@ def ask(plan: Plan, args: argparse.Namespace) -> None:
         planned = f"{counts['search']} searches, {counts['select']} short trainings, {counts['train']} trainings"
         print(f"{plan.protocol.method(method).title}: {planned}")
     print("measuring a few steps of each kind of run ...", flush=True)
-    slots = len(args.gpus.split(",")) if args.gpus else args.jobs
+    slots = len(args.gpus) or args.jobs
     seconds, size = estimate(plan, left, args)
-    print(f"{len(left)} runs: about {duration(seconds / slots)} with {slots} at a time, and {size / 1e6:,.0f} MB on the disk")
+    print(f"{len(left)} runs: about {errors.duration(seconds / slots)} with {slots} at a time, and {size / 1e6:,.0f} MB on the disk")
     if not sys.stdin.isatty():
         raise UserError("add --yes to begin: there is no terminal to ask on")
     if input("Begin? [y/N] ").strip().lower() not in ("y", "yes"):
@@ -199,9 +210,9 @@ def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[flo
         kind = (job.method if job.stage == "search" else "", job.stage)
         if kind not in kinds:
             with tempfile.TemporaryDirectory() as folder:
-                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in PUBLISHED else "DARTS_V2"}
+                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in genotypes.KNOWN else "DARTS_V2"}
                 probe = replace(job, folder=Path(folder) / "probe", flags={**job.flags, **arch, "fast_dev_run": True})
-                if reason := workers.execute(probe, int(args.gpus.split(",")[0]) if args.gpus else -1, None):
+                if reason := workers.execute(probe, args.gpus[0] if args.gpus else -1, None):
                     raise UserError(f"{job.name} does not run: {reason}")
                 run = run_of(probe)
                 assert run is not None  # of a command that ended well
@@ -222,14 +233,6 @@ def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[flo
     return total[0], total[1]
 
 
-PUBLISHED = ("DARTS_V1", "DARTS_V2", "NASNet", "AmoebaNet")
-
-
-def duration(seconds: float) -> str:
-    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
 def work(plan: Plan, args: argparse.Namespace) -> None:
     """Runs what is left to do."""
 
@@ -242,11 +245,7 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     if args.ray is not None:
         workers.run(plan, workers.RayWorkers(args.ray, bool(args.gpus), max(1, args.jobs)), tell, changed)
         return
-    try:
-        gpus = [int(number) for number in args.gpus.split(",")] if args.gpus else []
-    except ValueError:
-        raise UserError(f"--gpus {args.gpus}: give numbers, separated by commas") from None
-    with workers.local(gpus, args.jobs) as pool:
+    with workers.local(args.gpus, args.jobs) as pool:
         workers.run(plan, pool, tell, changed)
 
 

@@ -317,6 +317,11 @@ def test_another_protocol_in_the_same_folder_is_refused(script, whole, tmp_path)
     status, _, error = script("reproduce", *SMALL, "--out", folder, "--config", "other.json")
     assert status == 2
     assert "another protocol, which differs in train" in error
+    for content in ("", "[]", '{"preset"'):
+        (folder / "protocol.json").write_text(content)
+        status, _, error = script("reproduce", *SMALL, "--out", folder)
+        assert (status, error.count("\n")) == (2, 1)
+        assert "protocol.json" in error
 
 
 def test_images_of_a_subset_are_the_first_of_each_class(tmp_path):
