@@ -32,6 +32,7 @@ import data
 import genotypes
 from experiment import errors, files
 from experiment.errors import UserError
+from nas.architecture import canonical
 from pictures import protocol as pictures
 from protocol import results, workers
 from protocol.plan import PRESETS, Job, Plan, configured, run_of
@@ -98,7 +99,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         protocol = configured(protocol, read_config(args.config), args.config)
     counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
     protocol = replace(protocol, **counts, common={**protocol.common, "data": args.data})
-    methods = tuple(args.methods.split(",")) if args.methods else protocol.methods
+    given = args.methods.split(",") if args.methods else protocol.methods
+    methods = tuple(name if name in protocol.own else canonical(name, "darts") for name in given)
     for method in methods:
         protocol.method(method)
     return Plan(protocol, methods, Path(args.out or f"protocol-{args.preset}"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiment import files
-from experiment.errors import UserError, printable, shorten, shown, warn
+from experiment.errors import UserError, shorten, shown, warn
 from genotypes import PRIMITIVES
 
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))} (--help lists the arguments)\n")
+        raise UserError(f"{message} (--help lists the arguments)")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -121,11 +121,13 @@ MAY_CHANGE = {
     "init_from",
 }
 
+SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
+
 # Arguments of earlier versions that changed no result and are left out where a run is resumed.
 RETIRED = {"engine"}
 
 
-def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """The command line's arguments; with `--resume`, those of the run that is resumed, which `run_dir` then names.
 
     Where torchrun starts a command again, after a process has died, it goes on with the run in `--run_dir`.
@@ -133,14 +135,19 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     Args:
         parser: with `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
+        arguments: {name: value} of a call from Python, in place of the command line. None and False mean that it is not given.
 
     A space or a strategy in a file is code, and a folder may be untrusted: `--resume` runs it only if the command line also names it.
 
     Raises:
         UserError: there is no such run, it is of the other stage, an argument differs that would change the result, or code would be run
             that the command line does not name.
+        TypeError: one of `arguments` is unknown to `parser`.
     """
-    args = parser.parse_args()
+    if arguments is not None and (unknown := arguments.keys() - (known := vars(parser.parse_args([])).keys())):
+        raise TypeError(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
+    given = sys.argv[1:] if arguments is None else _flags(_given(arguments))
+    args = parser.parse_args(given)
     if getattr(args, "capture", False) and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise UserError("--capture goes neither with --recompute nor with several processes: leave one of them out")
     resume = args.resume
@@ -158,8 +165,8 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {args.run_dir}")
     recorded = _recorded(resume, stage, known=vars(args))
     # Through the parser again, which checks them: the file may be a stranger's.
-    texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
-    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *sys.argv[1:]])
+    texts = _flags(recorded)
+    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *given])
     for name in CODE:
         file = getattr(before, name, "")
         if runs_code(file) and getattr(args, name, "") != file:
@@ -173,6 +180,15 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
     merged.resume = merged.run_dir = resume
     return merged
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None and value is not False}
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    """The command line that gives these."""
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments.items()]
 
 
 def check_learning_rates(args: argparse.Namespace) -> None:
@@ -196,8 +212,7 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
             f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
             "restore it, or begin a new search"
         )
-    arguments = config["arguments"].items()
-    recorded = {name: value for name, value in arguments if value is not None and value is not False and name not in RETIRED}
+    recorded = {name: value for name, value in _given(config["arguments"]).items() if name not in RETIRED}
     for name, value in recorded.items():
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
@@ -237,12 +252,14 @@ def runs_code(value: str) -> bool:
     return ":" in value
 
 
-def resume_command(args: argparse.Namespace, folder: str | Path) -> str:
+def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> str:
     """The command that goes on with the run in `folder`; a space or a strategy in a file is named again (see `parse`)."""
     code = [text for name in CODE if runs_code(value := getattr(args, name, "")) for text in (f"--{name}", value)]
     script = Path(sys.argv[0])
+    if not script.match(SCRIPTS[stage]):  # a program of the user's, which has called the script's function
+        script = Path(__file__).parent.parent / SCRIPTS[stage]
     of_package = (script.parent / "__init__.py").exists()
-    program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [sys.argv[0]]
+    program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [str(script)]
     return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 

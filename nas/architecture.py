@@ -3,14 +3,16 @@
     Architecture.read("DARTS_V2").cells["normal"].edges
     Architecture.read("search-EXP/").distance(Architecture.read("DARTS_V1"))
 
-It is written as a published cell's name, the text `Genotype(...)`, a JSON file, or a run's folder. In JSON, the cells of DARTS are the
-fields of `Genotype`, NNI's flat dictionary, or choices; in any other space, {key of a choice: what was chosen}. This file needs no torch.
+It is written as a published cell's name, the text `Genotype(...)`, JSON or a file of it, or a run's folder. In JSON, the cells of DARTS
+are the fields of `Genotype`, NNI's flat dictionary, or choices; in any other space, {key of a choice: what was chosen}. This file needs no
+torch.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -83,16 +85,18 @@ class Architecture:
         """The architecture that `arch` stands for, whatever its form.
 
         Args:
-            arch: a JSON file (see `of`), or the folder of a run; of cells also one of `names`, or the text
-                `Genotype(normal=[...], ...)`, as a search logs it, with or without what stands before it on its line.
+            arch: a JSON file (see `of`), the JSON itself, or the folder of a run; of cells also one of `names`, as `canonical` reads
+                them, or the text `Genotype(normal=[...], ...)`, as a search logs it, with or without what stands before it on its line.
             space: as of `of`.
 
         Raises:
             UserError: `arch` is none of these, or not an architecture of the space.
         """
         cells, known = space in _CELL_SPACES, names(space)
-        if arch in known:
+        if arch in known or (arch := canonical(arch, space)) in known:
             return cls(known[arch])
+        if arch[:1] + arch[-1:] == "{}":
+            return cls.of(_json(arch, arch), space)
         if cells and "Genotype(" in arch:
             return cls(parse(arch[arch.index("Genotype(") :]))
         path = Path(arch)
@@ -101,14 +105,10 @@ class Architecture:
                 path = next((file for file in _files(path, space) if file.exists()), _files(path, space)[0])
             elif cells and path.suffix != ".json" and not path.is_file():
                 raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or Genotype(...)")
-            content = files.read_json(path)
+            content = files.read(path)
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"{shorten(str(path))} does not hold JSON: {error}") from None
-        return cls.of(content, space)
+        return cls.of(_json(content, str(path)), space)
 
     @classmethod
     def recorded(cls, folder: str | Path, space: str | None = None) -> Architecture | None:
@@ -441,6 +441,26 @@ def names(space: str | None = None) -> Mapping[str, Genotype | rnn.Genotype]:
     recurrent = {f"rnn.{name}": genotype for name, genotype in rnn.KNOWN.items()}
     spaces: dict[str | None, Mapping[str, Genotype | rnn.Genotype]] = {"darts": KNOWN, "rnn": rnn.KNOWN, None: {**KNOWN, **recurrent}}
     return spaces.get(space, {})
+
+
+def canonical(arch: str, space: str | None = None) -> str:
+    """The name among `names(space)` that `arch` spells in another way: DARTS_V2 for `darts-v2`; `arch` itself where it is anything else.
+
+    A file or a folder that is spelt like `arch` comes first.
+    """
+    spelt = {_spelling(name): name for name in names(space)}.get(_spelling(arch))
+    return arch if spelt is None or os.path.lexists(arch) else spelt
+
+
+def _json(content: str | bytes, name: str) -> Any:
+    try:
+        return files.parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{shorten(name)} does not hold JSON: {error}") from None
+
+
+def _spelling(name: str) -> str:
+    return name.casefold().replace("-", "_")
 
 
 def _of_fields(kind: Any, check: Callable[..., Any], content: dict[Any, Any]) -> Any:

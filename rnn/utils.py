@@ -18,6 +18,7 @@ from experiment import cli, files
 from experiment.checkpoint import check_like
 from experiment.errors import UserError
 from experiment.run import Run
+from nas.architecture import canonical
 from rnn import data, genotypes
 from rnn.model import Dropouts, RNNModel
 
@@ -37,6 +38,11 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", default="../data/penn/", help="folder of train.txt, valid.txt and test.txt; of --dataset text a file or a folder"
     )
     group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help="words, at most, of --dataset text and pydoc")
+
+
+def arch(given: str) -> str:
+    """The value of `--arch`, a published cell by its canonical name."""
+    return canonical(given, "rnn")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
@@ -142,9 +148,6 @@ class Meters(utils.Meters):
     """The loss of a word in an epoch, and its exponential."""
 
     _NAMES = ("loss",)
-
-    def reset(self) -> None:
-        self.loss = utils.AverageMeter()
 
     def update_loss(self, loss: Tensor, words: int) -> None:
         """Adds the mean loss of so many words."""
