@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import Genotype
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, drop_path
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, drop_path, imagenet_stem
 
 
 class Cell(nn.Module):
@@ -46,10 +46,14 @@ class Cell(nn.Module):
 
 
 class _AuxiliaryPool(nn.Module):
-    """Average pooling to 2x2 with overlapping windows of 5/8 of the map, 3/8 apart: on 8x8, 5x5 at stride 3, as in the original."""
+    """Average pooling to 2x2 with two overlapping windows a side, which are a `share` of the map apart: (B, C, S, S), any S from 2."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
-        stride = max(1, round(3 * x.size(-1) / 8))
+        stride = max(1, round(self.share * x.size(-1)))
         return F.avg_pool2d(x, x.size(-1) - stride, stride, count_include_pad=False)
 
 
@@ -60,7 +64,7 @@ class AuxiliaryHeadCIFAR(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.ReLU(),
-            _AuxiliaryPool(),
+            _AuxiliaryPool(3 / 8),  # on 8x8: 5x5, at stride 3
             nn.Conv2d(C, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
@@ -75,7 +79,7 @@ class AuxiliaryHeadCIFAR(nn.Module):
 
 
 class AuxiliaryHeadImageNet(nn.Module):
-    """A second classifier, two thirds up: (B, C, 7, 7) to logits (B, num_classes).
+    """A second classifier, two thirds up: (B, C, S, S), any S from 2, to logits (B, num_classes). On 7x7 the original's head.
 
     The second convolution has no BatchNorm after it: so it was in the paper's runs.
     """
@@ -84,7 +88,7 @@ class AuxiliaryHeadImageNet(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.ReLU(),
-            nn.AvgPool2d(5, stride=2, count_include_pad=False),
+            _AuxiliaryPool(2 / 7),  # on 7x7: 5x5, at stride 2
             nn.Conv2d(C, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
@@ -167,21 +171,17 @@ class NetworkCIFAR(_Network):
 
 
 class NetworkImageNet(_Network):
-    """The network for ImageNet in the mobile setting (DARTS, section 3.3); arguments as `NetworkCIFAR`'s. The stem divides H and W by 8."""
+    """The network for ImageNet in the mobile setting (DARTS, section 3.3); arguments as `NetworkCIFAR`'s, C even.
 
-    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+    The stem divides H and W by 8, and the two reductions by 4: the last cells see 7x7 of an image of 224x224.
+    """
+
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem0 = nn.Sequential(
-            nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(C // 2),
-            nn.ReLU(),
-            nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(C),
-        )
-        self.stem1 = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C))
+        self.stem0, self.stem1 = imagenet_stem(C, in_channels)
         self._build(C, num_classes, layers, genotype, C, True, AuxiliaryHeadImageNet if auxiliary else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, 224, 224) to logits (B, num_classes) and, in training with `auxiliary`, auxiliary logits."""
+        """Images (B, in_channels, S, S), S a multiple of 32 from 64 on, to what `NetworkCIFAR` returns."""
         s0 = self.stem0(x)
         return self._classify(s0, self.stem1(s0))

@@ -34,6 +34,18 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 }
 
 
+def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """The two halves of the stem for ImageNet, C even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8, W / 8)."""
+    stem0 = nn.Sequential(
+        nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C // 2),
+        nn.ReLU(),
+        nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C),
+    )
+    return stem0, nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C))
+
+
 def check(names: Iterable[str], C: int) -> None:
     """Builds and runs each of these operations once, so that one that does not fit is reported before a run begins.
 

@@ -122,7 +122,7 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
     else:
         description = trained.read(path)
         file = path / description.weights
-    return Classifier(description, Logits(description.network(file, space)), device)
+    return Classifier(description, Logits(description.build(file, space)), device)
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], int]:

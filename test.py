@@ -29,7 +29,7 @@ from nas.trained import Trained
 from speed import acceleration
 
 # Arguments that shape the network and its images: a run's own cannot be changed.
-FIXED = ("arch", "space", "init_channels", "layers", "space_arg", "auxiliary", "image_size", "channels")
+FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "channels")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
@@ -52,11 +52,13 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
     parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     parser.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    cli.add_network_argument(parser)
     cli.add_space_argument(parser, "--space_arg", "space")
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
     args = parser.parse_args()
     if args.run is None:
         search.set_sizes(args, init_channels=36, layers=20)
+        search.choose_network(args)
         return args, trained.beside(args.model_path)
     network = trained.read(args.run)
     own = {"arch": args.run} | {name: getattr(network, name) for name in FIXED[1:]}
@@ -103,7 +105,7 @@ def main() -> None:
         model = search.build_discrete(args, images.num_classes, architecture)
         load_weights(model, args.model_path)
     elif network is not None:
-        model = network.network(args.model_path, trusted=args.space)
+        model = network.build(args.model_path, trusted=args.space)
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
     acceleration.set_memory_format(model, device)

@@ -59,6 +59,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    cli.add_network_argument(group)
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group.add_argument(
@@ -128,6 +129,7 @@ def train(
 
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
     search.set_sizes(args, init_channels=36, layers=20)
+    network = search.choose_network(args)
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
     device = utils.begin(args)
@@ -157,7 +159,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     meters = utils.Meters()
 
     with Run("eval", args, device, callbacks) as run:
-        run.log_each(*images.notes, *notes, speed, architecture)
+        run.log_each(*images.notes, network, *notes, speed, architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))

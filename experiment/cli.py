@@ -123,6 +123,9 @@ MAY_CHANGE = {
 
 SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
 
+# Arguments that earlier versions lack, and what they are of their runs and networks.
+EARLIER = {"network": "cifar"}
+
 # Arguments of earlier versions that changed no result and are left out where a run is resumed.
 RETIRED = {"engine"}
 
@@ -212,7 +215,8 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
             f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
             "restore it, or begin a new search"
         )
-    recorded = {name: value for name, value in _given(config["arguments"]).items() if name not in RETIRED}
+    recorded = {name: value for name, value in EARLIER.items() if name in known and name not in config["arguments"]}
+    recorded |= {name: value for name, value in _given(config["arguments"]).items() if name not in RETIRED}
     for name, value in recorded.items():
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
@@ -292,6 +296,19 @@ proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 def add_space_argument(group: Any, option: str, what: str) -> None:
     """`--space_arg name=value`, or `--strategy_arg`: any number of them, kept as one text, which the option takes again."""
     group.add_argument(option, action=_Assignments, metavar="NAME=VALUE", help=f"an argument of the {what}'s constructor; may be repeated")
+
+
+NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
+
+
+def add_network_argument(group: Any) -> None:
+    """`--network`: the same for training and testing."""
+    group.add_argument(
+        "--network",
+        choices=["auto", *NETWORKS],
+        default="auto",
+        help="of --space darts, around the cells; imagenet: behind a stem that divides height and width by 8; auto: by the images' size",
+    )
 
 
 def output_file(text: str) -> str:

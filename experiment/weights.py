@@ -18,7 +18,7 @@ def load_weights(
     model: nn.Module,
     path: str,
     num_classes: int | None = None,
-    hint: str = "check --arch, --init_channels, --layers and the dataset",
+    hint: str = "check --arch, --network, --init_channels, --layers and the dataset",
 ) -> list[str]:
     """Loads a `state_dict()` saved by `write_weights`, by the original authors, or as .safetensors, into `model`.
 

@@ -15,7 +15,7 @@ from architect import HVP
 from experiment import cli
 from experiment.errors import UserError, shorten
 from genotypes import KNOWN, PRIMITIVES
-from model import NetworkCIFAR
+from model import NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from nas.architecture import Architecture, check_candidates
 from nas.mutables import reset_mutable_counter
@@ -63,7 +63,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
 
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
-    """The network of this architecture in `args.space`; `model.NetworkCIFAR` for the space of DARTS.
+    """The network of this architecture in `args.space`; for the space of DARTS the one that `args.network` names, `cifar` or `imagenet`.
 
     Raises:
         UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of the space of DARTS.
@@ -72,7 +72,8 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
         constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
         genotype = architecture.genotype
         operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
-        return NetworkCIFAR(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
+        network = NetworkImageNet if args.network == "imagenet" else NetworkCIFAR
+        return network(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
     if args.auxiliary:
         raise UserError("--auxiliary is of --space darts: only its network has an auxiliary head")
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
@@ -110,6 +111,43 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
             setattr(args, name, darts if args.space == "darts" else default)
     if args.space == "darts" and args.layers < 3:
         raise UserError(f"--layers {args.layers}: at least 3 cells are needed, with reduction cells at 1/3 and 2/3 of the depth")
+
+
+def choose_network(args: argparse.Namespace) -> str:
+    """Fills in `args.network` where it is `auto`, and returns what the log should say of it. It is None in spaces other than that of DARTS.
+
+    Args:
+        args: `init_channels` is set.
+
+    Raises:
+        UserError: a network that does not go with the space, the size of the images or the number of channels.
+    """
+    if args.space != "darts":
+        if args.network == "imagenet":
+            raise UserError(f"--network imagenet is of --space darts: {args.space} has a network of its own")
+        args.network = None
+        return f"network: that of {args.space}"
+    chosen, size = args.network == "auto", args.image_size
+    if chosen:
+        args.network = "imagenet" if size >= LARGE and size % IMAGENET_DIVIDES == 0 else "cifar"
+    if args.network == "imagenet":
+        check_imagenet_stem("--network imagenet", args)
+        what = "imagenet, whose stem divides height and width by 8"
+    else:
+        what = "cifar, whose first cells have the images' resolution"
+    return f"network: {what}" + f" (by the images of {size}x{size}: --network auto)" * chosen
+
+
+LARGE = 96  # pixels: from this size on, `--network auto` takes the network for ImageNet
+IMAGENET_DIVIDES = 32  # height and width, in its stem and two reductions
+
+
+def check_imagenet_stem(option: str, args: argparse.Namespace) -> None:
+    """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit the images or `args.init_channels`."""
+    if args.image_size < 2 * IMAGENET_DIVIDES or args.image_size % IMAGENET_DIVIDES:
+        raise UserError(f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is {args.image_size}")
+    if args.init_channels % 2:
+        raise UserError(f"{option} halves the channels in its stem: --init_channels {args.init_channels} is odd")
 
 
 def read(args: argparse.Namespace) -> Architecture:

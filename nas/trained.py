@@ -29,6 +29,7 @@ class Trained:
     architecture: Architecture
     init_channels: int | None
     layers: int | None
+    network: str | None  # `cifar` or `imagenet`; None in other spaces than that of DARTS
     space_arg: str | None  # of the space's constructor, as on the command line
     auxiliary: bool  # whether the weights include an auxiliary head's
     dataset: str
@@ -55,6 +56,7 @@ class Trained:
         """
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
+        content = cli.EARLIER | content
         if differing := sorted(content.keys() ^ _FIELDS.keys()):
             raise ValueError(f"it is of another version: {shown(differing)} are missing or unknown")
         for name, (accepted, description) in _FIELDS.items():
@@ -62,12 +64,14 @@ class Trained:
                 raise ValueError(f"{name} is {shown(content[name])}, not {description}")
         if content["space"] == "darts" and (content["init_channels"] is None or (content["layers"] or 0) < 3):
             raise ValueError("a network of cells needs init_channels, and layers of at least 3")
+        if content["network"] == "imagenet" and (content["image_size"] % search.IMAGENET_DIVIDES or content["image_size"] < 64):
+            raise ValueError(f"image_size is {content['image_size']}, not one of the network for ImageNet")
         if not len(content["mean"]) == len(content["std"]) == content["channels"]:
             raise ValueError("mean and std are not of as many channels as the images have")
         lists = {name: tuple(content[name]) for name in ("classes", "mean", "std")}
         return cls(**content | lists | {"architecture": Architecture.of(content["architecture"], content["space"])})
 
-    def network(self, weights: str | Path, trusted: str | None = None) -> nn.Module:
+    def build(self, weights: str | Path, trusted: str | None = None) -> nn.Module:
         """The network, with its weights, on the CPU.
 
         Args:
@@ -82,7 +86,7 @@ class Trained:
                 f"this network's space is the code in {shorten(self.space)}: if you trust that file, add --space {shorten(self.space)}"
             )
         args = argparse.Namespace(
-            **{name: getattr(self, name) for name in ("space", "init_channels", "layers", "space_arg", "auxiliary", "channels")}
+            **{name: getattr(self, name) for name in ("space", "init_channels", "layers", "network", "space_arg", "auxiliary", "channels")}
         )
         network = search.build_discrete(args, len(self.classes), self.architecture)
         load_weights(network, str(weights))
@@ -106,6 +110,7 @@ def describe(
         architecture=architecture,
         init_channels=args.init_channels,
         layers=args.layers,
+        network=args.network,
         space_arg=args.space_arg,
         auxiliary=args.auxiliary,
         dataset=images.name,
@@ -202,6 +207,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "architecture": (lambda value: isinstance(value, dict), "an object"),
     "init_channels": (lambda value: value is None or _is_count(4096)(value), "a number of channels"),
     "layers": (lambda value: value is None or _is_count(1024)(value), "a number of cells"),
+    "network": (lambda value: value in (None, *cli.NETWORKS), "the name of a network"),
     "space_arg": (lambda value: value is None or _is_text(value), "a text"),
     "auxiliary": (lambda value: isinstance(value, bool), "true or false"),
     "dataset": (_is_text, "the name of a dataset"),
