@@ -17,11 +17,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import io
 import json
 import math
 import os
 import sys
+import time
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,11 +40,13 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
 
 from experiment import distributed, errors, files
 from experiment.errors import UserError
 
-DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist", "digits", "folder")
+DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist", "digits", "folder", "imagenet")
+FOLDERS = ("folder", "imagenet")  # of image files of any size
 
 # A folder whose decoded images take at most this much is decoded once; a larger one by workers, again in every epoch.
 IN_MEMORY_BYTES = 2**30
@@ -56,7 +61,8 @@ class ImageData:
 
     Items of `train` and `test` are (uint8 image (C, H, W), int label); `__getitems__(indices)` gives a batch, (uint8 (B, C, H, W),
     int64 (B,)). C is 3, red, green and blue, or 1, grey. `mean` and `std` are those of the training pixels, for each channel, as fractions
-    of white. `flip` says whether a mirrored image still shows its class.
+    of white. `flip` says whether a mirrored image still shows its class. `centre_crop` is the share of the shorter side that is kept of
+    an image in a file.
     """
 
     name: str
@@ -67,6 +73,7 @@ class ImageData:
     std: Levels
     image_size: int
     flip: bool
+    centre_crop: float = 1.0
     notes: tuple[str, ...] = ()  # what the log of a run should say of them
 
     @property
@@ -78,32 +85,46 @@ class ImageData:
         return len(self.mean)
 
 
-def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_images: bool = False, channels: int = 3) -> ImageData:
+def load(
+    name: str,
+    root: str,
+    image_size: int = 32,
+    workers: int = 2,
+    skip_bad_images: bool = False,
+    channels: int = 3,
+    centre_crop: float = 1.0,
+    random_crops: bool = False,
+) -> ImageData:
     """The dataset `name`, in the folder `root`.
 
     Args:
         name: `cifar10`, `cifar100`, `mnist` or `fashion_mnist`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits
-            that come with scikit-learn; or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*, or else
-            `root`/val/<class>/*. What is left out there is in the result's notes.
+            that come with scikit-learn; `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*, or else
+            `root`/val/<class>/*; or `imagenet`, a folder of any number of images, `root`/train/<class>/* and `root`/val/<class>/*, which
+            are never read into memory. What is left out of a folder is in the result's notes.
         root: the folder of the data; `digits` needs none.
-        image_size: height and width in pixels; only a `folder` has a choice.
-        workers: processes that decode a `folder`.
-        skip_bad_images: leave out images of a `folder` that cannot be decoded, and note it; each image is decoded once more to find them.
+        image_size: height and width in pixels; only a folder has a choice.
+        workers: processes that decode a folder.
+        skip_bad_images: leave out images of a folder that cannot be decoded, and note it; each image is decoded once more to find them.
         channels: 3, for red, green and blue (grey images have three equal ones), or 1, for grey.
+        centre_crop: of a folder, the share of the shorter side that is kept.
+        random_crops: whether the training images will be cropped at random (`train_batches`): they then stay in their files.
 
     Raises:
         UserError: an unknown name, another size than the dataset has, or images that are missing or cannot be read.
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
-    if name != "folder" and image_size != 32:
+    if name in FOLDERS:
+        return _folder(name, Path(root), image_size, workers, skip_bad_images, channels, centre_crop, random_crops)
+    if image_size != 32:
         raise UserError(f"{name} has images of 32 pixels, not {image_size}: only --dataset folder has a choice of size")
-    if name != "folder" and skip_bad_images:
+    if skip_bad_images:
         raise UserError(f"--skip_bad_images is of --dataset folder: the images of {name} are checked as a whole")
+    if centre_crop != 1 or random_crops:
+        raise UserError(f"--centre_crop and --crop resized are of images in files, --dataset folder or imagenet, not of {name}")
     if name == "digits":
         return _digits(channels)
-    if name == "folder":
-        return _folder(Path(root), image_size, workers, skip_bad_images, channels)
     return _torchvision(name, root, channels)
 
 
@@ -116,37 +137,35 @@ def load_test(
     std: Levels,
     workers: int = 2,
     skip_bad_images: bool = False,
+    centre_crop: float = 1.0,
 ) -> ImageData:
-    """The test images of a dataset, for a network that is trained: the result holds no training images, and a `folder` needs none.
+    """The test images of a dataset, for a network that is trained: the result holds no training images, and a folder needs none.
 
     Args:
-        classes, image_size, mean, std: what the network was trained with.
+        classes, image_size, mean, std, centre_crop: what the network was trained with.
         name, root, workers, skip_bad_images: as of `load`.
 
     Raises:
         UserError: as of `load`; or the images are of other classes, or in another order.
     """
-    part = "val" if (Path(root) / "val").is_dir() and not (Path(root) / "test").is_dir() else "test"
-    if name == "folder":
-        found, samples, left_out = _walk(Path(root), part)
-        notes = left_out.notes()
+    part = _test_part(name, Path(root))
+    if name in FOLDERS:
+        found, samples, left_out, bad = _read_folder(name, Path(root), part, image_size, workers, skip_bad_images)
+        notes = left_out.notes() + _skipped(bad, len(samples))
     else:
         images = load(name, root, image_size, workers, skip_bad_images, len(mean))
         found, notes = images.classes, images.notes
     if found != classes:
         which = f"only one of both knows {_first(sorted({*found} ^ {*classes}))}" if {*found} ^ {*classes} else "their order differs"
-        raise UserError(f"the classes of {Path(root) / part if name == 'folder' else name} are not those of the network: {which}")
-    if name == "folder":
-        if skip_bad_images:
-            samples, bad = _sound(samples, classes, image_size, workers)
-            notes += _skipped(bad, len(samples))
-        in_files = FileImages(samples, image_size, len(mean))
+        raise UserError(f"the classes of {Path(root) / part if name in FOLDERS else name} are not those of the network: {which}")
+    if name in FOLDERS:
+        in_files = FileImages(samples, image_size, len(mean), centre_crop)
         in_files = in_files.part(_interleave(in_files.labels.numpy()))
-        test: Images = in_files if len(samples) * len(mean) * image_size**2 > IN_MEMORY_BYTES else _decode_all(in_files, workers)
+        test: Images = _decode_all(in_files, workers) if name == "folder" and in_files.bytes <= IN_MEMORY_BYTES else in_files
     else:
         test = images.test
     none = MemoryImages(torch.empty(0, len(mean), image_size, image_size, dtype=torch.uint8), torch.empty(0, dtype=torch.long))
-    return ImageData(name, none, test, classes, mean, std, image_size, flip=False, notes=notes)
+    return ImageData(name, none, test, classes, mean, std, image_size, flip=False, centre_crop=centre_crop, notes=notes)
 
 
 ON_DEVICE = ("auto", "yes", "no")
@@ -167,9 +186,10 @@ def source(images: str | Path | None) -> dict[str, str]:
     return {"dataset": "folder", "data": str(images)}
 
 
-def prepare(args: argparse.Namespace, device: torch.device) -> ImageData:
-    """The images of a run, by its arguments; from here on, its processes work together."""
-    images = load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
+def prepare(args: argparse.Namespace, device: torch.device, centre_crop: float = 1.0, random_crops: bool = False) -> ImageData:
+    """The images of a run, by its arguments and those of `load`; from here on, its processes work together."""
+    how = (args.image_size, args.workers, args.skip_bad_images, args.channels, centre_crop, random_crops)
+    images = load(args.dataset, args.data, *how)
     images = on_device(images, device, args.data_on_device)
     distributed.join(device)  # not earlier: reading may take longer than processes wait for each other
     return images
@@ -225,32 +245,113 @@ class MemoryImages(Dataset):
         return MemoryImages(*self.__getitems__(torch.from_numpy(indices)))
 
 
-class FileImages(Dataset):
-    """Images in files, decoded when asked for: the centre square, resized to `image_size`, in `channels` channels."""
+class Samples(Sequence[Sample]):
+    """Files and their labels, such that a million of them take little memory, and that processes which decode them share it.
 
-    def __init__(self, samples: Sequence[Sample], image_size: int, channels: int = 3) -> None:
-        self.samples = samples
-        self.image_size = image_size
-        self.channels = channels
+    Args:
+        root: what all names are within; empty for none.
+        names: their bytes, separated by NUL, (bytes,), uint8.
+        ends: where each name ends in `names`, (N,), int64.
+        labels: (N,), int64.
+        order: which of these N samples there are, and in which order; None for all.
+    """
+
+    def __init__(self, root: str, names: Tensor, ends: Tensor, labels: Tensor, order: Tensor | None = None) -> None:
+        self.root, self.names, self.ends, self._labels = root, names, ends, labels
+        self._order = torch.arange(len(ends)) if order is None else order
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], root: str = "") -> Samples:
+        """These, with paths within `root`."""
+        names = [os.fsencode(os.path.relpath(path, root) if root else path) for path, _ in samples]
+        ends = torch.tensor([len(name) + 1 for name in names], dtype=torch.int64).cumsum(0) - 1
+        text = torch.from_numpy(np.frombuffer(b"\0".join(names), dtype=np.uint8).copy())
+        return cls(root, text, ends, torch.tensor([label for _, label in samples], dtype=torch.int64))
 
     @property
     def labels(self) -> Tensor:
-        return torch.tensor([label for _, label in self.samples])
+        return self._labels[self._order]
+
+    def part(self, indices: np.ndarray) -> Samples:
+        """These of the samples."""
+        return Samples(self.root, self.names, self.ends, self._labels, self._order[torch.from_numpy(indices)])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # of slices there are none
+        number = int(self._order[index])
+        start = int(self.ends[number - 1]) + 1 if number else 0
+        name = os.fsdecode(self.names[start : int(self.ends[number])].numpy().tobytes())
+        return os.path.join(self.root, name), int(self._labels[number])
+
+
+class FileImages(Dataset):
+    """Images in files, decoded when asked for: `pixels` of each."""
+
+    def __init__(self, samples: Sequence[Sample], image_size: int, channels: int = 3, centre_crop: float = 1.0) -> None:
+        self.samples = samples if isinstance(samples, Samples) else Samples.of(samples)
+        self.image_size = image_size
+        self.channels = channels
+        self.centre_crop = centre_crop
+
+    @property
+    def labels(self) -> Tensor:
+        return self.samples.labels
+
+    @property
+    def bytes(self) -> int:
+        """That the decoded images take."""
+        return len(self) * self.channels * self.image_size**2
 
     def part(self, indices: np.ndarray) -> FileImages:
         """These images."""
-        return FileImages([self.samples[index] for index in indices], self.image_size, self.channels)
+        return FileImages(self.samples.part(indices), self.image_size, self.channels, self.centre_crop)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return decode(path, self.image_size, self.channels), label
+        return decode(path, self.image_size, self.channels, self.centre_crop), label
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = zip(*(self[int(index)] for index in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
+
+
+class Share(NamedTuple):
+    """What a process decodes of a batch, and the random numbers that go with it."""
+
+    indices: np.ndarray
+    state: tuple[int, ...]  # that the random numbers of the whole batch are a function of
+    whole: int  # images of the batch
+    share: slice  # of the batch's images
+
+
+class CroppedImages(Dataset):
+    """Images in files, each cropped and distorted at random when asked for, by torchvision's own definitions: RandomResizedCrop, a flip,
+    and ColorJitter if one of its four numbers is not 0. `__getitems__` takes a `Share`.
+    """
+
+    def __init__(self, files: FileImages, flip: bool, color_jitter: Sequence[float]) -> None:
+        self.files = files
+        steps: list[torch.nn.Module] = [v2.RandomResizedCrop(files.image_size)]
+        steps += [v2.RandomHorizontalFlip()] * flip
+        steps += [v2.ColorJitter(*color_jitter)] * any(color_jitter)
+        self.transform = v2.Compose(steps)
+
+    def __getitems__(self, batch: Share) -> tuple[Tensor, Tensor]:
+        seeds = np.random.SeedSequence(batch.state).generate_state(batch.whole, np.uint64)[batch.share]
+        images = []
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+            for index, seed in zip(batch.indices, seeds, strict=True):
+                torch.default_generator.manual_seed(int(seed))
+                images.append(_read(self.files.samples[int(index)][0], self._distorted))
+        return torch.stack(images), self.files.samples.part(batch.indices).labels
+
+    def _distorted(self, image: Image.Image) -> Tensor:
+        return _tensor(self.transform(_on_white(_upright(image))), self.files.channels)
 
 
 Images = MemoryImages | FileImages
@@ -293,30 +394,60 @@ _TURNS = {
 }
 
 
-def pixels(image: Image.Image, size: int, channels: int = 3) -> Tensor:
+def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
     """The centre square of an opened image, resized, as uint8 (channels, size, size): upright, as its EXIF data says, and on white where it
-    is transparent. What a network is trained on, measured on and asked about goes through here.
+    is transparent. What a network is trained on, measured on and asked about goes through here, but for crops at random.
+
+    Args:
+        centre_crop: the share of the shorter side that the square keeps. Below 1, the image is resized and then cut, as by torchvision's
+            Resize and CenterCrop.
 
     Raises:
         ValueError: it has more than 8 bits per channel, or is a line or a point. What Pillow raises for damaged images is of many kinds.
     """
+    upright = _upright(image)
+    if centre_crop == 1:
+        square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    else:
+        if max(upright.size) > 100 * min(upright.size):  # resized, its longer side might fill the memory
+            raise ValueError(f"it has {image.width} x {image.height} pixels, of which a centre crop shows too little")
+        square = v2.functional.center_crop(v2.functional.resize(upright, [round(size / centre_crop)]), [size, size])
+    return _tensor(_on_white(square), channels)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """RGB, or RGBA where it is transparent; errors as of `pixels`."""
     if image.mode[0] in "IF":
         raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
     if min(image.size) < 2:
         raise ValueError(f"it has {image.width} x {image.height} pixels, which show nothing")
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    upright = converted if turn is None else converted.transpose(turn)
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    if square.mode == "RGBA":
-        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
-    if channels == 1:
-        square = square.convert("L")
-    return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+    return converted if turn is None else converted.transpose(turn)
 
 
-def decode(path: str, size: int, channels: int = 3) -> Tensor:
+def _on_white(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _tensor(image: Image.Image, channels: int) -> Tensor:
+    """uint8 (channels, H, W) of an image in RGB."""
+    pixels = np.array(image.convert("L") if channels == 1 else image)
+    return torch.from_numpy(pixels).view(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+
+
+def decode(path: str, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
     """`pixels` of the image in a file.
+
+    Raises:
+        BadImage: it cannot be decoded.
+        UserError: the file cannot be read.
+    """
+    return _read(path, lambda image: pixels(image, size, channels, centre_crop))
+
+
+def _read(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
+    """What `use` makes of the opened image in a file.
 
     Raises:
         BadImage: it cannot be decoded.
@@ -328,7 +459,7 @@ def decode(path: str, size: int, channels: int = 3) -> Tensor:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with files.open_file(path) as file, Image.open(file) as image:
-                return pixels(image, size, channels)
+                return use(image)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message names an object, not the file
@@ -395,9 +526,29 @@ def _digits(channels: int) -> ImageData:
     return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
 
 
-def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, channels: int) -> ImageData:
-    test_part = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
-    (classes, samples, left_out), (test_classes, test_samples, test_left_out) = _walk(root, "train"), _walk(root, test_part)
+# Of ImageNet's training images, in every code that trains on them, the original's included.
+_IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _test_part(name: str, root: Path) -> str:
+    """The folder of the test images. ImageNet's own `test` has no classes."""
+    return "val" if name == "imagenet" or ((root / "val").is_dir() and not (root / "test").is_dir()) else "test"
+
+
+def _folder(
+    name: str,
+    root: Path,
+    image_size: int,
+    workers: int,
+    skip_bad_images: bool,
+    channels: int,
+    centre_crop: float,
+    random_crops: bool,
+) -> ImageData:
+    test_part = _test_part(name, root)
+    (classes, samples, left_out, bad), (test_classes, test_samples, test_left_out, test_bad) = (
+        _read_folder(name, root, part, image_size, workers, skip_bad_images) for part in ("train", test_part)
+    )
     if different := set(classes) ^ set(test_classes):
         raise UserError(
             f"{root / 'train'} and {root / test_part} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
@@ -405,33 +556,148 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, ch
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
     notes = (left_out + test_left_out).notes()
-    if test_part == "val":
+    if test_part == "val" and name == "folder":
         notes += (f"there is no folder {root / 'test'}: the images in {root / 'val'} are the test set",)
-    elif (root / "val").is_dir():
+    elif name == "folder" and (root / "val").is_dir():
         notes += (f"the test set is {root / 'test'}; the images in {root / 'val'} are not used",)
-    if skip_bad_images:
-        (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
-        notes += _skipped(bad + test_bad, len(samples) + len(test_samples))
+    notes += _skipped(bad + test_bad, len(samples) + len(test_samples))
     # The files come sorted by class. The search split takes the first part of the list, and an accuracy that is logged on the way is that
     # of the first part.
-    train, test = (FileImages(part, image_size, channels) for part in (samples, test_samples))
+    train, test = (FileImages(part, image_size, channels, centre_crop) for part in (samples, test_samples))
     train, test = (part.part(_interleave(part.labels.numpy())) for part in (train, test))
-    if (len(train) + len(test)) * channels * image_size**2 <= IN_MEMORY_BYTES:
+
+    def images(train: Images, test: Images, mean: Levels, std: Levels) -> ImageData:
+        return ImageData(name, train, test, classes, mean, std, image_size, flip=True, centre_crop=centre_crop, notes=notes)
+
+    if name == "folder" and not random_crops and train.bytes + test.bytes <= IN_MEMORY_BYTES:
         decoded = _decode_all(train, workers)
-        mean, std = _mean_std(_count_levels(decoded.images))
-        return ImageData("folder", decoded, _decode_all(test, workers), classes, mean, std, image_size, flip=True, notes=notes)
-    mean, std = _measure(train, root / f"statistics-{image_size}.json", workers)
-    return ImageData("folder", train, test, classes, mean, std, image_size, flip=True, notes=notes)
+        return images(decoded, _decode_all(test, workers), *_mean_std(_count_levels(decoded.images)))
+    if name == "imagenet" and channels == 3:
+        return images(train, test, *_IMAGENET_STATISTICS)
+    of_crop = "" if centre_crop == 1 else f"-{centre_crop}"
+    return images(train, test, *_measure(train, root / f"statistics-{image_size}{of_crop}.json", workers))
 
 
-def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, workers: int) -> tuple[list[Sample], list[str]]:
-    """The samples that can be decoded, and what is wrong with the others. Raises `UserError` if none of a class is left."""
-    complaints = list(chain.from_iterable(_stream(_Complaints(FileImages(samples, image_size)), workers)))
-    sound = [sample for sample, complaint in zip(samples, complaints, strict=True) if not complaint]
-    bad = [" ".join(complaint.split()) for complaint in complaints if complaint]
-    if lost := set(range(len(classes))) - {label for _, label in sound}:
-        raise UserError(f"no image of the class {classes[min(lost)]} can be decoded: {bad[0]}")
-    return sound, bad
+def _read_folder(
+    name: str, root: Path, part: str, image_size: int, workers: int, skip_bad_images: bool
+) -> tuple[tuple[str, ...], Samples, _LeftOut, list[str]]:
+    """As `_walk`; also what is wrong with images that are left out because they cannot be decoded."""
+    if name == "imagenet":
+        classes, samples, left_out, complaints = _indexed(root, part, image_size, workers, skip_bad_images)
+        classes = _names(root, classes)
+    else:
+        classes, found, left_out = _walk(root, part)
+        samples = Samples.of(found)
+        complaints = _complaints(samples, image_size, workers) if skip_bad_images else {}
+    sound = np.setdiff1d(np.arange(len(samples)), np.array([*complaints], dtype=int))
+    if len(lost := np.setdiff1d(np.arange(len(classes)), samples.part(sound).labels.numpy())):
+        first = min(number for number in complaints if samples[number][1] == lost[0])
+        raise UserError(f"no image of the class {classes[lost[0]]} can be decoded: {complaints[first]}")
+    return classes, samples.part(sound), left_out, [*complaints.values()]
+
+
+def _complaints(samples: Samples, image_size: int, workers: int) -> dict[int, str]:
+    """{number of a sample: what is wrong with it} of those that cannot be decoded."""
+    complaints = chain.from_iterable(_stream(_Complaints(FileImages(samples, image_size)), workers))
+    return {number: " ".join(complaint.split()) for number, complaint in enumerate(complaints) if complaint}
+
+
+def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of ImageNet's classes, "n01440764 tench, Tinca tinca", by the `meta.bin` that torchvision makes of the devkit, where it is."""
+    try:
+        known, _ = torch.load(io.BytesIO(files.read(root / "meta.bin")), weights_only=True)
+        return tuple(f"{name} {', '.join(known[name])}" if name in known else name for name in classes)
+    except FileNotFoundError:
+        return classes
+    except Exception as error:  # what torch.load raises, and what else may be in such a file, is of many kinds
+        raise UserError(f"cannot use {root / 'meta.bin'}: {error or type(error).__name__}; remove it to name classes by folders") from None
+
+
+INDEX_VERSION = 1
+SETTLED = 2 * 10**9  # nanoseconds after which another change of a folder gives it another time on every file system
+
+
+class _Index(NamedTuple):
+    """What a part of a folder holds."""
+
+    times: dict[str, int]  # of the last change of each of its folders, {path: nanoseconds}; empty if they cannot be relied on
+    classes: tuple[str, ...]
+    samples: Samples
+    left_out: _LeftOut
+    complaints: dict[int, str] | None  # as of `_complaints`; None if they are not known
+
+
+def _indexed(
+    root: Path, part: str, image_size: int, workers: int, skip_bad_images: bool
+) -> tuple[tuple[str, ...], Samples, _LeftOut, dict[int, str]]:
+    """What `_walk` finds in `root`/`part`, and `_complaints` of it with `skip_bad_images`.
+
+    Both are kept in a file of `root`. They are read from there where no folder has changed since: a file that is added, removed or renamed
+    changes the time of its folder.
+    """
+    cache = root / f"index-{part}.npz"
+    # Of several processes one looks through the folder, and the others find what it has found.
+    with distributed.one_at_a_time(root / ".index.lock") if (root / part).is_dir() else contextlib.nullcontext():
+        index = known = _read_index(cache, root, part)
+        if index is None:
+            errors.tell(f"looking through the folder {root / part}")
+            started, times = time.time_ns(), dict[str, int]()
+            classes, found, left_out = _walk(root, part, times)
+            if max(times.values()) > started - SETTLED:  # of what changes now, the time may not tell
+                times = {}
+            index = _Index(times, classes, Samples.of(found, str(root)), left_out, None)
+            del found  # the same in several times the memory
+        if skip_bad_images and index.complaints is None:
+            errors.tell(f"decoding {len(index.samples)} images, to find those that cannot be")
+            index = index._replace(complaints=_complaints(index.samples, image_size, workers))
+        if index is not known and index.times:
+            _keep(cache, _packed(index), "the folder will be looked through again")
+    return *index[1:4], (index.complaints or {}) if skip_bad_images else {}
+
+
+def _packed(index: _Index) -> memoryview:
+    header = {
+        "version": INDEX_VERSION,
+        "times": index.times,
+        "classes": index.classes,
+        "left_out": index.left_out,
+        "complaints": None if index.complaints is None else [*index.complaints.items()],
+    }
+    content, text = io.BytesIO(), np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    samples = index.samples
+    np.savez(content, header=text, names=samples.names.numpy(), ends=samples.ends.numpy(), labels=samples.labels.numpy())
+    return content.getbuffer()
+
+
+def _read_index(cache: Path, root: Path, part: str) -> _Index | None:
+    """What `_indexed` keeps; None where there is no such file, it is not one of ours, or a folder has changed since."""
+    try:
+        with np.load(io.BytesIO(files.read(cache)), allow_pickle=False) as content:
+            header = files.parse_json(content["header"].tobytes())
+            names, ends, labels = (torch.from_numpy(content[name]) for name in ("names", "ends", "labels"))
+        times, classes, complaints = header["times"], tuple(header["classes"]), header["complaints"]
+        if header["version"] != INDEX_VERSION or not times or part not in times:
+            return None
+        if any(os.stat(root / folder).st_mtime_ns != then for folder, then in times.items()):
+            return None
+        sizes = torch.diff(ends, prepend=torch.tensor([-1])) - 1
+        sound = (
+            (names.dtype, ends.dtype, labels.dtype) == (torch.uint8, torch.int64, torch.int64)
+            and len(ends) == len(labels) > 0
+            and int(sizes.min()) > 0
+            and int(ends[-1]) == len(names)
+            and (int(labels.min()), int(labels.max())) == (0, len(classes) - 1)
+            and all(isinstance(name, str) for name in classes)
+        )
+        if not sound:
+            return None
+        left_out = _LeftOut(*([str(path) for path in paths] for paths in header["left_out"]))
+        found = None if complaints is None else {int(number): str(complaint) for number, complaint in complaints}
+        if found is not None and not all(0 <= number < len(labels) for number in found):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile):
+        return None
+    return _Index(times, classes, Samples(str(root), names, ends, labels), left_out, found)
 
 
 def _skipped(bad: list[str], sound: int) -> tuple[str, ...]:
@@ -469,8 +735,10 @@ def _first(items: Sequence[str]) -> str:
     return "; ".join(items[:3]) + ("; ..." if len(items) > 3 else "")
 
 
-def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOut]:
+def _walk(root: Path, part: str, times: dict[str, int] | None = None) -> tuple[tuple[str, ...], list[Sample], _LeftOut]:
     """The classes in `root`/`part`, sorted; its images with their labels, sorted by class, folder and name; and what is left out.
+
+    `times` takes the time of the last change of every folder that is read, {path within `root`: nanoseconds}.
 
     Links are followed, but no folder is visited twice, nor one that holds `part`: links may form circles, or lead from one class into
     another.
@@ -481,6 +749,8 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
     if not (root / part).is_dir():
         raise UserError(f"there is no folder {root / part}: {layout}")
     try:
+        times = {} if times is None else times
+        times[part] = os.stat(root / part).st_mtime_ns
         top = (root / part).resolve()
         visited = {_identity(folder) for folder in (top, *top.parents)}
         entries = sorted((entry for entry in os.scandir(root / part) if entry.is_dir()), key=lambda entry: entry.name)
@@ -496,10 +766,11 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
                 left_out.links.append(folder)
                 continue
             visited.add(identity)
+            times[os.path.relpath(folder, root)] = os.stat(folder).st_mtime_ns  # before it is read
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 if entry.is_dir():
                     (linked if entry.is_symlink() else own).append((label, entry.path))
-                elif os.path.exists(entry.path) and not entry.is_file():
+                elif not entry.is_file() and os.path.exists(entry.path):
                     left_out.devices.append(entry.path)
                 elif entry.name.lower().endswith(IMG_EXTENSIONS):  # a link to nowhere, too: decoding it says so
                     samples.append((entry.path, label))
@@ -530,8 +801,8 @@ def _interleave(labels: np.ndarray) -> np.ndarray:
     """
     random = np.random.RandomState(0)
     place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
+    members_of_each = np.split(np.argsort(labels, kind="stable"), np.unique(np.sort(labels), return_index=True)[1][1:])
+    for members in map(random.permutation, members_of_each):
         place[members] = (np.arange(len(members)) + random.rand(len(members))) / len(members)
     return np.argsort(place)
 
@@ -597,16 +868,21 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Lev
     errors.tell(f"measuring mean and deviation of {len(images)} images, once")
     none = torch.zeros(images.channels, 256, dtype=torch.long)
     mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), none))
+    _keep(cache, json.dumps(key | {"mean": mean, "std": std}).encode(), "they will be measured again")
+    return mean, std
+
+
+def _keep(cache: Path, content: bytes | memoryview, otherwise: str) -> None:
+    """Writes the file `cache`, whole or not at all; where it cannot be written, says what follows from that."""
     beside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "x") as file:  # a new file: what stands in the cache's place may be a link or a pipe
-            file.write(json.dumps(key | {"mean": mean, "std": std}))
+        with open(beside, "xb") as file:  # a new file: what stands in the cache's place may be a link or a pipe
+            file.write(content)
         os.replace(beside, cache)
     except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
-        errors.tell(f"cannot write {cache}: they will be measured again")
-    return mean, std
+        errors.tell(f"cannot write {cache}: {otherwise}")
 
 
 def _count_levels(images: Tensor) -> Tensor:
@@ -649,10 +925,12 @@ class Augment:
         data: whose statistics and `flip` to use.
         cutout_length: the square's side in pixels, made even by rounding down, as in the original; 0 for none.
         train: whether to augment.
+        crop: whether to crop and flip; images of `CroppedImages` are cropped and flipped already.
     """
 
-    def __init__(self, data: ImageData, cutout_length: int = 0, train: bool = True) -> None:
+    def __init__(self, data: ImageData, cutout_length: int = 0, train: bool = True, crop: bool = True) -> None:
         self.flip = data.flip
+        self.crop = crop
         self.cutout_length = cutout_length
         self.train = train
         self._normalise = Normalise(data.mean, data.std)
@@ -675,13 +953,14 @@ class Augment:
 
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
-        from_rows = rows + top  # (B, H), in the padded image
-        from_columns = (torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns) + left  # (B, W)
-        source = from_rows[:, :, None] * (width + 2 * padding) + from_columns[:, None, :]  # (B, H, W)
-        padded = F.pad(images, [padding] * 4).flatten(2)
-        cropped = padded.gather(2, source.flatten(1)[:, None].expand(-1, channels, -1)).view(batch, channels, height, width)
+        if self.crop:
+            from_rows = rows + top  # (B, H), in the padded image
+            from_columns = (torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns) + left  # (B, W)
+            source = from_rows[:, :, None] * (width + 2 * padding) + from_columns[:, None, :]  # (B, H, W)
+            padded = F.pad(images, [padding] * 4).flatten(2)
+            images = padded.gather(2, source.flatten(1)[:, None].expand(-1, channels, -1)).view(batch, channels, height, width)
 
-        normalised = self._normalise(cropped)
+        normalised = self._normalise(images)
         if self.cutout_length:
             half = self.cutout_length // 2
             cut_rows = (rows >= y - half) & (rows < y + half)  # (B, H)
@@ -693,7 +972,7 @@ class Augment:
 # ---- Batches
 
 # Streams of random numbers: two that never meet, because the number goes into the seed.
-_TRAIN_ORDER, _TRAIN_AUGMENT, _DRAWS_ORDER, _DRAWS_AUGMENT, _VALIDATION_AUGMENT = range(5)
+_TRAIN_ORDER, _TRAIN_AUGMENT, _DRAWS_ORDER, _DRAWS_AUGMENT, _VALIDATION_AUGMENT, _TRAIN_CROPS = range(6)
 
 # Indices of the images of every batch of an epoch.
 Plan = Callable[[int], Sequence[Any]]
@@ -708,7 +987,7 @@ def _sequence(seed: int, stream: int, epoch: int, step: int = 0) -> np.random.Se
 class _Indexed:
     """The batches of these indices, put together on the images' own device."""
 
-    dataset: Images
+    dataset: MemoryImages
     indices: Sequence[Any]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -725,7 +1004,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: Images,
+        dataset: Images | CroppedImages,
         plan: Plan,
         steps: int,
         augment: Augment,
@@ -741,8 +1020,10 @@ class Batches:
         self._plan, self._steps, self._seed, self._stream = plan, steps, seed, stream
         self._device = torch.device(device)
         self._indices: list[Any] = []  # what the loader reads; filled at the beginning of an epoch
-        self._loader: Iterable[tuple[Tensor, Tensor]] = _Indexed(dataset, self._indices)
-        if isinstance(dataset, FileImages):
+        self._random_crops = isinstance(dataset, CroppedImages)
+        if isinstance(dataset, MemoryImages):
+            self._loader: Iterable[tuple[Tensor, Tensor]] = _Indexed(dataset, self._indices)
+        else:
             self._loader = DataLoader(
                 dataset,
                 batch_sampler=self._indices,
@@ -767,6 +1048,11 @@ class Batches:
         whole = self._plan(epoch)[start : self._steps]
         shares = [distributed.share(len(indices)) for indices in whole]
         self._indices[:] = [indices[share] for indices, share in zip(whole, shares, strict=True)]
+        if self._random_crops:
+            self._indices[:] = [
+                Share(indices, (self._seed, _TRAIN_CROPS, epoch, start + i), len(whole[i]), shares[i])
+                for i, indices in enumerate(self._indices)
+            ]
         for i, (images, labels) in enumerate(_plain_errors(self._loader)):
             state = _sequence(self._seed, self._stream, epoch, start + i).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0]))
@@ -889,8 +1175,22 @@ def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
     return [f"warning: in one part only of the split, having too few images: {_first(lacking)}"] if lacking else []
 
 
-def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str) -> Batches:
+def train_batches(
+    data: ImageData,
+    *,
+    batch_size: int,
+    cutout_length: int,
+    seed: int,
+    workers: int,
+    device: torch.device | str,
+    random_crops: bool = False,
+    color_jitter: Sequence[float] = (),
+) -> Batches:
     """For a fixed network: all training images in a new random order, augmented.
+
+    Args:
+        random_crops: whether to crop by `CroppedImages`, of images that were loaded for it, and not by `Augment`.
+        color_jitter: of these crops: how far brightness, contrast, saturation and hue may be off.
 
     Raises:
         UserError: fewer training images than a batch; or a batch cannot be shared by all processes.
@@ -898,11 +1198,15 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
     count = len(data.train)
     if count < batch_size:
         raise UserError(f"there are only {count} training images, less than a batch of {batch_size}: lower --batch_size")
+    train: Images | CroppedImages = data.train
+    if random_crops:
+        assert isinstance(data.train, FileImages)
+        train = CroppedImages(data.train, data.flip, color_jitter)
     return Batches(
-        data.train,
+        train,
         _shuffled(np.arange(count), batch_size, seed, _TRAIN_ORDER),
         _training_steps(count, batch_size),
-        Augment(data, cutout_length),
+        Augment(data, cutout_length, crop=not random_crops),
         seed=seed,
         stream=_TRAIN_AUGMENT,
         workers=workers,

@@ -38,21 +38,28 @@ from experiment.weights import optional
 from nas import registry, trained
 from predict import Classifier, find_images, load
 
-# What `Classifier.preprocess` does, in the words of the metadata.
-PREPROCESSING = (
-    "turned upright by EXIF, on white where transparent, the centre square, resized to image_size by Pillow's BILINEAR; "
-    "RGB / 255 (L / 255 for one channel), minus mean, divided by std; float32, (batch, channels, image_size, image_size)"
-)
 TOLERANCE = 1e-5  # of probabilities
 IMAGES = 64  # that are compared
 
 Run = Callable[[Tensor], Tensor]  # images (B, C, S, S) to logits
 
 
+def preprocessing(net: Classifier) -> str:
+    """What `Classifier.preprocess` does, in the words of the metadata."""
+    square = "the centre square, resized to image_size by Pillow's BILINEAR"
+    if net.description.centre_crop != 1:
+        shorter = round(net.image_size / net.description.centre_crop)
+        square = f"resized by Pillow's BILINEAR, the shorter side to {shorter}, then the centre square of image_size"
+    return (
+        f"turned upright by EXIF, on white where transparent, {square}; RGB / 255 (L / 255 for one channel), minus mean, divided by std; "
+        "float32, (batch, channels, image_size, image_size)"
+    )
+
+
 def metadata(net: Classifier) -> dict[str, str]:
     """Each field of `network.json` by itself and the whole of it, in JSON; and how images are made ready, in words."""
     fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()}
-    return fields | {"preprocessing": PREPROCESSING, trained.FILE: json.dumps(net.description.json)}
+    return fields | {"preprocessing": preprocessing(net), trained.FILE: json.dumps(net.description.json)}
 
 
 def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
@@ -129,7 +136,9 @@ def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
     try:
         root = cli.read_config(run)["arguments"].get("data")
         shape = known.classes, known.image_size, known.mean, known.std
-        images = data.load_test(known.dataset, str(root), *shape, skip_bad_images=known.dataset == "folder")
+        images = data.load_test(
+            known.dataset, str(root), *shape, skip_bad_images=known.dataset in data.FOLDERS, centre_crop=known.centre_crop
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"the images to compare the export on are missing ({error}): name some with --images") from None
     count = len(images.test)

@@ -75,7 +75,7 @@ class Classifier:
         Raises:
             ValueError: more than 8 bits per channel, or a single pixel wide or high. For a damaged image Pillow raises almost anything.
         """
-        return self._normalise(data.pixels(image, self.image_size, self.description.channels))
+        return self._normalise(data.pixels(image, self.image_size, self.description.channels, self.description.centre_crop))
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """`preprocess` of the image in a file.
@@ -83,7 +83,7 @@ class Classifier:
         Raises:
             UserError: the file cannot be read or decoded.
         """
-        return self._normalise(data.decode(os.fspath(path), self.image_size, self.description.channels))
+        return self._normalise(data.decode(os.fspath(path), self.image_size, self.description.channels, self.description.centre_crop))
 
     @torch.no_grad()
     def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:

@@ -2,6 +2,7 @@
 
     python test.py eval-EXP-20260101-120000                               # a run of train.py: its folder says all else
     python test.py --auxiliary --model_path cifar10_model.pt --gpu 0      # the authors' weights of DARTS_V2: 97.37% by their account
+    python test.py --preset imagenet --auxiliary --model_path imagenet_model.pt --gpu 0      # docs/imagenet.md
 
 Expect one number. Without a run's folder, the arguments that shape the network must be those of its training.
 """
@@ -29,7 +30,7 @@ from nas.trained import Trained
 from speed import acceleration
 
 # Arguments that shape the network and its images: a run's own cannot be changed.
-FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "channels")
+FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "centre_crop", "channels")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
@@ -52,7 +53,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
     parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     parser.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
-    cli.add_network_argument(parser)
+    cli.add_network_arguments(parser, parser, cli.IMAGENET)
     cli.add_space_argument(parser, "--space_arg", "space")
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
     args = parser.parse_args()
@@ -87,11 +88,12 @@ def _images_and_device(run: str) -> dict[str, str | int | bool]:
 def load_images(args: argparse.Namespace, network: Trained | None) -> data.ImageData:
     """The images to measure on: for a network whose size, classes and statistics are known, these; else those of the dataset."""
     if network is None:
-        return data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
+        how = (args.image_size, args.workers, args.skip_bad_images, args.channels, args.centre_crop)
+        return data.load(args.dataset, args.data, *how)
     if args.image_size != network.image_size:
         raise UserError(f"--image_size {args.image_size}: {args.model_path} was trained on images of {network.image_size} pixels")
     shape = network.classes, network.image_size, network.mean, network.std
-    return data.load_test(args.dataset, args.data, *shape, args.workers, args.skip_bad_images)
+    return data.load_test(args.dataset, args.data, *shape, args.workers, args.skip_bad_images, network.centre_crop)
 
 
 def main() -> None:
@@ -119,6 +121,8 @@ def main() -> None:
     )
     print(f"test_loss {meters.loss.avg:f}")
     print(f"test_acc {meters.top1.avg:f}")
+    if images.num_classes > 5:
+        print(f"test_top5 {meters.top5.avg:f}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ result. The best one is printed as well, as what it is: picked on the test set, 
 
     python train.py --arch DARTS_V2 --valid_portion 0.1 --auxiliary --cutout --gpu 0
 
+    python train.py --preset imagenet --arch DARTS_V2 --auxiliary --gpu 0      # docs/imagenet.md
+
 With some of the training images held out, the best epoch is chosen on those, its weights are in best.pt, and the test set is measured once.
 """
 
@@ -41,6 +43,24 @@ from nas import registry, search, trained
 from nas.architecture import Architecture, canonical
 from speed import acceleration, capture
 
+# The authors' train_imagenet.py, for 250 epochs as in the paper.
+IMAGENET = cli.IMAGENET | {
+    "epochs": 250,
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 3e-5,
+    "decay_period": 1,
+    "gamma": 0.97,
+    "grad_clip": 5.0,
+    "label_smoothing": 0.1,
+    "auxiliary_weight": 0.4,
+    "drop_path_prob": 0.0,
+    "crop": "resized",
+    "color_jitter": "0.4,0.4,0.4,0.2",
+    "keep": "best",
+}
+CIFAR_BATCH = 96  # the default of `--batch_size`, which that of `--learning_rate` is for
+
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """Those of the command line, or `arguments`, {name: value}."""
@@ -48,6 +68,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path")
+    cli.accept_unread(parser, "--parallel", nargs=0)  # torchrun's affair
     parser.add_argument("--seed", type=cli.seed, default=0, help="of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
@@ -59,7 +80,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
-    cli.add_network_argument(group)
+    cli.add_network_arguments(parser, group, IMAGENET)
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group.add_argument(
@@ -67,10 +88,25 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=cli.positive_int, default=600, help="passes over the training images")
-    group.add_argument("--batch_size", type=cli.positive_int, default=96, help="images in a step")
+    group.add_argument("--batch_size", type=cli.positive_int, default=CIFAR_BATCH, help="images in a step")
     group.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="adam needs a far lower --learning_rate, such as 1e-3")
     group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch")
     group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.0, help="that the cosine schedule descends to")
+    group.add_argument(
+        "--decay_period",
+        type=cli.non_negative_int,
+        default=0,
+        help="epochs after which the learning rate is multiplied by --gamma; 0: cosine",
+    )
+    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="of --decay_period")
+    group.add_argument(
+        "--scale_lr",
+        action="store_true",
+        help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / {IMAGENET['batch_size']}",
+    )
+    group.add_argument(
+        "--lr_warmup_epochs", type=cli.non_negative_int, default=0, help="first epochs, in which the learning rate grows from a hundredth"
+    )
     group.add_argument("--momentum", type=cli.probability, default=0.9, help="of SGD; Adam's first beta")
     group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4, help="of all weights")
     group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
@@ -79,13 +115,31 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument(
         "--drop_path_prob", type=cli.probability, default=0.2, help="that drop path grows to, linearly with the epochs; in cells"
     )
+    group.add_argument(
+        "--crop",
+        choices=["pad", "resized"],
+        default="pad",
+        help="pad: a border, and back to the size; resized: torchvision's RandomResizedCrop, of --dataset folder or imagenet",
+    )
+    group.add_argument(
+        "--color_jitter", type=cli.color_jitter, default="0,0,0,0", help="brightness, contrast, saturation, hue; with --crop resized"
+    )
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=cli.positive_int, default=16, help="the square's side in pixels")
     group.add_argument(
         "--valid_portion", type=cli.probability, default=0.0, help="of the training images, held out to choose the best epoch on; 0: none"
     )
+    group.add_argument(
+        "--keep", choices=["last", "best"], default="last", help="best: also keep the weights of the epoch best on the test set, in best.pt"
+    )
     args = cli.parse(parser, "eval", arguments)
     cli.check_learning_rates(args)
+    if args.decay_period and args.learning_rate_min:
+        raise UserError("--learning_rate_min is of the cosine schedule, and --decay_period asks for another: leave one of them out")
+    if args.lr_warmup_epochs >= args.epochs:
+        raise UserError(f"--lr_warmup_epochs {args.lr_warmup_epochs} are all of the {args.epochs} epochs: lower it")
+    if any(cli.jitter(args.color_jitter)) and args.crop != "resized":
+        raise UserError("--color_jitter goes with --crop resized: add it")
     if args.auxiliary and args.batch_size == 1:
         raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
     return args
@@ -133,7 +187,8 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
     device = utils.begin(args)
-    images, selection = data.hold_out(data.prepare(args, device), args.valid_portion)
+    random_crops = args.crop == "resized"
+    images, selection = data.hold_out(data.prepare(args, device, args.centre_crop, random_crops), args.valid_portion)
     train_batches = data.train_batches(
         images,
         batch_size=args.batch_size,
@@ -141,6 +196,8 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         seed=args.seed,
         workers=args.workers,
         device=device,
+        random_crops=random_crops,
+        color_jitter=cli.jitter(args.color_jitter),
     )
     valid_batches, test_batches = (
         data.test_batches(part, batch_size=args.batch_size, workers=args.workers, device=device) for part in (selection, images)
@@ -152,7 +209,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     notes += utils.long_run(model, args, images.image_size, epochs * steps, 1, device)
     optimizer = build_optimizer(model, args)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
+    scheduler = build_scheduler(optimizer, args)
     step: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
     if args.capture:
         step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
@@ -188,6 +245,9 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
             distributed.synchronize(model)
             measured = utils.evaluate(model, islice(valid_batches, limit), F.cross_entropy, run.reporter("valid", args.report_freq))
             run.log("valid_acc %f (%s)", measured.top1.avg, "held-out images" if args.valid_portion else "test set")
+            top5 = images.num_classes > 5
+            if top5:
+                run.log("valid_top5 %f", measured.top5.avg)
             utils.advance(scheduler)
 
             run.write_weights(model)
@@ -199,15 +259,18 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
                 **({"train_auxiliary_loss": meters.auxiliary.avg} if meters.auxiliary.count else {}),
                 f"{part}_loss": measured.loss.avg,
                 f"{part}_acc": measured.top1.avg,
+                **({f"{part}_top5": measured.top5.avg} if top5 else {}),
                 **watch.measured(),
             }
-            best = args.valid_portion and all(measured.top1.avg > before["valid_acc"] for before in progress.metrics)
+            chosen = args.valid_portion or args.keep == "best"
+            best = chosen and all(measured.top1.avg > before[f"{part}_acc"] for before in progress.metrics)
             if best:
                 run.write_weights(model, "best.pt")
             if epoch == epochs - 1:
                 if args.valid_portion:
                     measured = measure_best(model, islice(test_batches, limit), run)
                     row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
+                    row |= {"test_top5": measured.top5.avg} if top5 else {}
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
             if best or epoch == epochs - 1 or not args.valid_portion:
                 held_out = args.valid_portion and epoch < epochs - 1
@@ -236,10 +299,27 @@ def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> 
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    weights, options = list(model.parameters()), {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    lr = args.learning_rate
+    if args.scale_lr:
+        lr *= args.batch_size / (CIFAR_BATCH if args.preset is None else IMAGENET["batch_size"])
+    weights, options = list(model.parameters()), {"lr": lr, "weight_decay": args.weight_decay}
     if args.optimizer == "adam":
         return utils.optimizer(torch.optim.Adam, weights, betas=(args.momentum, 0.999), **options)
     return utils.optimizer(torch.optim.SGD, weights, momentum=args.momentum, **options)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate epoch by epoch, as in torchvision's references."""
+    schedules = torch.optim.lr_scheduler
+    main: torch.optim.lr_scheduler.LRScheduler
+    if args.decay_period:
+        main = schedules.StepLR(optimizer, args.decay_period, gamma=args.gamma)
+    else:
+        main = schedules.CosineAnnealingLR(optimizer, args.epochs - args.lr_warmup_epochs, eta_min=args.learning_rate_min)
+    if not args.lr_warmup_epochs:
+        return main
+    warmup = schedules.LinearLR(optimizer, start_factor=0.01, total_iters=args.lr_warmup_epochs)
+    return schedules.SequentialLR(optimizer, [warmup, main], [args.lr_warmup_epochs])
 
 
 def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Run) -> utils.Meters:
@@ -270,7 +350,9 @@ def finish(args: argparse.Namespace, run: Run) -> None:
         run.log("test accuracy %.2f%% of these weights, measured once: the result", accuracy)
     else:
         run.log("final test accuracy %.2f%% after %d epochs: the result", accuracy, len(rows))
-        run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(row["test_acc"] for row in rows))
+        best = max(rows, key=lambda row: row["test_acc"])
+        kept = f" in epoch {best['epoch']}, whose weights are in best.pt" if args.keep == "best" else ""
+        run.log("best test accuracy %.2f%%%s: picked on the test set, so not a result", best["test_acc"], kept)
     run.log_each(*metrics.class_lines(rows[-1]))
     run.log("test the weights again: %s", test_command(args, run))
 

@@ -124,7 +124,7 @@ MAY_CHANGE = {
 SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
 
 # Arguments that earlier versions lack, and what they are of their runs and networks.
-EARLIER = {"network": "cifar"}
+EARLIER = {"network": "cifar", "centre_crop": 1.0}
 
 # Arguments of earlier versions that changed no result and are left out where a run is resumed.
 RETIRED = {"engine"}
@@ -301,14 +301,51 @@ def add_space_argument(group: Any, option: str, what: str) -> None:
 NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
 
 
-def add_network_argument(group: Any) -> None:
-    """`--network`: the same for training and testing."""
+# What the authors trained on ImageNet, and with which images; the recipe is train.py's.
+IMAGENET: dict[str, Any] = {
+    "network": "imagenet",
+    "init_channels": 48,
+    "layers": 14,
+    "dataset": "imagenet",
+    "data": "../data/imagenet",
+    "image_size": 224,
+    "centre_crop": 0.875,  # images resized to 256, of which 224 are cut out
+    "batch_size": 128,
+}
+
+
+def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
+    """`--network` and what goes with larger images: the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
+    parser.presets = {"imagenet": preset}
+    group.add_argument("--preset", choices=parser.presets, help="the authors' setting for ImageNet; what else is given replaces its values")
     group.add_argument(
         "--network",
         choices=["auto", *NETWORKS],
         default="auto",
         help="of --space darts, around the cells; imagenet: behind a stem that divides height and width by 8; auto: by the images' size",
     )
+    group.add_argument(
+        "--centre_crop",
+        type=_number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
+        default=1.0,
+        help="for --dataset folder and imagenet: the share of an image's shorter side that is kept, in its middle",
+    )
+
+
+def color_jitter(text: str) -> str:
+    """Brightness, contrast, saturation and hue of torchvision's ColorJitter, as `jitter` reads them."""
+    try:
+        *values, hue = jitter(text)
+        accepted = len(values) == 3 and all(0 <= value < float("inf") for value in values) and 0 <= hue <= 0.5
+    except ValueError:
+        accepted = False
+    if not accepted:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not four numbers of at least 0, 0.4,0.4,0.4,0.2, the last of at most 0.5")
+    return text
+
+
+def jitter(text: str) -> list[float]:
+    return [float(value) for value in text.split(",")]
 
 
 def output_file(text: str) -> str:
@@ -322,18 +359,23 @@ def output_file(text: str) -> str:
 def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
     """Which images: the same for every stage."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=datasets, default=datasets[0], help="digits needs no download; folder reads your own images")
+    group.add_argument(
+        "--dataset",
+        choices=datasets,
+        default=datasets[0],
+        help="digits needs no download; folder reads your own images; imagenet reads any number of them, and keeps none in memory",
+    )
     group.add_argument(
         "--data",
         default="../data",
-        help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/",
+        help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/; imagenet: val",
     )
-    group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder: a multiple of 8")
+    group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder and imagenet: a multiple of 8")
     group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the images and of the network: 1 for grey ones")
     group.add_argument(
         "--skip_bad_images",
         action="store_true",
-        help="for --dataset folder: leave out, and count, what cannot be decoded",
+        help="for --dataset folder and imagenet: leave out, and count, what cannot be decoded",
     )
     group.add_argument(
         "--workers",

@@ -89,7 +89,7 @@ class Run:
     | `metrics.jsonl` | one JSON object per epoch |
     | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype, and as NNI writes it |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
-    | `best.pt` | those of the best epoch, where one is chosen on held-out images |
+    | `best.pt` | those of the best epoch, where one is chosen |
     | `checkpoint.pt` | all that is needed to go on; the one before it is `checkpoint.prev.pt` |
 
     Of several processes, the first writes and prints, and the others go along; where the first goes on from, they do.

@@ -35,6 +35,7 @@ class Trained:
     dataset: str
     classes: tuple[str, ...]  # in the order of the logits
     image_size: int
+    centre_crop: float  # of an image's shorter side, the share that the square keeps which is resized to `image_size`
     channels: int  # of the images
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -116,6 +117,7 @@ def describe(
         dataset=images.name,
         classes=images.classes,
         image_size=images.image_size,
+        centre_crop=images.centre_crop,
         channels=len(images.mean),
         mean=images.mean,
         std=images.std,
@@ -213,6 +215,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (_is_text, "the name of a dataset"),
     "classes": (lambda value: _are(_is_text)(value) and len(set(value)) == len(value), "a list of names, each once"),
     "image_size": (lambda value: _is_count(4096)(value) and value % 8 == 0, "a multiple of 8, from 8 to 4096"),
+    "centre_crop": (lambda value: _is_number(value) and 0.1 <= value <= 1, "a share from 0.1 to 1"),
     "channels": (lambda value: type(value) is int and value in (1, 3), "1 or 3"),
     "mean": (_are(_is_number), "a list of numbers"),
     "std": (_are(lambda value: _is_number(value) and value > 0), "a list of numbers above 0"),

@@ -73,9 +73,7 @@ def size(run: History) -> tuple[float | None, float | None]:
         return None, None
     channels, space_arg = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("space_arg")
     network = run.arguments.get("network") if is_training else None
-    args = Namespace(
-        space=space, auxiliary=False, init_channels=None, layers=None, network=network, channels=channels, space_arg=space_arg
-    )
+    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, network=network, channels=channels, space_arg=space_arg)
     if is_training:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:

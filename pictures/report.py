@@ -41,6 +41,7 @@ TABLE = (
 FIGURES = {  # key: (title, format)
     "test_acc": ("test accuracy", "{:.2f}%"),
     "valid_acc": ("validation accuracy", "{:.2f}%"),
+    "test_top5": ("test accuracy, top 5", "{:.2f}%"),
     "train_acc": ("training accuracy", "{:.2f}%"),
     "valid_ppl": ("validation perplexity", "{:.2f}"),
     "train_ppl": ("training perplexity", "{:.2f}"),
@@ -131,7 +132,7 @@ def _what(run: History) -> str:
     if remedies := recipes.given(arguments):
         what += " with " + ", ".join(f"--{name} {value}" for name, value in remedies.items())
     on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
-    images = arguments.get("data") if arguments.get("dataset") == "folder" else arguments.get("dataset", "?")
+    images = arguments.get("data") if arguments.get("dataset") in ("folder", "imagenet") else arguments.get("dataset", "?")
     epoch = run.caption.partition(", ")[2]
     return f"{what}, space {run.space}, on {images}, on {on}; {epoch}."
 

@@ -1,18 +1,29 @@
 """The network for ImageNet and larger images: which images and commands reach it, its recipe, its loader."""
 
 import json
+import os
 import re
 import shutil
+import sys
+import time
 from argparse import Namespace
 
 import golden
+import numpy as np
 import pytest
+import scripts
 import torch
+import torchvision
+from PIL import Image
 from torch import nn
+from torchvision import transforms
 
+import data
 import genotypes
 import predict
 import utils
+from experiment import cli
+from experiment.errors import UserError
 from experiment.weights import load_weights
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from nas import search
@@ -112,16 +123,10 @@ def test_a_network_that_does_not_fit_is_refused(flags, words, script, images):
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
     """A run with the network for ImageNet."""
-    import sys
-
-    from scripts import load
-
-    from experiment import cli
-
     run = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *map(str, [*folder(images, 64), *TINY, "--epochs", 2, "--run_dir", run])])
-        cli.run(load("train").main)
+        cli.run(scripts.load("train").main)
     return run
 
 
@@ -175,3 +180,292 @@ def test_a_description_of_images_that_the_network_does_not_take_is_refused(scrip
         status, _, err = script("test", run)
         assert status == 2
         assert field in err
+
+
+# ---- The recipe
+
+
+def test_the_preset_is_the_authors_and_flags_replace_its_values(monkeypatch):
+    def parsed(*flags):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+        return vars(scripts.load("train").parse_arguments())
+
+    theirs = {"init_channels": 48, "layers": 14, "batch_size": 128, "epochs": 250, "learning_rate": 0.1, "momentum": 0.9}
+    theirs |= {"weight_decay": 3e-5, "label_smoothing": 0.1, "grad_clip": 5.0, "auxiliary_weight": 0.4, "drop_path_prob": 0.0}
+    theirs |= {"decay_period": 1, "gamma": 0.97, "network": "imagenet", "image_size": 224, "crop": "resized"}
+    preset = parsed("--preset", "imagenet")
+    assert {name: preset[name] for name in theirs} == theirs
+    changed = parsed("--preset", "imagenet", "--epochs", "3", "--decay_period", "0", "--color_jitter", "0,0,0,0", "--keep", "last")
+    assert {name for name in preset if preset[name] != changed[name]} == {"epochs", "decay_period", "color_jitter", "keep"}
+    assert (parsed()["batch_size"], parsed()["crop"], parsed()["label_smoothing"]) == (96, "pad", 0.0)
+
+
+def rates(epochs, **flags):
+    train = scripts.load("train")
+    plain = {"learning_rate": 0.1, "learning_rate_min": 0.0, "decay_period": 0, "gamma": 0.97, "lr_warmup_epochs": 0, "scale_lr": False}
+    plain |= {"batch_size": 128, "preset": "imagenet", "weight_decay": 3e-5, "momentum": 0.9, "optimizer": "sgd", "epochs": epochs}
+    optimizer = train.build_optimizer(nn.Linear(1, 1), Namespace(**plain | flags))
+    scheduler = train.build_scheduler(optimizer, Namespace(**plain | flags))
+    found = []
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_the_learning_rate_falls_by_gamma_and_is_scaled_and_warmed_up():
+    assert rates(4, decay_period=1) == pytest.approx([0.1 * 0.97**epoch for epoch in range(4)])
+    assert rates(4, decay_period=2, gamma=0.5) == pytest.approx([0.1, 0.1, 0.05, 0.05])
+    assert rates(2, decay_period=1, scale_lr=True, batch_size=512) == pytest.approx([0.4, 0.4 * 0.97])
+    assert rates(1, scale_lr=True, batch_size=48, preset=None) == pytest.approx([0.05])
+    # From a hundredth, evenly, then the schedule from its beginning.
+    assert rates(6, decay_period=1, lr_warmup_epochs=2) == pytest.approx([0.001, 0.0505, 0.1, 0.097, 0.1 * 0.97**2, 0.1 * 0.97**3])
+    assert rates(4, lr_warmup_epochs=2) == pytest.approx([0.001, 0.0505, 0.1, 0.05])
+
+
+def test_label_smoothing_is_the_authors():
+    torch.manual_seed(0)
+    logits, target, epsilon = torch.randn(6, 10), torch.arange(6), 0.1
+    smooth = (1 - epsilon) * nn.functional.one_hot(target, 10) + epsilon / 10
+    expected = (-smooth * logits.log_softmax(1)).mean(0).sum()
+    torch.testing.assert_close(nn.CrossEntropyLoss(label_smoothing=epsilon)(logits, target), expected)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (300, 500), (501, 333), (100, 90), (231, 999)])
+def test_validation_resizes_and_cuts_as_torchvision(shape):
+    image = picture(*shape)
+    expected = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])(image)
+    assert torch.equal(data.pixels(image, 224, centre_crop=0.875), expected)
+
+
+def test_a_line_of_pixels_is_not_enlarged_to_fill_the_memory():
+    with pytest.raises(ValueError, match="centre crop shows too little"):
+        data.pixels(Image.new("RGB", (2, 4000)), 224, centre_crop=0.875)
+
+
+def test_training_crops_flips_and_distorts_as_torchvision(wide):
+    """With torchvision's own transforms, seeded with the numbers that stand for an image."""
+    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True, centre_crop=0.875)
+    reference = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(64),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
+    )
+    batches = train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))
+    batches.set_epoch(1)
+    order = batches._plan(1)
+    random = torch.get_rng_state()
+    for step, (x, _) in enumerate(batches):
+        seeds = np.random.SeedSequence((3, data._TRAIN_CROPS, 1, step)).generate_state(len(x), np.uint64)
+        for found, index, seed in zip(x, order[step], seeds, strict=True):
+            with torch.random.fork_rng(devices=[]), Image.open(images.train.samples[int(index)][0]) as image:
+                torch.manual_seed(int(seed))
+                torch.testing.assert_close(found, reference(image.convert("RGB")), atol=1e-6, rtol=1e-5)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--color_jitter", "0.4"], "is not four numbers"),
+        (["--color_jitter", "0.4,0.4,0.4,0.6"], "is not four numbers"),
+        (["--color_jitter", "0.4,0.4,0.4,0.2"], "--color_jitter goes with --crop resized"),
+        (["--dataset", "digits", "--crop", "resized"], "are of images in files"),
+        (["--dataset", "digits", "--centre_crop", "0.875"], "are of images in files"),
+        (["--decay_period", "1", "--learning_rate_min", "0.001"], "leave one of them out"),
+        (["--lr_warmup_epochs", "600"], "all of the 600 epochs"),
+        (["--centre_crop", "2"], "not a number from 0.1 to 1"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(flags, words, script, images):
+    status, _, err = script("train", *flags, "--gpu", -1)
+    assert status == 2
+    assert words in err
+
+
+# ---- The loader
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+NAMES = ("n01440764", "n01443537", "n02012849", "Opa's Schiffe", "Müllers Frösche", "n0 %d")
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A folder in torchvision's layout: six classes, images of many shapes; and ImageNet's own test images, which have no classes."""
+    root = tmp_path / "imagenet"
+    for part, count in (("train", 5), ("val", 3)):
+        for number, name in enumerate(NAMES):
+            (root / part / name).mkdir(parents=True)
+            for index in range(count):
+                path = root / part / name / f"{name}_{index}.JPEG"
+                picture(70 + 30 * index, 100 - 9 * number, seed=100 * number + index).save(path, "JPEG")
+    (root / "test").mkdir()
+    picture(70, 70).save(root / "test" / "ILSVRC2012_test_00000001.JPEG", "JPEG")
+    settle(root)
+    return root
+
+
+def settle(root):
+    """As if nothing in it had changed for a minute."""
+    for path in [*root.rglob("*"), root]:
+        if path.is_dir():
+            os.utime(path, (time.time() - 60,) * 2)
+
+
+def train_batches(images, workers=0, **options):
+    shape = {"batch_size": 8, "cutout_length": 0, "seed": 3, "device": "cpu", "random_crops": True}
+    return data.train_batches(images, workers=workers, **shape, **options)
+
+
+def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
+    images = data.load("imagenet", str(wide), 64, workers=0, centre_crop=0.875)
+    assert isinstance(images.train, data.FileImages)
+    assert isinstance(images.test, data.FileImages)
+    assert (len(images.train), len(images.test)) == (30, 18)
+    assert images.classes == tuple(sorted(NAMES))
+    assert (images.mean, images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    expected = torchvision.datasets.ImageFolder(wide / "train")
+    assert sorted(images.train.samples) == sorted(expected.samples)
+    x, y = images.test[4]
+    path, label = images.test.samples[4]
+    assert torch.equal(x, data.decode(path, 64, centre_crop=0.875))
+    assert y == label
+
+
+def test_the_devkit_names_classes(wide):
+    known = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02012849": ("crane",), "n03126707": ("crane",)}
+    torch.save((known, ["n01440764"]), wide / "meta.bin")
+    expected = {name: f"{name} {', '.join(known[name])}" if name in known else name for name in NAMES}
+    images = data.load("imagenet", str(wide), 64, workers=0)
+    assert images.classes == tuple(expected[name] for name in sorted(NAMES))
+    assert data.load_test("imagenet", str(wide), images.classes, 64, images.mean, images.std, workers=0).classes == images.classes
+    (wide / "meta.bin").write_bytes(b"no such file")
+    with pytest.raises(UserError, match=r"meta\.bin"):
+        data.load("imagenet", str(wide), 64, workers=0)
+
+
+def test_the_second_start_reads_the_index_until_a_folder_changes(wide, monkeypatch, capsys):
+    walk, walks = data._walk, []
+    monkeypatch.setattr(data, "_walk", lambda root, part, *rest: walks.append(part) or walk(root, part, *rest))
+
+    def start():
+        walks.clear()
+        images = data.load("imagenet", str(wide), 64, workers=0)
+        return [*images.train.samples], [*images.test.samples], images.classes, images.notes
+
+    (wide / "val" / NAMES[0] / "README").write_text("not an image")
+    settle(wide)
+    first = start()
+    assert walks == ["train", "val"]
+    assert start() == first
+    assert walks == []
+
+    (wide / "train" / NAMES[3] / f"{NAMES[3]}_0.JPEG").rename(wide / "train" / NAMES[3] / "other.JPEG")
+    changed = start()
+    assert walks == ["train"]
+    assert len(changed[0]) == 30
+    assert changed != first
+    assert start() == changed
+    assert walks == ["train"]  # the folder has changed this very moment: its time might not tell of another change
+    settle(wide)
+    assert start() == changed
+    assert start() == changed
+    assert walks == []
+
+    for content in (b"", b"PK damaged", (wide / "index-val.npz").read_bytes()):  # the last: of another part
+        (wide / "index-train.npz").write_bytes(content)
+        assert start() == changed
+        assert walks == ["train"]
+    moved = wide.rename(wide.with_name("elsewhere"))
+    images = data.load("imagenet", str(moved), 64, workers=0)
+    assert walks == ["train"]
+    assert all(path.startswith(str(moved)) for path, _ in images.train.samples)
+
+
+def test_an_epoch_is_the_same_with_any_number_of_workers_and_from_the_middle(wide):
+    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
+    runs = []
+    for workers, start in ((0, 0), (2, 0), (0, 2)):
+        batches = train_batches(images, workers, color_jitter=(0.4, 0.4, 0.4, 0.2))
+        batches.set_epoch(1, start)
+        runs.append([(x.clone(), y.clone()) for x, y in batches])
+    for (x, y), (x2, y2) in zip(runs[0], runs[1], strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(runs[0][2:], runs[2], strict=True))
+    batches.set_epoch(2)
+    assert not torch.equal(next(iter(batches))[0], runs[0][0][0])
+
+
+def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
+    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
+    whole = [x for x, _ in train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))]
+    read, parts = data._read, []
+    monkeypatch.setattr(data, "_read", lambda path, use: parts[-1].append(path) or read(path, use))
+    monkeypatch.setattr(data.distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(data.distributed, "rank", lambda rank=rank: rank)
+        parts.append([])
+        shares.append([x for x, _ in train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))])
+    for x, *of_ranks in zip(whole, *shares, strict=True):
+        rows = {row.numpy().tobytes() for part in of_ranks for row in part}
+        assert rows == {row.numpy().tobytes() for row in x}
+    assert not {*parts[0]} & {*parts[1]}
+
+
+def test_a_broken_image_is_named_and_can_be_skipped(wide, monkeypatch, capsys):
+    broken = wide / "train" / NAMES[2] / f"{NAMES[2]}_1.JPEG"
+    broken.write_bytes(broken.read_bytes()[:200])
+    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
+    with pytest.raises(UserError, match=re.escape(str(broken))):
+        list(train_batches(images))
+    decoded = []
+    decode = data.decode
+    monkeypatch.setattr(data, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    for _ in range(2):
+        images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True, skip_bad_images=True)
+        [note] = images.notes
+        assert note.startswith(f"skipped 1 of 48 images, which cannot be decoded: {broken}")
+        assert len(images.train) == 29
+        assert len(list(train_batches(images))) == 4
+        assert len(decoded) == 48  # once: the second start knows
+    assert len(data.load("imagenet", str(wide), 64, workers=0).train) == 30
+
+
+def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
+    flags = ["--preset", "imagenet", "--data", wide, "--gpu", -1, "--workers", 0, "--arch", "DARTS_V2", "--auxiliary"]
+    flags += ["--image_size", 64, "--init_channels", 4, "--layers", 3, "--epochs", 2, "--batch_size", 8]
+    status, _, err = script("train", *flags, "--run_dir", "run")
+    assert status == 0, err
+    arguments = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    assert (arguments["epochs"], arguments["batch_size"], arguments["gamma"], arguments["label_smoothing"]) == (2, 8, 0.97, 0.1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.097])
+    assert all(row["test_acc"] <= row["test_top5"] <= 100 for row in rows)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "valid_top5" in log
+    best = max(rows, key=lambda row: row["test_acc"])
+    assert f"in epoch {best['epoch']}, whose weights are in best.pt: picked on the test set, so not a result" in log
+    assert json.loads((tmp_path / "run" / "network.json").read_text())["centre_crop"] == 0.875
+    for weights, row in (("weights.pt", rows[-1]), ("best.pt", best)):
+        status, out, err = script("test", "run", "--model_path", f"run/{weights}")
+        assert status == 0, err
+        assert measured(out) == pytest.approx(row["test_loss"], rel=1e-5)
+        assert f"test_top5 {row['test_top5']:f}" in out
+    net = predict.load("run")
+    path = wide / "val" / NAMES[0] / f"{NAMES[0]}_2.JPEG"
+    assert torch.equal(net.read(path), net._normalise(data.decode(str(path), 64, centre_crop=0.875)))
+    with Image.open(path) as image:
+        assert torch.equal(net.preprocess(image), net.read(path))
+    assert script("train", "--resume", "run")[0] == 0
