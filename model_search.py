@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
-from operations import OPS, FactorizedReduce, ReLUConvBN, Zero
+from operations import OPS, FactorizedReduce, ReLUConvBN, Zero, imagenet_stem
 
 
 class MixedOp(nn.Module):
@@ -90,6 +90,7 @@ class Network(nn.Module):
         stem_multiplier: the stem's channels, in multiples of C.
         in_channels: of the images.
         mixed_op: makes an edge of so many channels and this stride.
+        stem: `cifar`, which keeps height and width, or `imagenet`, which divides them by 8 and has C channels, C even.
 
     All cells of a kind share their alphas: `alphas_normal` and `alphas_reduce`, (edges, len(PRIMITIVES)). They are parameters, so that they
     move and are saved with the network, but never `weight_parameters()`.
@@ -106,6 +107,7 @@ class Network(nn.Module):
         stem_multiplier: int = 3,
         in_channels: int = 3,
         mixed_op: Callable[[int, int], nn.Module] = MixedOp,
+        stem: str = "cifar",
     ) -> None:
         super().__init__()
         if layers < 3:
@@ -116,11 +118,14 @@ class Network(nn.Module):
         self._steps = steps
         self._multiplier = multiplier
 
-        C_curr = stem_multiplier * C
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
+        reduction_prev = stem == "imagenet"  # its halves differ in size as two cells do around a reduction
+        C_curr = C if reduction_prev else stem_multiplier * C
+        if reduction_prev:
+            self.stem0, self.stem1 = imagenet_stem(C, in_channels)
+        else:
+            self.stem = nn.Sequential(nn.Conv2d(in_channels, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
         C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
         self.cells = nn.ModuleList()
-        reduction_prev = False
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
@@ -136,9 +141,10 @@ class Network(nn.Module):
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
+        """Images (B, in_channels, H, W), H and W multiples of 4, behind the stem for ImageNet of 32, to logits (B, num_classes)."""
         weights_normal, weights_reduce = self.mixing_weights()
-        s0 = s1 = self.stem(x)
+        s0 = self.stem0(x) if hasattr(self, "stem0") else self.stem(x)
+        s1 = self.stem1(s0) if hasattr(self, "stem1") else s0
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
         return self.classifier(self.global_pooling(s1).flatten(1))

@@ -3,6 +3,7 @@
     python train_search.py --unrolled --gpu 0               # CIFAR-10, second order: the paper's setting
     python train_search.py --gpu 0                          # first order: about a third of the time
     python train_search.py --dataset digits --gpu -1 --epochs 6 --init_channels 4 --layers 4 --batch_size 32
+    python train_search.py --stem imagenet --dataset folder --data photos --image_size 128 --gpu 0      # docs/imagenet.md
     python train_search.py --space nasbench201 --strategy enas --gpu 0
     python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
@@ -56,6 +57,12 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 8, or the space's own number")
     cli.add_space_argument(group, "--space_arg", "space")
+    group.add_argument(
+        "--stem",
+        choices=cli.NETWORKS,
+        default="cifar",
+        help="before the cells of --space darts; imagenet divides height and width by 8, for images of 64 pixels and more",
+    )
     cli.add_space_argument(group, "--strategy_arg", "strategy")
     group = parser.add_argument_group("weights")
     group.add_argument("--epochs", type=cli.positive_int, default=50, help="passes over the images for the weights")
@@ -293,6 +300,7 @@ def train_command(args: argparse.Namespace, run: Run, sizes: dict[str, int]) -> 
     command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
     command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
     command += ["--skip_bad_images"][: args.skip_bad_images] + (["--channels", "1"] if args.channels == 1 else [])
+    command += ["--network", "imagenet"] if args.stem == "imagenet" else []
     command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
     if args.space_arg and args.space != "darts":
         command += ["--space_arg", args.space_arg]

@@ -96,6 +96,7 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
     settings = argparse.Namespace(
         **{**NONE, "strategy": "darts", **METHODS[method]},
         channels=3,
+        stem="cifar",
         **{name: getattr(args, name) for name in ("init_channels", "layers")},
         epochs=50,
         momentum=0.9,

@@ -40,6 +40,10 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
         raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
     if not strategy.mutator.differentiable and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
+    if args.stem == "imagenet":
+        if args.space != "darts" or args.strategy not in options.NETWORKS:
+            raise UserError("--stem imagenet is of --space darts with --strategy darts or gdas: leave it out")
+        check_imagenet_stem("--stem imagenet", args)
     if args.space == "darts":
         check_candidates()
         # With partial channels, an edge has as few as C / K of them, but at stride 2 never less than 2 C / K.

@@ -151,7 +151,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     """An epoch of a search, and its accuracy: every state on the way."""
     args = Namespace(
         strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net", channels=3, space_arg=None,
-        strategy_arg=None, init_channels=4,
+        strategy_arg=None, stem="cifar", init_channels=4,
         layers=None,
         momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5, report_freq=1000,
         eigenvalue_every=0, early_stop=None, amp=False, epochs=1, capture=False, **recipes.NONE,

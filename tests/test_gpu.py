@@ -79,6 +79,7 @@ def arguments(**given):
         "grad_clip": 5,
         "auxiliary": True,
         "channels": 3,
+        "stem": "cifar",
         "auxiliary_weight": 0.4,
         "report_freq": 1000,
         "epochs": 1,

@@ -26,6 +26,7 @@ from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from model import AuxiliaryHeadImageNet, NetworkImageNet
+from model_search import Network
 from nas import search
 from nas.architecture import Architecture
 from pictures import compare, history
@@ -469,3 +470,45 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
     with Image.open(path) as image:
         assert torch.equal(net.preprocess(image), net.read(path))
     assert script("train", "--resume", "run")[0] == 0
+
+
+# ---- The search
+
+
+def test_the_search_network_behind_the_stem():
+    """Its cells see an eighth of the height and width, from C channels, and are those of the other search network."""
+    small, large = (Network(4, 5, 3, None, stem=stem) for stem in ("cifar", "imagenet"))
+    stem = NetworkImageNet(4, 5, 3, False, genotypes.DARTS_V2).state_dict()
+    ours = {name: value.shape for name, value in large.state_dict().items() if name.startswith("stem")}
+    assert ours == {name: value.shape for name, value in stem.items() if name.startswith("stem")}
+    assert large(torch.randn(2, 3, 64, 96)).shape == (2, 5)
+    sizes = []
+    for cell in large.cells:
+        cell.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[2:]))
+    large(torch.randn(2, 3, 64, 96))
+    assert sizes == [(8, 12), (4, 6), (2, 3)]
+    assert large.alphas_normal.shape == small.alphas_normal.shape
+
+
+def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, images, tmp_path):
+    flags = [*folder(images, 64), "--stem", "imagenet", "--init_channels", 4, "--layers", 3, "--epochs", 1, "--batch_size", 8]
+    for name, remedy in (("plain", ["--unrolled"]), ("gdas", ["--strategy", "gdas"]), ("partial", ["--partial_channels", 2])):
+        status, _, err = script("train_search", *flags, *remedy, "--run_dir", name)
+        assert status == 0, err
+        weights = torch.load(tmp_path / name / "weights.pt", weights_only=True)
+        assert {"stem0.0.weight", "stem1.1.weight"} <= weights.keys()
+        assert "stem.0.weight" not in weights
+    command = scripts.said((tmp_path / "plain" / "log.txt").read_text().splitlines(), "train what was found: ")
+    assert command[:2] == ["python", "train.py"]
+    status, _, err = script("train", *command[2:], "--epochs", 1, "--layers", 3, "--init_channels", 4, "--run_dir", "training")
+    assert status == 0, err
+    assert json.loads((tmp_path / "training" / "network.json").read_text())["network"] == "imagenet"
+    for wrong, words in (
+        (["--image_size", 72], "--stem imagenet needs images of a multiple of 32"),
+        (["--init_channels", 5], "is odd"),
+        (["--space", "nasbench201"], "--stem imagenet is of --space darts"),
+        (["--strategy", "random"], "--stem imagenet is of --space darts"),
+    ):
+        status, _, err = script("train_search", *flags, *wrong)
+        assert status == 2
+        assert words in err

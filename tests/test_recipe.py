@@ -181,7 +181,7 @@ def test_label_smoothing_reaches_the_step(script, images):
 
 def test_the_optimizers():
     build, model = load("train").build_optimizer, nn.Linear(2, 2)
-    args = Namespace(optimizer="adam", learning_rate=1e-3, weight_decay=0.1, momentum=0.8)
+    args = Namespace(optimizer="adam", learning_rate=1e-3, scale_lr=False, weight_decay=0.1, momentum=0.8)
     adam = build(model, args)
     assert type(adam) is torch.optim.Adam
     assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["weight_decay"]) == (1e-3, (0.8, 0.999), 0.1)

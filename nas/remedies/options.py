@@ -91,11 +91,12 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module) -> t
     Without any, `model_search.Network`.
     """
     sizes = (args.init_channels, num_classes, args.layers, criterion)
+    images = {"in_channels": args.channels, "stem": args.stem}
     if args.strategy == "gdas":
-        return SampledNetwork(*sizes, max_skips=args.max_skips, in_channels=args.channels), Gdas
+        return SampledNetwork(*sizes, max_skips=args.max_skips, **images), Gdas
     if not given(vars(args)).keys() - {"arch_warmup"}:
-        return Network(*sizes, in_channels=args.channels), Darts
-    return Supernet(*sizes, in_channels=args.channels, **{name: getattr(args, name) for name in OF_SUPERNET}), Remedied
+        return Network(*sizes, **images), Darts
+    return Supernet(*sizes, **images, **{name: getattr(args, name) for name in OF_SUPERNET}), Remedied
 
 
 NETWORKS = ("darts", "gdas")  # the strategies that learn on a supernet of their own

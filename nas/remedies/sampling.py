@@ -62,13 +62,20 @@ class SampledNetwork(Supernet):
     """The supernet of which one operation runs on every edge; all cells of a kind run the same. In evaluation, the likeliest.
 
     Args:
-        C, num_classes, layers, criterion, max_skips, in_channels: as of `Supernet`.
+        C, num_classes, layers, criterion, max_skips, in_channels, stem: as of `Supernet`.
     """
 
     def __init__(
-        self, C: int, num_classes: int, layers: int, criterion: nn.Module, max_skips: int | None = None, in_channels: int = 3
+        self,
+        C: int,
+        num_classes: int,
+        layers: int,
+        criterion: nn.Module,
+        max_skips: int | None = None,
+        in_channels: int = 3,
+        stem: str = "cifar",
     ) -> None:
-        super().__init__(C, num_classes, layers, criterion, max_skips=max_skips, mixed_op=OneOperation, in_channels=in_channels)
+        super().__init__(C, num_classes, layers, criterion, max_skips=max_skips, mixed_op=OneOperation, in_channels=in_channels, stem=stem)
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE), persistent=False)
         self.temperature: Tensor
 

@@ -24,7 +24,7 @@ class Supernet(Network):
     """`model_search.Network` with remedies; without any, it computes the same.
 
     Args:
-        C, num_classes, layers, criterion, in_channels: as of `Network`.
+        C, num_classes, layers, criterion, in_channels, stem: as of `Network`.
         partial_channels: K; 1/K of the channels go through the operations. Above 1, edges have weights: `betas_normal`, `betas_reduce`,
             (edges,), softmaxed over the edges into a node (edge normalisation).
         auxiliary_skip: the weight, in the first epoch, of a skip connection beside every edge; 0 for none.
@@ -49,9 +49,10 @@ class Supernet(Network):
         max_skips: int | None = None,
         mixed_op: Callable[[int, int], nn.Module] | None = None,
         in_channels: int = 3,
+        stem: str = "cifar",
     ) -> None:
         mixed_op = mixed_op or edge(partial_channels, auxiliary_skip > 0)
-        super().__init__(C, num_classes, layers, criterion, in_channels=in_channels, mixed_op=mixed_op)
+        super().__init__(C, num_classes, layers, criterion, in_channels=in_channels, mixed_op=mixed_op, stem=stem)
         self._sigmoid = gate == "sigmoid"
         self._gate_threshold, self._max_skips = gate_threshold, max_skips
         self._auxiliary_skip = auxiliary_skip
