@@ -1,5 +1,7 @@
 """`search()` and `train()` from Python: the runs of the two commands; names of published cells; the auxiliary head's loss."""
 
+import ast
+import importlib
 import io
 import json
 import re
@@ -247,3 +249,28 @@ def test_both_cells_side_by_side_with_the_numbers_of_genotypes(monkeypatch):
         assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4
     with pytest.raises(UserError, match="made of choices"):
         drawing.both(Architecture({"conv": 1}))
+
+
+# ---- The tutorial
+
+
+def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch, capsys):
+    tutorial = importlib.import_module("examples.darts_tutorial")
+    page = (Path(train.__file__).parent / "docs" / "nni_tutorial.md").read_text()
+    *quoted, _ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(quoted) == 5
+    for lines in quoted:
+        assert lines in Path(tutorial.__file__).read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing, "previews", lambda *_: {})
+    monkeypatch.setattr(tutorial, "IMAGES", images)
+    for name in ("SEARCH", "RETRAIN"):
+        monkeypatch.setattr(tutorial, name, SMALL | {"fast_dev_run": True, "batch_size": 8})
+    tutorial.main()
+    printed = [line for line in capsys.readouterr().out.splitlines() if re.match(r"after|\{|runs|plainly|by the paper's recipe: \d", line)]
+    assert len(printed) == 7
+    assert "train_auxiliary_loss" in printed[-2]
+    exported = ast.literal_eval(printed[1])
+    assert exported == json.loads(Path("runs/tutorial/search/nni.json").read_text())
+    assert Architecture.of(exported) == Architecture.read("runs/tutorial/plain") == Architecture.read("runs/tutorial/recipe")
+    assert Image.open("runs/tutorial/cells.png").width > Image.open("runs/tutorial/cells.png").height

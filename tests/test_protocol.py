@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import runs
 import scripts
 from numpy.random import default_rng
 from PIL import Image
 from scipy import stats
 
+import runs
 from experiment.errors import UserError
 from nas import registry
 from nas.remedies import options
