@@ -258,7 +258,7 @@ def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch,
     tutorial = importlib.import_module("examples.darts_tutorial")
     page = (Path(train.__file__).parent / "docs" / "nni_tutorial.md").read_text()
     *quoted, _ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(quoted) == 5
+    assert len(quoted) == 6
     for lines in quoted:
         assert lines in Path(tutorial.__file__).read_text()
     monkeypatch.chdir(tmp_path)
