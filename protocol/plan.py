@@ -101,9 +101,9 @@ PRESETS = {
     "digits": Protocol(
         methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=2, trainings=3,
         common={**_DIGITS, "workers": 0},
-        search={"init_channels": 4, "layers": 3, "epochs": 2, "batch_size": 64, "learning_rate": 0.025, "arch_learning_rate": 1e-2},
-        select={"init_channels": 4, "layers": 3, "epochs": 2, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
-        train={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 64, "learning_rate": 0.05},
+        search={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 32, "learning_rate": 0.025, "arch_learning_rate": 1e-2},
+        select={"init_channels": 6, "layers": 5, "epochs": 4, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
+        train={"init_channels": 6, "layers": 5, "epochs": 10, "batch_size": 64, "learning_rate": 0.05},
     ),
     "smoke": Protocol(
         methods=("first", "random", "DARTS_V2"), seeds=2, trainings=2,

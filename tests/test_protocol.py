@@ -130,9 +130,12 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
     assert table(folder) == table(whole[0])
 
 
+def runs_of(process):
+    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
+
+
 def kill(process, with_runs):
-    runs = [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
-    for pid in [process, *runs] if with_runs else [process]:
+    for pid in [process, *runs_of(process)] if with_runs else [process]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -145,6 +148,17 @@ def test_a_signal_lets_every_run_save(tmp_path):
     status, output = scripts.finish(child, reader)
     assert status == 128 + signal.SIGTERM, output
     finished(*SMALL, "--out", tmp_path / "out")
+
+
+def test_a_signal_ends_the_run_that_is_measured_for_the_plan(tmp_path):
+    child, reader = reproduce(*SMALL[:-1], "--out", tmp_path / "out")
+    while not (measured := runs_of(child)):
+        time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    status, output = scripts.finish(child, reader)
+    assert status == 128 + signal.SIGTERM, output
+    with pytest.raises(ProcessLookupError):
+        os.kill(measured[0], 0)
 
 
 def test_a_lost_node_costs_no_result(whole, tmp_path):
