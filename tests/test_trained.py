@@ -311,7 +311,7 @@ def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script,
     status, out, err = script("predict", "run", "folder", "b.gif", "--gpu", "-1")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
-    assert re.fullmatch(r"left out 1 files of other kinds than .*\n", err)
+    assert re.fullmatch(r"left out 1 files that are not .*\n", err)
     (tmp_path / "folder" / "a.jpg").unlink()
     status, _, err = script("predict", "run", "folder", "--gpu", "-1")
     assert (status, err.count("\n")) == (2, 1)
