@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", help="separated by commas; None: those of the preset")
     parser.add_argument("--seeds", type=cli.positive_int, help="searches for each method; None: the preset's")
     parser.add_argument("--trainings", type=cli.positive_int, help="trainings of each selected architecture; None: the preset's")
-    parser.add_argument("--data", default="../data", help="the folder of the images; for --preset small: with train/<class>/ and test/<class>/")
+    parser.add_argument("--data", default="../data", help="folder of the images; for --preset small: with train/<class>/ and test/<class>/")
     parser.add_argument("--config", help="a JSON file, or with PyYAML a YAML file, with flags for the stages and your own methods")
     parser.add_argument("--gpus", help="numbers of GPUs, separated by commas, a job on each; None: the CPU")
     parser.add_argument("--jobs", type=cli.positive_int, default=1, help="runs at a time on the CPU; they share its cores")

@@ -73,7 +73,7 @@ def _images_and_device(run: str) -> dict[str, str | int | bool]:
     except OSError:
         return {}
     except ValueError as error:
-        raise UserError(f"the config.json in {run} is not one of a run: {error}") from None
+        raise UserError(f"the config.json in {run} is not that of a run: {error}") from None
     kinds = {"data": str, "skip_bad_images": bool, "gpu": int}
     return {name: arguments[name] for name, kind in kinds.items() if isinstance(arguments.get(name), kind)}
 

@@ -43,8 +43,11 @@ def _name_and_folder(arch: str) -> tuple[str, str]:
 
 
 def picture_architecture(architecture: Architecture, caption: str, format: str) -> dict[str, bytes]:
-    """{file name: picture}. Like the functions below, raises `UserError` if no program for drawing is installed, or a run's files are
-    damaged."""
+    """{file name: picture}.
+
+    Raises:
+        UserError: no program for drawing is installed. The functions below raise it too, also if a run's files are damaged.
+    """
     return {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, caption).items()}
 
 
