@@ -178,7 +178,7 @@ FILES = {
         ("train_search", ["--space", "plain.py"], "unknown space 'plain.py'"),
         ("train_search", ["--space", "plain.py:Net"], "plain.py:Net holds no choices: there is nothing to search"),
         ("train_search", ["--space", "needy.py:Net"], "cannot be built with {}: missing a required argument: 'width'"),
-        ("train_search", ["--space", "nested.py:Net"], "choices do not nest"),
+        ("train_search", ["--space", "nested.py:Net"], "choices cannot be nested"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
         ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
         ("train_search", ["--layers", "2"], "--layers 2: at least 3 cells are needed"),
