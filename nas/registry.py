@@ -102,9 +102,7 @@ def _typed(option: str, name: str, text: str, types: tuple[type, ...]) -> Any:
                 return read(text)
             except (KeyError, ValueError):
                 continue
-    raise UserError(
-        f"{option} {name}={text}: {name} must be {' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)}"
-    )
+    raise UserError(f"{option} {name}={text}: {name} is {' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)}")
 
 
 _READERS: dict[type, Callable[[str], Any]] = {  # in the order in which they are tried

@@ -334,7 +334,7 @@ def test_a_search_is_not_a_trained_run(script, name, tmp_path):
     shutil.copytree(ROOT / "tests" / "fixtures" / "run_2026_11", tmp_path / "search")
     status, out, err = script(name, "search", *(["image.png", "--gpu", "-1"] if name == "predict" else []))
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "search is a search, which has found an architecture and trained none" in err
+    assert "search is a search, not a training" in err
 
 
 def truncated(run):
@@ -401,7 +401,7 @@ def test_damaged_runs(script, run, photos, no_waiting, name, damage, words):
         ({"architecture": {"normal": 3}}, "an architecture's JSON needs"),
         ({"space": "nowhere", "auxiliary": False}, "unknown space 'nowhere'"),
         ({"layers": 2}, "at least 3"),
-        ({"more": 1}, r"it is of another version: \['more'\] are missing or unknown"),
+        ({"more": 1}, r"it belongs to another version: \['more'\] are missing or unknown"),
     ],
 )
 def test_descriptions_that_describe_nothing(run, fields, words):
