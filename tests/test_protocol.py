@@ -284,7 +284,7 @@ def test_a_failed_run_is_tried_again_once(tmp_path):
     workers.run(todo, failing, lines.append, lambda: None)
     assert sorted(failing.given) == sorted(2 * ["first/search-0", "first/search-1", "DARTS_V2/train-0", "DARTS_V2/train-1"])
     assert todo.failed == set(failing.given)
-    assert "failed for good: first/search-0 (no room)" in lines
+    assert "failed twice: first/search-0 (no room)" in lines
     assert results.collect(todo, "smoke")["failed"] == sorted(todo.failed)
 
 

@@ -621,7 +621,7 @@ def test_resuming_what_is_no_run(images, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[" * 100_000, "not one of a run"),
+        ("[" * 100_000, "not that of a run"),
         ('{"stage": "eval", "arguments": {"help": true}}', "an argument that this version does not know, 'help'"),
         ('{"stage": "eval", "arguments": {"seed\\nx": 1}}', r"does not know, 'seed\nx'"),
         ('{"stage": "eval", "arguments": {"seed": "1\\n2"}}', "is not a whole number"),
