@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import runs
 import scripts
 from numpy.random import default_rng
 from PIL import Image
 from scipy import stats
 
-import runs
 from experiment.errors import UserError
 from nas import registry
 from nas.remedies import options
@@ -130,9 +130,12 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
     assert table(folder) == table(whole[0])
 
 
+def runs_of(process):
+    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
+
+
 def kill(process, with_runs):
-    runs = [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
-    for pid in [process, *runs] if with_runs else [process]:
+    for pid in [process, *runs_of(process)] if with_runs else [process]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -145,6 +148,17 @@ def test_a_signal_lets_every_run_save(tmp_path):
     status, output = scripts.finish(child, reader)
     assert status == 128 + signal.SIGTERM, output
     finished(*SMALL, "--out", tmp_path / "out")
+
+
+def test_a_signal_ends_the_run_that_is_measured_for_the_plan(tmp_path):
+    child, reader = reproduce(*SMALL[:-1], "--out", tmp_path / "out")
+    while not (measured := runs_of(child)):
+        time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    status, output = scripts.finish(child, reader)
+    assert status == 128 + signal.SIGTERM, output
+    with pytest.raises(ProcessLookupError):
+        os.kill(measured[0], 0)
 
 
 def test_a_lost_node_costs_no_result(whole, tmp_path):
@@ -270,7 +284,7 @@ def test_a_failed_run_is_tried_again_once(tmp_path):
     workers.run(todo, failing, lines.append, lambda: None)
     assert sorted(failing.given) == sorted(2 * ["first/search-0", "first/search-1", "DARTS_V2/train-0", "DARTS_V2/train-1"])
     assert todo.failed == set(failing.given)
-    assert "failed for good: first/search-0 (no room)" in lines
+    assert "failed twice: first/search-0 (no room)" in lines
     assert results.collect(todo, "smoke")["failed"] == sorted(todo.failed)
 
 

@@ -101,7 +101,7 @@ def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in (
         (["run", "empty"], "empty is not the folder of a run"),
-        (["run", "DARTS_V2"], "DARTS_V2 is no folder"),
+        (["run", "DARTS_V2"], "DARTS_V2 is not a folder"),
         (["half"], "cannot read half/config.json"),
         (["empty", "--report"], "nothing to report on"),
         (["DARTS_V2", "--report"], "nothing to report on"),
@@ -318,7 +318,7 @@ def test_every_class_has_a_row_in_the_picture(tmp_path, recwarn):
     assert len(labels[1]) < 50
     assert curves.save(figure) == curves.save(figure)
     assert not list(recwarn)
-    assert b"Which class fails" in report.of_run(run, {"confusion.png": curves.save(figure)})
+    assert b"Accuracy by class" in report.of_run(run, {"confusion.png": curves.save(figure)})
 
 
 def test_of_very_many_classes_the_worst_are_shown(tmp_path):
@@ -487,7 +487,7 @@ def test_both_commands_of_a_search_are_on_its_page(tmp_path):
 
 def test_a_run_that_goes_on_is_reported_without_a_command(tmp_path):
     run = history.read(search_run(tmp_path / "run", epochs=1))
-    assert b"not over yet" in report.of_run(run, {})
+    assert b"not complete yet" in report.of_run(run, {})
 
 
 def test_pictures_are_written_again(reported, tmp_path):

@@ -285,7 +285,7 @@ def test_workers_are_limited_by_the_cores_and_it_is_said_once(monkeypatch, capsy
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
     assert cli.parse(parser, "search").workers == 3
-    assert capsys.readouterr().err == "warning: --workers 100000 is more than there are cores: 3 are started\n"
+    assert capsys.readouterr().err == "warning: --workers 100000 is more than the number of cores: 3 are started\n"
 
 
 def test_a_folder_that_holds_anything_is_refused(script, tmp_path):
@@ -309,11 +309,11 @@ def test_a_mistake_ends_the_process_without_a_traceback():
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("a fault"), "this is a fault of the program"),
+        (KeyError("a fault"), "this is a bug in the program"),
         (MemoryError(), "not enough memory; a smaller --batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "not enough memory.*--amp"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), "the GPU, or what drives it, has failed"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "the GPU or its driver has failed"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_a_file(error, words, monkeypatch, capsys, tmp_path):

@@ -311,7 +311,7 @@ def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script,
     status, out, err = script("predict", "run", "folder", "b.gif", "--gpu", "-1")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
-    assert re.fullmatch(r"left out 1 files of other kinds than .*\n", err)
+    assert re.fullmatch(r"left out 1 files that are not .*\n", err)
     (tmp_path / "folder" / "a.jpg").unlink()
     status, _, err = script("predict", "run", "folder", "--gpu", "-1")
     assert (status, err.count("\n")) == (2, 1)
@@ -334,7 +334,7 @@ def test_a_search_is_not_a_trained_run(script, name, tmp_path):
     shutil.copytree(ROOT / "tests" / "fixtures" / "run_2026_11", tmp_path / "search")
     status, out, err = script(name, "search", *(["image.png", "--gpu", "-1"] if name == "predict" else []))
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "search is a search, which has found an architecture and trained none" in err
+    assert "search is a search, not a training" in err
 
 
 def truncated(run):
@@ -401,7 +401,7 @@ def test_damaged_runs(script, run, photos, no_waiting, name, damage, words):
         ({"architecture": {"normal": 3}}, "an architecture's JSON needs"),
         ({"space": "nowhere", "auxiliary": False}, "unknown space 'nowhere'"),
         ({"layers": 2}, "at least 3"),
-        ({"more": 1}, r"it is of another version: \['more'\] are missing or unknown"),
+        ({"more": 1}, r"it belongs to another version: \['more'\] are missing or unknown"),
     ],
 )
 def test_descriptions_that_describe_nothing(run, fields, words):
