@@ -36,8 +36,9 @@ from experiment.errors import UserError
 from experiment.run import Callback, Run
 from nas import collapse, registry
 from nas.architecture import Architecture
+from nas.networks import set_sizes
 from nas.remedies import options
-from nas.search import build, set_sizes
+from nas.search import build
 from nas.strategies import Strategy
 from pictures import drawing
 from speed import acceleration, capture

@@ -108,7 +108,7 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
 def test_arguments_get_the_types_of_their_annotations():
     from argparse import Namespace
 
-    from nas import search
+    from nas import networks
 
     text = "flag=false length=None rate=1e-3 word=3"
 
@@ -118,8 +118,8 @@ def test_arguments_get_the_types_of_their_annotations():
             self.got = flag, length, rate, word, untyped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(search, "load_space", lambda name: Space(Net))
-        network = search.build_network(
+        patched.setattr(networks, "load_space", lambda name: Space(Net))
+        network = networks.build_network(
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
     assert network.got == (False, None, 1e-3, "3", 7)
@@ -142,10 +142,10 @@ def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     from argparse import Namespace
 
-    from nas import search
+    from nas import networks
 
     args = Namespace(space=space, init_channels=None, layers=None)
-    search.set_sizes(args, init_channels=16, layers=8)
+    networks.set_sizes(args, init_channels=16, layers=8)
     assert (args.init_channels, args.layers) == sizes
 
 

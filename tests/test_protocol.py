@@ -228,7 +228,7 @@ def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_p
     for job in jobs:
         monkeypatch.setattr(sys, "argv", job.command(-1))
         given[job.method] = train_search.parse_arguments()
-        train_search.search.set_sizes(given[job.method], init_channels=16, layers=8)
+        train_search.set_sizes(given[job.method], init_channels=16, layers=8)
         options.check(given[job.method], registry.load_strategy(given[job.method].strategy))
     assert given["pc-darts"].partial_channels == 4
     for method in ("pc-darts", "warm-up"):

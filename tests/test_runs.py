@@ -581,8 +581,15 @@ def test_the_page_in_a_browser(reported, tmp_path, width, dark):
     assert (ground < ink) == dark
 
 
-def test_importing_visualize_needs_no_torch_and_no_plotting(tmp_path):
-    heavy = {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import visualize; assert not {heavy!r} & set(sys.modules)"
+SEARCHES = {"architect", "nas.search", "nas.strategies", "nas.spaces.enas", "nas.spaces.nasbench201"}
+
+
+@pytest.mark.parametrize(
+    ("script", "unused"),
+    [("visualize", {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}), ("test", SEARCHES), ("predict", SEARCHES)],
+)
+def test_importing_a_script_loads_only_what_it_needs(tmp_path, script, unused):
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import {script}; assert not {unused!r} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
