@@ -270,7 +270,7 @@ def finish(args: argparse.Namespace, run: Run) -> None:
         run.log("final test accuracy %.2f%% after %d epochs: the result", accuracy, len(rows))
         run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(row["test_acc"] for row in rows))
     run.log_each(*metrics.class_lines(rows[-1]))
-    run.log("test the weights again: %s", test_command(args, run))
+    run.propose({"test the weights again": test_command(args, run)})
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:

@@ -233,10 +233,10 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
         architecture, epoch = before, stop + 1
         run.write_architecture(architecture.files())
     run.log("%s", architecture)
-    in_proportion, papers = train_command(args, run, proportional_sizes(args, images)), train_command(args, run, {})
-    run.log("train what was found: %s", in_proportion)
-    if args.space == "darts" and papers != in_proportion:
-        run.log("by the paper's recipe, which is made for days on a GPU: %s", papers)
+    commands = {"train what was found": train_command(args, run, proportional_sizes(args, images))}
+    if args.space == "darts" and (papers := train_command(args, run, {})) not in commands.values():
+        commands["by the paper's recipe, which is made for days on a GPU"] = papers
+    run.propose(commands)
     if distributed.rank() == 0:
         try:
             pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epoch}, seed {args.seed}")

@@ -116,7 +116,7 @@ def main() -> None:
         load_weights(model, str(run.folder / "weights.pt"))
         test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", 20 * args.report_freq))
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
-        run.log("test the weights again: %s", test_command(args, run))
+        run.propose({"test the weights again": test_command(args, run)})
 
 
 def train(

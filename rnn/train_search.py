@@ -121,7 +121,7 @@ def main() -> None:
 
         architecture = Architecture(model.genotype())
         run.log("%s", architecture)
-        run.log("train what was found: %s", train_command(args, run))
+        run.propose({"train what was found": train_command(args, run)})
         try:
             pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
             run.log("pictures: %s", ", ".join(map(str, pictures)))

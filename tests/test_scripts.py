@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,7 @@ def test_search_then_train_then_test(script, tmp_path):
 
     command = said(lines, "train what was found: ")
     assert command[:2] == ["python", "train.py"]
+    assert shlex.split(config["next"]["train what was found"]) == command
     status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
     assert status == 0
     assert Architecture.read("eval").genotype == genotype
