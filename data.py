@@ -789,8 +789,10 @@ def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _training_steps(images: int, batch_size: int) -> int:
-    """The number of batches. As in the original, a last, smaller batch is kept, unless a process would get a single image: BatchNorm of 1x1
-    maps needs more."""
+    """The number of batches. A last, smaller batch is kept, as in the original, unless a process would get a single image.
+
+    BatchNorm of 1x1 maps needs more than one image.
+    """
     smallest = 2 * distributed.world_size()
     if batch_size < smallest and distributed.world_size() > 1:
         raise UserError(
