@@ -152,6 +152,21 @@ def load_test(
 ON_DEVICE = ("auto", "yes", "no")
 
 
+def source(images: str | Path | None) -> dict[str, str]:
+    """The arguments that mean these images: the name of a dataset, or a folder of your own; none for None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if images is None:
+        return {}
+    if str(images) in DATASETS:
+        return {"dataset": str(images)}
+    if not Path(images).is_dir():
+        raise UserError(f"{images} is neither a folder nor one of {', '.join(DATASETS)}")
+    return {"dataset": "folder", "data": str(images)}
+
+
 def prepare(args: argparse.Namespace, device: torch.device) -> ImageData:
     """Loads the images of a run, then calls `distributed.join`."""
     images = load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)

@@ -32,6 +32,7 @@ import data
 import genotypes
 from experiment import errors, files
 from experiment.errors import UserError
+from nas.architecture import canonical
 from pictures import protocol as pictures
 from protocol import results, workers
 from protocol.plan import PRESETS, Job, Plan, configured, run_of
@@ -98,7 +99,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         protocol = configured(protocol, read_config(args.config), args.config)
     counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
     protocol = replace(protocol, **counts, common={**protocol.common, "data": args.data})
-    methods = tuple(args.methods.split(",")) if args.methods else protocol.methods
+    given = args.methods.split(",") if args.methods else protocol.methods
+    methods = tuple(name if name in protocol.own else canonical(name, "darts") for name in given)
     for method in methods:
         protocol.method(method)
     return Plan(protocol, methods, Path(args.out or f"protocol-{args.preset}"))
@@ -204,6 +206,11 @@ def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[flo
     images = data.load(
         flags["dataset"], flags["data"], flags.get("image_size", 32), flags.get("workers", 2), channels=flags.get("channels", 3)
     )
+    with workers.local(args.gpus[:1], args.jobs) as pool:
+        return _measured(jobs, images, pool)
+
+
+def _measured(jobs: list[Job], images: data.ImageData, pool: workers.LocalWorkers) -> tuple[float, float]:
     kinds: dict[tuple[str, str], tuple[float, float]] = {}
     total = [0.0, 0.0]
     for job in jobs:
@@ -212,7 +219,8 @@ def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[flo
             with tempfile.TemporaryDirectory() as folder:
                 arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in genotypes.KNOWN else "DARTS_V2"}
                 probe = replace(job, folder=Path(folder) / "probe", flags={**job.flags, **arch, "fast_dev_run": True})
-                if reason := workers.execute(probe, args.gpus[0] if args.gpus else -1, None):
+                handle = pool.submit(probe)
+                if reason := pool.wait([handle])[handle]:
                     raise UserError(f"{job.name} does not run: {reason}")
                 run = run_of(probe)
                 assert run is not None  # the command succeeded

@@ -24,6 +24,7 @@ import utils
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from nas import registry, search, trained
+from nas.architecture import canonical
 from nas.trained import Trained
 from speed import acceleration
 
@@ -42,7 +43,10 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--batch_size", type=cli.positive_int, default=96)
     parser.add_argument("--report_freq", type=cli.positive_int, default=50, help="steps between two printed lines")
     parser.add_argument(
-        "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a run's folder; or Genotype(...) from a log"
+        "--arch",
+        type=canonical,
+        default="DARTS",
+        help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a run's folder; or Genotype(...) from a log",
     )
     parser.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")

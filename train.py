@@ -19,9 +19,12 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
+import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +35,15 @@ import genotypes
 import utils
 from experiment import distributed, metrics, monitor
 from experiment.errors import UserError
-from experiment.run import Run
+from experiment.run import Callback, Run
 from experiment.weights import load_weights
 from nas import registry, search, trained
-from nas.architecture import Architecture
+from nas.architecture import Architecture, canonical
 from speed import acceleration, capture
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
+    """Those of the command line, or `arguments`, {name: value}."""
     parser = cli.Parser(description="Train the network of an architecture from scratch.")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
@@ -48,7 +52,10 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument(
-        "--arch", default="DARTS", help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
+        "--arch",
+        type=canonical,
+        default="DARTS",
+        help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log",
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
@@ -76,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument(
         "--valid_portion", type=cli.probability, default=0.0, help="of the training images, held out to choose the best epoch on; 0: none"
     )
-    args = cli.parse(parser, "eval")
+    args = cli.parse(parser, "eval", arguments)
     cli.check_learning_rates(args)
     if args.auxiliary and args.batch_size == 1:
         raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
@@ -84,7 +91,42 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_arguments()
+    run_training(parse_arguments())
+
+
+class Result(NamedTuple):
+    """What a training has led to."""
+
+    accuracy: float  # on the test set, in percent
+    folder: Path  # the run's
+    network: nn.Module  # with the weights that `accuracy` is of; `predict.load(folder)` gives one that takes images
+
+
+def train(
+    network: Architecture | str | Path | None = None,
+    images: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **arguments: Any,
+) -> Result:
+    """Trains as the command does: the same run's folder, log, signals and result.
+
+    Args:
+        network: the architecture of the network, as `train_search.search` returns it, or as of `--arch`; None here and below: the
+            command's default. Its size is `init_channels` and `layers`.
+        images: the name of a dataset, as of `--dataset`, or a folder, as of `--dataset folder --data`.
+        callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
+        arguments: the command's other arguments by their names, `epochs=4, auxiliary=True`; False leaves a flag out.
+
+    Raises:
+        UserError: what the command ends with in one line.
+        TypeError: an argument that the command does not have.
+        SystemExit: a signal has stopped the run, which `resume=` the run's folder goes on with.
+    """
+    arch = json.dumps(network.json) if isinstance(network, Architecture) else network
+    return run_training(parse_arguments(dict(arch=arch, **data.source(images), **arguments)), callbacks)
+
+
+def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
     search.set_sizes(args, init_channels=36, layers=20)
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
     architecture = recorded or search.read(args)
@@ -114,7 +156,7 @@ def main() -> None:
         step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with Run("eval", args, device) as run:
+    with Run("eval", args, device, callbacks) as run:
         run.log_each(*images.notes, *notes, speed, architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
@@ -152,6 +194,7 @@ def main() -> None:
                 **drop_path,
                 "train_loss": meters.loss.avg,
                 "train_acc": meters.top1.avg,
+                **({"train_auxiliary_loss": meters.auxiliary.avg} if meters.auxiliary.count else {}),
                 f"{part}_loss": measured.loss.avg,
                 f"{part}_acc": measured.top1.avg,
                 **watch.measured(),
@@ -177,6 +220,9 @@ def main() -> None:
         if args.fast_dev_run:
             run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
         finish(args, run)
+        if args.valid_portion:
+            load_best(model, run)
+        return Result(progress.metrics[-1]["test_acc"], run.folder, model.eval())
 
 
 def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> tuple[str, ...]:
@@ -197,12 +243,17 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.O
 def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Run) -> utils.Meters:
     """Loss and accuracy of the best epoch's weights; `model` keeps its own."""
     last = {name: value.clone() for name, value in model.state_dict().items()}
-    if distributed.rank() == 0:
-        load_weights(model, str(run.folder / "best.pt"))
-    distributed.take_over(model)
+    load_best(model, run)
     measured = utils.evaluate(model, batches, F.cross_entropy, run.reporter("test", run.args.report_freq))
     model.load_state_dict(last)
     return measured
+
+
+def load_best(model: nn.Module, run: Run) -> None:
+    """Gives `model` the weights of the best epoch."""
+    if distributed.rank() == 0:
+        load_weights(model, str(run.folder / "best.pt"))
+    distributed.take_over(model)
 
 
 def finish(args: argparse.Namespace, run: Run) -> None:
@@ -223,12 +274,12 @@ def finish(args: argparse.Namespace, run: Run) -> None:
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:
-    """A step on a batch, which gives loss, logits and the gradient's norm.
+    """A step on a batch, which gives loss, logits and the gradient's norm, and the auxiliary head's loss where there is one.
 
     This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and without label smoothing.
     """
 
-    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
         logits, logits_aux = utils.forward(model, x, args.amp)
         loss = criterion(logits, y)
@@ -239,7 +290,8 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
         distributed.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
-        return distributed.mean(F.cross_entropy(logits.detach(), y), y.size(0)), logits.detach(), norm
+        losses = [distributed.mean(F.cross_entropy(each.detach(), y), y.size(0)) for each in (logits, logits_aux) if each is not None]
+        return losses[0], logits.detach(), norm, *losses[1:]
 
     return step
 

@@ -20,7 +20,10 @@ if __name__ == "__main__":
 
 import argparse
 import shlex
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +33,18 @@ import utils
 from architect import HVP, Architect, Searchable
 from experiment import distributed, monitor
 from experiment.errors import UserError
-from experiment.run import Run
-from nas import collapse, registry, search
+from experiment.run import Callback, Run
+from nas import collapse, registry
 from nas.architecture import Architecture
 from nas.remedies import options
+from nas.search import build, set_sizes
 from nas.strategies import Strategy
 from pictures import drawing
 from speed import acceleration, capture
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
+    """Those of the command line, or `arguments`, {name: value}."""
     parser = cli.Parser(description="Search for an architecture: with DARTS for cells, or with another strategy or in another space.")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
@@ -80,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
         help="epochs between measuring the alphas' dominant eigenvalue; 0: never",
     )
     group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
-    args = cli.parse(parser, "search")
+    args = cli.parse(parser, "search", arguments)
     cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":
         raise UserError(f"--capture is of --strategy darts: by {args.strategy}, every step runs another architecture")
@@ -90,8 +95,38 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_arguments()
-    search.set_sizes(args, init_channels=16, layers=8)
+    run_search(parse_arguments())
+
+
+def search(
+    space: str | None = None,
+    strategy: str | None = None,
+    images: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **arguments: Any,
+) -> Architecture:
+    """Searches as the command does: the same run's folder, log, pictures, signals and result.
+
+    Args:
+        space: as of `--space`; None here and below: the command's default.
+        strategy: as of `--strategy`.
+        images: the name of a dataset, as of `--dataset`, or a folder, as of `--dataset folder --data`.
+        callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
+        arguments: the command's other arguments by their names, `epochs=4, unrolled=True`; False leaves a flag out.
+
+    Returns:
+        The architecture that was found, as it is written in the run's folder.
+
+    Raises:
+        UserError: what the command ends with in one line.
+        TypeError: an argument that the command does not have.
+        SystemExit: a signal has stopped the run, which `resume=` the run's folder goes on with.
+    """
+    return run_search(parse_arguments(dict(space=space, strategy=strategy, **data.source(images), **arguments)), callbacks)
+
+
+def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
+    set_sizes(args, init_channels=16, layers=8)
     options.check(args, registry.load_strategy(args.strategy))  # before images are loaded
     device = utils.begin(args)
     images = data.prepare(args, device)
@@ -107,7 +142,7 @@ def main() -> None:
     epochs, steps, limit = utils.length(args, len(train_batches))
 
     criterion = nn.CrossEntropyLoss()
-    model, architect = search.build(args, images.num_classes, criterion, device)
+    model, architect = build(args, images.num_classes, criterion, device)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     passes = {"darts": 5 if args.unrolled else 2}.get(args.strategy, 1)  # DARTS, sections 2.3 and 2.4
     notes = utils.long_run(model, args, images.image_size, epochs * steps, passes, device)
@@ -121,7 +156,7 @@ def main() -> None:
         step = capture.CapturedStep(step, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with Run("search", args, device) as run:
+    with Run("search", args, device, callbacks) as run:
         run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)), *notes, speed)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
@@ -177,11 +212,11 @@ def main() -> None:
                 break
         if args.fast_dev_run:
             run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
-        finish(args, run, len(images.train), Architecture.of(model.export(), args.space), stop)
+        return finish(args, run, len(images.train), Architecture.of(model.export(), args.space), stop)
 
 
-def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None) -> None:
-    """Logs, writes and draws what the search has found.
+def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None) -> Architecture:
+    """Logs, writes and draws what the search has found, and returns it.
 
     Args:
         images: to train on.
@@ -207,6 +242,7 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
             run.log("pictures: %s", ", ".join(map(str, pictures)))
         except Exception as error:  # the search is complete, with or without
             run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
+    return architecture
 
 
 def search_step(

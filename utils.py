@@ -102,7 +102,7 @@ class AverageMeter:
 
 
 class Meters:
-    """Loss, top-1 and top-5 accuracy of an epoch, and the log's words about them.
+    """Loss, top-1 and top-5 accuracy of an epoch, the auxiliary head's loss where there is one, and the log's words about them.
 
     After `evaluate`, `confusion` holds how often images of class i were taken for class j, int64 (classes, classes).
     """
@@ -115,21 +115,29 @@ class Meters:
         self.reset()
 
     def reset(self) -> None:
-        self.loss, self.top1, self.top5 = AverageMeter(), AverageMeter(), AverageMeter()
+        self.loss, self.top1, self.top5, self.auxiliary = AverageMeter(), AverageMeter(), AverageMeter(), AverageMeter()
 
-    def update(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        """Adds a batch, or this process's share of one; the meters of all processes show the whole."""
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor, auxiliary_loss: Tensor | None = None) -> None:
+        """Adds a batch, or this process's share of one; the meters of all processes show the whole.
+
+        `auxiliary_loss`: the auxiliary head's, of the whole batch.
+        """
         n, self._classes = logits.shape
         values = distributed.mean(torch.stack([loss.detach().double(), *accuracy(logits.detach(), target, topk=(1, 5))]), n)
         n = distributed.total(n)
         for meter, value in zip((self.loss, self.top1, self.top5), values, strict=True):
             meter.update(value, n)
+        if auxiliary_loss is not None:
+            self.auxiliary.update(auxiliary_loss, n)
 
     def state_dict(self) -> dict[str, tuple[float, int]]:
-        return {name: (float(meter.sum), meter.count) for name in self._NAMES for meter in [getattr(self, name)]}
+        names = [*self._NAMES, *["auxiliary"][: self.auxiliary.count]]
+        return {name: (float(meter.sum), meter.count) for name in names for meter in [getattr(self, name)]}
 
     def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
-        checkpoint.check_like(state_dict, self.state_dict(), "the meters")
+        # Earlier versions had no meter of the auxiliary head.
+        names = [*self._NAMES, *["auxiliary"][: isinstance(state_dict, dict) and "auxiliary" in state_dict]]
+        checkpoint.check_like(state_dict, dict.fromkeys(names, (0.0, 0)), "the meters")
         if not all(math.isfinite(total) and 1 <= count < 2**53 for total, count in state_dict.values()):
             raise ValueError("the meters are not those of any images")
         for name, (total, count) in state_dict.items():
@@ -142,7 +150,8 @@ class Meters:
 
     def __str__(self) -> str:
         # Of five classes or fewer, every one is among the five most likely.
-        return f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (self._classes > 5)
+        shown = f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (self._classes > 5)
+        return shown + (f" auxiliary loss {self.auxiliary.avg:.3f}" if self.auxiliary.count else "")
 
 
 class FiniteCheck:
@@ -230,7 +239,8 @@ def train_epoch(
 
     Args:
         batches: the step's arguments: images (B, 3, H, W), classes (B,) and perhaps more.
-        step: gives loss, logits and the gradient's norm on images and classes. The meters show this loss.
+        step: gives loss, logits and the gradient's norm on images and classes, and the auxiliary head's loss where there is one. The
+            meters show these losses.
         lr: learning rate, for messages.
         pace: what the log's lines end with.
     """
@@ -238,9 +248,9 @@ def train_epoch(
     finite = FiniteCheck(run.progress.epoch, lr)
     run.before_saving = finite.check
     for number, batch in enumerate(batches, run.progress.step):
-        loss, logits, norm = step(*batch)
+        loss, logits, norm, *auxiliary_loss = step(*batch)
         finite.note(loss, norm, number)
-        meters.update(loss, logits, batch[1])
+        meters.update(loss, logits, batch[1], *auxiliary_loss)
         if number % run.args.report_freq == 0:
             finite.check()
             run.log("train %03d %s%s", number, meters, pace())

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from experiment.errors import UserError
-from nas.architecture import Architecture, names
+from nas.architecture import Architecture, canonical, names
 from pictures import animation, compare, curves, drawing, history, report
 from pictures.history import History
 
@@ -71,7 +71,9 @@ def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
 
 def main() -> None:
     parser = cli.Parser(description="Draw an architecture, everything about a run, or several runs side by side.")
-    parser.add_argument("what", nargs="+", help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders")
+    parser.add_argument(
+        "what", nargs="+", type=canonical, help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders"
+    )
     parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="of pictures other than cells.gif")
     parser.add_argument("--report", action="store_true", help="for runs: also write one self-contained page, report.html")
     parser.add_argument("--out", default="", help="folder for the pictures; if empty, the folder of a single run, else the current one")

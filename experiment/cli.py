@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiment import files
-from experiment.errors import UserError, printable, shorten, shown, warn
+from experiment.errors import UserError, shorten, shown, warn
 from genotypes import PRIMITIVES
 
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))} (--help lists the arguments)\n")
+        raise UserError(f"{message} (--help lists the arguments)")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -121,11 +121,13 @@ MAY_CHANGE = {
     "init_from",
 }
 
+SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
+
 # Arguments of earlier versions that did not change results. They are ignored when a run is resumed.
 RETIRED = {"engine"}
 
 
-def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """The arguments of the command line; with `--resume`, those of the resumed run, with `run_dir` set to its folder.
 
     If torchrun restarts a command after a process has died, the run in `--run_dir` is resumed.
@@ -136,12 +138,17 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
     Args:
         parser: a parser with the arguments of `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
+        arguments: {name: value} of a call from Python, instead of the command line. None and False mean that an argument is not given.
 
     Raises:
         UserError: the run does not exist or belongs to the other stage, a changed argument would change the result, or code would run that
             the command line does not name.
+        TypeError: `parser` does not know one of `arguments`.
     """
-    args = parser.parse_args()
+    if arguments is not None and (unknown := arguments.keys() - (known := vars(parser.parse_args([])).keys())):
+        raise TypeError(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
+    given = sys.argv[1:] if arguments is None else _flags(_given(arguments))
+    args = parser.parse_args(given)
     if getattr(args, "capture", False) and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise UserError("--capture cannot be combined with --recompute or with several processes: leave one of them out")
     resume = args.resume
@@ -159,8 +166,8 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {args.run_dir}")
     recorded = _recorded(resume, stage, known=vars(args))
     # Parsed again, to check them: the file may be untrusted.
-    texts = [f"--{name}" if value is True else f"--{name}={value}" for name, value in recorded.items()]
-    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *sys.argv[1:]])
+    texts = _flags(recorded)
+    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *given])
     for name in CODE:
         file = getattr(before, name, "")
         if runs_code(file) and getattr(args, name, "") != file:
@@ -174,6 +181,15 @@ def parse(parser: argparse.ArgumentParser, stage: str) -> argparse.Namespace:
         raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
     merged.resume = merged.run_dir = resume
     return merged
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None and value is not False}
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    """The command line with these arguments."""
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments.items()]
 
 
 def check_learning_rates(args: argparse.Namespace) -> None:
@@ -197,8 +213,7 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
             f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
             "restore it, or begin a new search"
         )
-    arguments = config["arguments"].items()
-    recorded = {name: value for name, value in arguments if value is not None and value is not False and name not in RETIRED}
+    recorded = {name: value for name, value in _given(config["arguments"]).items() if name not in RETIRED}
     for name, value in recorded.items():
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
@@ -238,12 +253,14 @@ def runs_code(value: str) -> bool:
     return ":" in value
 
 
-def resume_command(args: argparse.Namespace, folder: str | Path) -> str:
+def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> str:
     """The command that resumes the run in `folder`. It names a space or a strategy in a file again (see `parse`)."""
     code = [text for name in CODE if runs_code(value := getattr(args, name, "")) for text in (f"--{name}", value)]
     script = Path(sys.argv[0])
+    if not script.match(SCRIPTS[stage]):  # a user's program that calls `search` or `train`
+        script = Path(__file__).parent.parent / SCRIPTS[stage]
     of_package = (script.parent / "__init__.py").exists()
-    program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [sys.argv[0]]
+    program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [str(script)]
     return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 

@@ -40,7 +40,7 @@ def join(device: torch.device) -> None:
     Raises:
         UserError: a process did not join in time.
     """
-    if not _started_together():
+    if not _started_together() or dist.is_initialized():  # a program may make several runs
         return
     with _others():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,6 +68,9 @@ class Progress:
                 raise ValueError(f"epoch {epoch} lacks its {accuracy}")
 
 
+Callback = Callable[[int, dict[str, Any]], Any]  # (epoch, its metrics)
+
+
 class Stateful(Protocol):
     """An object whose state a checkpoint can hold. `load_state_dict` raises `ValueError` for a state that does not fit."""
 
@@ -97,18 +101,20 @@ class Run:
         stage: `search` or `eval`; the first part of the name of a new folder without `args.run_dir`.
         args: the arguments to record. `run_dir`, `save`, `resume` and `checkpoint_minutes` are read here.
         device: the device of the run.
+        callbacks: functions to call after every complete epoch, with its number and its row of `metrics.jsonl`; in the first process only.
 
     Raises:
         UserError: the folder is not empty, cannot be created, or is in use by another process.
     """
 
-    def __init__(self, stage: str, args: argparse.Namespace, device: torch.device) -> None:
+    def __init__(self, stage: str, args: argparse.Namespace, device: torch.device, callbacks: Sequence[Callback] = ()) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
         self.device = device
         self.closing = ExitStack()  # closed when the run ends, for any reason
         self.before_saving: Callable[[], None] = lambda: None  # raises if the state is not worth saving
         self.args = args
+        self._stage, self._callbacks = stage, callbacks
         self._resumed = args.resume is not None
         self._parts: dict[str, Stateful] = {}
         self._unwritten: set[str] = set()
@@ -242,7 +248,7 @@ class Run:
         self._write("checkpoint.pt", checkpoint.saved(state), previous="checkpoint.prev.pt")
 
     def complete_epoch(self, metrics: dict[str, Any]) -> None:
-        """Adds the epoch's `metrics` and its duration to `metrics.jsonl`, and saves a checkpoint."""
+        """Adds the epoch's `metrics` and its duration to `metrics.jsonl`, saves a checkpoint, and calls the callbacks."""
         seconds = self.progress.seconds + time.monotonic() - self._started
         progress = self.progress
         progress.metrics.append({"epoch": progress.epoch, **metrics, "seconds": seconds})
@@ -251,6 +257,8 @@ class Run:
         progress.epoch, progress.step = progress.epoch + 1, 0
         self._started, progress.seconds = time.monotonic(), 0.0
         self.save()
+        for callback in self._callbacks if self._writes else ():
+            callback(progress.epoch - 1, copy.deepcopy(progress.metrics[-1]))
         self._stop(self._asked_to_stop())
 
     def __enter__(self) -> Run:
@@ -267,7 +275,7 @@ class Run:
 
     def _stop(self, number: int) -> None:
         if number:
-            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self.args, self.folder))
+            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._stage, self.args, self.folder))
             sys.exit(128 + number)
 
     def _take_signals(self) -> None:
@@ -305,7 +313,7 @@ class Run:
                 if first is None:
                     first = time.monotonic()
                 elif time.monotonic() - first > ECHO:
-                    command = cli.resume_command(self.args, self.folder)
+                    command = cli.resume_command(self._stage, self.args, self.folder)
                     name = signal.Signals(number).name
                     self.log("stopped at once by a second signal, %s, with the last checkpoint as it was; go on with: %s", name, command)
                     os._exit(128 + number)

@@ -3,15 +3,16 @@
     Architecture.read("DARTS_V2").cells["normal"].edges
     Architecture.read("search-EXP/").distance(Architecture.read("DARTS_V1"))
 
-An architecture is given as the name of a published cell, the text `Genotype(...)`, a JSON file, or a run's folder. In JSON, the cells of
-DARTS are the fields of `Genotype`, NNI's flat dictionary, or choices; in other spaces, JSON is {key of a choice: what was chosen}. This
-file does not import torch.
+An architecture is given as the name of a published cell, the text `Genotype(...)`, JSON or a JSON file, or a run's folder. In JSON, the
+cells of DARTS are the fields of `Genotype`, NNI's flat dictionary, or choices; in other spaces, JSON is {key of a choice: what was chosen}.
+This file does not import torch.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -84,16 +85,18 @@ class Architecture:
         """The architecture that `arch` names.
 
         Args:
-            arch: a JSON file (see `of`), or the folder of a run. For cells, also one of `names`, or a line of a log with
-                `Genotype(normal=[...], ...)`.
+            arch: JSON or a JSON file (see `of`), or the folder of a run. For cells, also one of `names` in any spelling (see `canonical`),
+                or a line of a log with `Genotype(normal=[...], ...)`.
             space: see `of`.
 
         Raises:
             UserError: `arch` is none of these, or not an architecture of the space.
         """
         cells, known = space in _CELL_SPACES, names(space)
-        if arch in known:
+        if arch in known or (arch := canonical(arch, space)) in known:
             return cls(known[arch])
+        if arch[:1] + arch[-1:] == "{}":
+            return cls.of(_json(arch, arch), space)
         if cells and "Genotype(" in arch:
             return cls(parse(arch[arch.index("Genotype(") :]))
         path = Path(arch)
@@ -102,14 +105,10 @@ class Architecture:
                 path = next((file for file in _files(path, space) if file.exists()), _files(path, space)[0])
             elif cells and path.suffix != ".json" and not path.is_file():
                 raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or Genotype(...)")
-            content = files.read_json(path)
+            content = files.read(path)
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"{shorten(str(path))} does not hold JSON: {error}") from None
-        return cls.of(content, space)
+        return cls.of(_json(content, str(path)), space)
 
     @classmethod
     def recorded(cls, folder: str | Path, space: str | None = None) -> Architecture | None:
@@ -441,6 +440,26 @@ def names(space: str | None = None) -> Mapping[str, Genotype | rnn.Genotype]:
     recurrent = {f"rnn.{name}": genotype for name, genotype in rnn.KNOWN.items()}
     spaces: dict[str | None, Mapping[str, Genotype | rnn.Genotype]] = {"darts": KNOWN, "rnn": rnn.KNOWN, None: {**KNOWN, **recurrent}}
     return spaces.get(space, {})
+
+
+def canonical(arch: str, space: str | None = None) -> str:
+    """The name of the published cell that `arch` names, in upper or lower case, with `-` or `_`: `DARTS_V2` for `darts-v2`.
+
+    Everything else is returned unchanged, also `arch` if a file or a folder has this name.
+    """
+    spelt = {_spelling(name): name for name in names(space)}.get(_spelling(arch))
+    return arch if spelt is None or os.path.lexists(arch) else spelt
+
+
+def _json(content: str | bytes, name: str) -> Any:
+    try:
+        return files.parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{shorten(name)} does not hold JSON: {error}") from None
+
+
+def _spelling(name: str) -> str:
+    return name.casefold().replace("-", "_")
 
 
 def _of_fields(kind: Any, check: Callable[..., Any], content: dict[Any, Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import re
 from argparse import Namespace
 from collections import Counter
@@ -109,24 +108,11 @@ def _plain(cell: str) -> str:
 
 def cells(runs: Sequence[History]) -> bytes | None:
     """The final architectures as one PNG, from top to bottom, first the normal cells of all runs; None if there are none."""
-    from PIL import Image
-
-    kinds: dict[str, list[Image.Image]] = {}
+    kinds: dict[str, list[bytes]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:
             caption = f"{name}, {run.architecture_caption.partition(', ')[2]}"
             for kind, graph in drawing.graphs(architecture, caption).items():
-                kinds.setdefault(kind, []).append(Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))))
+                kinds.setdefault(kind, []).append(drawing.render(graph, "png", dpi=90))
     pictures = [picture for same in kinds.values() for picture in same]
-    if not pictures:
-        return None
-    gap = 30
-    size = max(picture.width for picture in pictures) + 2 * gap, sum(picture.height + gap for picture in pictures) + gap
-    page = Image.new("RGB", size, "white")
-    top = gap
-    for picture in pictures:
-        page.paste(picture.convert("RGB"), (gap, top))
-        top += picture.height + gap
-    stream = io.BytesIO()
-    page.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return drawing.joined(pictures) if pictures else None

@@ -6,6 +6,7 @@ Uses Graphviz's `dot` if it is installed, otherwise the program of the package g
 from __future__ import annotations
 
 import colorsys
+import io
 import os
 import re
 import shutil
@@ -73,10 +74,13 @@ def _luminance(rgb: Sequence[float]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def cell(cell: Cell, caption: str) -> graphviz.Digraph:
-    """A graph of one cell, with `caption` below it. Node i in the picture is node i + 2 of the genotype (DARTS, Figures 4 and 5)."""
+def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
+    """A graph of one cell, with `caption` below it.
+
+    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in NNI's dictionary.
+    """
     graph = _graph(caption)
-    _nodes(graph, cell.nodes)
+    _nodes(graph, cell.nodes, first_node)
     for index, edge in enumerate(cell.edges):
         _edge(graph, f"edge{index}", edge.operation, edge.tail, edge.head)
     _plain_edges(graph, cell)
@@ -90,9 +94,10 @@ def _plain_edges(graph: graphviz.Digraph, cell: Cell) -> None:
         graph.edge(tail, head, color="#8C8C8C", penwidth="1.2")
 
 
-def _nodes(graph: graphviz.Digraph, nodes: dict[str, str]) -> None:
+def _nodes(graph: graphviz.Digraph, nodes: dict[str, str], first_node: int = 0) -> None:
     for name, kind in nodes.items():
-        graph.node(name, **{"input": _INPUT, "node": _NODE, "output": _OUTPUT}[kind])
+        label = str(int(name) + first_node) if kind == "node" and first_node else None
+        graph.node(name, label, **{"input": _INPUT, "node": _NODE, "output": _OUTPUT}[kind])
 
 
 _INPUT = {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"}
@@ -235,6 +240,36 @@ def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.
 def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
     """Small pictures of an architecture, {name: PNG}; writes no file."""
     return {name: render(graph, "png", dpi=75) for name, graph in graphs(architecture, caption).items()}
+
+
+def both(architecture: Architecture, caption: str = "") -> bytes:
+    """The normal and the reduction cell of DARTS side by side, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary.
+
+    Raises:
+        UserError: the architecture is not made of cells of DARTS, Graphviz is not installed, or it fails.
+    """
+    cells = Architecture(architecture.genotype).cells
+    return joined([render(cell(graph, title(name, caption), first_node=2)) for name, graph in cells.items()], side_by_side=True)
+
+
+def joined(pictures: Sequence[bytes], side_by_side: bool = False, gap: int = 30) -> bytes:
+    """One PNG of these PNGs, from top to bottom or side by side."""
+    from PIL import Image
+
+    images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    widths, heights = [image.width for image in images], [image.height for image in images]
+    if side_by_side:
+        size = sum(widths) + gap * (len(images) + 1), max(heights) + 2 * gap
+    else:
+        size = max(widths) + 2 * gap, sum(heights) + gap * (len(images) + 1)
+    page = Image.new("RGB", size, "white")
+    left = top = gap
+    for image in images:
+        page.paste(image, (left, top))
+        left, top = (left + image.width + gap, top) if side_by_side else (left, top + image.height + gap)
+    stream = io.BytesIO()
+    page.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
 
 
 def title(cell: str, caption: str) -> str:

@@ -32,18 +32,26 @@ class Method:
     """A way to find an architecture. `search` holds the flags of its searches, or is None if the method does not search.
 
     In the second case, `arch` is trained: a name, a file, or `random` for a new random architecture in each training.
+    `warm_up` is the share of a search's epochs in which the alphas rest; it applies where the protocol sets the number of epochs.
     """
 
     title: str
     search: Flags | None = None
     arch: str = ""
     train: Flags = field(default_factory=dict)
+    warm_up: float = 0.0
 
 
 METHODS = {
     "first": Method("DARTS, first order", {}),
     "second": Method("DARTS, second order", {"unrolled": True}),
     "exact": Method("DARTS, second order, exact", {"unrolled": True, "hvp": "exact"}),
+    "warm-up": Method("DARTS, first order, alphas rest for 15 of 50 epochs", {"arch_warmup": 15}, warm_up=0.3),
+    "pc-darts": Method("PC-DARTS", {"preset": "pc-darts"}, warm_up=0.3),
+    "gdas": Method("GDAS", {"preset": "gdas"}),
+    "sdarts-rs": Method("SDARTS-RS", {"preset": "sdarts-rs"}),
+    "darts-minus": Method("DARTS-", {"preset": "darts-minus"}),
+    "fair-darts": Method("FairDARTS", {"preset": "fair-darts"}),
     "random_search": Method("Random search with shared weights", {"strategy": "random"}),
     "random": Method("Random architectures, no search", arch="random"),
     **{name: Method(name, arch=name) for name in ("DARTS_V1", "DARTS_V2", "NASNet", "AmoebaNet")},
@@ -85,7 +93,7 @@ PRESETS = {
     "small": Protocol(
         methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=4, trainings=6,
         common={"dataset": "folder", "image_size": 16, "workers": 0},
-        search={"init_channels": 4, "layers": 4, "epochs": 10, "batch_size": 32, "arch_learning_rate": 3e-3},
+        search={"init_channels": 4, "layers": 4, "epochs": 10, "batch_size": 32, "learning_rate": 0.025, "arch_learning_rate": 3e-3},
         select={"init_channels": 6, "layers": 5, "epochs": 8, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
         train={"init_channels": 6, "layers": 5, "epochs": 20, "batch_size": 64, "learning_rate": 0.05},
         images_per_class=(200, 100),
@@ -93,13 +101,13 @@ PRESETS = {
     "digits": Protocol(
         methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=2, trainings=3,
         common={**_DIGITS, "workers": 0},
-        search={"init_channels": 2, "layers": 3, "epochs": 2, "batch_size": 64, "arch_learning_rate": 1e-2},
-        select={"init_channels": 4, "layers": 3, "epochs": 2, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
-        train={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 64, "learning_rate": 0.05},
+        search={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 32, "learning_rate": 0.025, "arch_learning_rate": 1e-2},
+        select={"init_channels": 6, "layers": 5, "epochs": 4, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
+        train={"init_channels": 6, "layers": 5, "epochs": 10, "batch_size": 64, "learning_rate": 0.05},
     ),
     "smoke": Protocol(
         methods=("first", "random", "DARTS_V2"), seeds=2, trainings=2,
-        common={**_DIGITS, "workers": 0, "fast_dev_run": True, "init_channels": 2, "layers": 3, "batch_size": 8},
+        common={**_DIGITS, "workers": 0, "fast_dev_run": True, "init_channels": 4, "layers": 3, "batch_size": 8},
         search={}, select={"valid_portion": 0.2}, train={},
     ),
 }  # fmt: skip
@@ -199,6 +207,8 @@ class Plan:
         if own.search is None:
             return []
         flags = {**self.protocol.common, **self.protocol.search, **own.search}
+        if own.warm_up and "epochs" in flags:
+            flags["arch_warmup"] = int(own.warm_up * flags["epochs"])
         return [self._job(method, "search", seed, {**flags, "seed": seed}) for seed in range(self.protocol.seeds)]
 
     def selections(self, method: str) -> list[Job]:

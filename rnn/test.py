@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     text.add_text_arguments(parser)
     cli.add_device_arguments(parser, images=False)
     text.add_network_arguments(parser, emsize=850)
-    parser.add_argument("--arch", default="DARTS", help=text.ARCH_HELP)
+    parser.add_argument("--arch", type=text.arch, default="DARTS", help=text.ARCH_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
     args = parser.parse_args()
     text.check_sizes(args)

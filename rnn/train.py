@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_run_arguments(parser, images=False)
     text.add_network_arguments(parser, emsize=850)
     text.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
-    parser.add_argument("--arch", default="DARTS", help=text.ARCH_HELP)
+    parser.add_argument("--arch", type=text.arch, default="DARTS", help=text.ARCH_HELP)
     parser.add_argument("--nonmono", type=cli.positive_int, default=5, help="epochs without a better validation loss before ASGD begins")
     parser.add_argument("--max_seq_len_delta", type=cli.non_negative_int, default=20, help="how much longer than --bptt a sequence may be")
     args = cli.parse(parser, "rnn-eval")

@@ -18,6 +18,7 @@ from experiment import cli, files
 from experiment.checkpoint import check_like
 from experiment.errors import UserError
 from experiment.run import Run
+from nas.architecture import canonical
 from rnn import data, genotypes
 from rnn.model import Dropouts, RNNModel
 
@@ -37,6 +38,11 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", default="../data/penn/", help="folder with train.txt, valid.txt and test.txt; for --dataset text, a file or a folder"
     )
     group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help="largest number of words, for --dataset text and pydoc")
+
+
+def arch(given: str) -> str:
+    """The value of `--arch`, a published cell by its canonical name."""
+    return canonical(given, "rnn")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
@@ -146,9 +152,6 @@ class Meters(utils.Meters):
     """The mean loss per word of an epoch, and its perplexity."""
 
     _NAMES = ("loss",)
-
-    def reset(self) -> None:
-        self.loss = utils.AverageMeter()
 
     def update_loss(self, loss: Tensor, words: int) -> None:
         """Adds the mean loss of `words` words."""

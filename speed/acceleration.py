@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor.config  # a submodule that torch does not import by itself
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -35,6 +36,9 @@ CELLS = (model_search.Cell, model.Cell)
 # cores, compiling the search network took one to three minutes and saved a quarter of each step; eager steps did 2e9 multiply-adds a
 # second.
 WORTH_COMPILING = 3e12
+
+# Of the vectors that compiled code computes with, by what a processor can do; the compiler's choice for others.
+VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
 def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, steps: int, device: torch.device) -> str:
@@ -146,6 +150,9 @@ def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
     """The compiled `kind.forward`. All modules of this type share it; it compiles once for each of their shapes and modes."""
     # The default of 8 is too low: regions have about 6 shapes, each in training and evaluation, with and without gradients.
     torch._dynamo.config.recompile_limit = 256
+    # Stated, because it is part of the key of the compiler's cache, and what the processor can do is not: on AVX-512, code from the cache
+    # that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
+    torch._inductor.config.cpp.simdlen = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
     compiled = torch.compile(kind.forward, fullgraph=True, dynamic=False)
 
     def forward(self: nn.Module, x: Tensor, *others: Any) -> Tensor:

@@ -107,6 +107,14 @@ def test_compiled_regions_are_equal_to_the_network(double, monkeypatch):
     plain.load_state_dict(compiled.state_dict())
 
 
+@pytest.mark.parametrize(("capability", "bits"), [("AVX2", 256), ("AVX512", 512), ("DEFAULT", None)])
+def test_the_compilers_cache_tells_processors_apart(monkeypatch, capability, bits):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with torch._inductor.config.patch({"cpp.simdlen": None}):
+        acceleration._compiled.__wrapped__(model_search.MixedOp, 4)
+        assert torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits  # which the cache's keys are made from
+
+
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("hvp", HVP)
 def test_recomputed_cells_are_equal_to_the_network(double, unrolled, hvp):

@@ -141,13 +141,11 @@ def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch, double):
     torch.testing.assert_close(states[0], states[1], rtol=1e-9, atol=1e-9)
 
 
-def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, capsys, tmp_path):
+def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, tmp_path):
     for name in ("hypergradient", "remedies", "search_step", "train_step"):
         module = benchmark(name, "--json", tmp_path / "nowhere" / "table.json")
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(UserError, match="nowhere"):
             module.main()
-        assert ended.value.code == 2
-        assert "nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["remedies", "search_step", "train_step"])

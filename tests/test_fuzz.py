@@ -275,17 +275,10 @@ CONFIGURATION = {
 
 @fuzz(600, seed=SEEDS, value=JSON)
 def test_configurations(seed, value, tmp_path, monkeypatch, capsys):
-    """Values that the parser refuses end as on the command line: with one line and status 2."""
     (tmp_path / "config.json").write_bytes(file_of(edited([CONFIGURATION], seed, value), seed))
     monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
-    status, args = 0, None
-    try:
-        args = only_user_errors(parse, tmp_path)
-    except SystemExit as exit:
-        status = exit.code
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert status == 0 or (status, error.count("\n"), error.startswith("script: error: ")) == (2, 1, True)
+    args = only_user_errors(parse, tmp_path)
+    assert capsys.readouterr().out == ""
     assert args is None or args.run_dir == str(tmp_path)
 
 

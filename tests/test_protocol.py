@@ -21,8 +21,10 @@ from PIL import Image
 from scipy import stats
 
 from experiment.errors import UserError
+from nas import registry
+from nas.remedies import options
 from protocol import results, workers
-from protocol.plan import PRESETS, Job, Plan, configured, run_of
+from protocol.plan import METHODS, PRESETS, Job, Plan, configured, run_of
 
 SMALL = ["--preset", "smoke", "--methods", "first,random", "--trainings", "2", "--yes"]
 
@@ -128,9 +130,12 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
     assert table(folder) == table(whole[0])
 
 
+def runs_of(process):
+    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
+
+
 def kill(process, with_runs):
-    runs = [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
-    for pid in [process, *runs] if with_runs else [process]:
+    for pid in [process, *runs_of(process)] if with_runs else [process]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -143,6 +148,17 @@ def test_a_signal_lets_every_run_save(tmp_path):
     status, output = scripts.finish(child, reader)
     assert status == 128 + signal.SIGTERM, output
     finished(*SMALL, "--out", tmp_path / "out")
+
+
+def test_a_signal_ends_the_run_that_is_measured_for_the_plan(tmp_path):
+    child, reader = reproduce(*SMALL[:-1], "--out", tmp_path / "out")
+    while not (measured := runs_of(child)):
+        time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    status, output = scripts.finish(child, reader)
+    assert status == 128 + signal.SIGTERM, output
+    with pytest.raises(ProcessLookupError):
+        os.kill(measured[0], 0)
 
 
 def test_a_lost_node_costs_no_result(whole, tmp_path):
@@ -201,6 +217,22 @@ def test_stages_follow_each_other(tmp_path):
     assert todo.selected("first") == 1
     found = json.loads((tmp_path / "first" / "search-1" / "genotype.json").read_text())
     assert json.loads((tmp_path / "first" / "selected.json").read_text()) == found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_path, monkeypatch, preset):
+    train_search = scripts.load("train_search")
+    todo = Plan(PRESETS[preset], tuple(METHODS), tmp_path)
+    jobs = [todo.searches(method)[0] for method in METHODS if METHODS[method].search is not None]
+    given = {}
+    for job in jobs:
+        monkeypatch.setattr(sys, "argv", job.command(-1))
+        given[job.method] = train_search.parse_arguments()
+        train_search.search.set_sizes(given[job.method], init_channels=16, layers=8)
+        options.check(given[job.method], registry.load_strategy(given[job.method].strategy))
+    assert given["pc-darts"].partial_channels == 4
+    for method in ("pc-darts", "warm-up"):
+        assert given[method].arch_warmup == int(0.3 * given[method].epochs)
 
 
 def test_a_run_that_is_not_complete_goes_on(tmp_path):

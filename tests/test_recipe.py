@@ -159,7 +159,7 @@ def test_the_loss_that_is_shown_is_the_one_that_evaluation_measures(smoothing):
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     args = Namespace(amp=False, auxiliary_weight=0.4, grad_clip=1e9)
-    shown, logits, _ = load("train").training_step(model, criterion, optimizer, args)(x, y)
+    shown, logits, _, _ = load("train").training_step(model, criterion, optimizer, args)(x, y)
     assert shown == F.cross_entropy(logits, y)
     gradient = model.classifier.weight.grad.clone()
     model.zero_grad()

@@ -1,0 +1,276 @@
+"""`search()` and `train()` from Python: the runs of the two commands; names of published cells; the auxiliary head's loss."""
+
+import ast
+import importlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scripts import assert_same, log_lines, result
+
+import train
+import train_search
+import utils
+from experiment import cli
+from experiment.errors import UserError
+from genotypes import KNOWN
+from nas.architecture import Architecture, canonical
+from pictures import drawing
+from rnn import genotypes as rnn
+
+SMALL = {"image_size": 8, "gpu": -1, "workers": 0, "init_channels": 2, "layers": 3}
+SEARCH = SMALL | {"epochs": 2, "batch_size": 8, "arch_learning_rate": 0.01}
+TRAIN = SMALL | {"epochs": 2, "batch_size": 16, "auxiliary": True, "cutout": True, "cutout_length": 2}
+
+
+def flags(arguments, images):
+    texts = [text for name, value in arguments.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    return ["--dataset", "folder", "--data", images, *texts]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
+def configured(folder, *but):
+    return {name: value for name, value in json.loads(Path(folder, "config.json").read_text())["arguments"].items() if name not in but}
+
+
+def comparable(folder):
+    """All that a run leaves, but for times and for the arguments in its checkpoint."""
+    metrics, weights, state, files = result(Path(folder))
+    del state["arguments"]
+    return metrics, weights, state, files
+
+
+def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypatch):
+    """To the bit, with the same arguments on record, log and files; callbacks see every epoch and change nothing."""
+    seen = []
+
+    def keep(epoch, metrics):
+        seen.append((epoch, json.loads(json.dumps(metrics))))
+        metrics.clear()
+
+    monkeypatch.setattr(drawing, "previews", lambda *_: {})  # for TensorBoard: slow
+    assert script("train_search", *flags(SEARCH, images), "--run_dir", "a")[0] == 0
+    found = train_search.search(images=images, callbacks=[keep], run_dir="b", unrolled=False, preset=None, **SEARCH)
+    assert_same(comparable("a"), comparable("b"))
+    assert configured("a", "run_dir") == configured("b", "run_dir")
+    assert [re.sub(r"\bb\b", "a", line) for line in log_lines(Path("b"))] == log_lines(Path("a"))
+    assert {path.name for path in Path("b").iterdir()} >= {"normal.png", "reduction.png", "nni.json"}
+    assert seen == [(row["epoch"], row) for row in rows_of("b")]
+    assert found == Architecture.read("a")
+
+    assert script("train", *flags(TRAIN, images), "--arch", "a", "--run_dir", "c")[0] == 0
+    trained = train.train(found, images, [keep], run_dir=Path("d"), **TRAIN)
+    assert_same(comparable("c"), comparable("d"))
+    assert configured("c", "run_dir", "arch") == configured("d", "run_dir", "arch")
+    assert seen[2:] == [(row["epoch"], row) for row in rows_of("d")]
+    assert (trained.accuracy, trained.folder) == (rows_of("d")[-1]["test_acc"], Path("d"))
+    assert_same(trained.network.state_dict(), torch.load("d/weights.pt", weights_only=True))
+    assert not trained.network.training
+
+
+def test_a_run_goes_on_from_python(script, images, monkeypatch):
+    """What `callbacks` ends goes on with its own arguments, and ends as the one that was never stopped."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(epoch, metrics):
+        raise Enough
+
+    whole = train.train("darts-v2", images, run_dir="whole", **TRAIN)
+    with pytest.raises(Enough):
+        train.train("DARTS_V2", images, [stop], run_dir="halves", **TRAIN)
+    assert len(rows_of("halves")) == 1
+    epochs = []
+    train.train(resume="halves", callbacks=[lambda epoch, metrics: epochs.append(epoch)])
+    assert epochs == [1]
+    assert_same(comparable("whole"), comparable("halves"))
+    assert configured("whole")["arch"] == "DARTS_V2"
+    assert whole.accuracy == rows_of("halves")[-1]["test_acc"]
+    with pytest.raises(UserError, match="epochs was 2, not 3"):
+        train.train(resume="halves", epochs=3)
+    again = train.train(resume="whole")  # has nothing left to do
+    assert again.accuracy == whole.accuracy
+    assert not again.network.training
+    assert_same(again.network.state_dict(), whole.network.state_dict())
+
+
+def test_the_network_of_the_best_epoch_is_the_result(script, images, monkeypatch):
+    evaluate, accuracies = utils.evaluate, iter([75.0, 50.0, 62.5])  # of two epochs, and on the test set
+
+    def evaluated(*arguments):
+        meters = evaluate(*arguments)
+        meters.top1.sum, meters.top1.count = next(accuracies), 1
+        return meters
+
+    monkeypatch.setattr(utils, "evaluate", evaluated)
+    best = train.train("DARTS_V1", images, run_dir="run", valid_portion=0.25, **TRAIN)
+    assert best.accuracy == 62.5
+    first, last = (torch.load(f"run/{name}.pt", weights_only=True) for name in ("best", "weights"))
+    assert_same(best.network.state_dict(), first)
+    assert not torch.equal(first["classifier.weight"], last["classifier.weight"])
+
+
+def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
+    args = cli.argparse.Namespace(space="darts")
+    root = Path(cli.__file__).parent.parent
+    for program, stage, expected in (
+        ("my.py", "search", f"python {root}/train_search.py --resume run"),
+        ("-c", "eval", f"python {root}/train.py --resume run"),
+        ("somewhere/train.py", "eval", "python somewhere/train.py --resume run"),
+        (str(root / "rnn" / "train.py"), "rnn-eval", "python -m rnn.train --resume run"),
+    ):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert cli.resume_command(stage, args, "run") == expected
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "words"),
+    [
+        (lambda: train_search.search(epoch=3), TypeError, r"unknown argument epoch: known are .*epochs.*unrolled"),
+        (lambda: train.train(unrolled=True), TypeError, r"unknown argument unrolled: known are .*auxiliary_weight"),
+        (lambda: train_search.search(images="digits", dataset="cifar10"), TypeError, "dataset"),
+        (lambda: train_search.search(images="digit"), UserError, "digit is neither a folder nor one of cifar10"),
+        (lambda: train_search.search(images="digits", epochs="many"), UserError, "--epochs: 'many' is not a whole number"),
+        (lambda: train_search.search("dart", images="digits"), UserError, "unknown space 'dart'"),
+        (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
+        (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
+        (lambda: train.train("{1}", "digits"), UserError, r"\{1\} does not hold JSON"),
+    ],
+)
+def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=words):
+        mistake()
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Names
+
+
+def test_published_cells_by_any_spelling(tmp_path, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    for space, known in (("darts", KNOWN), ("rnn", rnn.KNOWN)):
+        for name in known:
+            for spelt in (name.lower().replace("_", "-"), name.upper()):
+                assert canonical(spelt, space) in known
+                assert Architecture.read(spelt, space) == Architecture.read(name, space) == Architecture(known[name])
+    assert canonical("RNN.darts-v1") == "rnn.DARTS_V1"
+    assert [canonical(other) for other in ("darts v2", "darts-v2/", "")] == ["darts v2", "darts-v2/", ""]
+    assert script("visualize", "darts-v2", "--format", "svg")[0] == 0
+    assert "DARTS_V2: normal cell" in Path("normal.svg").read_text()
+
+
+def test_a_folder_comes_before_another_spelling_of_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("darts_v2").mkdir()
+    Path("darts_v2/genotype.json").write_text(json.dumps(Architecture.read("DARTS_V1").json))
+    assert Architecture.read("darts_v2") == Architecture.read("DARTS_V1") != Architecture.read("darts-v2")
+
+
+def test_an_architecture_of_any_space_is_text():
+    choices = Architecture({"conv": "large", "skip": [0]})
+    for architecture, space in ((choices, "my.py:Net"), (Architecture(KNOWN["NASNet"]), "darts"), (Architecture(rnn.KNOWN["ENAS"]), "rnn")):
+        assert Architecture.read(json.dumps(architecture.json), space) == architecture
+
+
+# ---- The auxiliary head's loss
+
+
+def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
+    """And changes nothing of what was logged before."""
+    seen, step = [], train.training_step
+
+    def watched(model, criterion, optimizer, args):
+        model.auxiliary_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach().clone()))
+        taken = step(model, criterion, optimizer, args)
+
+        def watch(x, y):
+            outputs = taken(x, y)
+            seen[-1] = (F.cross_entropy(seen[-1], y), outputs[0], len(y))
+            return outputs
+
+        return watch
+
+    with monkeypatch.context() as context:
+        context.setattr(train, "training_step", watched)
+        train.train("DARTS_V1", images, run_dir="run", report_freq=1, label_smoothing=0.2, **TRAIN)
+    rows, steps = rows_of("run"), len(seen) // 2
+    for row, of_epoch in zip(rows, (seen[:steps], seen[steps:]), strict=True):
+        images_seen = sum(n for *_, n in of_epoch)
+        assert row["train_auxiliary_loss"] == pytest.approx(sum(float(loss) * n for loss, _, n in of_epoch) / images_seen, rel=1e-6)
+        assert row["train_loss"] == pytest.approx(sum(float(loss) * n for _, loss, n in of_epoch) / images_seen, rel=1e-6)
+    lines = [line for line in log_lines(Path("run")) if line.startswith("train 0")]
+    assert len(lines) == 2 * steps
+    assert lines[0] == f"train 000 loss {float(seen[0][1]):.3f} top1 {lines[0].split()[5]} auxiliary loss {float(seen[0][0]):.3f}"
+
+    train.train("DARTS_V1", images, run_dir="plain", **TRAIN | {"auxiliary": False})
+    assert not any("train_auxiliary_loss" in row for row in rows_of("plain"))
+    assert "auxiliary loss" not in Path("plain/log.txt").read_text()
+
+
+def test_a_checkpoint_from_before_the_auxiliary_loss_was_logged():
+    meters, again = utils.Meters(), utils.Meters()
+    meters.update(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]), torch.tensor(3.0))
+    state = meters.state_dict()
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+    assert (str(again), again.auxiliary.avg) == ("loss 1.000 top1 100.0 auxiliary loss 3.000", 3.0)
+    del state["auxiliary"]
+    old = utils.Meters()
+    old.load_state_dict(state)
+    assert (old.state_dict(), old.auxiliary.count) == (state, 0)
+    for damaged in ({**state, "auxiliary": (float("nan"), 2)}, {**state, "auxiliary": None}, {**state, "more": (1.0, 1)}, ["auxiliary"]):
+        with pytest.raises(ValueError, match="the meters"):
+            utils.Meters().load_state_dict(damaged)
+
+
+# ---- Both cells on one picture
+
+
+def test_both_cells_side_by_side_with_the_numbers_of_genotypes(monkeypatch):
+    architecture, drawn, render = Architecture.read("DARTS_V2"), [], drawing.render
+    single = [Image.open(io.BytesIO(render(graph, "png"))) for graph in drawing.graphs(architecture).values()]
+    monkeypatch.setattr(drawing, "render", lambda graph: drawn.append(graph.source) or render(graph))
+    picture = Image.open(io.BytesIO(drawing.both(architecture)))
+    assert picture.size == (sum(image.width for image in single) + 90, max(image.height for image in single) + 60)
+    for source, cell in zip(drawn, ("normal", "reduction"), strict=True):
+        assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [("0", "2"), ("1", "3"), ("2", "4"), ("3", "5")]
+        assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4
+    with pytest.raises(UserError, match="made of choices"):
+        drawing.both(Architecture({"conv": 1}))
+
+
+# ---- The tutorial
+
+
+def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch, capsys):
+    tutorial = importlib.import_module("examples.darts_tutorial")
+    page = (Path(train.__file__).parent / "docs" / "nni_tutorial.md").read_text()
+    *quoted, _ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(quoted) == 6
+    for lines in quoted:
+        assert lines in Path(tutorial.__file__).read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing, "previews", lambda *_: {})
+    monkeypatch.setattr(tutorial, "IMAGES", images)
+    for name in ("SEARCH", "RETRAIN"):
+        monkeypatch.setattr(tutorial, name, SMALL | {"fast_dev_run": True, "batch_size": 8})
+    tutorial.main()
+    printed = [line for line in capsys.readouterr().out.splitlines() if re.match(r"after|\{|runs|plainly|by the paper's recipe: \d", line)]
+    assert len(printed) == 7
+    assert "train_auxiliary_loss" in printed[-2]
+    exported = ast.literal_eval(printed[1])
+    assert exported == json.loads(Path("runs/tutorial/search/nni.json").read_text())
+    assert Architecture.of(exported) == Architecture.read("runs/tutorial/plain") == Architecture.read("runs/tutorial/recipe")
+    assert Image.open("runs/tutorial/cells.png").width > Image.open("runs/tutorial/cells.png").height
