@@ -159,7 +159,7 @@ def test_another_size_is_not_measured_without_a_word(script, run, photos):
         (["--layers", "4"], "--layers 4: the network in run has 3"),
         (["--arch", "DARTS_V1"], "--arch DARTS_V1: the network in run has run"),
         (["--dataset", "digits"], "digits has images of 32 pixels, not 16"),
-        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both knows .*Opa's Schiffe"),
+        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both has .*Opa's Schiffe"),
     ],
 )
 def test_other_sizes_and_classes_are_refused(script, run, photos, tmp_path, arguments, words):
