@@ -344,9 +344,9 @@ def test_a_dry_run_prints_every_command(script):
 
 def test_a_dry_run_names_the_subset_of_the_images(script):
     status, out, _ = script("reproduce", "--preset", "small", "--methods", "first", "--data", "all", "--dry_run", "--out", "out")
-    first, *commands = [line for line in out.splitlines() if "--" in line]
+    first, *lines = out.splitlines()
     assert (status, first) == (0, "# first, --collect, which copies the images")
-    assert all("--data out/images" in command for command in commands)
+    assert all("--data out/images" in line for line in lines if line.startswith("python"))
 
 
 def test_another_protocol_in_the_same_folder_is_refused(script, whole, tmp_path):
