@@ -89,7 +89,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     args = cli.parse(parser, "search", arguments)
     cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":
-        raise UserError(f"--capture is of --strategy darts: by {args.strategy}, every step runs another architecture")
+        raise UserError(f"--capture needs --strategy darts: with {args.strategy}, every step runs another architecture")
     if args.early_stop and not args.eigenvalue_every:
         args.eigenvalue_every = 1
     return args

@@ -32,7 +32,7 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
         operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
         return NetworkCIFAR(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
     if args.auxiliary:
-        raise UserError("--auxiliary is of --space darts: only its network has an auxiliary head")
+        raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
 
 
@@ -47,7 +47,7 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     if "in_channels" in signature.parameters:
         given["in_channels"] = args.channels
     elif args.channels != 3:
-        raise UserError(f"--channels {args.channels} is of a network that takes in_channels, which {args.space} does not: leave it out")
+        raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
     reserved = (space.width, space.depth, "num_classes", "in_channels")
     given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
     try:
@@ -77,7 +77,7 @@ def read(args: argparse.Namespace) -> Architecture:
         UserError: it is not an architecture of the space, or is the folder of a run in another one.
     """
     if args.space != "darts" and args.arch in KNOWN and not Path(args.arch).exists():
-        raise UserError(f"--arch {args.arch} is of --space darts: name a JSON file or a search's folder of --space {args.space}")
+        raise UserError(f"--arch {args.arch} belongs to --space darts: name a JSON file or a search's folder of --space {args.space}")
     try:
         space = cli.read_config(args.arch)["arguments"].get("space")
     except (OSError, ValueError):  # not a run's folder

@@ -30,11 +30,11 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     """
     strategy = load_strategy(args.strategy)
     if not strategy.mutator.differentiable and (args.unrolled or args.hvp != HVP[0]):
-        raise UserError(f"--unrolled and --hvp are of --strategy darts: {args.strategy} takes no gradient of an architecture")
+        raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
     if args.hvp != HVP[0] and not args.unrolled:
-        raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
+        raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
     if not strategy.mutator.differentiable and (args.eigenvalue_every or args.early_stop):
-        raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
+        raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
     if args.space == "darts":
         check_candidates()
         # With partial channels, an edge has as few as C / K of them, but at stride 2 never less than 2 C / K.

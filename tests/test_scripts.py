@@ -260,7 +260,7 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
         ("train_search", ["--hvp", "wrong"], "finite_difference.*exact"),
-        ("train_search", ["--hvp", "exact"], "--hvp exact is of the second order: add --unrolled"),
+        ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
         ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train_search", ["--gpu", "-2"], "--gpu"),
         ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),
