@@ -255,7 +255,7 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--optimizer", "lion"], "--optimizer.*sgd.*adam"),
         ("train", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train", ["--init_from", "missing.pt"], r"missing\.pt: No such file"),
-        ("train_search", ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"], "--channels 1 is of a network that takes"),
+        ("train_search", ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"], "--channels 1 needs a network that takes"),
         ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
