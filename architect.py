@@ -1,7 +1,7 @@
 """How the alphas learn: the gradient of the validation loss with respect to the architecture (DARTS, section 2.3).
 
-`Architect` knows no dataset and no cell. It drives any *search model*: one with `arch_parameters()`, `weight_parameters()` and
-`forward(x) -> logits`. Where several processes share the batches, `_loss` and `_grad` are those of the whole batch.
+`Architect` does not depend on datasets or cells. It works with any *search model*: a module with `arch_parameters()`, `weight_parameters()`
+and `forward(x) -> logits`. If several processes share a batch, `_loss` and `_grad` return the loss and the gradients of the whole batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HVP = ("finite_difference", "exact")
 
 
 class Searchable(Protocol):
-    """A search model: an `nn.Module` whose `forward(x)` gives logits, and which answers for itself what it has found."""
+    """A search model: an `nn.Module` whose `forward(x)` returns logits, and whose `export()` returns the architecture that it has found."""
 
     training: bool
 
@@ -39,30 +39,30 @@ class Searchable(Protocol):
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """What the architecture is learned by, alpha in the paper."""
+        """The architecture parameters, alpha in the paper."""
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """The network's weights, w in the paper."""
 
     def export(self) -> Any:
-        """What has been found so far: a `Genotype`, or {key of a choice: what was chosen}."""
+        """The architecture found so far: a `Genotype`, or {key of a choice: what was chosen}."""
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:
-        """{edge: {operation: softmaxed alpha}}, JSON-ready; empty where there are no alphas."""
+        """{edge: {operation: softmaxed alpha}}, JSON-ready; empty if the model has no alphas."""
 
     def alpha_lines(self) -> list[str]:
-        """The log's lines about the alphas."""
+        """Lines for the log about the alphas."""
 
 
 class Architect:
     """Learns the alphas of `model` on validation batches.
 
     Args:
-        model: a search model. Its attribute `criterion`, where it has one, is the loss; cross-entropy otherwise.
+        model: a search model. The loss is its attribute `criterion` if it has one, otherwise cross-entropy.
         args: any object with `momentum` and `weight_decay` (of the weights' SGD), `arch_learning_rate` and `arch_weight_decay` (of the
-            alphas' Adam), and optionally `hvp`: how the second order multiplies with the mixed second derivative, by the paper's
-            `"finite_difference"` (the default) or `"exact"`; `amp`: the network in bfloat16 autocast, but for the loss, and for the
-            two passes whose difference would drown in its roundings; and `arch_beta1`: Adam's first beta, 0.5 by default.
+            alphas' Adam). Optional attributes: `hvp`, how the second order computes its Hessian-vector product,
+            `"finite_difference"` as in the paper (the default) or `"exact"`; `amp`, whether the network runs in bfloat16 autocast (the
+            loss and the passes of the Hessian-vector product do not); `arch_beta1`, Adam's first beta, 0.5 by default.
     """
 
     betas = (0.5, 0.999)  # of Adam
@@ -102,22 +102,23 @@ class Architect:
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> None:
-        """One step on the alphas. Leaves the gradient that it used in each alpha's `.grad`, and changes no weight.
+        """One step on the alphas. Leaves the gradient in each alpha's `.grad`. Changes no weight.
 
         Args:
-            input_train, target_train: the batch that the weights will learn from next, (B, 3, H, W) and (B,); read only if `unrolled`.
+            input_train, target_train: the batch of the next weight step, (B, C, H, W) and (B,); read only if `unrolled`.
             input_valid, target_valid: a batch of the validation half.
-            eta: the virtual step's learning rate, xi in the paper; a tensor, (), where it is not to be read on the CPU.
+            eta: the learning rate of the virtual step, xi in the paper; a tensor, (), if it must not be read on the CPU.
             network_optimizer: the weights' SGD, for its momentum buffers.
             unrolled: second order (equation 6) if true, first order (xi = 0) otherwise.
 
-        The running statistics of BatchNorm advance as in the original: in the first order by the validation batch, in the second by the
-        training batch, once for each pass at w, w+ and w- (`exact` makes the one at w alone), and not at all by the pass at w'.
+        Running statistics of BatchNorm are updated as in the original. First order: by the validation batch. Second order: by the training
+        batch, once in each of the passes at w, w+ and w- (with `exact` only at w), but not in the pass at w'.
         """
         if unrolled:
             gradient = self._unrolled_gradient(input_train, target_train, input_valid, target_valid, eta, network_optimizer)
         else:
-            constants = self._state(_flatten(self.model.weight_parameters()))  # nothing is kept for gradients that nobody asks for
+            # Detached weights: nothing is stored for their gradients.
+            constants = self._state(_flatten(self.model.weight_parameters()))
             gradient = _grad(self._loss(input_valid, target_valid, constants), self.model.arch_parameters())
         for alpha, grad in zip(self.model.arch_parameters(), gradient, strict=True):
             alpha.grad = grad
@@ -139,7 +140,7 @@ class Architect:
         w_virtual, xi = self._virtual_step(w, dw, eta, network_optimizer)
         w_virtual.requires_grad_()
 
-        # The pass at w' works on copies of the buffers: the network that it imagines leaves no trace in the running statistics.
+        # The pass at w' uses copies of the buffers, so that it does not update the running statistics.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         loss_valid = self._loss(input_valid, target_valid, self._state(w_virtual) | buffers)
         *dalpha, v = _grad(loss_valid, [*alphas, w_virtual])
@@ -150,7 +151,7 @@ class Architect:
     def _virtual_step(
         self, w: Tensor, dw: Tensor, eta: float | Tensor, network_optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, float | Tensor]:
-        """The step that SGD is about to make, without clipping, and the share of d/dw L_train in it.
+        """The step that SGD is about to make, without gradient clipping, and the factor of d/dw L_train in it.
 
         Args:
             w, dw: the weights and the gradient of the training loss, flat, (parameters,).
@@ -163,7 +164,7 @@ class Architect:
         return w - direction.mul_(eta), eta
 
     def _product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor) -> list[Tensor]:
-        """(d2/dalpha dw L_train) v, in the way that was asked for."""
+        """(d2/dalpha dw L_train) v, computed as `hvp` says."""
         multiply = self._exact_product if self.hvp == "exact" else self._hessian_vector_product
         return multiply(w, v, input, target)
 
@@ -182,28 +183,28 @@ class Architect:
         return [(plus - minus).div_(2 * epsilon) for plus, minus in zip(dalpha_plus, dalpha_minus, strict=True)]
 
     def _exact_product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor) -> list[Tensor]:
-        """The same product without a step size: d/dalpha of the derivative of L_train along v, forward mode first, then one backward pass.
+        """The same product, exact: the derivative of L_train along v in forward mode, then one backward pass to alpha.
 
-        Arguments as of `_hessian_vector_product`. Leaves no trace in the running statistics.
+        Arguments as for `_hessian_vector_product`. Does not update the running statistics.
         """
         with _differentiable_twice(cast(nn.Module, self.model)):
             along_v = torch.func.jvp(lambda w: self._loss(input, target, self._state(w), amp=False), (w,), (v,))[1]
             return _grad(along_v, self.model.arch_parameters())
 
     def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
-        """The loss of the model, or of the model with the parameters and buffers in `state` in place of its own."""
+        """The loss of the model; `state` replaces parameters and buffers of the model."""
         logits, _ = utils.forward(partial(functional_call, cast(nn.Module, self.model), state or {}), input, amp and self.amp)
         return distributed.mean(self.criterion(logits, target), target.size(0))
 
     def _state(self, flat: Tensor) -> dict[str, Tensor]:
-        """The weights named as the model names them, as views into one flat vector."""
+        """{name in the model: weight}, where the weights are views into the vector `flat`."""
         weights = self.model.weight_parameters()
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {names[id(weight)]: view for weight, view in zip(weights, _unflatten(flat, weights), strict=True)}
 
 
 def _grad(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of these inputs and no others; zeros for one that the loss does not depend on."""
+    """The gradients with respect to `inputs` only; zeros for an input that the loss does not depend on."""
     return distributed.average(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
 
 
@@ -211,9 +212,9 @@ def _grad(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 def _differentiable_twice(model: nn.Module) -> Iterator[None]:
     """Computes the normalisations of `model` in basic operations, and runs no compiled code.
 
-    The forward-mode derivatives of PyTorch's own (batch, layer, instance and RMS normalisation) give a wrong gradient when they are
-    differentiated again, without an error: seen in 2.14 and 2.15, with a relative error of 0.65 for the search network. Compiled code has
-    no second derivative at all.
+    The forward-mode derivatives of PyTorch's batch, layer, instance and RMS normalisation silently give a wrong gradient when they are
+    differentiated again: seen in 2.14 and 2.15, with a relative error of 0.65 for the search network. Compiled code cannot be
+    differentiated twice.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
@@ -227,7 +228,7 @@ def _differentiable_twice(model: nn.Module) -> Iterator[None]:
 
 
 def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """BatchNorm of x, (B, C, ...), by its own statistics, which the running ones do not learn of."""
+    """BatchNorm of x, (B, C, ...), with the statistics of x. Does not update the running statistics."""
     if isinstance(norm, distributed.SyncBatchNorm) and distributed.world_size() > 1:
         mean, var, _ = norm.statistics(x)
     else:

@@ -1,11 +1,11 @@
-"""A trained network in a form that other programs read.
+"""Exports a trained network to a format that other programs read.
 
     python export.py runs/x --format onnx            # for onnxruntime and others
-    python export.py runs/x --format torch           # torch.export's: torch.export.load needs nothing of this code
+    python export.py runs/x --format torch           # for torch.export.load, which needs none of this code
     python export.py runs/x --format safetensors     # weights and description in one file, for `predict.load`
 
-Expect a file beside the weights, for batches of any size, and a comparison of its probabilities with PyTorch's on real images. The file
-also says what classes the logits stand for and how images are made ready (docs/own_images.md shows both in use).
+Writes a file beside the weights, for batches of any size, and compares its probabilities with PyTorch's on real images. The file also
+contains the class names and how images are preprocessed (docs/own_images.md shows how to use both).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nas import registry, trained
 from predict import Classifier, find_images, load
 
 TOLERANCE = 1e-5  # of probabilities
-IMAGES = 64  # that are compared
+IMAGES = 64  # compared at most
 
 Run = Callable[[Tensor], Tensor]  # images (B, C, S, S) to logits
 
@@ -57,7 +57,7 @@ def preprocessing(net: Classifier) -> str:
 
 
 def metadata(net: Classifier) -> dict[str, str]:
-    """Each field of `network.json` by itself and the whole of it, in JSON; and how images are made ready, in words."""
+    """Every field of `network.json`, the whole file, both as JSON, and a text about the preprocessing of images."""
     fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()}
     return fields | {"preprocessing": preprocessing(net), trained.FILE: json.dumps(net.description.json)}
 
@@ -66,7 +66,7 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
     """Writes an ONNX file with the input `images`, (batch, C, S, S), and the output `logits`, (batch, classes).
 
     Returns:
-        (what runs it here, how), without a way to run it where onnxruntime is missing.
+        (name of the runtime, function that runs the file; None if onnxruntime is missing).
     """
     optional("onnx"), optional("onnxscript")
     with _quiet():
@@ -116,7 +116,7 @@ FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], tuple[str, Run | None
 
 
 def compare(net: Classifier, run: Run, images: Tensor) -> float:
-    """The largest difference of a probability between `net` and `run`, over `images`, (B, C, S, S), as one batch and one by one."""
+    """The largest difference between probabilities of `net` and `run` on `images`, (B, C, S, S), as one batch and one by one."""
     with torch.no_grad():
         expected = net.model(images).softmax(1)
         alone = torch.cat([run(image[None]) for image in images[:4]])
@@ -124,7 +124,7 @@ def compare(net: Classifier, run: Run, images: Tensor) -> float:
 
 
 def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
-    """Up to `IMAGES` images, ready for the network: of `paths`, or else of the test set that the run was measured on.
+    """Up to `IMAGES` preprocessed images: from `paths`, or if that is empty from the run's test set.
 
     Raises:
         UserError: there are none, or one cannot be read.
@@ -147,7 +147,7 @@ def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
 
 
 def latency(run: Run, batch: Tensor) -> float:
-    """Milliseconds per image: the median over a second or so."""
+    """Milliseconds per image: the median over about a second."""
     times: list[float] = []
     with torch.no_grad():
         run(batch)
@@ -159,7 +159,7 @@ def latency(run: Run, batch: Tensor) -> float:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Write a trained network in a form that other programs read, and compare it on real images.")
+    parser = cli.Parser(description="Export a trained network to a format that other programs read, and compare both on real images.")
     parser.add_argument("run", help="the folder of a training run")
     parser.add_argument("--format", choices=list(FORMATS), default="onnx")
     parser.add_argument(
@@ -206,7 +206,7 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks, which are for their authors."""
+    """Silences the exporters' warnings and log messages, which do not concern users."""
     level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

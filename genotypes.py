@@ -1,9 +1,9 @@
 """What a cell is: `Genotype`, the candidates of the search, the published cells.
 
-A cell has two inputs (nodes 0 and 1: the outputs of the two cells before it) and intermediate nodes 2, 3, ... Node i adds up the results of
-two edges; edges 2(i - 2) and 2(i - 2) + 1 of the list are its own, each an operation and the earlier node that it is applied to. The
-outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1). This file needs no torch.
-`nas/architecture.py` reads and writes genotypes.
+A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and intermediate nodes 2, 3, ... Node i is the sum of two
+edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that it is applied to. The outputs of the
+nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1). This file does not import torch. `nas/architecture.py` reads
+and writes genotypes.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def to_nni(genotype: Genotype) -> dict[str, str | int]:
     """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1.
 
     Raises:
-        ValueError: not all nodes are concatenated, which this dictionary cannot say.
+        ValueError: not all nodes are concatenated. This dictionary cannot express that.
     """
     found: dict[str, str | int] = {}
     for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
         if sorted(concat) != list(range(2, len(edges) // 2 + 2)):
-            raise ValueError(f"NNI's dictionary is of cells that concatenate all their nodes: the {cell} cell concatenates {list(concat)}")
+            raise ValueError(f"NNI's dictionary needs cells that concatenate all their nodes: the {cell} cell concatenates {list(concat)}")
         for index, (operation, source) in enumerate(edges):
             edge = f"{index // 2 + 2}_{index % 2}"
             found |= {f"{cell}/op_{edge}": operation, f"{cell}/input_{edge}": source}
@@ -283,9 +283,9 @@ PC_DARTS_IMAGENET = Genotype(
 
 
 def _sparse(normal: str, reduce: str) -> Genotype:
-    """A genotype whose nodes may have less than two edges, `operation:source>node`; `none` stands for the others.
+    """A genotype whose nodes may have fewer than two edges, each `operation:source>node`; missing edges become `none`.
 
-    An edge from a node that nothing leads to is no edge. Nodes without edges are not concatenated.
+    Edges from a node without inputs are dropped. Nodes without edges are not concatenated.
     """
     fields: list[Any] = []
     for text in (normal, reduce):
@@ -356,7 +356,7 @@ KNOWN = {
     "FAIR_DARTS_G": FAIR_DARTS_G,
 }
 
-# All that a genotype may name: the candidates, and what the published cells use besides.
+# All operations that a genotype may contain: the candidates, and others that the published cells use.
 OPERATIONS = list(
     dict.fromkeys([*PRIMITIVES, *(operation for cells in KNOWN.values() for operation, _ in [*cells.normal, *cells.reduce])]),
 )

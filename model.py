@@ -1,4 +1,4 @@
-"""The found network, discrete: the cells of a genotype stacked, for CIFAR-sized images and for ImageNet, with auxiliary heads."""
+"""The discrete network: the cells of a genotype, stacked, with an optional auxiliary head, for CIFAR-sized images and for ImageNet."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, drop_path, i
 class Cell(nn.Module):
     """A cell of a genotype.
 
-    Inputs: the outputs of the two cells before, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W); output:
-    (B, multiplier * C, H, W), where `multiplier` nodes are concatenated, halved in height and width by a reduction cell.
+    Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W). Output:
+    (B, multiplier * C, H, W), where `multiplier` is the number of concatenated nodes; a reduction cell halves H and W.
     """
 
     def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> None:
@@ -31,8 +31,8 @@ class Cell(nn.Module):
         self.multiplier = len(self._concat)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float | Tensor) -> Tensor:
-        """`drop_prob`: of each operation, in training; identities never are, strided skip connections (`FactorizedReduce`) are."""
-        dropping = self.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)  # a tensor's value may be known to the GPU alone
+        """`drop_prob`: probability of drop path in training, for every operation but `Identity`."""
+        dropping = self.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)  # reading a tensor's value would wait for the GPU
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for first in range(0, len(self._ops), 2):
             edges = []
@@ -58,7 +58,7 @@ class _AuxiliaryPool(nn.Module):
 
 
 class AuxiliaryHeadCIFAR(nn.Module):
-    """A second classifier, two thirds up: (B, C, S, S), any S from 2, to logits (B, num_classes). On 8x8 the original's head."""
+    """A second classifier at 2/3 of the depth: (B, C, S, S), S at least 2, to logits (B, num_classes). S = 8 in the original."""
 
     def __init__(self, C: int, num_classes: int) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class AuxiliaryHeadCIFAR(nn.Module):
 
 
 class AuxiliaryHeadImageNet(nn.Module):
-    """A second classifier, two thirds up: (B, C, S, S), any S from 2, to logits (B, num_classes). On 7x7 the original's head.
+    """A second classifier at 2/3 of the depth: (B, C, S, S), S >= 2, to logits (B, num_classes). On 7x7 the original's head.
 
-    The second convolution has no BatchNorm after it: so it was in the paper's runs.
+    There is no BatchNorm after the second convolution, as in the authors' code.
     """
 
     def __init__(self, C: int, num_classes: int) -> None:
@@ -102,9 +102,9 @@ class AuxiliaryHeadImageNet(nn.Module):
 
 
 class _Network(nn.Module):
-    """What the two discrete networks share: the stack of cells and the way through it.
+    """Base class of the two discrete networks: the stack of cells and its forward pass.
 
-    `drop_path_prob`, 0 by default, is the probability of drop path in training; `train.py` raises it epoch by epoch.
+    `drop_path_prob` is the probability of drop path in training. It is 0 at first; `train.py` raises it in every epoch.
     """
 
     def _build(
@@ -117,7 +117,7 @@ class _Network(nn.Module):
         reduction_prev: bool,
         auxiliary_head: type[nn.Module] | None,
     ) -> None:
-        """The cells, the auxiliary head and the classifier on top of a stem of `C_stem` channels."""
+        """Builds the cells, the auxiliary head and the classifier for a stem with `C_stem` channels."""
         if layers < 3:
             raise ValueError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
         self.drop_path_prob: float | Tensor = 0.0
@@ -155,7 +155,7 @@ class NetworkCIFAR(_Network):
         layers: cells, at least 3.
         auxiliary: whether to add the auxiliary head.
         genotype: the cells.
-        in_channels: of the images.
+        in_channels: channels of the images.
     """
 
     def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3) -> None:
@@ -165,13 +165,18 @@ class NetworkCIFAR(_Network):
         self._build(C, num_classes, layers, genotype, C_stem, False, AuxiliaryHeadCIFAR if auxiliary else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, in_channels, S, S), S a multiple of 8, to (logits (B, num_classes), in training with `auxiliary` auxiliary ones)."""
+        """Images (B, in_channels, S, S), S a multiple of 8, to logits and auxiliary logits, (B, num_classes) each.
+
+        The auxiliary logits are None in evaluation or without `auxiliary`.
+        """
         s0 = s1 = self.stem(x)
         return self._classify(s0, s1)
 
 
 class NetworkImageNet(_Network):
-    """The network for ImageNet in the mobile setting (DARTS, section 3.3); arguments as `NetworkCIFAR`'s, C even.
+    """The network for ImageNet in the mobile setting (DARTS, section 3.3).
+
+    Arguments as for `NetworkCIFAR`; C must be even.
 
     The stem divides H and W by 8, and the two reductions by 4: the last cells see 7x7 of an image of 224x224.
     """
@@ -182,6 +187,6 @@ class NetworkImageNet(_Network):
         self._build(C, num_classes, layers, genotype, C, True, AuxiliaryHeadImageNet if auxiliary else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, in_channels, S, S), S a multiple of 32 from 64 on, to what `NetworkCIFAR` returns."""
+        """Images (B, in_channels, S, S), S a multiple of 32, at least 64, to logits and auxiliary logits, as for `NetworkCIFAR`."""
         s0 = self.stem0(x)
         return self._classify(s0, self.stem1(s0))

@@ -1,7 +1,7 @@
 """The supernet of the search: all edges and all operations at once, weighted by the softmax of the alphas.
 
-This is the continuous relaxation, op by op, as one reads it in the paper (DARTS, section 2.2). `Network.genotype` is the way back from
-alphas to a cell.
+This is the continuous relaxation of the paper (DARTS, section 2.2), operation by operation. `Network.genotype` derives the discrete cells
+from the alphas.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class MixedOp(nn.Module):
         self._ops = nn.ModuleList()
         for primitive in PRIMITIVES:
             op = OPS[primitive](C, stride, False)
-            if "pool" in primitive:  # convolutions end in BatchNorm; pooling gets one too, so that all candidates are on one scale
+            if "pool" in primitive:  # convolutions end in BatchNorm; pooling gets one too, so that all outputs have the same scale
                 op = nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
             self._ops.append(op)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
-        # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), not (), keep the sum in their
-        # type where autocast computes the operations in bfloat16, which would round away what the alphas learn.
+        # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of shape (), keep
+        # the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
         return sum(weight * op(x) for weight, op in zip(weights[:, None], self._ops, strict=True) if not isinstance(op, Zero))
 
 
 class Cell(nn.Module):
-    """A cell in which every node takes every node before it, through a `MixedOp`.
+    """A cell in which every node has an edge, a `MixedOp`, from every node before it.
 
-    Inputs: the outputs of the two cells before, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W); output:
+    Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W); output:
     (B, multiplier * C, H, W), halved in height and width by a reduction cell.
     """
 
@@ -58,7 +58,7 @@ class Cell(nn.Module):
         self.reduction = reduction
         self._steps = steps
         self._multiplier = multiplier
-        if reduction_prev:  # the input from two cells back is still of the size before
+        if reduction_prev:  # the input from two cells back still has the size from before the reduction
             self.preprocess0: nn.Module = FactorizedReduce(C_prev_prev, C, affine=False)
         else:
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
@@ -86,14 +86,14 @@ class Network(nn.Module):
         layers: cells, at least 3.
         criterion: the loss, `criterion(logits, target)`.
         steps: intermediate nodes per cell.
-        multiplier: how many nodes, the last ones, are concatenated to a cell's output.
+        multiplier: how many nodes, counted from the last, are concatenated into a cell's output.
         stem_multiplier: the stem's channels, in multiples of C.
         in_channels: of the images.
-        mixed_op: makes an edge of so many channels and this stride.
+        mixed_op: builds an edge, from its number of channels and its stride.
         stem: `cifar`, which keeps height and width, or `imagenet`, which divides them by 8 and has C channels, C even.
 
-    All cells of a kind share their alphas: `alphas_normal` and `alphas_reduce`, (edges, len(PRIMITIVES)). They are parameters, so that they
-    move and are saved with the network, but never `weight_parameters()`.
+    All normal cells share `alphas_normal`, all reduction cells `alphas_reduce`, (edges, len(PRIMITIVES)) each. They are parameters, so that
+    `to()` and `state_dict()` include them, but they are never in `weight_parameters()`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Network(nn.Module):
         return [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]
 
     def mixing_weights(self) -> Sequence[Sequence[Any] | Tensor]:
-        """What the edges of normal and reduction cells weigh their operations by, edge by edge."""
+        """For normal and reduction cells: what each edge's `forward` gets as `weights`."""
         return self.relaxed()
 
     def arch_parameters(self) -> list[nn.Parameter]:
@@ -167,7 +167,7 @@ class Network(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in alphas]
 
     def genotype(self) -> Genotype:
-        """The discrete cells that the alphas stand for now (DARTS, section 2.4; see `derive_cell`)."""
+        """The discrete cells derived from the current alphas (DARTS, section 2.4; see `derive_cell`)."""
         concat = range(2 + self._steps - self._multiplier, self._steps + 2)
         normal, reduce = (derive_cell(weights.tolist(), self._steps) for weights in self.relaxed())
         return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
@@ -186,18 +186,18 @@ class Network(nn.Module):
         }
 
     def alpha_lines(self) -> list[str]:
-        """The log's lines about the alphas, as the original writes them: one matrix for each kind of cell."""
+        """Lines for the log, as in the original: a matrix of softmaxed alphas for normal and for reduction cells."""
         return [str(weights.detach().cpu()) for weights in self.relaxed()]
 
 
 def derive_cell(weights: list[list[float]], steps: int) -> list[tuple[str, int]]:
-    """Per node the two strongest edges, the stronger first, each with its strongest operation.
+    """For each node its two strongest edges, the stronger first, each with its strongest operation.
 
-    An edge is as strong as its strongest operation other than `none`, which takes part in the softmax, so weakens the edge, but is never
-    chosen. Among equals the earlier edge and the earlier operation win.
+    The strength of an edge is the weight of its strongest operation other than `none`. A large weight of `none` makes the edge weaker,
+    because of the softmax, but `none` is never chosen. Between equal weights, the earlier edge and the earlier operation are chosen.
 
     Args:
-        weights: per edge the softmaxed alphas of `PRIMITIVES`, edges as in `Cell`.
+        weights: for each edge the softmaxed alphas of `PRIMITIVES`; edges in the order of `Cell`.
         steps: intermediate nodes.
     """
     candidates = [index for index, primitive in enumerate(PRIMITIVES) if primitive != "none"]

@@ -1,8 +1,8 @@
 """What an edge can be: every candidate operation, from C channels to C channels, at stride 1 or 2.
 
 `OPS[name](C, stride, affine)` builds one. All take and return (B, C, H, W), with H and W halved at stride 2, where they must be even.
-Convolutions are ReLU, convolution, BatchNorm in this order (DARTS, section 3.1, after NASNet). `affine=False` in the search, where an
-operation that could scale its own output would have a say in its own alpha; `affine=True` in the final network.
+Convolutions are ReLU, convolution, BatchNorm in this order (DARTS, section 3.1, after NASNet). `affine` is False in the search, because an
+operation that can scale its own output would change the meaning of its alpha, and True in the final network.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequentia
 
 
 def check(names: Iterable[str], C: int) -> None:
-    """Builds and runs each of these operations once, so that one that does not fit is reported before a run begins.
+    """Builds and runs each of these operations once, so that a faulty one is reported before a run begins.
 
-    The state of random numbers stays as it was.
+    Does not change the random state.
 
     Raises:
-        UserError: an operation is not in `OPS`, fails with C channels, or gives another shape than it has to.
+        UserError: an operation is not in `OPS`, fails with C channels, or returns a wrong shape.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name, stride, affine in itertools.product(names, (1, 2), (False, True)):
@@ -140,13 +140,15 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves H and W: two 1x1 convolutions of stride 2, the second one pixel further on, so that none of the rows and columns in between is
-    lost to both; (B, C_in, H, W) -> (B, C_out, H / 2, W / 2), C_out even."""
+    """Halves H and W by two 1x1 convolutions of stride 2 whose outputs are concatenated: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2).
+
+    The second convolution is shifted by one row and one column, so that the two together see even and odd ones. C_out must be even.
+    """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
         super().__init__()
         if C_out % 2:
-            raise ValueError(f"FactorizedReduce makes its channels in two halves: {C_out} is odd")
+            raise ValueError(f"FactorizedReduce needs an even number of output channels: {C_out} is odd")
         self.relu: nn.Module = nn.ReLU()
         self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
         self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
@@ -159,9 +161,9 @@ class FactorizedReduce(nn.Module):
 
 
 def drop_path(x: Tensor, drop_prob: float | Tensor) -> Tensor:
-    """Zeroes each image's part of x, (B, C, H, W), with probability `drop_prob`; scales the rest up to match (Larsson et al. 2017).
+    """Sets each image of x, (B, C, H, W), to zero with probability `drop_prob`, and scales the others by 1 / (1 - `drop_prob`).
 
-    The same random numbers drop the same images, whether the probability is a number or a tensor, ().
+    Larsson et al. 2017. With the same random state, a float and a tensor, (), of the same value drop the same images.
     """
     keep_prob = 1.0 - drop_prob
     mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob

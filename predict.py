@@ -1,4 +1,4 @@
-"""What a trained network sees in images: from Python, and as a command.
+"""Predicts the classes of images with a trained network, from Python or as a command.
 
     from predict import load
     net = load("runs/x")
@@ -6,7 +6,7 @@
 
     python predict.py runs/x photo.jpg more_photos/ --top 3
 
-Expect a line for each image: its classes, the most probable first. A run's folder is all that is needed; no images that it was trained on.
+Prints a line for each image: its classes, the most probable first. Only the run's folder is needed, not the images of its training.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Prediction = list[tuple[str, float]]  # classes and their probabilities, the mos
 
 
 class Logits(nn.Module):
-    """A network for evaluation: normalised images (B, C, S, S) to logits (B, classes), and nothing else."""
+    """A network in evaluation mode: normalised images (B, C, S, S) to logits (B, classes), without the auxiliary head."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         if hasattr(network, "auxiliary_head"):
-            del network.auxiliary_head  # of training only
+            del network.auxiliary_head  # used in training only
         self.network = network
         self.eval()
 
@@ -53,10 +53,11 @@ class Logits(nn.Module):
 
 
 class Classifier:
-    """A trained network and all that belongs to it.
+    """A trained network with everything that using it needs.
 
-    `model` is a module in evaluation mode, from images (B, C, S, S), float32 on its device, as `preprocess` makes them, to logits
-    (B, classes). `classes` are the names of the logits, in order; `image_size` is S; `description` holds the rest of `network.json`.
+    `model` is a module in evaluation mode. It maps images (B, C, S, S), float32 on its device, as `preprocess` returns them, to logits
+    (B, classes). `classes` are the class names in the order of the logits, `image_size` is S, `description` is the content of
+    `network.json`.
     """
 
     def __init__(self, description: Trained, model: Logits, device: torch.device | str) -> None:
@@ -68,12 +69,14 @@ class Classifier:
         self._normalise = data.Normalise(description.mean, description.std)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An opened image of any size and mode to (C, S, S), float32: exactly what the network was measured on.
+        """An opened image of any size and mode to (C, S, S), float32, processed exactly as in the network's evaluation.
 
-        That is: upright by its EXIF data, on white where it is transparent, the centre square, resized, normalised.
+        The image is turned upright by its EXIF data, put on white where it is transparent, cropped to the centre square, resized and
+        normalised.
 
         Raises:
-            ValueError: more than 8 bits per channel, or a single pixel wide or high. For a damaged image Pillow raises almost anything.
+            ValueError: the image has more than 8 bits per channel, or is a single pixel wide or high. For a damaged image, Pillow may raise
+                almost any exception.
         """
         return self._normalise(data.pixels(image, self.image_size, self.description.channels, self.description.centre_crop))
 
@@ -87,11 +90,11 @@ class Classifier:
 
     @torch.no_grad()
     def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:
-        """For each of these images the `top` classes with their probabilities, the most probable first. All images are one batch.
+        """For each image the `top` most probable classes with their probabilities, in order. All images are one batch.
 
         Args:
-            images: opened images, paths, or what `preprocess` and `read` return.
-            top: at most as many as there are classes.
+            images: opened images, paths, or tensors from `preprocess` or `read`.
+            top: how many classes; limited to the number of classes.
 
         Raises:
             UserError: a file cannot be read or decoded.
@@ -110,11 +113,11 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 
     Args:
         run: the folder of a training run, or a file that `export.py --format safetensors` wrote. It may be untrusted.
-        device: to compute on.
-        space: for a network whose space is a class in a file, its `file.py:Class` once more, to allow that this code is run.
+        device: the device to compute on.
+        space: if the network's space is a class in a Python file, its `file.py:Class` again, which allows this code to run.
 
     Raises:
-        UserError: `run` is neither, or is damaged.
+        UserError: `run` is neither a run's folder nor such a file, or it is damaged.
     """
     path = Path(run)
     if path.suffix == ".safetensors" and not path.is_dir():
@@ -126,7 +129,7 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
-    """(the files of `paths`, of folders the images in them, sorted; how many files of other kinds folders hold).
+    """(files, others): the files in `paths`, with folders replaced by their images, sorted; the number of other files in these folders.
 
     Raises:
         UserError: a folder cannot be read, or holds no image.
@@ -151,7 +154,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Tell what a trained network sees in images.")
+    parser = cli.Parser(description="Predict the classes of images with a trained network.")
     parser.add_argument("run", help="the folder of a training run, or a .safetensors file of export.py")
     parser.add_argument("images", nargs="+", metavar="image", help="files of any kind that Pillow reads, and folders")
     parser.add_argument("--top", type=cli.positive_int, default=5, help="classes to name for each image")
@@ -169,7 +172,7 @@ def main() -> None:
     acceleration.set_memory_format(net.model, device)
     paths, others = find_images(args.images)
     if others:
-        errors.tell(f"left out {others} files of other kinds than {', '.join(IMG_EXTENSIONS)}")
+        errors.tell(f"left out {others} files that are not {', '.join(IMG_EXTENSIONS)}")
     columns = max(len(errors.printable(path)) for path in paths), max(len(errors.printable(name)) for name in net.classes)
     failures = 0
     for start in range(0, len(paths), args.batch_size):

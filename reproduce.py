@@ -1,12 +1,12 @@
-"""The paper's protocol as one command: searches, selection, trainings, and the table with intervals that comes of them.
+"""The paper's protocol as one command: searches, selection, trainings, and a table of the results with intervals.
 
     python reproduce.py --preset smoke --out runs/smoke --yes             # everything once, tiny: minutes on a CPU
     python reproduce.py --preset digits --out runs/digits --jobs 2
     python reproduce.py --preset small --data cifar10-jpeg --jobs 2       # CIFAR-10 at a scale for two CPU cores
-    python reproduce.py --preset paper --gpus 0,1,2,3                     # the whole of it
+    python reproduce.py --preset paper --gpus 0,1,2,3                     # the full protocol
 
-Expect a plan first, with the time and the disk space that it will take, and after every run that ends a new `results.json`, `table.md`,
-`table.tex` and `report.html` in `--out`. The same command goes on where it was stopped. docs/protocol.md says what is done and why.
+First prints a plan with the time and the disk space that it will take. After every run that ends, writes `results.json`, `table.md`,
+`table.tex` and `report.html` into `--out`. The same command continues after an interruption. docs/protocol.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from protocol.plan import PRESETS, Job, Plan, configured, run_of
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Search, select and train by the paper's protocol, with several seeds, into one table.")
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes and numbers of runs")
-    parser.add_argument("--out", help="folder of all runs and results; None: protocol-<preset>")
+    parser.add_argument("--out", help="folder for all runs and results; None: protocol-<preset>")
     parser.add_argument("--methods", help="separated by commas; None: those of the preset")
     parser.add_argument("--seeds", type=cli.positive_int, help="searches for each method; None: the preset's")
-    parser.add_argument("--trainings", type=cli.positive_int, help="of each selected architecture; None: the preset's")
-    parser.add_argument("--data", default="../data", help="the folder of the images; for small: with train/<class>/ and test/<class>/")
-    parser.add_argument("--config", help="a JSON file, or with PyYAML a YAML file, with flags of the stages and methods of your own")
+    parser.add_argument("--trainings", type=cli.positive_int, help="trainings of each selected architecture; None: the preset's")
+    parser.add_argument("--data", default="../data", help="folder of the images; for --preset small: with train/<class>/ and test/<class>/")
+    parser.add_argument("--config", help="a JSON file, or with PyYAML a YAML file, with flags for the stages and your own methods")
     parser.add_argument("--gpus", help="numbers of GPUs, separated by commas, a job on each; None: the CPU")
-    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="at a time on the CPU, which share its cores")
+    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="runs at a time on the CPU; they share its cores")
     parser.add_argument("--ray", metavar="ADDRESS", help="run the jobs by Ray; local starts a cluster on this machine")
-    parser.add_argument("--yes", action="store_true", help="begin without a question")
-    parser.add_argument("--dry_run", action="store_true", help="print all command lines, and run none")
-    parser.add_argument("--collect", action="store_true", help="select and write the results of what has been run; run nothing")
+    parser.add_argument("--yes", action="store_true", help="begin without asking")
+    parser.add_argument("--dry_run", action="store_true", help="print all command lines and run nothing")
+    parser.add_argument("--collect", action="store_true", help="select architectures and write the results of the runs so far; run nothing")
     args = parser.parse_args()
     try:
         args.gpus = [int(number) for number in args.gpus.split(",")] if args.gpus else []
@@ -76,7 +76,7 @@ def main() -> None:
     with lock:
         keep_protocol(plan, args)
         if plan.protocol.images_per_class is not None:
-            plan = with_images(plan, Path(args.data))
+            copy_images(plan, Path(args.data))
         if args.collect:
             list(plan.ready())  # selects
         else:
@@ -92,22 +92,24 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """The plan of these arguments.
 
     Raises:
-        UserError: an unknown method, or a file that cannot be read or says something else.
+        UserError: an unknown method, or a configuration file that cannot be read or is not valid.
     """
     protocol = PRESETS[args.preset]
     if args.config is not None:
         protocol = configured(protocol, read_config(args.config), args.config)
     counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
-    protocol = replace(protocol, **counts, common={**protocol.common, "data": args.data})
+    out = Path(args.out or f"protocol-{args.preset}")
+    images = args.data if protocol.images_per_class is None else str(out / "images")
+    protocol = replace(protocol, **counts, common={**protocol.common, "data": images})
     given = args.methods.split(",") if args.methods else protocol.methods
     methods = tuple(name if name in protocol.own else canonical(name, "darts") for name in given)
     for method in methods:
         protocol.method(method)
-    return Plan(protocol, methods, Path(args.out or f"protocol-{args.preset}"))
+    return Plan(protocol, methods, out)
 
 
 def read_config(path: str) -> Any:
-    """What a JSON or YAML file decodes to."""
+    """The decoded content of a JSON or YAML file."""
     try:
         content = files.read(path)
         if not path.endswith((".yaml", ".yml")):
@@ -115,7 +117,7 @@ def read_config(path: str) -> Any:
         try:
             import yaml  # type: ignore[import-untyped]
         except ImportError:
-            raise UserError(f"--config {path} needs PyYAML (pip install pyyaml); JSON needs nothing") from None
+            raise UserError(f"--config {path} needs PyYAML (pip install pyyaml); a JSON file does not") from None
         try:
             return yaml.safe_load(content)
         except yaml.YAMLError as error:
@@ -129,7 +131,7 @@ def read_config(path: str) -> Any:
 
 
 def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
-    """Records the protocol in its folder; refuses to go on with another one."""
+    """Writes the protocol to its folder. Raises `UserError` if the folder holds another protocol."""
     path = plan.out / "protocol.json"
     recorded = {"preset": args.preset, **{key: value for key, value in vars(plan.protocol).items() if key not in ("methods", "own")}}
     recorded["own"] = {name: vars(method) for name, method in plan.protocol.own.items()}
@@ -143,15 +145,15 @@ def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
             raise ValueError("it does not hold an object")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}): name another --out") from None
-    growing = ("seeds", "trainings", "own")  # more of them may be asked for
+    growing = ("seeds", "trainings", "own")  # may differ from before
     changed = [key for key in now if key not in growing and before.get(key) != now[key]]
     if changed:
         raise UserError(f"{plan.out} holds the runs of another protocol, which differs in {', '.join(changed)}: name another --out")
     files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
 
 
-def with_images(plan: Plan, source: Path) -> Plan:
-    """The plan on a subset of the images in `source`: copies of the first of each class, in the order of their names."""
+def copy_images(plan: Plan, source: Path) -> None:
+    """Copies the plan's subset of the images in `source` to its folder: the first images of each class, by name."""
     assert plan.protocol.images_per_class is not None
     target = plan.out / "images"
     for part, count in zip(("train", "test"), plan.protocol.images_per_class, strict=True):
@@ -164,12 +166,13 @@ def with_images(plan: Plan, source: Path) -> Plan:
                 copy = target / part / folder.name / image.name
                 if not copy.exists():
                     shutil.copyfile(image, copy)
-    return replace(plan, protocol=replace(plan.protocol, common={**plan.protocol.common, "data": str(target)}))
 
 
 def print_commands(plan: Plan) -> None:
-    """All command lines, in an order in which they can run; those of one stage may run side by side."""
+    """Prints all command lines in an order in which they can run. Those of one stage may run in parallel."""
     jobs = plan.all_jobs()
+    if plan.protocol.images_per_class is not None:
+        print("# first, --collect, which copies the images")
     for stage, title in (
         ("search", "searches"),
         ("select", "short trainings, after the searches"),
@@ -182,7 +185,7 @@ def print_commands(plan: Plan) -> None:
 
 
 def ask(plan: Plan, args: argparse.Namespace) -> None:
-    """Prints what is to be done, with its time and disk space, and asks whether to begin."""
+    """Prints what is left to run, with an estimate of time and disk space, and asks whether to begin."""
     left = [job for job in plan.all_jobs() if run_of(job) is None]
     if not left:
         return
@@ -195,17 +198,22 @@ def ask(plan: Plan, args: argparse.Namespace) -> None:
     seconds, size = estimate(plan, left, args)
     print(f"{len(left)} runs: about {errors.duration(seconds / slots)} with {slots} at a time, and {size / 1e6:,.0f} MB on the disk")
     if not sys.stdin.isatty():
-        raise UserError("add --yes to begin: there is no terminal to ask on")
+        raise UserError("add --yes to begin: there is no terminal to ask")
     if input("Begin? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("not begun")
 
 
 def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[float, float]:
-    """(seconds, bytes) of these jobs: two steps and two batches of evaluation are run of each kind, beginning with its first job."""
+    """(seconds, bytes) that these jobs will take, measured on two steps and two batches of evaluation of the first job of each kind."""
     flags = plan.protocol.common
     images = data.load(
         flags["dataset"], flags["data"], flags.get("image_size", 32), flags.get("workers", 2), channels=flags.get("channels", 3)
     )
+    with workers.local(args.gpus[:1], args.jobs) as pool:
+        return _measured(jobs, images, pool)
+
+
+def _measured(jobs: list[Job], images: data.ImageData, pool: workers.LocalWorkers) -> tuple[float, float]:
     kinds: dict[tuple[str, str], tuple[float, float]] = {}
     total = [0.0, 0.0]
     for job in jobs:
@@ -214,10 +222,11 @@ def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[flo
             with tempfile.TemporaryDirectory() as folder:
                 arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in genotypes.KNOWN else "DARTS_V2"}
                 probe = replace(job, folder=Path(folder) / "probe", flags={**job.flags, **arch, "fast_dev_run": True})
-                if reason := workers.execute(probe, args.gpus[0] if args.gpus else -1, None):
+                handle = pool.submit(probe)
+                if reason := pool.wait([handle])[handle]:
                     raise UserError(f"{job.name} does not run: {reason}")
                 run = run_of(probe)
-                assert run is not None  # of a command that ended well
+                assert run is not None  # the command succeeded
                 size = float(sum(path.stat().st_size for path in probe.folder.rglob("*") if path.is_file()))
             [row] = run.epochs
             arguments = run.arguments
@@ -236,7 +245,7 @@ def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[flo
 
 
 def work(plan: Plan, args: argparse.Namespace) -> None:
-    """Runs what is left to do."""
+    """Runs the jobs that are left."""
 
     def changed() -> None:
         write_results(plan, args.preset)
@@ -252,7 +261,7 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
 
 
 def write_results(plan: Plan, preset: str) -> str:
-    """Writes results, tables and page anew; the table for a terminal."""
+    """Writes results, tables and page; returns the table as Markdown."""
     found = results.collect(plan, preset)
     left = sum(not plan.is_over(job) for job in plan.all_jobs())
     state = f"{left} runs are still to do" if left else "all runs are done"

@@ -1,10 +1,10 @@
-"""Stage 3: the accuracy of saved weights on the test set, those of the original authors included.
+"""Stage 3: the accuracy of saved weights on the test set. Weights of the original authors also load.
 
-    python test.py eval-EXP-20260101-120000                               # a run of train.py: its folder says all else
-    python test.py --auxiliary --model_path cifar10_model.pt --gpu 0      # the authors' weights of DARTS_V2: 97.37% by their account
+    python test.py eval-EXP-20260101-120000                               # a run of train.py: its folder holds everything else
+    python test.py --auxiliary --model_path cifar10_model.pt --gpu 0      # the authors' weights of DARTS_V2: 97.37% as they report
     python test.py --preset imagenet --auxiliary --model_path imagenet_model.pt --gpu 0      # docs/imagenet.md
 
-Expect one number. Without a run's folder, the arguments that shape the network must be those of its training.
+Prints loss and accuracy. Without a run's folder, the arguments that define the network must be the same as in its training.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import genotypes
 import utils
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from nas import registry, search, trained
+from nas import networks, registry, trained
 from nas.architecture import canonical
 from nas.trained import Trained
 from speed import acceleration
 
-# Arguments that shape the network and its images: a run's own cannot be changed.
+# Arguments that define the network and its images. For a run's folder, they cannot be changed.
 FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "centre_crop", "channels")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
-    """The arguments, and the run that they name. What the command line leaves out is as in the run's training."""
+    """The arguments, and the run that they name or None. Arguments that are not given have their values from the run's training."""
     parser = cli.Parser(description="Measure the accuracy of saved weights on the test set.")
-    parser.add_argument("run", nargs="?", help="the folder of a training run; without it, --arch and --model_path say what to measure")
+    parser.add_argument("run", nargs="?", help="the folder of a training run; without it, give --arch and --model_path")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_device_arguments(parser)
     cli.accept_unread(parser, "--seed", "--cutout_length", "--drop_path_prob", nargs=1)
@@ -58,12 +58,12 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
     args = parser.parse_args()
     if args.run is None:
-        search.set_sizes(args, init_channels=36, layers=20)
-        search.choose_network(args)
+        networks.set_sizes(args, init_channels=36, layers=20)
+        networks.choose_network(args)
         return args, trained.beside(args.model_path)
     network = trained.read(args.run)
     own = {"arch": args.run} | {name: getattr(network, name) for name in FIXED[1:]}
-    if cli.runs_code(network.space):  # is to be named by whoever runs this
+    if cli.runs_code(network.space):  # code: the command line must name it
         own["space"] = args.space
     parser.set_defaults(dataset=network.dataset, model_path=str(Path(args.run) / network.weights), **own, **_images_and_device(args.run))
     args = parser.parse_args()
@@ -74,19 +74,19 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
 
 
 def _images_and_device(run: str) -> dict[str, str | int | bool]:
-    """Where a run found its images, and what it computed on; nothing where only its network has been kept."""
+    """`data`, `skip_bad_images` and `gpu` of the run; empty if its folder has no config.json."""
     try:
         arguments = cli.read_config(run)["arguments"]
     except OSError:
         return {}
     except ValueError as error:
-        raise UserError(f"the config.json in {run} is not one of a run: {error}") from None
+        raise UserError(f"the config.json in {run} is not that of a run: {error}") from None
     kinds = {"data": str, "skip_bad_images": bool, "gpu": int}
     return {name: arguments[name] for name, kind in kinds.items() if isinstance(arguments.get(name), kind)}
 
 
 def load_images(args: argparse.Namespace, network: Trained | None) -> data.ImageData:
-    """The images to measure on: for a network whose size, classes and statistics are known, these; else those of the dataset."""
+    """The images to measure on. Size, classes and statistics are those of `network` if it is known, otherwise those of the dataset."""
     if network is None:
         how = (args.image_size, args.workers, args.skip_bad_images, args.channels, args.centre_crop)
         return data.load(args.dataset, args.data, *how)
@@ -98,13 +98,13 @@ def load_images(args: argparse.Namespace, network: Trained | None) -> data.Image
 
 def main() -> None:
     args, network = parse_arguments()
-    architecture = None if args.run else search.read(args)
+    architecture = None if args.run else networks.read(args)
     device = utils.select_device(args.gpu)
     images = data.on_device(load_images(args, network), device, args.data_on_device)
     for note in images.notes:
         print(errors.printable(note))
     if architecture is not None:
-        model = search.build_discrete(args, images.num_classes, architecture)
+        model = networks.build_discrete(args, images.num_classes, architecture)
         load_weights(model, args.model_path)
     elif network is not None:
         model = network.build(args.model_path, trusted=args.space)

@@ -39,7 +39,7 @@ from experiment import distributed, metrics, monitor
 from experiment.errors import UserError
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
-from nas import registry, search, trained
+from nas import networks, registry, trained
 from nas.architecture import Architecture, canonical
 from speed import acceleration, capture
 
@@ -182,10 +182,10 @@ def train(
 
 
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
-    search.set_sizes(args, init_channels=36, layers=20)
-    network = search.choose_network(args)
+    networks.set_sizes(args, init_channels=36, layers=20)
+    network = networks.choose_network(args)
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
-    architecture = recorded or search.read(args)
+    architecture = recorded or networks.read(args)
     device = utils.begin(args)
     random_crops = args.crop == "resized"
     images, selection = data.hold_out(data.prepare(args, device, args.centre_crop, random_crops), args.valid_portion)
@@ -204,7 +204,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     )
     epochs, steps, limit = utils.length(args, len(train_batches))
 
-    model = search.build_discrete(args, images.num_classes, architecture).to(device)
+    model = networks.build_discrete(args, images.num_classes, architecture).to(device)
     notes = initialise(model, args, images.num_classes)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     notes += utils.long_run(model, args, images.image_size, epochs * steps, 1, device)
@@ -354,7 +354,7 @@ def finish(args: argparse.Namespace, run: Run) -> None:
         kept = f" in epoch {best['epoch']}, whose weights are in best.pt" if args.keep == "best" else ""
         run.log("best test accuracy %.2f%%%s: picked on the test set, so not a result", best["test_acc"], kept)
     run.log_each(*metrics.class_lines(rows[-1]))
-    run.log("test the weights again: %s", test_command(args, run))
+    run.propose({"test the weights again": test_command(args, run)})
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:

@@ -4,15 +4,17 @@
     python visualize.py rnn.DARTS_V2
     python visualize.py search-EXP/genotype.json --format pdf
     python visualize.py "Genotype(normal=[('sep_conv_3x3', 0), ...], ...)" --out pictures/
-    python visualize.py search-EXP/               # everything that the run's folder tells
-    python visualize.py search-EXP/ --report      # and all of it on one page, report.html
+    python visualize.py search-EXP/               # all pictures of a run
+    python visualize.py search-EXP/ --report      # and all of them on one page, report.html
     python visualize.py search-A/ search-B/       # side by side, into the current folder
 
-An architecture becomes normal.png and reduction.png, recurrent.png, or architecture.png where there are no such cells. A run has, besides,
-cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win, and whether
-the search has settled) and curves.png (loss, and accuracy or perplexity), each where the run has what it shows. Several runs become
-curves.png, cells.png and a table, which is printed and written to comparison.md. Prints the paths, and takes a second for an architecture,
-half a minute for a run of 50 epochs. A file of that name which this program did not write is never overwritten.
+An architecture is drawn as normal.png and reduction.png, as recurrent.png, or, if it does not consist of such cells, as architecture.png. A
+run also has cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win,
+and whether the search has converged) and curves.png (loss, and accuracy or perplexity), if it recorded these values. Several runs give
+curves.png, cells.png and a table, which is printed and written to comparison.md.
+
+Prints the paths. Takes a second for an architecture, and half a minute for a run of 50 epochs. Never overwrites a file that it did not
+write.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pictures.history import History
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
-    """What the pictures of `arch`, an accepted architecture, are called and where they go, if the command line does not say."""
+    """Default caption and folder for the pictures of `arch`, a valid architecture."""
     if arch in names():
         return arch, "."
     if "Genotype(" in arch:
@@ -41,12 +43,16 @@ def _name_and_folder(arch: str) -> tuple[str, str]:
 
 
 def picture_architecture(architecture: Architecture, caption: str, format: str) -> dict[str, bytes]:
-    """{file's name: picture}. All of these raise `UserError` where nothing that draws is installed, or a run's files are damaged."""
+    """{file name: picture}.
+
+    Raises:
+        UserError: no program for drawing is installed. The functions below raise it too, also if a run's files are damaged.
+    """
     return {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, caption).items()}
 
 
 def picture_run(run: History, format: str) -> dict[str, bytes]:
-    """{file's name: picture} of all that a run has to show."""
+    """{file name: picture}: all pictures of a run."""
     pictures = {}
     if (architecture := run.architecture) is not None:
         pictures = picture_architecture(architecture, run.architecture_caption, format)
@@ -56,7 +62,7 @@ def picture_run(run: History, format: str) -> dict[str, bytes]:
 
 
 def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
-    """{file's name: picture} of several runs side by side."""
+    """{file name: picture}: several runs side by side."""
     pictures = {f"curves.{format}": curves.save(curves.compare_curves(runs, compare.names(runs)), format)}
     if (cells := compare.cells(runs)) is not None:
         pictures["cells.png"] = cells
@@ -64,14 +70,14 @@ def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
 
 
 def main() -> None:
-    parser = cli.Parser(description="Draw an architecture, all that a run tells, or several runs side by side.")
+    parser = cli.Parser(description="Draw an architecture, everything about a run, or several runs side by side.")
     parser.add_argument(
         "what", nargs="+", type=canonical, help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders"
     )
-    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="of the pictures that do not move")
-    parser.add_argument("--report", action="store_true", help="of runs: everything on one page that needs nothing else, report.html")
-    parser.add_argument("--out", default="", help="folder for the pictures; if empty, the one run's folder or else the current one")
-    parser.add_argument("--caption", default="", help="of an architecture that is no run's; if empty, the name in arch")
+    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="of pictures other than cells.gif")
+    parser.add_argument("--report", action="store_true", help="for runs: also write one self-contained page, report.html")
+    parser.add_argument("--out", default="", help="folder for the pictures; if empty, the folder of a single run, else the current one")
+    parser.add_argument("--caption", default="", help="for an architecture that is not from a run; if empty, its name")
     args = parser.parse_args()
     if args.report and args.format != "png":
         raise UserError("--report embeds PNG: leave --format out")

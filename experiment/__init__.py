@@ -1,1 +1,1 @@
-"""One run: its command line, its folder, how it goes on, what is watched, and several processes that share it."""
+"""Everything about one run: command line, folder, checkpoints, monitoring, and several processes."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and whether what is read from one fits: the state of a network, of optimizers, of random numbers."""
+"""Saves and checks the content of checkpoints: the states of networks, optimizers and random number generators."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def check_like(value: Any, like: Any, what: str) -> None:
     """Raises `ValueError` unless `value` has the structure of `like`: types, keys, lengths, and the shapes and types of tensors.
 
     Args:
-        what: `value`, in words.
+        what: a description of `value` for the message.
     """
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
-            raise ValueError(f"{what} lack entries, or have others")
+            raise ValueError(f"{what} lack entries, or have unknown ones")
         for key in like:
             check_like(value[key], like[key], f"{what}: {key}")
     elif isinstance(like, torch.Tensor):
@@ -36,22 +36,25 @@ def check_like(value: Any, like: Any, what: str) -> None:
 
 
 def rename(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: Any) -> None:
-    """Gives entries of a `state_dict()` of an earlier version the names that they have today, in place.
+    """Renames entries of a `state_dict()` that an earlier version saved to their current names, in place.
 
     Args:
-        module: that the entries are of; its `former_names` are {name then: name today}.
-        state_dict: what is to be loaded.
-        prefix: of the module's names in it.
+        module: the module to load into. Its attribute `former_names`, if it has one, is {former name: current name}.
+        state_dict: the entries to rename.
+        prefix: the prefix of the module's names in `state_dict`.
     """
     former = {prefix + old: prefix + new for old, new in getattr(module, "former_names", {}).items()}
-    if not state_dict.keys() >= set(former.values()):  # a name of today may be another one's of then
+    if not state_dict.keys() >= set(former.values()):  # a current name may be the former name of another entry
         renamed = {former.get(name, name): value for name, value in state_dict.items()}
         state_dict.clear()
         state_dict.update(renamed)
 
 
 def rename_all(model: torch.nn.Module, state_dict: Any) -> Any:
-    """A copy of `state_dict` with the names of today, by what every module of `model` says (see `rename`); of anything else, itself."""
+    """A copy of `state_dict` with current names for every module of `model` (see `rename`).
+
+    Anything but a dictionary is returned as it is.
+    """
     if not isinstance(state_dict, dict):
         return state_dict
     renamed = dict(state_dict)
@@ -61,10 +64,10 @@ def rename_all(model: torch.nn.Module, state_dict: Any) -> Any:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Takes an optimizer's momentum and the like. Its learning rate and all else that is an argument of the run stays as it is.
+    """Loads an optimizer's state, such as its momentum. Learning rate and other arguments of the run do not change.
 
     Raises:
-        ValueError: `state_dict` is not of an SGD, ASGD or Adam of these parameters.
+        ValueError: `state_dict` is not the state of an SGD, ASGD or Adam optimizer of these parameters.
     """
     states = state_dict.get("state") if isinstance(state_dict, dict) else None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -86,7 +89,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
 
 
 def saved(content: Any) -> memoryview:
-    """What `torch.save` writes. In memory first: whatever fails then on the way to the disk is the disk's fault, and not a device's."""
+    """What `torch.save` writes, in memory. An error while it is written to disk is then an error of the disk, not of a device."""
     file = io.BytesIO()
     torch.save(content, file)
     return file.getbuffer()
@@ -94,22 +97,22 @@ def saved(content: Any) -> memoryview:
 
 def random_states(device: torch.device) -> dict[str, Any]:
     state = np.random.get_state()
-    assert isinstance(state, tuple)  # of NumPy's own generator, which nothing here replaces
+    assert isinstance(state, tuple)  # NumPy's default generator, which nothing here replaces
     kind, keys, position, has_gauss, cached = state
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],  # of the one GPU that this process computes on
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],  # of the GPU of this process
     }
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """All but CUDA's. Raises `ValueError` if they are none."""
+    """Sets all random states except CUDA's. Raises `ValueError` if `states` is not valid."""
     try:
         kind, keys, *rest = states["numpy"]
         random.setstate(states["python"])
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
         torch.set_rng_state(states["torch"])
-    except Exception as error:  # of many kinds, and none of them a device's
+    except Exception as error:  # of many types; none comes from a device
         raise ValueError(f"its random states cannot be restored ({error})") from None

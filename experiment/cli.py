@@ -1,4 +1,4 @@
-"""What the command lines share: a user's mistake ends in one line on standard error and exit status 2, without a traceback."""
+"""What all command lines share. A user's mistake ends in one line on standard error, with exit status 2 and without a traceback."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from genotypes import PRIMITIVES
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` whose errors are one line (the usage is a `--help` away) and whose help shows the defaults."""
+    """An `argparse.ArgumentParser` with one-line errors (without the usage) and with defaults in its help."""
 
     presets: Mapping[str, Mapping[str, Any]] = {}
-    """What the values of `--preset` change the defaults to: {its value: {argument: default}}."""
+    """Defaults that `--preset` changes: {value of --preset: {argument: default}}."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
@@ -43,12 +43,12 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
 
-    Anything else that it raises becomes one line, too, with the path of a file that holds the traceback, and exit status 1.
+    Any other exception becomes one line with the path of a file that holds the traceback, and exit status 1.
 
-    A reader of standard output that goes away (`| head`) ends it without a word, with status 141, as if by SIGPIPE.
+    If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by SIGPIPE.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what is no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
     try:
         try:
             main()
@@ -66,46 +66,46 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # now: what fails while Python ends is a traceback
+                sys.stdout.flush()  # now: an error at interpreter exit would print a traceback
     except BrokenPipeError:
         discard_output()
         sys.exit(141)
 
 
 def _unforeseen(error: Exception) -> str:
-    """What to say of an error that is not the user's; the traceback goes to a file."""
+    """The message for an unexpected error. Writes the traceback to a file."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    # By their words: PyTorch's are of one class with many other errors, and this file does without torch.
+    # Recognised by their messages: PyTorch uses one class for many errors, and this file does not import torch.
     if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason or "ALLOC_FAILED" in reason:
         what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
     elif "CUDA" in reason or "cuDNN" in reason or "NCCL" in reason:
-        what = "the GPU, or what drives it, has failed; if that happens again, see whether --gpu -1 or another GPU does it"
+        what = "the GPU or its driver has failed; if this happens again, try --gpu -1 or another GPU"
     else:
-        what = "this is a fault of the program, not yours; please report it"
+        what = "this is a bug in the program; please report it"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in (shlex.join(sys.argv), "", traceback.format_exc()))
-    except (OSError, ValueError):  # no room for it: better too many lines than none
+    except (OSError, ValueError):  # no space for the file: print the traceback instead
         return f"{what} ({shorten(reason, 300)})\n{traceback.format_exc()}"
-    return f"{what}, with {file.name}, which holds the traceback ({shorten(reason, 300)})"
+    return f"{what}; the traceback is in {file.name} ({shorten(reason, 300)})"
 
 
 def end_on_ctrl_c() -> None:
-    """From here on Ctrl-C ends the process without a word, as it does programs that are not Python's, until a run takes the signal.
+    """From here on, Ctrl-C ends the process without a message, until a run installs its own handler.
 
-    For a script's first lines: importing torch takes seconds, and an interrupt anywhere in them would be a long traceback, as it would in
-    the processes that decode images before the run begins.
+    To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the processes that decode
+    images before the run begins, would print a long traceback.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored, as behind a shell's `&`, nor somebody's
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored (a shell's `&`) or has another handler
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def discard_output() -> None:
-    """Standard output leads nowhere from now on: nobody reads it."""
+    """Redirects standard output to /dev/null, because its reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# Arguments that may differ from those of the run that is resumed.
+# Arguments that may change when a run is resumed.
 MAY_CHANGE = {
     "resume",
     "run_dir",
@@ -123,36 +123,37 @@ MAY_CHANGE = {
 
 SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
 
-# Arguments that earlier versions lack, and what they are of their runs and networks.
+# Arguments that earlier versions lack, and their values for the runs and networks of these versions.
 EARLIER = {"network": "cifar", "centre_crop": 1.0}
 
-# Arguments of earlier versions that changed no result and are left out where a run is resumed.
+# Arguments of earlier versions that did not change results. They are ignored when a run is resumed.
 RETIRED = {"engine"}
 
 
 def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
-    """The command line's arguments; with `--resume`, those of the run that is resumed, which `run_dir` then names.
+    """The arguments of the command line; with `--resume`, those of the resumed run, with `run_dir` set to its folder.
 
-    Where torchrun starts a command again, after a process has died, it goes on with the run in `--run_dir`.
+    If torchrun restarts a command after a process has died, the run in `--run_dir` is resumed.
+
+    A space or a strategy in a file is code, and a run's folder may be untrusted: `--resume` runs this code only if the command line names
+    it too.
 
     Args:
-        parser: with `add_run_arguments`.
+        parser: a parser with the arguments of `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
-        arguments: {name: value} of a call from Python, in place of the command line. None and False mean that it is not given.
-
-    A space or a strategy in a file is code, and a folder may be untrusted: `--resume` runs it only if the command line also names it.
+        arguments: {name: value} of a call from Python, instead of the command line. None and False mean that an argument is not given.
 
     Raises:
-        UserError: there is no such run, it is of the other stage, an argument differs that would change the result, or code would be run
-            that the command line does not name.
-        TypeError: one of `arguments` is unknown to `parser`.
+        UserError: the run does not exist or belongs to the other stage, a changed argument would change the result, or code would run that
+            the command line does not name.
+        TypeError: `parser` does not know one of `arguments`.
     """
     if arguments is not None and (unknown := arguments.keys() - (known := vars(parser.parse_args([])).keys())):
         raise TypeError(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
     given = sys.argv[1:] if arguments is None else _flags(_given(arguments))
     args = parser.parse_args(given)
     if getattr(args, "capture", False) and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
-        raise UserError("--capture goes neither with --recompute nor with several processes: leave one of them out")
+        raise UserError("--capture cannot be combined with --recompute or with several processes: leave one of them out")
     resume = args.resume
     if resume is None and args.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise UserError("torchrun's --max_restarts needs --run_dir, to know the run that goes on")
@@ -167,7 +168,7 @@ def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, A
     if args.run_dir is not None and Path(args.run_dir).resolve() != Path(resume).resolve():
         raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {args.run_dir}")
     recorded = _recorded(resume, stage, known=vars(args))
-    # Through the parser again, which checks them: the file may be a stranger's.
+    # Parsed again, to check them: the file may be untrusted.
     texts = _flags(recorded)
     before, merged = parser.parse_args(texts), parser.parse_args([*texts, *given])
     for name in CODE:
@@ -190,26 +191,26 @@ def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
-    """The command line that gives these."""
+    """The command line with these arguments."""
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments.items()]
 
 
 def check_learning_rates(args: argparse.Namespace) -> None:
-    """Raises `UserError` where the schedule would lead upwards."""
+    """Raises `UserError` if the learning rate would rise."""
     if args.learning_rate_min > args.learning_rate:
         raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
 
 
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
-    """The arguments in the config.json of the run in `folder`, but for those that were not given: strings, numbers and True."""
+    """The arguments in the config.json of the run in `folder`, except None and False: strings, numbers and True."""
     try:
         config = read_config(folder)
     except OSError as error:
         raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
     except ValueError as error:
-        raise UserError(f"--resume {folder}: its config.json is not one of a run: {error}") from None
+        raise UserError(f"--resume {folder}: its config.json is not that of a run: {error}") from None
     if config.get("stage") != stage:
-        raise UserError(f"{folder} is a run of the other script: its stage is {shown(config.get('stage'))}, this one's is {stage!r}")
+        raise UserError(f"{folder} is a run of another script: its stage is {shown(config.get('stage'))}, this one's is {stage!r}")
     if stage == "search" and config["arguments"].get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
         raise UserError(
             f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
@@ -221,21 +222,21 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
         if isinstance(value, str) and "\0" in value:
-            raise UserError(f"--resume {folder}: its config.json is not one of a run: {name} is {shown(value)}")
+            raise UserError(f"--resume {folder}: its config.json is not that of a run: {name} is {shown(value)}")
     return recorded
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of the run in `folder`, in which `arguments` are numbers, strings, True, False and None.
+    """The config.json of the run in `folder`. Its `arguments` are numbers, strings, True, False and None.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not one of a run, and why.
+        ValueError: it is not the config.json of a run. The message says why.
     """
     try:
         config = files.read_json(Path(folder) / "config.json")
     except ValueError as error:
-        raise ValueError(f"it holds no JSON ({error})") from None
+        raise ValueError(f"it does not hold JSON ({error})") from None
     arguments = config.get("arguments") if isinstance(config, dict) else None
     if not isinstance(arguments, dict):
         raise ValueError("it lacks the arguments")
@@ -244,23 +245,26 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{shorten(name)} is {shown(value)}")
     if not isinstance(config.get("command", []), list):
         raise ValueError("its command is not a list")
+    commands = config.get("next", {})
+    if not isinstance(commands, dict) or not all(isinstance(command, str) for command in commands.values()):
+        raise ValueError("its next commands are not {purpose: command}")
     return config
 
 
-# The arguments that may name a file, `file.py:Class`, whose code is run.
+# The arguments that may name a class in a file, `file.py:Class`. The code of this file is run.
 CODE = ("space", "strategy")
 
 
 def runs_code(value: str) -> bool:
-    """Whether this value of an argument of `CODE` names a file."""
+    """Whether this value of an argument in `CODE` names a file."""
     return ":" in value
 
 
 def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> str:
-    """The command that goes on with the run in `folder`; a space or a strategy in a file is named again (see `parse`)."""
+    """The command that resumes the run in `folder`. It names a space or a strategy in a file again (see `parse`)."""
     code = [text for name in CODE if runs_code(value := getattr(args, name, "")) for text in (f"--{name}", value)]
     script = Path(sys.argv[0])
-    if not script.match(SCRIPTS[stage]):  # a program of the user's, which has called the script's function
+    if not script.match(SCRIPTS[stage]):  # a user's program that calls `search` or `train`
         script = Path(__file__).parent.parent / SCRIPTS[stage]
     of_package = (script.parent / "__init__.py").exists()
     program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [str(script)]
@@ -280,11 +284,11 @@ def _number(kind: type, accepted: Callable[[float], bool], description: str) -> 
     return parse
 
 
-_MOST = 2**31 - 1  # more than any run has of anything, and what the libraries below can count
+_MOST = 2**31 - 1  # more than any run needs, and the limit of the libraries below
 positive_int = _number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
 non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
 seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
-cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells stand at 1/3 and 2/3 of the depth)")
+cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells are at 1/3 and 2/3 of the depth)")
 device_number = _number(int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU")
 image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
@@ -294,7 +298,7 @@ proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def add_space_argument(group: Any, option: str, what: str) -> None:
-    """`--space_arg name=value`, or `--strategy_arg`: any number of them, kept as one text, which the option takes again."""
+    """Adds `--space_arg name=value` or `--strategy_arg name=value`. All values are kept as one string, which the option also accepts."""
     group.add_argument(option, action=_Assignments, metavar="NAME=VALUE", help=f"an argument of the {what}'s constructor; may be repeated")
 
 
@@ -349,15 +353,15 @@ def jitter(text: str) -> list[float]:
 
 
 def output_file(text: str) -> str:
-    """The name of a file that can be made, so that hours of work do not end in a wrong one."""
+    """An argument type: the name of a file that can be created. A wrong name is then reported before the work, not after it."""
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder, or in one that does not exist")
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or its folder does not exist")
     return text
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
-    """Which images: the same for every stage."""
+    """Adds the arguments that select the images, the same for every stage."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -371,23 +375,23 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/; imagenet: val",
     )
     group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder and imagenet: a multiple of 8")
-    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the images and of the network: 1 for grey ones")
+    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the images and of the network; 1: grey")
     group.add_argument(
         "--skip_bad_images",
         action="store_true",
-        help="for --dataset folder and imagenet: leave out, and count, what cannot be decoded",
+        help="for --dataset folder and imagenet: leave out images that cannot be decoded, and report their number",
     )
     group.add_argument(
         "--workers",
         type=non_negative_int,
         action=_Workers,
         default=2,
-        help="processes that decode images, as many as there are cores at most; never changes a result",
+        help="processes that decode images, at most the number of cores; does not change results",
     )
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """What computes, and where the images are, if there are any: the same for every stage."""
+    """Adds the arguments for the device, and with `images` for where they are kept, the same for every stage."""
     group = parser.add_argument_group("device")
     group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
     if images:
@@ -397,50 +401,50 @@ def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """How a network that learns is computed, from `images` or not: the same for both stages that train."""
+    """Adds the arguments for speed and memory of training, the same for both stages. Some need `images`."""
     group = parser.add_argument_group("speed")
     group.add_argument(
-        "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: where a long run earns it"
+        "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: if the run is long enough to pay off"
     )
-    group.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits; faster")
+    group.add_argument("--tf32", action="store_true", help="on a GPU, use TF32: round the factors of float32 products to 10 bits; faster")
     if not images:
         return
-    group.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")
+    group.add_argument("--recompute", action="store_true", help="recompute activations in the backward pass: less memory, more time")
     group.add_argument("--capture", action="store_true", help="on a GPU, repeat a step as one CUDA graph; one process only")
-    group.add_argument("--amp", action="store_true", help="train the networks in bfloat16 autocast; faster on a GPU, other roundings")
+    group.add_argument("--amp", action="store_true", help="train in bfloat16 autocast; faster on a GPU, less precise")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """The device, the run's folder and its log: the same for both stages that train, on `images` or not."""
+    """Adds the arguments for device, speed, run folder and log, the same for both stages. Some need `images`."""
     add_device_arguments(parser, images)
     add_speed_arguments(parser, images)
     group = parser.add_argument_group("run")
-    group.add_argument("--save", default="EXP", help="name in the run's default folder")
-    group.add_argument("--run_dir", help="the run's folder, exactly")
-    group.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, with its arguments")
-    group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="between two checkpoints within an epoch")
+    group.add_argument("--save", default="EXP", help="part of the name of the run's default folder")
+    group.add_argument("--run_dir", help="the run's folder, instead of the default one")
+    group.add_argument("--resume", metavar="RUN_DIR", help="continue this run, with its arguments")
+    group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="minutes between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
     if images:
         group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
-    group.add_argument("--deterministic", action="store_true", help="on CUDA, only kernels that repeat their results; slower")
+    group.add_argument("--deterministic", action="store_true", help="on CUDA, use only deterministic kernels; slower")
     group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
 
 
 def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:
-    """Flags of the original with `nargs` values that change nothing: taken, with a warning, so that its commands still work."""
+    """Accepts flags of the original that have no effect here, with `nargs` values. A warning is printed; the original's commands work."""
     for flag in flags:
         parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
 class _Workers(argparse.Action):
-    """Processes beyond the number of cores would wait for each other, and so many may be asked for that no machine can start them."""
+    """Limits `--workers` to the number of cores. More would only wait for each other, and a huge number cannot be started."""
 
-    warned = False  # the command line of a run that goes on is parsed twice
+    warned = False  # the command line of a resumed run is parsed twice
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if values > cores and not self.warned:
-            warn(f"{option_string} {values} is more than there are cores: {cores} are started")
+            warn(f"{option_string} {values} is more than the number of cores: {cores} are started")
             self.warned = True
         setattr(namespace, self.dest, min(values, cores))
 
@@ -457,12 +461,12 @@ class _Assignments(argparse.Action):
 
 
 def assignments(text: str) -> dict[str, str]:
-    """{name: value} of what `--space_arg` or `--strategy_arg` has collected."""
+    """{name: value} of the string that `--space_arg` or `--strategy_arg` has collected."""
     return {name: value for name, _, value in (part.partition("=") for part in shlex.split(text))}
 
 
 class _Unread(argparse.Action):
-    warned = False  # the command line of a run that goes on is parsed twice
+    warned = False  # the command line of a resumed run is parsed twice
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         if not self.warned:

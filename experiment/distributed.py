@@ -1,10 +1,10 @@
-"""Several processes that learn as one, on the GPUs of one machine or of several.
+"""Data-parallel training with several processes, on the GPUs of one or several machines.
 
     torchrun --nproc_per_node=4 train_search.py --unrolled --batch_size 64          # 16 images of every batch for each of 4 GPUs
 
-Every process holds the whole network and computes on its share of each batch; what it computes is then made that of the whole batch, by
-`mean` for losses and by `average` for their gradients. All processes step alike, so their weights and alphas stay equal, to the bit. A
-process on its own is no group: every function here then gives back what it got, at no cost.
+Every process holds the whole network and computes on its share of each batch. `mean` combines losses, and `average` gradients, into those
+of the whole batch. All processes make the same steps, so their weights and alphas stay bitwise equal. With a single process there is no
+process group, and every function here returns its input.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiment.errors import UserError
 
-# How long processes wait for each other: to begin with, while some still load images, and then within every step. On GPUs, one of them
-# may compile for minutes.
+# How long processes wait for each other: at the beginning, while some still load images, and then in every step. On GPUs, a process may
+# compile for minutes.
 PATIENCE = timedelta(minutes=30)
 TIMEOUT = timedelta(seconds=50)
 GPU_TIMEOUT = timedelta(minutes=10)
 
 
 def join(device: torch.device) -> None:
-    """Makes the processes that torchrun started a group: NCCL on GPUs, gloo on CPUs. Without torchrun's environment, does nothing.
+    """Creates the process group of the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Without torchrun, does nothing.
 
-    To be called when the images are loaded: it waits for the slowest, but from then on a process that is silent for `TIMEOUT`, on GPUs
-    `GPU_TIMEOUT`, ends all.
+    Call it after the images are loaded. It waits for the slowest process. From then on, if a process does not answer for `TIMEOUT`, on GPUs
+    `GPU_TIMEOUT`, the others end.
 
     Raises:
-        UserError: not all processes have come.
+        UserError: a process did not join in time.
     """
     if not _started_together() or dist.is_initialized():  # a program may make several runs
         return
     with _others():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
-        # torchrun keeps one store for all its restarts: without a name for each, a process would call those of the attempt before.
+        # torchrun keeps one store for all restarts. With a prefix for each attempt, no process reads keys of the attempt before.
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(world_size)], PATIENCE)
-        # Small things that live on the CPU go through gloo, whatever the device.
+        # Small tensors on the CPU go through gloo, also in runs on GPUs.
         backend, timeout = ("cpu:gloo,cuda:nccl", GPU_TIMEOUT) if device.type == "cuda" else ("gloo", TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     atexit.register(dist.destroy_process_group)
 
 
 def rank() -> int:
-    """This process's number: process 0 is the one that writes."""
+    """This process's rank. Process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -65,20 +65,20 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, known before `join`."""
+    """This process's rank on its machine; available before `join`."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def share(count: int) -> slice:
-    """This process's part of a batch of `count`: the shares are contiguous, in the order of the processes, and differ by one at most."""
+    """This process's share of a batch of `count` images. Shares are contiguous, ordered by rank, and differ by at most one image."""
     return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """One after the other, the processes of a machine do what two must not do at once; needs no `join`. `lock`: a file to be made.
+    """Lets the processes of a machine run the body one after the other. Works before `join`. `lock`: the lock file, which is created.
 
-    Where nothing can be written, there is nothing to keep apart.
+    If the folder of `lock` is not writable, there is no lock: nothing can be written at the same time.
     """
     if _started_together():
         with suppress(OSError):
@@ -94,14 +94,14 @@ def _started_together() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-# ---- Made that of the whole batch
+# ---- Combining shares into the whole batch
 
 
 def mean(value: Tensor, count: int) -> Tensor:
-    """The mean over the images of all processes, of which `value`, of any shape, is the mean over this one's `count`.
+    """The mean over the images of all processes. `value`, of any shape, is the mean over the `count` images of this process.
 
-    Differentiable, as often as need be: every process differentiates the same number, so its gradient by this process's copy of a parameter
-    is what the copy contributes, times the number of processes. `average` makes it the gradient by the parameter.
+    Differentiable any number of times. Every process differentiates the same mean, so the gradient with respect to this process's copy of a
+    parameter is the copy's contribution times the number of processes. `average` turns it into the gradient with respect to the parameter.
     """
     if not dist.is_initialized():
         return value
@@ -110,7 +110,7 @@ def mean(value: Tensor, count: int) -> Tensor:
 
 
 def average(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over the processes of each of these tensors, by one all-reduce for all; differentiable in the same sense as `mean`."""
+    """The mean of each tensor over the processes, by a single `all_reduce`. Differentiable like `mean`."""
     if not dist.is_initialized() or not tensors:
         return list(tensors)
     flat = _Sum.apply(torch.cat([tensor.reshape(-1) for tensor in tensors])) / world_size()
@@ -118,14 +118,14 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """`average` of the gradients of those parameters that have one."""
+    """Replaces the gradients of `parameters` by their `average`. Parameters without a gradient are skipped."""
     gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
     for (parameter, _), gradient in zip(gradients, average([gradient for _, gradient in gradients]), strict=True):
         parameter.grad = gradient
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes. Each process's sum depends on every process's term, so a term's gradient is the sum of all of theirs."""
+    """The sum over the processes. Every process's result depends on every term, so the gradient of a term is summed over processes too."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing is kept: the sum is linear."""
+        """The sum is linear, so nothing is saved."""
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -148,14 +148,14 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batches of all processes, of any sizes; on CPUs, too, and differentiable twice, which torch's own is not.
+    """BatchNorm over the batches of all processes, which may differ in size. Unlike torch's, it runs on CPUs and is differentiable twice.
 
-    It has the parameters, buffers and `state_dict()` keys of `nn.BatchNorm2d`. Where there is no group, or a batch's own statistics are not
-    wanted, it is one.
+    It has the parameters, buffers and `state_dict()` keys of `nn.BatchNorm2d`. Without a process group, or if it uses running statistics,
+    it computes the same as `nn.BatchNorm2d`.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any batch of channels: (B, C, ...)."""
+        """Accepts any (B, C, ...)."""
 
     def forward(self, input: Tensor) -> Tensor:
         own_statistics = not self.training and self.running_mean is not None
@@ -170,16 +170,16 @@ class SyncBatchNorm(_BatchNorm):
         shift = -mean * scale
         if self.affine:
             shift = shift + self.bias
-        shape = [-1] + [1] * (input.dim() - 2)  # of a channel's numbers, beside (B, C, ...)
+        shape = [-1] + [1] * (input.dim() - 2)  # broadcasts (C,) over (B, C, ...)
         return torch.addcmul(shift.view(shape), input, scale.view(shape)).to(input.dtype)
 
     def statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and (biased) variance of each channel over all processes, (C,), and the number of values that they are of."""
+        """Mean and biased variance of each channel over all processes, (C,) each, and the number of values per channel."""
         pixels = [dim for dim in range(input.dim()) if dim != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(x, pixels, correction=0)
         mine = torch.cat([mean, var, mean.new_full((1,), x.numel() / x.size(1))])
-        # A sum to which every process gives another row is a table of what each has. (Sums of squares, instead, would lose digits.)
+        # Each process fills another row, so the sum is a table with the statistics of every process. Sums of squares would lose digits.
         my_row = torch.arange(world_size(), device=x.device) == rank()
         table = _Sum.apply(my_row[:, None] * mine)
         means, vars, counts = table.split([x.size(1), x.size(1), 1], dim=1)  # (processes, C), (processes, C), (processes, 1)
@@ -189,7 +189,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _advance(self, mean: Tensor, var: Tensor) -> None:
-        """Moves the running statistics, as `nn.BatchNorm2d` does."""
+        """Updates the running statistics like `nn.BatchNorm2d`."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -200,22 +200,22 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert(model: nn.Module) -> None:
-    """Makes every BatchNorm of `model` a `SyncBatchNorm`, in place: its parameters stay the same objects, which optimizers hold already."""
+    """Converts every BatchNorm of `model` to a `SyncBatchNorm`, in place. Optimizers keep their parameters."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = SyncBatchNorm
 
 
-# ---- Agreed upon
+# ---- Values that all processes share
 
 
 def total(number: int) -> int:
-    """The sum over the processes."""
+    """The sum of `number` over the processes."""
     return _reduced(number, dist.ReduceOp.SUM)
 
 
 def summed(counts: Tensor) -> Tensor:
-    """The sum of these over the processes."""
+    """The sum of `counts` over the processes."""
     if not dist.is_initialized():
         return counts
     counts = counts.clone()
@@ -239,7 +239,7 @@ def _reduced(number: int, operation: dist.ReduceOp.RedOpType) -> int:
 
 
 def broadcast(content: bytes) -> bytes:
-    """Process 0's `content`; that of the others is not read."""
+    """`content` of process 0, on all processes."""
     if not dist.is_initialized():
         return content
     received = torch.empty(largest(len(content) if rank() == 0 else 0), dtype=torch.uint8)
@@ -250,7 +250,7 @@ def broadcast(content: bytes) -> bytes:
 
 
 def synchronize(model: nn.Module) -> None:
-    """At the end of an epoch: gives all processes the same running statistics, the mean of theirs, and checks that all else is the same.
+    """At the end of an epoch: averages running statistics over the processes, and checks that the parameters are equal on all of them.
 
     Raises:
         UserError: a parameter of one process differs from process 0's, in any bit.
@@ -270,14 +270,14 @@ def synchronize(model: nn.Module) -> None:
 
 
 def take_over(model: nn.Module) -> None:
-    """Gives all processes the weights and statistics of process 0."""
+    """Copies weights and running statistics of process 0 to all processes."""
     if dist.is_initialized():
         for tensor in model.state_dict().values():
             _broadcast(tensor)
 
 
 def same_random_numbers(device: torch.device) -> None:
-    """Every process's next random numbers, on the CPU and on `device`, are those of process 0: what they draw is decided together."""
+    """Copies the random states of process 0, on the CPU and on `device`, to all processes, so that they draw the same numbers next."""
     if not dist.is_initialized():
         return
     state = torch.get_rng_state()
@@ -290,7 +290,7 @@ def same_random_numbers(device: torch.device) -> None:
 
 
 def own_random_numbers() -> None:
-    """Every process draws other random numbers, for images of its own; process 0 goes on with those it has."""
+    """Gives every process other random numbers, for its own images. Those of process 0 do not change."""
     if rank() > 0:
         torch.manual_seed(int(torch.randint(2**62, ())) + rank())
 
@@ -302,7 +302,7 @@ def _broadcast(tensor: Tensor) -> None:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """What torch raises when another process is gone, or silent for too long, in words. An error of this one's own GPU is let through."""
+    """Turns torch's errors about a lost or silent process into a `UserError`. Errors of this process's GPU are passed on."""
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):

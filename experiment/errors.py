@@ -1,4 +1,4 @@
-"""What users are told: errors that they can put right, warnings, and text from files in a form that a terminal can show."""
+"""Messages for users: errors that they can correct, warnings, and untrusted text in a printable form."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """Text for a terminal, which obeys control characters: those, and all others that are not printed, as Python writes them."""
+    """Text that is safe to print on a terminal: control and other non-printable characters are escaped as in Python."""
     return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
 
 
 class UserError(ValueError):
-    """Something that the user can put right. The message says what is wrong and what to do; it becomes one line that can be printed."""
+    """An error that the user can correct. The message says what is wrong and what to do. It becomes one printable line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))
 
 
 def tell(message: str) -> None:
-    """One line on standard error; from the first of several processes only."""
+    """Prints one line on standard error. With several processes, only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         print(printable(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    """`tell` of something that is not as it should be."""
+    """Prints a warning on standard error."""
     tell(f"warning: {message}")
 
 
 def duration(seconds: float) -> str:
-    """A time in words, rounded: `41 s`, `12 min`, `3 h 20 min`, `2 days 4 h`."""
+    """A duration as text, rounded: `41 s`, `12 min`, `3 h 20 min`, `2 days 4 h`."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"
@@ -45,14 +45,14 @@ def duration(seconds: float) -> str:
 
 
 def shown(value: Any, limit: int = 120) -> str:
-    """A stranger's value in a message: its `repr`, shortened; its type, where Python cannot write it."""
+    """An untrusted value for a message: its shortened `repr`, or its type if `repr` fails."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
+    except (ValueError, RecursionError):  # an integer of thousands of digits; deeply nested lists
         text = f"a {type(value).__name__}"
     return shorten(text, limit)
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """A stranger's text in a message."""
+    """Untrusted text for a message, shortened to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

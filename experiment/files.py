@@ -1,7 +1,7 @@
-"""Files of folders that may be untrusted.
+"""Reading and writing files in folders that may be untrusted.
 
-Reading ends, whatever stands in a file's place, and runs nothing. Nothing is written through a link, and a file is written whole or not at
-all.
+Reading never blocks and never runs code, whatever has been put in a file's place. Writing never follows a link, and a file is written
+completely or not changed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raises `OSError`, which names the first that it finds, if `folder` holds anything but files and folders, or cannot be read.
+    """Raises `OSError` if `folder` cannot be read, or contains something other than files and folders. The message names the first one.
 
-    A link could lead reading and writing elsewhere, and a pipe or a device would keep its reader waiting.
+    Links could redirect reading and writing to other places, and reading a pipe or a device may never end.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -33,17 +33,17 @@ def check_folder(folder: str | Path) -> None:
 
 
 def open_to_append(path: str, flags: int) -> int:
-    """For `open(..., opener=open_to_append)`: fails where the path is a link."""
+    """For `open(..., opener=open_to_append)`: fails if the path is a link."""
     return os.open(path, flags | _NO_LINK, 0o666)
 
 
 def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", previous: Path | None = None) -> None:
-    """Writes files of one folder: a reader, also after a crash, finds the old content or the new one, complete.
+    """Writes files. A reader finds either the old or the new content, complete, even after a crash.
 
     Args:
-        contents: what to write to which path. All of it is on the disk before the first path is replaced.
-        suffix: of the temporary file beside each path. What has that name is removed first, so it must be no one else's.
-        previous: where the old file goes, if there is one; for a single path.
+        contents: {path: content}. All contents are on the disk before the first path is replaced.
+        suffix: added to each path for its temporary file. An existing file of that name is removed.
+        previous: where the old file is moved to, if there is one; for a single path only.
 
     Raises:
         OSError: a file cannot be written. The old ones stay, and no temporary file is left.
@@ -52,7 +52,7 @@ def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", pre
     try:
         for path, content in contents.items():
             beside[path].unlink(missing_ok=True)
-            with open(beside[path], "xb") as file:  # x: follows no link, not even one made since the line above
+            with open(beside[path], "xb") as file:  # x: does not follow a link, even one created after the line above
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -70,7 +70,7 @@ def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", pre
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the new names in it outlast a power failure, where the system can: its files are on the disk already."""
+    """Flushes the new names in the folder to disk, if the system can, so that they survive a power failure."""
     with suppress(OSError):  # Windows cannot open a folder, and some file systems cannot flush one
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -89,28 +89,28 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be read, or is not a file.
     """
     mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # that it is a folder, `open` says
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # for a folder, `open` raises its own error
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", os.fspath(path))
-    # O_NONBLOCK: should a pipe take the file's place in between, it is not waited for. Windows has neither.
+    # O_NONBLOCK: does not wait if a pipe has replaced the file since. Windows has neither.
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """The file's content. Raises `OSError` as `open_file`."""
+    """The content of the file. Raises `OSError` like `open_file`."""
     with open_file(path) as file:
         return file.read()
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What the JSON in the file decodes to. Raises `OSError` as `open_file` and `ValueError` as `parse_json`."""
+    """The decoded JSON in the file. Raises `OSError` like `open_file` and `ValueError` like `parse_json`."""
     return parse_json(read(path))
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What this JSON decodes to.
+    """The decoded JSON.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, or an object in it has a key twice, of which one would be lost without a word.
+        ValueError: it is not JSON, is nested too deeply, or an object in it has a key twice (the decoder would silently drop one).
     """
     try:
         return json.loads(content, object_pairs_hook=_object)

@@ -1,4 +1,4 @@
-"""What a row of metrics.jsonl may hold, wherever it is read: in a run's folder or in a checkpoint. docs/metrics.md names every key."""
+"""Checks rows of metrics.jsonl, from a run's folder or from a checkpoint. docs/metrics.md lists every key."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ LONGEST_NAME = 200  # characters of an edge or an operation
 
 
 def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Returns `row` if it is the metrics of epoch `epoch`, such that a picture or a page can be made of it.
+    """Returns `row` if it is valid as the metrics of `epoch`, so that it can be drawn and reported.
 
-    Losses and the eigenvalue may also be infinite or NaN, as a run that diverges has them; every other number is finite.
+    Losses and the eigenvalue may also be infinite or NaN, as in a run that diverges. All other numbers must be finite.
 
     Args:
         row: decoded JSON, or from a checkpoint.
-        epoch: that it must be of.
-        first: the first row of the run: all rows name the same edges and operations.
+        epoch: the epoch that the row must be of.
+        first: the first row of the run. All rows must have the same edges and operations.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: `row` is not valid. The message says why.
     """
     if not isinstance(row, dict) or type(row.get("epoch")) is not int:
-        raise ValueError("no object with an epoch")
+        raise ValueError("it is not an object with an epoch")
     if row["epoch"] != epoch:
-        raise ValueError(f"of epoch {shown(row['epoch'])}, where that of epoch {epoch} should be")
+        raise ValueError(f"it is of epoch {shown(row['epoch'])}, where epoch {epoch} is expected")
     for key, value in row.items():
         if not isinstance(key, str):
-            raise ValueError(f"the key {shown(key)} is no text")
+            raise ValueError(f"the key {shown(key)} is not a string")
         if key not in ("alphas", "betas", "genotype", "architecture", "class_acc", "confusion") and not _is_number(
             value, key.endswith("_loss") or key == "eigenvalue"
         ):
-            raise ValueError(f"{shown(key)} is {shown(value)}, which is no number")
+            raise ValueError(f"{shown(key)} is {shown(value)}, which is not a number")
     _check_classes(row.get("class_acc", {}), row.get("confusion", {}))
     alphas = _check_alphas(row.get("alphas", {}))
     if first is not None and alphas != {edge: set(weights) for edge, weights in first.get("alphas", {}).items()}:
@@ -52,15 +52,15 @@ def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str
 def _is_number(value: Any, diverged: bool) -> bool:
     if type(value) not in (int, float):
         return False
-    return abs(value) <= 1e100 or (diverged and (math.isnan(value) or value == math.inf))  # pictures have no room for more
+    return abs(value) <= 1e100 or (diverged and (math.isnan(value) or value == math.inf))  # more cannot be drawn
 
 
 def of_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
-    """What a row says of the classes of which images were measured: `class_acc`, in percent, and `confusion`, {class: {taken for: images}}.
+    """`class_acc`, in percent, and `confusion`, {class: {predicted class: images}}, for a row. Classes without images are left out.
 
     Args:
-        confusion: how many images of class i were taken for class j.
-        classes: their names.
+        confusion: the number of images of class i that were classified as class j.
+        classes: the names of the classes.
     """
     rows = {
         name: {classes[index]: count for index, count in enumerate(counts) if count}
@@ -74,7 +74,7 @@ MOST_LINES = 20
 
 
 def class_lines(row: dict[str, Any]) -> list[str]:
-    """What the log says of every class, the least accurate first; of very many, the first of these. Nothing, if the row holds none."""
+    """Lines for the log: one per class, the least accurate first, at most `MOST_LINES`. Empty if the row has no `class_acc`."""
     lines = []
     for name, accuracy in sorted(row.get("class_acc", {}).items(), key=lambda item: item[1]):
         counts = row["confusion"][name]

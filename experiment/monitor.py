@@ -1,4 +1,4 @@
-"""Watching a run: what an epoch took, TensorBoard, and the progress bar.
+"""Monitoring of a run: time and memory, TensorBoard, and the progress bar.
 
 tensorboard --logdir RUN_DIR
 """
@@ -19,18 +19,18 @@ from experiment import distributed, errors, progress
 from experiment.errors import UserError
 from experiment.run import Run
 
-EVALUATION = 1 / 3  # what evaluating a batch takes, in steps: a forward pass without the backward pass
-FEW = 5  # steps, after the first, by which the time of a run is told
-MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # what differs between two runs of one seed
+EVALUATION = 1 / 3  # time to evaluate a batch, in steps: a forward pass without a backward pass
+FEW = 5  # steps, after the first, from which the time of the run is estimated
+MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # keys that differ between two runs with the same seed
 
 
 class Monitor:
-    """TensorBoard's events in the run's folder, from the first epoch on, and the progress bar; of several processes, the first one's.
+    """Writes TensorBoard's events into the run's folder, and shows the progress bar. With several processes, only the first one does.
 
     Args:
-        run: the run, restored if it goes on.
-        epochs: of the whole run.
-        steps: of an epoch.
+        run: the run; if it is resumed, after `restore`.
+        epochs: epochs of the whole run.
+        steps: steps of an epoch.
         evaluated: batches that are evaluated after each epoch.
     """
 
@@ -45,12 +45,12 @@ class Monitor:
         self._draws = True
         self._writer: SummaryWriter | None = None
         if distributed.rank() == 0:
-            with self._or_without():  # what an interrupted epoch left behind, TensorBoard drops
+            with self._or_without():  # TensorBoard drops what an interrupted epoch has written
                 self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
             run.closing.callback(self._close)
 
     def batches(self, batches: Iterable[Any], meters: Any) -> Iterator[Any]:
-        """The batches of the epoch that is running, from the run's step on, with a bar on a terminal, and measured."""
+        """Yields `batches`, the rest of the current epoch, with a progress bar on a terminal, and measures time and memory."""
         device = self._run.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -72,22 +72,22 @@ class Monitor:
 
     def _synchronize(self) -> None:
         if self._run.device.type == "cuda":
-            torch.cuda.synchronize(self._run.device)  # it may be behind
+            torch.cuda.synchronize(self._run.device)  # kernels run asynchronously
 
     def pace(self) -> str:
-        """For the log, after a step that the run has not counted yet: seconds per step, and the time left for the whole run."""
+        """Text for the log: seconds per step and the time left. To be called after a step, before the run counts it."""
         epoch, step = self._run.progress.epoch, self._run.progress.step + 1
         return f" | {self._clock.pace(step):.2f} s/step, {errors.duration(self._clock.left(epoch, step))} left"
 
     def expected(self, epochs: int, steps: int, evaluated: int) -> str:
-        """What a run of so many epochs, steps and evaluated batches in each takes, by the latest steps, and the peak memory so far."""
+        """Text for the log: the expected time of a run of this length, by the latest steps, and the peak memory so far."""
         pace = self._clock.pace(self._run.progress.step)
         whole = errors.duration(pace * epochs * (steps + evaluated * EVALUATION))
         memory = "".join(f"; peak memory {megabytes:,.0f} MB" for megabytes in self._memory().values())
         return f"{pace:.2f} s/step, about {whole} for all {epochs} epochs{memory}"
 
     def measured(self) -> dict[str, float]:
-        """What the last epoch's training took: `seconds_per_step`, and `memory_mb`, the peak, of the GPU or else of the process."""
+        """`seconds_per_step` of the last epoch's training, and `memory_mb`, the peak memory of the GPU or else of the process."""
         return {"seconds_per_step": self._seconds_per_step} | self._memory()
 
     def _memory(self) -> dict[str, float]:
@@ -102,11 +102,10 @@ class Monitor:
         return measured
 
     def record(self, metrics: dict[str, Any], architecture: Any = None, draw: Callable[[Any, str], dict[str, bytes]] | None = None) -> None:
-        """Gives the epoch that is running to TensorBoard: its numbers, and pictures of the architecture whenever that is a new one.
+        """Writes the current epoch to TensorBoard: its numbers, and pictures of the architecture if it has changed.
 
-        `draw(architecture, caption)` gives the pictures, {name: PNG}.
-
-        A failure of TensorBoard, such as a full disk, ends the recording; one of a picture, the pictures; neither ends the run.
+        `draw(architecture, caption)` returns the pictures, {name: PNG}. If TensorBoard fails, for example on a full disk, the recording
+        ends. If drawing fails, there are no more pictures. The run continues in both cases.
         """
         if self._writer is None:
             return
@@ -120,7 +119,7 @@ class Monitor:
 
     @contextmanager
     def _or_without(self) -> Iterator[None]:
-        """Ends the recording where TensorBoard fails: what it raises is of many kinds, and no reason to lose a run."""
+        """Ends the recording if TensorBoard fails. It may raise almost anything, and this must not end a run."""
         try:
             yield
         except Exception as error:
@@ -138,7 +137,7 @@ class Monitor:
                 writer.add_scalar(_tag(key), value, epoch)
         for edge, weights in metrics.get("alphas", {}).items():
             for operation, weight in weights.items():
-                # TensorBoard shows groups by the alphabet: these many stand after all others.
+                # TensorBoard sorts groups by name: these many groups come after all others.
                 writer.add_scalar(f"softmaxed alphas {edge}/{operation}", weight, epoch)
 
         for edge, weight in metrics.get("betas", {}).items():
@@ -147,7 +146,7 @@ class Monitor:
     def _pictures(self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int) -> dict[str, bytes]:
         try:
             return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")
-        except UserError:  # nothing is installed that draws; the end of the search says so
+        except UserError:  # no program for drawing is installed; the search reports this at its end
             pass
         except Exception as error:
             self._run.log("cannot draw the architecture (%r): going on without pictures", error)
@@ -165,7 +164,7 @@ class Monitor:
 
 
 def _tag(key: str) -> str:
-    """TensorBoard's name for a number; what stands before the slash is the group of charts."""
+    """The tag of a number in TensorBoard. The part before the slash is the group of charts."""
     part, _, rest = key.partition("_")
     if part in ("train", "valid", "test"):
         return f"{rest}/{part}"  # all losses in one group

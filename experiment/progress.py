@@ -1,4 +1,4 @@
-"""What a run shows on a terminal: a bar for every epoch, and log lines that do not break it. Files never see a control character."""
+"""What a run shows on a terminal: a progress bar for every epoch, and log lines above it. Files contain no control characters."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ Item = TypeVar("Item")
 
 
 class Lines(logging.Formatter):
-    """Log lines that can be printed, whatever names of files go into them."""
+    """Formats log lines so that they are printable, whatever file names they contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(errors.printable, super().format(record).split("\n")))
 
 
 class Console(logging.Handler):
-    """Log lines on standard output, above the bar if there is one, for as long as somebody reads them."""
+    """Prints log lines on standard output, above the progress bar. Stops printing if the reader goes away."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stdout is None:  # was closed from the beginning
+        if sys.stdout is None:  # it was closed before the start
             return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # the reader went away (`| head`), or the disk is full: the log's file has it all
+        except OSError:  # the reader went away (`| head`), or the disk is full; log.txt has all lines
             cli.discard_output()
 
 
 class Clock:
-    """How long a step and the rest of a run take, by what they have taken so far.
+    """Estimates the time of a step and of the rest of a run from the time so far.
 
     Args:
-        epochs: of the whole run.
-        steps: of an epoch.
-        done: steps that were behind the run when this process took it up.
-        evaluation: what an epoch's evaluation takes, in steps.
+        epochs: epochs of the whole run.
+        steps: steps of an epoch.
+        done: steps that were done before this process started.
+        evaluation: the time of an epoch's evaluation, in steps.
     """
 
     def __init__(self, epochs: int, steps: int, done: int = 0, evaluation: float = 0.0) -> None:
@@ -54,11 +54,11 @@ class Clock:
         self._epoch_mark = time.monotonic(), step
 
     def begin_epoch(self, step: int) -> None:
-        """The steps of an epoch begin, or go on, with `step` of them done."""
+        """To be called before the steps of an epoch, of which `step` are done already."""
         self._epoch_mark = time.monotonic(), step
 
     def forget(self, epoch: int, step: int) -> None:
-        """What was done before, with `step` steps of `epoch` done, is not counted: a first step may have had things to prepare."""
+        """Ignores the time so far, with `step` steps of `epoch` done. The first step is slower than others."""
         self.pace(step)
         self._run_mark = time.monotonic(), self._work(epoch, step)
         self.begin_epoch(step)
@@ -71,23 +71,23 @@ class Clock:
         return self._pace
 
     def left(self, epoch: int, step: int) -> float:
-        """Seconds, with `step` steps of `epoch` done."""
+        """Seconds left for the whole run, with `step` steps of `epoch` done."""
         begun, first = self._run_mark
         now = self._work(epoch, step)
         speed = (time.monotonic() - begun) / (now - first) if now > first else self.pace(step)
         return speed * max(0.0, self._total - now)
 
     def _work(self, epoch: int, step: int) -> float:
-        """In steps."""
+        """The work until then, in steps."""
         return epoch * (self._steps + self._evaluation) + step
 
 
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any, clock: Clock) -> Iterator[Item]:
-    """The batches, with a bar on standard error if that is a terminal: loss, accuracy, seconds per step, time left for the whole run.
+    """Yields the batches, with a progress bar on standard error if that is a terminal: loss, accuracy, seconds per step, time left.
 
     Args:
-        batches: those of `epoch` from step `first` on, of `steps` in all.
-        meters: `utils.Meters` of the epoch; read once a second, because reading waits for the device.
+        batches: the batches of `epoch` from step `first` on; the epoch has `steps` of them.
+        meters: `utils.Meters` of the epoch. They are read once a second, because reading waits for the device.
     """
     with tqdm(
         total=steps,

@@ -1,4 +1,4 @@
-"""One run's folder: its log, configuration, metrics, architecture, weights and checkpoints; how a run stops, and how it goes on."""
+"""The folder of one run: log, configuration, metrics, architecture, weights and checkpoints. Also stopping and resuming a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,29 +33,29 @@ from experiment.errors import UserError, shorten
 from experiment.progress import Console, Lines
 from genotypes import PRIMITIVES
 
-# What asks a run to stop: a scheduler, the user, a terminal that was closed (which Windows does not tell).
+# Signals that stop a run: from a scheduler, from Ctrl-C, and when the terminal is closed (not on Windows).
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-# Seconds within which a second signal is the first one's echo: `timeout` and others send each to the process and to its group.
+# Within so many seconds, a second signal counts as the first one: `timeout` and others signal the process and also its group.
 ECHO = 1.0
 
 
 @dataclass
 class Progress:
-    """How far a run has come: training steps `step` of epoch `epoch` are behind it, and `seconds` of work on that epoch."""
+    """The progress of a run: `step` training steps of epoch `epoch` are done, in `seconds`, and `metrics` of all complete epochs."""
 
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    metrics: list[dict[str, Any]] = field(default_factory=list)  # one object for every epoch that is complete
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # one object per complete epoch
 
     def check(self, epochs: int, steps: int, accuracy: str, check_row: Callable[[dict[str, Any]], Any]) -> None:
-        """Raises `ValueError` if no run has come this far: a checkpoint may be a stranger's.
+        """Raises `ValueError` if this cannot be the progress of the run. A checkpoint may be untrusted.
 
         Args:
-            epochs: of the whole run.
-            steps: of an epoch, at most.
-            accuracy: the metric that every epoch has.
-            check_row: raises `ValueError` for an epoch's metrics that are not those of such a run.
+            epochs: epochs of the whole run.
+            steps: most steps of an epoch.
+            accuracy: a metric that every epoch has.
+            check_row: raises `ValueError` if an epoch's metrics are not those of such a run.
         """
         counts = all(type(count) is int and 0 <= count <= most for count, most in ((self.epoch, epochs), (self.step, steps)))
         time = type(self.seconds) is float and 0 <= self.seconds < float("inf")
@@ -72,7 +72,7 @@ Callback = Callable[[int, dict[str, Any]], Any]  # (epoch, its metrics)
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold. `load_state_dict` raises `ValueError` for what is not the state of such an object."""
+    """An object whose state a checkpoint can hold. `load_state_dict` raises `ValueError` for a state that does not fit."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -80,39 +80,39 @@ class Stateful(Protocol):
 
 
 class Run:
-    """The folder of one run: a new one, never one that holds anything yet, or with `args.resume` one to go on with.
+    """The folder of one run. It is new or empty, or with `args.resume` that of a run to continue.
 
     | file | holds |
     |---|---|
     | `log.txt` | what was printed |
-    | `config.json` | every argument, the versions of what computed, the commit |
+    | `config.json` | all arguments, versions of Python and libraries, the commit |
     | `metrics.jsonl` | one JSON object per epoch |
-    | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype, and as NNI writes it |
+    | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype and in NNI's form |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
-    | `best.pt` | those of the best epoch, where one is chosen |
-    | `checkpoint.pt` | all that is needed to go on; the one before it is `checkpoint.prev.pt` |
+    | `best.pt` | the weights of the best epoch, if one is chosen |
+    | `checkpoint.pt` | everything that is needed to resume; `checkpoint.prev.pt` is the previous one |
 
-    Of several processes, the first writes and prints, and the others go along; where the first goes on from, they do.
+    With several processes, only the first writes and prints. All of them resume from its checkpoint.
 
-    To be used in a `with` statement. A file that cannot be written (a full disk) does not end the run: the log says so and the file's last
-    version stays; a `UserError` says so again at the end, if it is still so.
+    To be used in a `with` statement. If a file cannot be written, for example because the disk is full, the run continues: the log says so,
+    and the previous version of the file stays. If the file is still missing at the end, a `UserError` says so.
 
     Args:
-        stage: `search` or `eval`, the name of a new folder without `args.run_dir`.
-        args: the arguments to record: `run_dir` or `save`, `resume` and `checkpoint_minutes` are read here.
-        device: what the run computes on.
-        callbacks: each is called with an epoch's number and its row of `metrics.jsonl` when the epoch is complete, in the first process.
+        stage: `search` or `eval`; the first part of the name of a new folder without `args.run_dir`.
+        args: the arguments to record. `run_dir`, `save`, `resume` and `checkpoint_minutes` are read here.
+        device: the device of the run.
+        callbacks: functions to call after every complete epoch, with its number and its row of `metrics.jsonl`; in the first process only.
 
     Raises:
-        UserError: the folder is not empty, cannot be made, or is in use by another process.
+        UserError: the folder is not empty, cannot be created, or is in use by another process.
     """
 
     def __init__(self, stage: str, args: argparse.Namespace, device: torch.device, callbacks: Sequence[Callback] = ()) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
         self.device = device
-        self.closing = ExitStack()  # what is to be done when the run ends, however it ends
-        self.before_saving: Callable[[], None] = lambda: None  # raises where what would be saved is worth nothing
+        self.closing = ExitStack()  # closed when the run ends, for any reason
+        self.before_saving: Callable[[], None] = lambda: None  # raises if the state is not worth saving
         self.args = args
         self._stage, self._callbacks = stage, callbacks
         self._resumed = args.resume is not None
@@ -120,7 +120,7 @@ class Run:
         self._unwritten: set[str] = set()
         self._signal: int | None = None
         self._interval = 60 * args.checkpoint_minutes
-        # A logger of our own, not one of logging's registry: two runs in one process do not write into each other's log.
+        # Not from logging's registry: two runs in one process must not write into each other's log.
         self._logger = logging.Logger("darts", logging.INFO)
         self._writes = distributed.rank() == 0
         if not self._writes:
@@ -128,16 +128,16 @@ class Run:
         try:
             str(self.folder).encode()
         except UnicodeEncodeError:
-            raise UserError(f"the folder's name {self.folder} is no text in UTF-8, which TensorBoard needs: choose another") from None
+            raise UserError(f"the folder's name {self.folder} is not valid UTF-8, which TensorBoard needs: choose another") from None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.folder / ".lock")  # the system frees it when the process ends, however it ends
+            lock = filelock.FileLock(self.folder / ".lock")  # the system releases it when the process ends, for any reason
             lock.acquire(timeout=0)
             self.closing.callback(lock.release)
             files.check_folder(self.folder)
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
-            if not self._resumed:  # before all else: from here on the run can go on
+            if not self._resumed:  # first: from here on, the run can be resumed
                 self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance(device)})
                 if self._unwritten:
                     raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
@@ -154,32 +154,39 @@ class Run:
             self.log("args = %s", args)
 
     def log(self, message: str, *values: Any) -> None:
-        """Prints and keeps a line; `values` fill its %-placeholders."""
+        """Prints a line and writes it to the log; `values` replace its %-placeholders."""
         if self._writes:
             self._logger.info(message, *values)
 
     def log_each(self, *lines: object) -> None:
-        """Logs these, each in a line of its own."""
+        """Logs each of `lines` on a separate line."""
         for line in lines:
             self.log("%s", line)
 
+    def propose(self, commands: dict[str, str]) -> None:
+        """Logs what the user can do next, {purpose: command}, and records it in config.json."""
+        for purpose, command in commands.items():
+            self.log("%s: %s", purpose, command)
+        with suppress(OSError, ValueError):  # the file has been damaged since: the log has the commands
+            self.write_json("config.json", {**cli.read_config(self.folder), "next": commands})
+
     def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
-        """For `utils.evaluate`: logs `label`, step and meters every so many steps, and lets a signal end the process."""
+        """A function for `utils.evaluate` that logs `label`, step and meters every `every` steps, and stops the run after a signal."""
 
         def report(step: int, meters: object) -> None:
             if step % every == 0:
                 self.log("%s %03d %s", label, step, meters)
-            self._stop(self._asked_to_stop())  # without saving: that was done after the last training step
+            self._stop(self._asked_to_stop())  # without a checkpoint: it was saved after the last training step
 
         return report
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes `content` to the file `name`, whole or not at all."""
+        """Writes `content` to the file `name`. The file is replaced completely or not changed."""
         if self._writes:
             self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_architecture(self, contents: dict[str, Any]) -> None:
-        """Writes the files of an architecture, {name: content}. One that it lacks, and an earlier one had, is gone then."""
+        """Writes the files of an architecture, {name: content}. Deletes architecture.json or genotype.json if `contents` lacks it."""
         for name, content in contents.items():
             self.write_json(name, content)
         for name in {"architecture.json", "genotype.json"} - contents.keys():
@@ -187,30 +194,33 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
 
     def write_weights(self, model: nn.Module, name: str = "weights.pt") -> None:
-        """Writes the weights to the file `name`, whole or not at all."""
+        """Writes the weights to the file `name`. The file is replaced completely or not changed."""
         if self._writes:
             self._write(name, checkpoint.saved(model.state_dict()))
 
-    # ---- Going on after an interruption
+    # ---- Resuming and stopping
 
     def restore(
         self, epochs: int, steps: int, accuracy: str, check_row: Callable[[dict[str, Any]], Any] = lambda row: None, **parts: Stateful
     ) -> Progress:
-        """Takes what a checkpoint consists of, besides the progress and the random states, and brings all to where the run stopped.
+        """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
-        The rest of the arguments are `Progress.check`'s.
+        A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run after its next
+        step, with status 143, 130 and 129, and a line that says how to continue. A second signal, at least `ECHO` seconds later, ends it
+        immediately; the last checkpoint is kept.
 
-        From here on SIGTERM, Ctrl-C and SIGHUP end the run after its next step, with status 143, 130 and 129 and a line that says how to go
-        on. A second one, `ECHO` seconds later, ends it at once, and the last checkpoint stays.
+        Args:
+            epochs, steps, accuracy, check_row: as for `Progress.check`.
+            parts: {name: object}, in addition to the progress and the random states.
 
         Returns:
-            `self.progress`, which the loop keeps up to date.
+            `self.progress`, which the loop updates.
 
         Raises:
-            UserError: the checkpoint and the one before it cannot be read, or are of another model.
+            UserError: neither the latest checkpoint nor the previous one can be read, or they belong to another model.
         """
         self._parts = parts
-        self._bounds = epochs, steps + 1, accuracy, check_row  # with fewer processes, an epoch may have had one more
+        self._bounds = epochs, steps + 1, accuracy, check_row  # an epoch may have one step more with fewer processes
         content = distributed.broadcast(self._load_checkpoint() if self._resumed and self._writes else b"")
         if content and not self._writes:
             self._take(content)
@@ -221,7 +231,7 @@ class Run:
         return self.progress
 
     def complete_step(self) -> None:
-        """Counts a training step. Saves if `args.checkpoint_minutes` have passed; saves and ends the process if a signal asks for it."""
+        """Counts a training step. Saves if `args.checkpoint_minutes` have passed. After a signal, saves and ends the process."""
         self.progress.step += 1
         number = self._asked_to_stop()
         if number or time.monotonic() - self._saved >= self._interval:
@@ -229,7 +239,7 @@ class Run:
         self._stop(number)
 
     def save(self) -> None:
-        """Saves `checkpoint.pt`; the one before it becomes `checkpoint.prev.pt`."""
+        """Saves `checkpoint.pt`. The previous one becomes `checkpoint.prev.pt`."""
         if not self._writes:
             return
         self.before_saving()
@@ -245,7 +255,7 @@ class Run:
         self._write("checkpoint.pt", checkpoint.saved(state), previous="checkpoint.prev.pt")
 
     def complete_epoch(self, metrics: dict[str, Any]) -> None:
-        """Adds the epoch's `metrics`, with the seconds that it took, to `metrics.jsonl`, saves, and calls the callbacks."""
+        """Adds the epoch's `metrics` and its duration to `metrics.jsonl`, saves a checkpoint, and calls the callbacks."""
         seconds = self.progress.seconds + time.monotonic() - self._started
         progress = self.progress
         progress.metrics.append({"epoch": progress.epoch, **metrics, "seconds": seconds})
@@ -267,7 +277,7 @@ class Run:
             raise UserError(f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see the log")
 
     def _asked_to_stop(self) -> int:
-        """The signal that asks for it, or 0; whichever process it came to, all stop at the same step."""
+        """The number of the signal that was received, or 0. If one process received it, all processes stop after the same step."""
         return distributed.largest(self._signal or 0)
 
     def _stop(self, number: int) -> None:
@@ -276,23 +286,23 @@ class Run:
             sys.exit(128 + number)
 
     def _take_signals(self) -> None:
-        taken = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup has SIGHUP ignored
+        taken = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup makes SIGHUP ignored
         for number in taken:
             self.closing.callback(signal.signal, number, signal.signal(number, self._interrupt) or signal.SIG_DFL)
-        if distributed.world_size() > 1:  # torchrun passes on what each process gets anyway, and kills those that do not end
+        if distributed.world_size() > 1:  # torchrun repeats signals, and kills processes that do not end
             return
-        # Python calls `_interrupt` between two of its instructions, and one of them may be minutes of work. The system's own part of a
-        # handler also writes to this pipe, at once, and a thread reads it.
+        # Python calls `_interrupt` only between two of its instructions, and one instruction may take minutes. The wakeup file descriptor
+        # is written to immediately, and a thread reads it.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         thread = threading.Thread(target=self._await_second, args=(reader, taken), daemon=True, name="signals")
-        # The run ends after its thread. Otherwise the thread could be the last to hold the run, and free its tensors while Python ends,
-        # which aborts the process.
+        # The thread is joined before the run ends. Otherwise the thread could hold the last reference to the run and free its tensors
+        # during interpreter shutdown, which aborts the process.
         self.closing.callback(thread.join)
         self.closing.callback(os.close, writer)
-        self.closing.callback(os.write, writer, b"\0")  # no signal's number; data workers also hold the pipe, so closing it is not enough
+        self.closing.callback(os.write, writer, b"\0")  # 0 is not a signal; closing is not enough, data workers hold the pipe too
         self.closing.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
-        multiprocessing.util.register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # a data worker's signals are its own
+        multiprocessing.util.register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # not for signals of data workers
         thread.start()
 
     def _interrupt(self, number: int, frame: object) -> None:
@@ -316,7 +326,7 @@ class Run:
                     os._exit(128 + number)
 
     def _keep_threads(self) -> None:
-        """Goes on with the number of threads that the run began with: a sum is split among them, so another number rounds otherwise."""
+        """Sets the number of threads with which the run began. Sums are split among threads, so another number rounds differently."""
         config = cli.read_config(self.folder)
         threads, now = config.get("threads"), torch.get_num_threads()
         comparable = self.device.type == "cpu" and config.get("processes") == distributed.world_size()
@@ -332,7 +342,7 @@ class Run:
             self.log(lacking, errors.shown(threads), now)
 
     def _load_checkpoint(self) -> bytes:
-        """Takes over the newest checkpoint that can be used, and returns the file's content; nothing, where there is none yet."""
+        """Loads the newest usable checkpoint and returns the content of its file; empty if there is no checkpoint yet."""
         found = [path for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.prev.pt") if path.exists()]
         if not found:
             self.log("no checkpoint yet: from the beginning")
@@ -351,7 +361,7 @@ class Run:
         raise UserError(f"no checkpoint in {self.folder} can be used ({reason}): start again with another --run_dir")
 
     def _take(self, content: bytes) -> None:
-        """Brings all to where this checkpoint was saved. Raises `ValueError` if it is damaged, or not of this run."""
+        """Restores the state in this checkpoint. Raises `ValueError` if it is damaged or belongs to another run."""
         state = _read_checkpoint(content)
         for name, value in state["arguments"].items():
             if (now := vars(self.args).get(name)) != value:
@@ -393,12 +403,12 @@ class Run:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether a file in a folder is more than what a run leaves that is killed before it began."""
+    """Whether a file is anything other than what a run leaves if it is killed at the very beginning."""
     return path.name != ".lock" and path.suffix != ".tmp" and not (path.name == "log.txt" and path.stat().st_size == 0)
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk leaves incomplete, without a traceback for each line. Its file is never a link."""
+    """A log file. On a full disk, lines are dropped without a traceback for each. Never opens a link."""
 
     def _open(self) -> Any:
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=files.open_to_append)
@@ -408,8 +418,8 @@ class _LogFile(logging.FileHandler):
 
 
 def _read_checkpoint(content: bytes) -> dict[str, Any]:
-    """A checkpoint's `progress`, `parts`, `random` states and `arguments`; their outlines are checked. Raises `ValueError` for others."""
-    try:  # what a damaged file leads to is of many kinds; nothing here is on a device yet
+    """`progress`, `parts`, `random` states and `arguments` of a checkpoint, with their types checked. Raises `ValueError` if invalid."""
+    try:  # a damaged file may raise almost anything; nothing is on a device yet
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
@@ -422,14 +432,14 @@ def _read_checkpoint(content: bytes) -> dict[str, Any]:
             or not isinstance(arguments, dict)
             or {name: type(value) for name, value in states.items()} != outlines
         ):
-            raise ValueError("it holds something else")
+            raise ValueError("it does not hold a checkpoint")
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return {"progress": progress, "parts": parts, "random": states, "arguments": arguments}
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """The versions of Python and of the libraries that compute."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -451,7 +461,7 @@ def _provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this code, with "+" where files differ from it; None outside a git checkout."""
+    """The commit of this code, followed by "+" if files were changed; None outside a git checkout."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],

@@ -1,4 +1,4 @@
-"""Weights read from a file that may be untrusted."""
+"""Loads weights from files that may be untrusted."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def load_weights(
     num_classes: int | None = None,
     hint: str = "check --arch, --network, --init_channels, --layers and the dataset",
 ) -> list[str]:
-    """Loads a `state_dict()` saved by `write_weights`, by the original authors, or as .safetensors, into `model`.
+    """Loads a `state_dict()` into `model`. It was saved by `write_weights`, by the original authors, or as .safetensors.
 
     Args:
-        num_classes: to begin with the weights of a network for other classes. Linear layers to this number of classes keep their own
-            weights if the file's are to another number. None: nothing may differ.
-        hint: what to check, for a user whose weights are of another network.
+        num_classes: allows a classifier for another number of classes in the file: linear layers with `num_classes` outputs then keep their
+            own weights. None: all weights must fit.
+        hint: what to check, for the message if the weights belong to another network.
 
     Returns:
         The names of the layers that keep their own weights.
 
     Raises:
-        UserError: the file cannot be read or holds no weights, or those of another network.
+        UserError: the file cannot be read, does not hold weights, or holds the weights of another network.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name its weights.pt")
@@ -46,7 +46,7 @@ def load_weights(
             weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # what torch.load raises for a damaged file or a pickle that would run code is of many kinds
+    except Exception as error:  # torch.load raises many types for a damaged file, or a pickle that would run code
         raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
     if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
         raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
@@ -55,7 +55,7 @@ def load_weights(
     own = model.state_dict()
     kept = _other_classifiers(model, weights, num_classes)
     weights |= {key: value for key, value in own.items() if key.rpartition(".")[0] in kept}
-    # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which nothing here reads.
+    # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which are not used here.
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in own]
     differing = [
@@ -82,7 +82,7 @@ def load_weights(
 
 
 def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_classes: int | None) -> list[str]:
-    """The names of linear layers to `num_classes` whose weights in the file are to another number, and fit otherwise."""
+    """The names of linear layers with `num_classes` outputs whose weights in the file differ only in the number of outputs."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes}
     saved = {name: weights.get(f"{name}.weight") for name in layers}
     return [
@@ -93,10 +93,10 @@ def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_c
 
 
 def read_metadata(path: str) -> dict[str, str]:
-    """What a .safetensors file says beside its tensors.
+    """The metadata of a .safetensors file.
 
     Raises:
-        UserError: it cannot be read, or is not such a file.
+        UserError: it cannot be read, or is not a .safetensors file.
     """
     try:
         files.open_file(path).close()
@@ -106,12 +106,12 @@ def read_metadata(path: str) -> dict[str, str]:
         raise
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
-    except Exception as error:  # of safetensors' own kind
+    except Exception as error:  # safetensors has its own type
         raise UserError(f"{path} is not a .safetensors file, or damaged ({shorten(str(error))})") from None
 
 
 def optional(package: str) -> Any:
-    """A package that only some formats need. Raises `UserError` where it is missing."""
+    """Imports a package that only some formats need. Raises `UserError` if it is missing."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -120,7 +120,7 @@ def optional(package: str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether this is a tensor of numbers that can be copied: neither sparse, nor quantized, nor without content."""
+    """Whether `value` is a dense tensor: not sparse, not quantized, not on the meta device."""
     return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 

@@ -1,1 +1,1 @@
-"""Search spaces made of choices: what can vary (`nas.mutables`), who decides (`nas.mutators`), and the known spaces (`nas.spaces`)."""
+"""Search spaces made of choices: the choices (`nas.mutables`), mutators that decide (`nas.mutators`), and known spaces (`nas.spaces`)."""

@@ -1,11 +1,11 @@
-"""What a search has found, in any space, as one type: read once, whatever its form, then asked.
+"""`Architecture`: the result of a search in any space, read from any of its forms.
 
     Architecture.read("DARTS_V2").cells["normal"].edges
     Architecture.read("search-EXP/").distance(Architecture.read("DARTS_V1"))
 
-It is written as a published cell's name, the text `Genotype(...)`, JSON or a file of it, or a run's folder. In JSON, the cells of DARTS
-are the fields of `Genotype`, NNI's flat dictionary, or choices; in any other space, {key of a choice: what was chosen}. This file needs no
-torch.
+An architecture is given as the name of a published cell, the text `Genotype(...)`, JSON or a JSON file, or a run's folder. In JSON, the
+cells of DARTS are the fields of `Genotype`, NNI's flat dictionary, or choices; in other spaces, JSON is {key of a choice: what was chosen}.
+This file does not import torch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of, to_nni
 from rnn import genotypes as rnn
 
-# Intermediate nodes of a cell, at most: more than any published cell has, and few enough that a network of them is built in seconds.
+# Most intermediate nodes of a cell: more than in any published cell, but few enough to build a network in seconds.
 MOST_NODES = 32
 
 Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
 
-# What NNI, and so nas/spaces/darts.py, calls the candidates of an edge. Every other operation is called by its own name.
+# NNI's names for operations, which nas/spaces/darts.py also uses. Other operations have the same name in both.
 CHOICES = {
     "maxpool": "max_pool_3x3",
     "avgpool": "avg_pool_3x3",
@@ -40,7 +40,7 @@ CHOICES = {
     "dilconv5x5": "dil_conv_5x5",
 }
 
-# What the numbers in the architectures of nas/spaces/enas.py stand for.
+# The operations behind the numbers in architectures of nas/spaces/enas.py.
 NUMBERED = {
     "enas_micro": ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect"),
     "enas_macro": ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3"),
@@ -51,9 +51,9 @@ TITLES = {"normal": "normal cell", "reduce": "reduction cell", "recurrent": "rec
 
 
 class Edge(NamedTuple):
-    """An edge of a cell with the operation that was chosen for it; nodes by their names in pictures."""
+    """An edge of a cell with its operation. Nodes have their names in pictures."""
 
-    key: str  # by which alphas and choices are recorded
+    key: str  # the name of the edge in alphas and choices
     tail: str
     head: str
     operation: str
@@ -64,16 +64,16 @@ class Cell(NamedTuple):
 
     nodes: dict[str, str]  # {name: "input", "node" or "output"}, the output last
     edges: list[Edge]
-    concat: list[str]  # the nodes whose outputs are concatenated into the cell's own; of a recurrent cell, whose mean it is
-    fixed: tuple[tuple[str, str], ...] = ()  # (tail, head) of edges that no operation is chosen for
+    concat: list[str]  # nodes whose outputs are concatenated, or in a recurrent cell averaged
+    fixed: tuple[tuple[str, str], ...] = ()  # (tail, head) of edges without an operation
 
 
 class Architecture:
     """The cells of DARTS, its recurrent cell, or the choices of any other space.
 
     Args:
-        found: a `Genotype` (of `genotypes.py`, or of `rnn/genotypes.py`), or {key of a choice: what was chosen}, as
-            `nas.mutators.Mutator.export` gives it.
+        found: a `Genotype` (of `genotypes.py` or `rnn/genotypes.py`), or {key of a choice: what was chosen} from
+            `nas.mutators.Mutator.export`.
     """
 
     def __init__(self, found: Genotype | rnn.Genotype | Mapping[str, Any]) -> None:
@@ -82,12 +82,12 @@ class Architecture:
 
     @classmethod
     def read(cls, arch: str, space: str | None = None) -> Architecture:
-        """The architecture that `arch` stands for, whatever its form.
+        """The architecture that `arch` names.
 
         Args:
-            arch: a JSON file (see `of`), the JSON itself, or the folder of a run; of cells also one of `names`, as `canonical` reads
-                them, or the text `Genotype(normal=[...], ...)`, as a search logs it, with or without what stands before it on its line.
-            space: as of `of`.
+            arch: JSON or a JSON file (see `of`), or the folder of a run. For cells, also one of `names` in any spelling (see `canonical`),
+                or a line of a log with `Genotype(normal=[...], ...)`.
+            space: see `of`.
 
         Raises:
             UserError: `arch` is none of these, or not an architecture of the space.
@@ -112,22 +112,21 @@ class Architecture:
 
     @classmethod
     def recorded(cls, folder: str | Path, space: str | None = None) -> Architecture | None:
-        """The architecture in a run's folder, of a search the one that it ended with; None if the run did not come so far."""
+        """The latest architecture in a run's folder; None if there is none yet."""
         found = [file for file in _files(Path(folder), space) if file.exists()]
         return cls.read(str(found[0]), space) if found else None
 
     @classmethod
     def of(cls, content: Any, space: str | None = None) -> Architecture:
-        """The architecture in decoded JSON, or what a search model's `export` gives.
+        """The architecture in decoded JSON, or in the result of a search model's `export`.
 
         Args:
             content: a `Genotype`; `{"recurrent": [["tanh", 0], ...], "concat": [1, ...]}`;
                 `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
                 [...]}`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`;
-                that of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0",
-                "normal_n2_p1"], ...}`, where an edge that no switch names may be `[]`; or choices of another space.
-            space: `darts` for cells, `rnn` for a recurrent cell, the name of another space for choices, whatever their keys; None for what
-                it looks like.
+                the dictionary of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch":
+                ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in no switch may be `[]`; or the choices of another space.
+            space: `darts` for cells, `rnn` for a recurrent cell, the name of another space for choices; None to detect it from the keys.
 
         Raises:
             UserError: `content` is not an architecture of the space.
@@ -154,10 +153,10 @@ class Architecture:
 
     @classmethod
     def of_epoch(cls, row: Mapping[str, Any]) -> Architecture | None:
-        """The architecture in an epoch's metrics, which `metrics.check` has accepted; None in those of `train.py`.
+        """The architecture in an epoch's metrics that `metrics.check` has accepted; None for those of `train.py`.
 
         Raises:
-            ValueError: it is not an architecture, or not one of the edges that the alphas name.
+            ValueError: it is not an architecture, or its edges are not those of the alphas.
         """
         choices = row.get("architecture")
         if choices is not None:
@@ -167,29 +166,29 @@ class Architecture:
         recurrent = isinstance(row["genotype"], dict) and "recurrent" in row["genotype"]
         architecture = cls.of(row["genotype"], "rnn" if recurrent else "darts")
         cells = architecture.cells
-        first, per_node = (1, 1) if recurrent else (2, 2)  # a cell's first node that is searched, and its edges
+        first, per_node = (1, 1) if recurrent else (2, 2)  # first node that is searched; edges per node
         ends = {cell: first + len(cells[cell].edges) // per_node for cell in cells}
         edges = {edge_key(cell, node, source) for cell, end in ends.items() for node in range(first, end) for source in range(node)}
         alphas = row.get("alphas", {})
         if alphas and alphas.keys() != edges:
-            raise ValueError("its alphas are not of the edges of its genotype")
+            raise ValueError("its alphas are not those of the edges of its genotype")
         return architecture
 
-    # ---- Its forms
+    # ---- Forms
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Architecture) and self.json == other.json
 
     def __str__(self) -> str:
-        """The log's line about it."""
+        """A line for the log."""
         return f"architecture = {self._choices}" if self._genotype is None else f"genotype = {self._genotype}"
 
     @property
     def genotype(self) -> Genotype:
-        """Its cells.
+        """The cells of DARTS.
 
         Raises:
-            UserError: it is of another space than that of DARTS.
+            UserError: it belongs to another space.
         """
         if self._genotype is None:
             raise UserError("this architecture is made of choices, not of the cells of DARTS: name its --space")
@@ -199,23 +198,23 @@ class Architecture:
 
     @property
     def recurrent(self) -> rnn.Genotype:
-        """Its recurrent cell. Raises `UserError` if it is none."""
+        """The recurrent cell. Raises `UserError` if it is not a recurrent cell."""
         if not isinstance(self._genotype, rnn.Genotype):
             raise UserError(f"this is not a recurrent cell: name one of {', '.join(rnn.KNOWN)}, or the folder of a search by rnn/")
         return self._genotype
 
     @property
     def choices(self) -> dict[str, Any]:
-        """{key of a choice: what was chosen}; for cells as in `nas/spaces/darts.py`, `[]` for edges that they do not use.
+        """{key of a choice: what was chosen}. For cells, the keys are those of `nas/spaces/darts.py`, with `[]` for unused edges.
 
         Raises:
-            UserError: that space lacks these cells: another operation, a node that takes one node twice, or not all nodes concatenated.
+            UserError: this space does not contain the cells: unknown operations, two edges from one node, or nodes not concatenated.
         """
         return _to_choices(self.genotype) if self._choices is None else self._choices
 
     @property
     def json(self) -> dict[str, Any]:
-        """The JSON-ready form, which `of` reads."""
+        """The JSON-ready form that `of` reads."""
         if self._genotype is None:
             return self.choices
         cells = (*CELLS, "recurrent")
@@ -223,13 +222,13 @@ class Architecture:
 
     @property
     def file_name(self) -> str:
-        """Of `json` in a run's folder."""
+        """The name of the file for `json` in a run's folder."""
         return _CHOICES_FILE if self._genotype is None else _CELLS_FILE
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """{name: JSON-ready content} of what a search leaves: the choices; for cells also the genotype, and that as NNI writes it.
+        """{file name: JSON-ready content} that a search writes: the choices; for cells also the genotype, also in NNI's form.
 
-        For recurrent cells, and for those in which `none` takes the place of an edge (`--gate_threshold`), it is the genotype alone.
+        For recurrent cells, and for cells in which `none` replaces an edge (`--gate_threshold`), only the genotype.
         """
         if self._genotype is None:
             return {_CHOICES_FILE: self.choices}
@@ -240,14 +239,14 @@ class Architecture:
         return {_CHOICES_FILE: self.choices, _CELLS_FILE: self.json, _NNI_FILE: to_nni(self._genotype)}
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """What an epoch's metrics say of it, which `of_epoch` reads: `architecture`, its choices, and for cells `genotype`."""
+        """The entries of an epoch's metrics that `of_epoch` reads: `architecture`, the choices, and for cells `genotype`."""
         return {name.removesuffix(".json"): content for name, content in self.files().items() if name != _NNI_FILE}
 
-    # ---- Questions
+    # ---- Properties
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """{"normal" and "reduce", "recurrent", or "" where there is one kind: the cell}; empty for what is not made of known cells."""
+        """{name: cell} with the names "normal" and "reduce", "recurrent", or "" for a single cell. Empty for unknown spaces."""
         if isinstance(self._genotype, rnn.Genotype):
             return {"recurrent": _recurrent_cell(self._genotype)}
         if self._genotype is not None:
@@ -260,7 +259,7 @@ class Architecture:
 
     @property
     def layers(self) -> list[tuple[str, list[int]]]:
-        """(branch, layers that are added) of every layer of ENAS's macro space; empty if this is not one of its architectures.
+        """(branch, layers that are added) for every layer of ENAS's macro space. Empty for other spaces.
 
         As in NNI, the label `layer_i` means the input of layer i.
         """
@@ -278,12 +277,12 @@ class Architecture:
 
     @property
     def chosen(self) -> dict[str, str]:
-        """{edge: operation}, edges by the keys of their alphas."""
+        """{edge: operation}, with the same names of edges as the alphas."""
         edges = {edge.key: edge.operation for cell in self.cells.values() for edge in cell.edges}
         return edges or {key: str(chosen) for key, chosen in self.choices.items()}
 
     def skips(self) -> dict[str, int]:
-        """{cell: skip connections among its edges}, empty for a recurrent cell; of a macro network, the layers' additional inputs."""
+        """{cell: number of skip connections}; empty for a recurrent cell. In ENAS's macro space, the additional inputs are counted."""
         if isinstance(self._genotype, rnn.Genotype):
             return {}
         if layers := self.layers:
@@ -293,9 +292,9 @@ class Architecture:
         return {"": sum(chosen == "skip_connect" for chosen in self.choices.values())}
 
     def distance(self, other: Architecture) -> int | None:
-        """How many edges of this one, with their operations, `other` lacks, 0 to 16 for the cells of DARTS; or how many choices differ.
+        """The number of edges, with their operations, that `other` lacks, 0 to 16 for the cells of DARTS; or of choices that differ.
 
-        None where they are not of one space.
+        None if the two belong to different spaces.
         """
         if (self._genotype is None) != (other._genotype is None):
             return None
@@ -314,7 +313,7 @@ class Architecture:
 
 
 def entropies(alphas: Alphas) -> dict[str, float]:
-    """{cell: entropy of an edge's softmaxed alphas in nats, the mean over its edges}: ln(candidates) when undecided, 0 when settled."""
+    """{cell: entropy of softmaxed alphas in nats, averaged over edges}, from 0 (one weight is 1) to ln(candidates) (all are equal)."""
     by_cell: dict[str, list[float]] = {}
     for edge, weights in alphas.items():
         by_cell.setdefault(cell_of(edge), []).append(-math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0))
@@ -322,12 +321,12 @@ def entropies(alphas: Alphas) -> dict[str, float]:
 
 
 def node_name(node: int) -> str:
-    """What a node of a cell of DARTS is called in pictures: the paper's names of the two inputs, then 0, 1, ..."""
+    """The name of a node of a DARTS cell in pictures: for the two inputs as in the paper, then 0, 1, ..."""
     return f"c_{{k-{2 - node}}}" if node < 2 else str(node - 2)
 
 
 def edge_ends(key: str) -> tuple[str, str] | None:
-    """(tail, head) of the edge with this key, in the cells of DARTS and of NAS-Bench-201; None where a key is not that of an edge."""
+    """(tail, head) of the edge with this key, in cells of DARTS and NAS-Bench-201; None if it is not the key of an edge."""
     if key in NASBENCH201_EDGES:
         tail, head = key.split("_")
         return tail, head
@@ -339,18 +338,18 @@ def edge_ends(key: str) -> tuple[str, str] | None:
 
 
 def cell_of(key: str) -> str:
-    """`normal`, `reduce` or `recurrent`, the cell that an edge or a choice belongs to by its key; an empty string where it is of none."""
+    """The cell of an edge or a choice, `normal`, `reduce` or `recurrent`, by its key; empty if it belongs to none of them."""
     kind = key.partition("_")[0]
     return kind if kind in TITLES else ""
 
 
 def switch_key(cell: str, node: int) -> str:
-    """The key of the choice of a node's two inputs."""
+    """The key of the choice between the inputs of a node."""
     return f"{cell}_n{node}_switch"
 
 
 def choice_of(operation: str) -> str:
-    """What `nas/spaces/darts.py` calls an operation: NNI's name, where NNI has one."""
+    """The name of an operation in `nas/spaces/darts.py`: NNI's name, if NNI has one."""
     return _NNI_NAMES.get(operation, operation)
 
 
@@ -363,10 +362,10 @@ def operation_of(choice: str) -> str:
 
 
 def check_candidates() -> None:
-    """Whether `genotypes.PRIMITIVES`, which a user may edit, names candidates that can be told apart.
+    """Checks `genotypes.PRIMITIVES`, which users may edit.
 
     Raises:
-        UserError: a name that is there twice, or by which NNI calls another operation; or nothing to choose from.
+        UserError: a name occurs twice, or is NNI's name of another operation; or there are no operations.
     """
     for name in PRIMITIVES:
         if PRIMITIVES.count(name) > 1:
@@ -378,7 +377,7 @@ def check_candidates() -> None:
 
 
 def _cell(name: str, pairs: Any, concat: list[int], keys: list[str] | None = None) -> Cell:
-    """A cell in which every node adds up two edges; `pairs` as in `Genotype.normal`."""
+    """A cell in which every node is the sum of two edges; `pairs` as in `Genotype.normal`."""
     nodes = [node_name(node) for node in range(len(pairs) // 2 + 2)]
     kinds = dict.fromkeys(nodes[:2], "input") | dict.fromkeys(nodes[2:], "node") | {"c_{k}": "output"}
     keys = keys or [edge_key(name, index // 2 + 2, source) for index, (_, source) in enumerate(pairs)]
@@ -387,7 +386,7 @@ def _cell(name: str, pairs: Any, concat: list[int], keys: list[str] | None = Non
 
 
 def _recurrent_cell(genotype: rnn.Genotype) -> Cell:
-    """A cell in which every node but the first has one edge; its inputs and its output by the names of the paper's Figure 6."""
+    """A recurrent cell: every node but the first has one edge. Inputs and output have the names of the paper's Figure 6."""
     nodes = [str(node) for node in range(len(genotype.recurrent) + 1)]
     kinds = dict.fromkeys(("x_{t}", "h_{t-1}"), "input") | dict.fromkeys(nodes, "node") | {"h_{t}": "output"}
     edges = [
@@ -398,7 +397,7 @@ def _recurrent_cell(genotype: rnn.Genotype) -> Cell:
 
 
 def _micro_cells(choices: dict[str, Any]) -> dict[str, Cell]:
-    """The cells of an architecture of ENAS's micro space; empty if it is not one."""
+    """The cells of an architecture of ENAS's micro space; empty for other spaces."""
     cells, names = {}, NUMBERED["enas_micro"]
     remaining = dict(choices)
     for name in CELLS:
@@ -420,7 +419,7 @@ def _micro_cells(choices: dict[str, Any]) -> dict[str, Cell]:
 
 def _check_choices(choices: Any) -> None:
     if not isinstance(choices, dict):
-        raise ValueError("its architecture is no object")
+        raise ValueError("its architecture is not an object")
     for key, chosen in choices.items():
         names = chosen if isinstance(chosen, list) else [chosen]
         if not isinstance(key, str) or not all(type(name) in (str, int) for name in names):
@@ -437,16 +436,16 @@ _CELL_SPACES = ("darts", "rnn", None)
 
 
 def names(space: str | None = None) -> Mapping[str, Genotype | rnn.Genotype]:
-    """The published cells by their names in this space; for None those of both, the recurrent ones with `rnn.` before them."""
+    """{name: published cell} for this space; for None those of both, with the prefix `rnn.` for recurrent cells."""
     recurrent = {f"rnn.{name}": genotype for name, genotype in rnn.KNOWN.items()}
     spaces: dict[str | None, Mapping[str, Genotype | rnn.Genotype]] = {"darts": KNOWN, "rnn": rnn.KNOWN, None: {**KNOWN, **recurrent}}
     return spaces.get(space, {})
 
 
 def canonical(arch: str, space: str | None = None) -> str:
-    """The name among `names(space)` that `arch` spells in another way: DARTS_V2 for `darts-v2`; `arch` itself where it is anything else.
+    """The name of the published cell that `arch` names, in upper or lower case, with `-` or `_`: `DARTS_V2` for `darts-v2`.
 
-    A file or a folder that is spelt like `arch` comes first.
+    Everything else is returned unchanged, also `arch` if a file or a folder has this name.
     """
     spelt = {_spelling(name): name for name in names(space)}.get(_spelling(arch))
     return arch if spelt is None or os.path.lexists(arch) else spelt
@@ -464,7 +463,7 @@ def _spelling(name: str) -> str:
 
 
 def _of_fields(kind: Any, check: Callable[..., Any], content: dict[Any, Any]) -> Any:
-    """What `check` makes of the fields of a genotype of this kind."""
+    """`check` applied to the fields in `content`, which must be those of `kind`."""
     missing = [field for field in kind._fields if field not in content]
     unknown = [key for key in content if key not in kind._fields]
     if missing or unknown:
@@ -479,23 +478,23 @@ _CHOICE_KEYS = tuple(f"{cell}_n2" for cell in CELLS)
 
 
 def _files(folder: Path, space: str | None) -> list[Path]:
-    """Where a run of this space may have left its architecture."""
+    """The files in which a run of this space may have written its architecture."""
     return [folder / name for name in ([_CELLS_FILE, _CHOICES_FILE] if space in _CELL_SPACES else [_CHOICES_FILE])]
 
 
 def parse(text: str) -> Genotype | rnn.Genotype:
-    """The genotype that `repr` prints, parsed as a literal, never evaluated.
+    """The genotype in the text that `repr` prints. The text is parsed as a literal, never evaluated.
 
     Args:
         text: `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=[2, 3, 4, 5])`, or
             `Genotype(recurrent=[('tanh', 0), ...], concat=range(1, 9))`.
 
     Raises:
-        UserError: anything else.
+        UserError: `text` is not of this form.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's, of "\\d" and the like: the error says enough
+            warnings.simplefilter("ignore")  # Python's, about "\\d" for example: the error is enough
             call = ast.parse(text.strip(), mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
             raise ValueError("it is not one Genotype(...)")
@@ -513,7 +512,7 @@ def parse(text: str) -> Genotype | rnn.Genotype:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A Python literal, or `range` of integers, which is how the original prints `*_concat`."""
+    """A Python literal, or `range` of integers, as the original prints `*_concat`."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
         bounds = [ast.literal_eval(argument) for argument in node.args]
         if not all(type(bound) is int and abs(bound) <= 1000 for bound in bounds):
@@ -532,7 +531,7 @@ def _from_nni(content: dict[str, Any]) -> Genotype:
             suffix = f"{len(edges) // 2 + 2}_{len(edges) % 2}"
             operation = remaining.pop(f"{cell}/op_{suffix}")
             node = remaining.pop(f"{cell}/input_{suffix}", None)
-            if isinstance(node, list) and len(node) == 1:  # NNI writes a choice of one input either way
+            if isinstance(node, list) and len(node) == 1:  # NNI writes a single input with or without a list
                 node = node[0]
             edges.append((operation, node))
         cells[cell] = edges
@@ -543,7 +542,7 @@ def _from_nni(content: dict[str, Any]) -> Genotype:
 
 
 def _from_choices(content: dict[str, Any]) -> Genotype:
-    """NNI 2.0's: an operation for every edge, `<cell>_n<node>_p<source>`, and the two that are used, `<cell>_n<node>_switch`."""
+    """NNI 2.0's choices: an operation for every edge, `<cell>_n<node>_p<source>`, and two edges per node, `<cell>_n<node>_switch`."""
     remaining, known = dict(content), {choice_of(operation): operation for operation in OPERATIONS if operation != "none"}
     cells: dict[str, list] = {}
     for cell in CELLS:
@@ -593,11 +592,11 @@ def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
 
 
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
-    """A `Genotype` of these parts, if they make two cells that can be built.
+    """A `Genotype` of these fields, if both cells can be built.
 
     Raises:
         UserError: an unknown operation, a node that does not exist yet, an odd number of edges, more nodes than `MOST_NODES`, no edges or
-            outputs at all, or an output that nothing but `none` leads to.
+            no outputs, or an output that only `none` leads to.
     """
 
     def edges(cell: str, pairs: Any) -> list[tuple[str, int]]:
@@ -641,7 +640,7 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
 
 
 def check_recurrent(recurrent: Any, concat: Any) -> rnn.Genotype:
-    """A recurrent `Genotype` of these parts, if they make a cell that can be built.
+    """A recurrent `Genotype` of these fields, if the cell can be built.
 
     Raises:
         UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no outputs.

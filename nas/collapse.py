@@ -1,7 +1,7 @@
-"""Watching for collapse: the dominant eigenvalue of the validation loss's Hessian in the alphas (Zela et al., ICLR 2020, 1909.09656).
+"""Detects a collapse by the dominant eigenvalue of the Hessian of the validation loss with respect to the alphas.
 
-Where it grows, the search is heading for cells full of skip connections that generalise badly (sections 4.1 and 4.2). `stop_at` is their
-rule for stopping before that (section 4.3).
+Zela et al., ICLR 2020 (1909.09656). If the eigenvalue grows, the search tends towards cells full of skip connections, which generalise
+badly (sections 4.1 and 4.2). `stop_at` is their rule to stop before that (section 4.3).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from nas.architecture import Alphas, Architecture, entropies
 
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared
-THRESHOLD = 0.75  # stop where an average has grown by more than a third
-# Skip connections of a normal cell's eight edges. Liang et al. 2019 (DARTS+, 1909.06035) stop a search there.
+THRESHOLD = 0.75  # stop if an average has grown by more than a third
+# Skip connections among the eight edges of a normal cell. Liang et al. 2019 (DARTS+, 1909.06035) stop a search at this number.
 MOST_SKIPS = 2
-EARLIEST = 10  # the first epoch whose architecture may be returned: not in the paper, but in its authors' code
+EARLIEST = 10  # first epoch whose architecture may be returned; only in the authors' code, not in the paper
 
 
 def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolerance: float = 1e-3, max_iterations: int = 100) -> float:
-    """The eigenvalue of d2/dalpha2 L_val(w, alpha) that is the largest in absolute value, with its sign, by power iteration.
+    """The eigenvalue of d2/dalpha2 L_val(w, alpha) with the largest absolute value, with its sign, by power iteration.
 
-    The loss is taken in training mode, as the alphas see it, without weight decay. Nothing is left behind: not in running statistics, not
-    in gradients, not in the state of random numbers.
+    The loss is computed in training mode, as in the alpha step, without weight decay. Running statistics, gradients and random states do
+    not change.
 
     Args:
-        model: a search model whose alphas are `arch_parameters()`; its attribute `criterion`, where it has one, is the loss.
+        model: a search model whose alphas are `arch_parameters()`. The loss is its attribute `criterion` if it has one, else cross-entropy.
         input, target: a batch of the validation half, (B, C, H, W) and (B,), or this process's share of one.
-        tolerance: the iteration ends where |H v - lambda v| is at most this share of |lambda|.
-        max_iterations: or after so many products with the Hessian, each exact: the gradient differentiated once more along a vector.
+        tolerance: the iteration ends when |H v - lambda v| is at most `tolerance` * |lambda|.
+        max_iterations: most Hessian-vector products. They are exact.
     """
     alphas = model.arch_parameters()
     mine = {id(alpha) for alpha in alphas}
@@ -45,12 +45,12 @@ def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolera
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     criterion = getattr(model, "criterion", F.cross_entropy)
     training = model.training
-    # Compiled code has no second derivative.
+    # Compiled code cannot be differentiated twice.
     with torch.random.fork_rng([input.device] if input.device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
         logits = functional_call(model.train(), constants | buffers, (input,))
     model.train(training)
     gradient = _gradient(distributed.mean(criterion(logits, target), target.size(0)), alphas, create_graph=True)
-    if not gradient.requires_grad:  # the loss is linear in the alphas, or knows none
+    if not gradient.requires_grad:  # the loss is linear in the alphas or does not depend on them
         return 0.0
 
     start = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -67,20 +67,20 @@ def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolera
 
 
 def _gradient(output: Tensor, inputs: Sequence[Tensor], **options: Any) -> Tensor:
-    """The gradient by all inputs as one vector; of several processes that share the batch, that of the whole batch."""
+    """The gradient with respect to all inputs as one vector, of the whole batch if several processes share it."""
     gradients = torch.autograd.grad(output, inputs, allow_unused=True, materialize_grads=True, **options)
     return distributed.average([torch.cat([gradient.reshape(-1) for gradient in gradients])])[0]
 
 
 def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
-    """The epoch whose architecture to return, if the search should stop now; else None.
+    """If the search should stop now, the epoch whose architecture to return; else None.
 
-    Let m(i) be the mean of the five measurements around the i-th (of three or four at the beginning). With i the last one that has two
-    after it, the search stops where m(i - 5) / m(i) < 0.75, and the architecture of measurement i - 5 is returned.
+    Let m(i) be the mean of the five measurements around measurement i (of three or four at the beginning), and i the last measurement with
+    two more after it. The search stops if m(i - 5) / m(i) < 0.75, and returns the architecture of measurement i - 5.
 
     Args:
-        metrics: of the epochs so far, in order, of which those with an `eigenvalue` count: with a measurement in every epoch, as in the
-            paper, k is five epochs.
+        metrics: the metrics of the epochs so far, in order. Only epochs with an `eigenvalue` count. If every epoch has one, as in the
+            paper, the distance of five measurements is five epochs.
     """
     half = WINDOW // 2
     measured = [(row["epoch"], row["eigenvalue"]) for row in metrics if "eigenvalue" in row]
@@ -98,7 +98,7 @@ def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
 
 
 def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
-    """An epoch's metrics of what is being searched: the alphas, their entropy, the skip connections; by cell where there are cells."""
+    """Metrics of an epoch of a search: alphas, their entropy, and skip connections, for each cell if there are cells."""
     metrics: dict[str, Any] = {}
     for name, values in (("entropy", entropies(alphas)), ("skips", architecture.skips())):
         metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
@@ -106,7 +106,7 @@ def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
 
 
 def warning(metrics: dict[str, Any], earlier: list[dict[str, Any]]) -> str | None:
-    """That the normal cell has too many skip connections, once for every number of them; None if all is well."""
+    """A warning for the log if the normal cell has too many skip connections and their number has changed; else None."""
     skips = metrics.get("skips_normal", 0)
     if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
         return None

@@ -1,4 +1,4 @@
-"""ENAS's controller (Pham et al., ICML 2018, 1802.03268): a recurrent network that writes architectures, and how it learns from rewards."""
+"""The controller of ENAS (Pham et al., ICML 2018, 1802.03268), an LSTM that samples architectures, and its training by REINFORCE."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from nas.mutators import Decisions, Mutator, SpaceNode, mask_of
 
 
 class EnasMutator(Mutator):
-    """ENAS's controller (Pham et al. 2018): an LSTM that writes an architecture, one decision a step, each step reading the one before.
+    """The controller of ENAS (Pham et al. 2018): an LSTM that samples one decision per step. The input of a step is the previous decision.
 
-    A layer choice is a softmax over its candidates. An input choice attends over the steps at which its candidates were made (those that
-    closed the scope, or made the choice, that `choose_from` names): one or more of them by a softmax, or, where any number may be chosen,
-    each by a coin of its own. After `reset`, `sample_log_prob`, `sample_entropy` and `sample_skip_penalty` are those of the sample, with
-    gradients; `Reinforce` learns from them.
+    For a layer choice, it samples from a softmax over the candidates. For an input choice, it uses attention over the steps of the mutables
+    in `choose_from` (for a scope, the step at its end). It samples one or more inputs from a softmax; if any number may be chosen, it
+    samples each input independently. After `reset`, `sample_log_prob`, `sample_entropy` and `sample_skip_penalty` are those of the sample,
+    with gradients for `Reinforce`.
 
     Args:
         model: the space.
         lstm_size: hidden units.
-        lstm_num_layers: LSTMs, each reading the one below it.
-        tanh_constant: logits are bounded to +- this, by a tanh; None for no bound.
-        cell_exit_extra_step: whether a step of its own closes a scope, after the scope's last decision.
+        lstm_num_layers: number of stacked LSTM layers.
+        tanh_constant: logits are limited to +- this value by a tanh; None for no limit.
+        cell_exit_extra_step: whether the LSTM makes an extra step at the end of a scope.
         temperature: logits are divided by it first; None for 1.
-        skip_target: the share of skip connections (inputs of which any number may be chosen) that the penalty pulls towards.
-        branch_bias: added to the logits of convolutions, taken from those of the others, in the choices of reduction layers: modules
-            with a true attribute `reduction`.
-        entropy_reduction: of the entropies of the several draws for one input choice, the `sum` or the `mean`.
+        skip_target: the target probability of skip connections (inputs of which any number may be chosen) in the penalty.
+        branch_bias: in reduction layers (modules whose attribute `reduction` is True), added to the logits of convolutions and subtracted
+            from those of other candidates.
+        entropy_reduction: `sum` or `mean` over the entropies of several samples for one input choice.
 
     Raises:
-        ArgumentError: another `entropy_reduction`.
+        ArgumentError: `entropy_reduction` is neither.
     """
 
     former_names: Mapping[str, str] = {"lstm.weight_ih": "lstm.0.weight_ih", "lstm.weight_hh": "lstm.0.weight_hh"}
@@ -61,7 +61,7 @@ class EnasMutator(Mutator):
         self.skip_target = skip_target
         most = max((len(mutable) for mutable in self.layer_choices), default=1)
         self.lstm = nn.ModuleList(nn.LSTMCell(lstm_size, lstm_size, bias=False) for _ in range(lstm_num_layers))
-        self.embedding = nn.Embedding(most + 1, lstm_size)  # of each candidate's position; the last is what the first step reads
+        self.embedding = nn.Embedding(most + 1, lstm_size)  # for the position of a candidate; the last one is the first input
         self.classify = nn.Linear(lstm_size, most, bias=False)
         self.attend_anchor = nn.Linear(lstm_size, lstm_size, bias=False)
         self.attend_query = nn.Linear(lstm_size, lstm_size, bias=False)
@@ -69,7 +69,7 @@ class EnasMutator(Mutator):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1)
         self.baseline: Tensor
-        self.register_buffer("baseline", torch.tensor(torch.nan))  # of the rewards; kept here to be saved with the controller
+        self.register_buffer("baseline", torch.tensor(torch.nan))  # of the rewards; a buffer, to be saved with the controller
         self._bias = {}
         for layer in model.modules():
             if getattr(layer, "reduction", False) is True:
@@ -79,7 +79,7 @@ class EnasMutator(Mutator):
 
     def sample_search(self) -> Decisions:
         self._input = self.embedding.weight[-1:]
-        self._hidden = torch.zeros_like(self._input)  # of the uppermost LSTM
+        self._hidden = torch.zeros_like(self._input)  # of the last LSTM layer
         self._states = [(self._hidden, self._hidden) for _ in self.lstm]
         self._anchors: dict[str, Tensor] = {}
         self.sample_log_prob = self.sample_entropy = self.sample_skip_penalty = self._input.new_zeros(())
@@ -132,7 +132,7 @@ class EnasMutator(Mutator):
         return mask
 
     def _anchor(self, label: str) -> Tensor:
-        """The hidden state at which `label` was made; for one that comes from outside of the space, of a step of its own."""
+        """The hidden state at which `label` was decided. An input from outside the space gets an extra step."""
         if label not in self._anchors:
             self._step()
             self._anchors[label] = self._hidden
@@ -144,7 +144,7 @@ class EnasMutator(Mutator):
         return logits if self.tanh_constant is None else self.tanh_constant * torch.tanh(logits)
 
     def _draw(self, logits: Tensor, count: int) -> Tensor:
-        """`count` different candidates, one after the other, by the softmax over those that are left."""
+        """Samples `count` different candidates, one after the other, from the softmax over the remaining ones."""
         chosen = torch.empty(0, dtype=torch.long, device=logits.device)
         for _ in range(count):
             log_probs = F.log_softmax(logits.index_fill(0, chosen, -torch.inf), dim=0)
@@ -154,7 +154,7 @@ class EnasMutator(Mutator):
         return chosen
 
     def _draw_any(self, logits: Tensor) -> Tensor:
-        """Each candidate by a coin; the penalty is the divergence of their probabilities from the target, KL(p || target)."""
+        """Samples each candidate independently. Adds KL(p || target) of the probabilities to the skip penalty."""
         log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
         mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
         for log_prob, on in zip(log_probs, mask, strict=True):
@@ -164,14 +164,14 @@ class EnasMutator(Mutator):
         return mask
 
     def _record(self, log_prob: Tensor, log_probs: Tensor, draws: int) -> None:
-        """Adds one of so many draws for a choice."""
+        """Records one of `draws` samples for a choice."""
         self.sample_log_prob = self.sample_log_prob + log_prob
         entropy = -(log_probs.exp() * log_probs).sum()
         self.sample_entropy = self.sample_entropy + (entropy if self.entropy_reduction == "sum" else entropy / draws)
 
 
 def _is_convolution(candidate: nn.Module) -> bool:
-    """Whether it looks at more than one pixel with weights: the 1x1 convolutions of a skip connection that halves do not count."""
+    """Whether the candidate has a convolution larger than 1x1. The 1x1 convolutions of a strided skip connection do not count."""
     return any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in candidate.modules())
 
 
@@ -179,11 +179,11 @@ class Reinforce:
     """REINFORCE on an `EnasMutator`, with a moving average of the rewards as the baseline.
 
     Args:
-        mutator: the controller. It keeps the baseline, which is saved with it.
-        learning_rate: Adam's.
-        entropy_weight: of the sample's entropy, added to the reward.
-        skip_weight: of the sample's skip penalty, added to the loss.
-        baseline_decay: of the moving average, which begins with the first reward.
+        mutator: the controller. The baseline is one of its buffers.
+        learning_rate: learning rate of Adam.
+        entropy_weight: weight of the sample's entropy in the reward.
+        skip_weight: weight of the sample's skip penalty in the loss.
+        baseline_decay: decay of the moving average, which begins with the first reward.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Reinforce:
         self.baseline_decay = baseline_decay
 
     def step(self, reward: float) -> None:
-        """Learns that the mutator's latest sample, of its `reset`, deserves `reward`."""
+        """One step on the controller, with the reward of the sample of its last `reset`."""
         reward += self.entropy_weight * self.mutator.sample_entropy.item()
         baseline = self.mutator.baseline
         baseline.fill_(reward if baseline.isnan() else self.baseline_decay * baseline + (1 - self.baseline_decay) * reward)

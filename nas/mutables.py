@@ -1,7 +1,7 @@
-"""What a search space leaves open: choices of a layer and choices of inputs, declared inside an ordinary module.
+"""The choices of a search space: of a layer and of inputs, declared inside an ordinary module.
 
-Choices declare, mutators decide, spaces know neither. A choice holds its candidates' weights and says what there is to choose from; the
-mutator applied to the model (`nas/mutators.py`) says what is chosen; the module around them only calls them. The interface is NNI 2.0's.
+A choice holds its candidates with their weights. The mutator that is applied to the model (`nas/mutators.py`) decides between them. The
+module around the choices only calls them. The interface is that of NNI 2.0.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from experiment.errors import UserError
 REDUCTIONS = ("sum", "mean", "concat", "none")
 
 
-# A user's mistakes, as errors of the kinds that NNI 2.0 raises for them, too.
+# Errors of the user. They are also of the types that NNI 2.0 raises.
 
 
 class SpaceError(UserError, RuntimeError):
-    """A space that cannot be decided on, or an architecture that is not one of it."""
+    """The space is not valid, or the architecture does not belong to it."""
 
 
 class CandidateError(UserError, TypeError):
-    """Candidates that are not layers."""
+    """Candidates are not layers."""
 
 
 class ArgumentError(UserError, AssertionError):
-    """Arguments that cannot be."""
+    """Arguments are not valid."""
 
 
 _numbers = itertools.count(1)
 
 
 def reset_mutable_counter() -> None:
-    """Numbers keys from 1 again, so that a second model of a class gets the keys of the first."""
+    """Restarts the numbers of keys at 1, so that a second model of a class gets the same keys as the first."""
     global _numbers
     _numbers = itertools.count(1)
 
 
 class Mutable(nn.Module):
-    """A module with an identity: mutables of one key share one decision.
+    """A module with a key. Mutables with the same key share one decision.
 
     Args:
-        key: by default the class's name and a number that runs through the program, `LayerChoice1`, `InputChoice2`, ...
+        key: by default the name of the class and a number that counts up through the program: `LayerChoice1`, `InputChoice2`, ...
 
-    `init_hook` and `forward_hook` are None, as in NNI 2.0, for mutators that want to keep something there: nothing here calls them.
+    `init_hook` and `forward_hook` exist as in NNI 2.0, for mutators that store something there. They are None, and never called here.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -58,7 +58,7 @@ class Mutable(nn.Module):
         if key is None:
             key = f"{type(self).__name__}{next(_numbers)}"
         elif not isinstance(key, str):
-            warnings.warn(f"the key {key!r} of a {type(self).__name__} is no string: {str(key)!r} is used", stacklevel=3)
+            warnings.warn(f"the key {key!r} of a {type(self).__name__} is not a string: {str(key)!r} is used", stacklevel=3)
             key = str(key)
         self._key = key
         self._name = key
@@ -71,18 +71,18 @@ class Mutable(nn.Module):
 
     @property
     def name(self) -> str:
-        """The module's name in its model, `layers.0.op`, once a mutator is applied; its key before."""
+        """The module's name in its model, such as `layers.0.op`. Before a mutator is applied, the key."""
         return self._name
 
     @property
     def mutator(self):
-        """The mutator that decides here.
+        """The mutator that decides for this module.
 
         Raises:
             UserError: none has been applied.
         """
         if not self.has_mutator:
-            raise UserError(f"nobody decides for {self.key}: apply a mutator to the model, e.g. RandomMutator(model), or an architecture")
+            raise UserError(f"{self.key} has no mutator: apply a mutator to the model, e.g. RandomMutator(model), or an architecture")
         return self.__dict__["_mutator"]
 
     @property
@@ -90,14 +90,14 @@ class Mutable(nn.Module):
         return "_mutator" in self.__dict__
 
     def set_mutator(self, mutator, name: str | None = None) -> None:
-        """Called by a mutator on the mutables of its model, with their names there.
+        """Called by a mutator for every mutable of its model; `name` is the name in the model.
 
         Raises:
-            SpaceError: there is one already.
+            SpaceError: the module already has a mutator.
         """
         if self.has_mutator:
-            raise SpaceError(f"a mutator already decides for {self.key}: a model takes one, build the model again for a second")
-        # Past `nn.Module.__setattr__`, which would make the mutator a part of the model and its parameters some of the model's.
+            raise SpaceError(f"a mutator already decides for {self.key}: a model can have only one; build the model again for another")
+        # Bypasses `nn.Module.__setattr__`, which would register the mutator, with its parameters, as a submodule.
         self.__dict__["_mutator"] = mutator
         self._name = self._name if name is None else name
 
@@ -106,7 +106,10 @@ class Mutable(nn.Module):
 
 
 class MutableScope(Mutable):
-    """A group of choices, for mutators that see the space as a tree. Its mutator is told when its forward begins and ends; scopes nest."""
+    """A group of choices, for mutators that use the space as a tree. Scopes may be nested.
+
+    The mutator is notified when the forward pass of a scope begins and ends.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.has_mutator:
@@ -119,7 +122,7 @@ class MutableScope(Mutable):
 
 
 class Choice(Mutable):
-    """What the two kinds of choice share: the mask over the candidates is applied, the results are reduced to one."""
+    """Base class of both kinds of choice."""
 
     def __init__(self, reduction: str, return_mask: bool, key: str | None) -> None:
         super().__init__(key)
@@ -134,7 +137,7 @@ class Choice(Mutable):
 
     @property
     def labels(self) -> Sequence[str | int]:
-        """What an exported architecture calls the candidates: their names where they have some, their positions otherwise."""
+        """The candidates in an exported architecture: their names, or their positions if they have no names."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -142,17 +145,19 @@ class Choice(Mutable):
 
 
 class LayerChoice(Choice):
-    """One of several layers, or several of them reduced to one output; of none, it is None. Behaves as a list of its candidates.
+    """A choice between layers. If several are chosen, their outputs are reduced to one; if none is chosen, the output is None.
+
+    Behaves like a list of its candidates.
 
     Args:
         op_candidates: the layers; in an `OrderedDict`, they have names.
-        reduction: what becomes of the outputs where several are chosen: `sum`, `mean`, `concat` (along dimension 1) or `none` (a list).
-        return_mask: whether to return (output, mask) with the mask of what was chosen, (len(self),).
+        reduction: how several outputs are combined: `sum`, `mean`, `concat` (along dimension 1) or `none` (a list).
+        return_mask: whether to return (output, mask); the mask over the candidates is (len(self),).
         key: see `Mutable`.
 
     Raises:
-        CandidateError: they are neither a list nor a dictionary, or something in it is not a module.
-        ArgumentError: no candidates, or a name that is an attribute of this class.
+        CandidateError: `op_candidates` is neither a list nor a dictionary, or contains something other than modules.
+        ArgumentError: there are no candidates, or a name is an attribute of this class.
     """
 
     def __init__(
@@ -172,7 +177,7 @@ class LayerChoice(Choice):
         for name, module in named.items():
             if not isinstance(name, str) or not name or "." in name or name in {*dir(type(self)), *self.__dict__}:
                 raise ArgumentError(
-                    f"{name!r} cannot name a candidate of {self.key}: it must be text without dots, and no attribute's name"
+                    f"{name!r} cannot name a candidate of {self.key}: it must be a string without dots, and not the name of an attribute"
                 )
             if not isinstance(module, nn.Module):
                 raise CandidateError(f"candidate {name!r} of {self.key} is a {type(module).__name__}, not a module")
@@ -181,12 +186,12 @@ class LayerChoice(Choice):
 
     @property
     def choices(self) -> list[nn.Module]:
-        """The candidates, as `list(self)`."""
+        """The candidates, like `list(self)`."""
         return list(self)
 
     @property
     def length(self) -> int:
-        """The number of candidates, as `len(self)`."""
+        """The number of candidates, like `len(self)`."""
         return len(self)
 
     @property
@@ -194,7 +199,7 @@ class LayerChoice(Choice):
         return [index if name == str(index) else name for index, name in enumerate(self.names)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The chosen candidates applied to the arguments."""
+        """Applies the chosen candidates to the arguments."""
         output, mask = self.mutator.on_forward_layer_choice(self, *args, **kwargs)
         return (output, mask) if self.return_mask else output
 
@@ -233,14 +238,13 @@ class LayerChoice(Choice):
 
 
 class InputChoice(Choice):
-    """Some of several tensors, reduced to one.
+    """A choice between input tensors. The chosen ones are reduced to one.
 
     Args:
-        n_candidates: how many there are; with `choose_from`, as many as that names.
-        choose_from: what each candidate is: the key of the mutable that it comes from, or `NO_KEY`. A mutator may weigh an input by the
-            choices behind it.
-        n_chosen: how many are chosen; any number if None. Of none, the output is None.
-        reduction, return_mask, key: as of `LayerChoice`.
+        n_candidates: the number of inputs; not needed with `choose_from`.
+        choose_from: for each input the key of the mutable that it comes from, or `NO_KEY`. A mutator may use it to rate the inputs.
+        n_chosen: how many inputs are chosen; None for any number. If none is chosen, the output is None.
+        reduction, return_mask, key: as for `LayerChoice`.
 
     Raises:
         ArgumentError: the arguments contradict each other.
@@ -278,11 +282,11 @@ class InputChoice(Choice):
 
     @property
     def chosen(self) -> list[int]:
-        """The positions of the inputs that are chosen now."""
+        """The positions of the currently chosen inputs."""
         return self.mutator.chosen(self)
 
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
-        """The chosen inputs, reduced; `optional_inputs` in the order of `choose_from`, or a dictionary by its keys."""
+        """The chosen inputs, reduced. `optional_inputs` is a list in the order of `choose_from`, or a dictionary with its keys."""
         output, mask = self.mutator.on_forward_input_choice(self, pick_inputs(self.key, self.choose_from, optional_inputs))
         return (output, mask) if self.return_mask else output
 
@@ -291,10 +295,10 @@ class InputChoice(Choice):
 
 
 def pick_inputs(key: str, choose_from: Sequence[str], inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
-    """The candidates of the input choice `key` as a list, whichever way they were given.
+    """The inputs of the input choice `key` as a list in the order of `choose_from`.
 
     Raises:
-        ArgumentError: their number or their labels are not the choice's.
+        ArgumentError: their number or their keys are wrong.
     """
     if isinstance(inputs, Mapping):
         missing = [label for label in choose_from if label not in inputs]
@@ -307,7 +311,7 @@ def pick_inputs(key: str, choose_from: Sequence[str], inputs: Sequence[Any] | Ma
 
 
 def reduce(outputs: list[Any], reduction: str) -> Any:
-    """The outputs of what was chosen, made one as `LayerChoice` says; None of an empty list, unless a list is asked for."""
+    """Combines the outputs of the chosen candidates, see `LayerChoice`. An empty list gives None, or with `none` a list."""
     if reduction == "none":
         return outputs
     if len(outputs) < 2:
@@ -321,7 +325,7 @@ def reduce(outputs: list[Any], reduction: str) -> Any:
         if len(shapes) == 1:
             raise
         raise SpaceError(
-            f"what a choice has chosen cannot be added, it is of the shapes {', '.join(map(str, sorted(shapes)))}: "
+            f"the outputs of a choice cannot be added, their shapes are {', '.join(map(str, sorted(shapes)))}: "
             "candidates that differ in shape need a strategy that runs one at a time, such as --strategy enas"
         ) from None
     return total / len(outputs) if reduction == "mean" else total

@@ -1,6 +1,6 @@
-"""Who decides: mutators, applied to a model that holds choices (`nas/mutables.py`), and fixed architectures.
+"""Mutators, which decide for the choices of a model (`nas/mutables.py`), and `apply_fixed_architecture`.
 
-A mutator of one's own is a class with two methods, `sample_search` and `sample_final`; see docs/search_spaces.md.
+To write a mutator, define a class with two methods, `sample_search` and `sample_final`; see docs/search_spaces.md.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ Choices = dict[str, Any]
 
 @dataclass
 class SpaceNode:
-    """A search space as a tree: its mutables in the order of their construction, those of a scope below it. The root has none."""
+    """A search space as a tree. Mutables are in the order of construction; those inside a scope are its children.
+
+    The root has no mutable.
+    """
 
     mutable: Mutable | None = None
-    name: str = ""  # of the module in its model
+    name: str = ""  # the name of the module in its model
     children: list[SpaceNode] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Mutable]:
@@ -46,7 +49,7 @@ def find_space(model: nn.Module) -> SpaceNode:
     """The mutables of `model`, as a tree.
 
     Raises:
-        SpaceError: a choice inside a choice, one key for two choices that differ in what they choose from, or an input that comes from a
+        SpaceError: a choice is inside another choice, two choices with the same key have different candidates, or `choose_from` contains a
             key that no mutable has.
     """
     root = SpaceNode()
@@ -59,7 +62,7 @@ def find_space(model: nn.Module) -> SpaceNode:
         seen.add(id(module))
         if isinstance(module, Mutable):
             if choice is not None:
-                raise SpaceError(f"{module.key} stands inside a candidate of {choice.key}: choices do not nest")
+                raise SpaceError(f"{module.key} is inside a candidate of {choice.key}: choices cannot be nested")
             first = by_key.setdefault(module.key, module)
             if _question(first) != _question(module):
                 raise SpaceError(f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose from")
@@ -79,7 +82,7 @@ def find_space(model: nn.Module) -> SpaceNode:
 
 
 def _question(mutable: Mutable) -> tuple:
-    """All that a decision depends on."""
+    """Everything about a mutable that a decision depends on."""
     if isinstance(mutable, LayerChoice):
         return "layer", *mutable.names
     if isinstance(mutable, InputChoice):
@@ -88,33 +91,33 @@ def _question(mutable: Mutable) -> tuple:
 
 
 class Mutator(nn.Module):
-    """Decides for every choice of `model`, which it does not contain: its own parameters are no part of the model's, nor the other way.
+    """Decides for every choice of `model`. Mutator and model do not contain each other's parameters.
 
-    A decision is a mask over the candidates, a tensor (candidates,): of booleans, or of weights that multiply the candidates' outputs.
-    Candidates with a zero mask do not run.
+    A decision is a mask over the candidates, a tensor (candidates,). It is boolean, or it holds weights that multiply the outputs of the
+    candidates. Candidates with a zero do not run.
 
     Args:
-        model: any module that holds choices.
+        model: any module with choices.
 
     Raises:
-        SpaceError: see `find_space`; or the model has a mutator already.
+        SpaceError: see `find_space`; or the model already has a mutator.
     """
 
     model: nn.Module
 
     differentiable = False
-    """Whether the decisions are a function of the mutator's parameters, so that they are made anew for every pass through the model."""
+    """Whether the decisions are differentiable functions of the mutator's parameters. They are then made again for every forward pass."""
 
     dense = False
-    """Whether weights are never looked at: all candidates that have one run, and no pass waits for a GPU to tell which are zero."""
+    """Whether all candidates with a weight run, without a check for zeros. A forward pass then does not wait for the GPU."""
 
     former_names: Mapping[str, str] = {}
-    """{name in a `state_dict()` of an earlier version: name of today}."""
+    """{name in the `state_dict()` of an earlier version: current name}."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.register_load_state_dict_pre_hook(checkpoint.rename)
-        self.__dict__["model"] = model  # past `nn.Module.__setattr__`, which would make it a part of this one
+        self.__dict__["model"] = model  # bypasses `nn.Module.__setattr__`, which would register it as a submodule
         self._space = find_space(model)
         self._by_key: dict[str, Mutable] = {}
         for mutable, name in self._space.named():
@@ -125,74 +128,74 @@ class Mutator(nn.Module):
 
     @property
     def mutables(self) -> list[Mutable]:
-        """The mutables of the space, scopes included, one of each key."""
+        """The mutables of the space, including scopes, one for each key."""
         return list(self._by_key.values())
 
     @property
     def undedup_mutables(self) -> list[Mutable]:
-        """The mutables of the space, scopes included, also those that share a key."""
+        """All mutables of the space, including scopes and mutables that share a key."""
         return list(self._space)
 
     @property
     def layer_choices(self) -> list[LayerChoice]:
-        """The layer choices of the space, one of each key."""
+        """The layer choices of the space, one for each key."""
         return [mutable for mutable in self.mutables if isinstance(mutable, LayerChoice)]
 
     @property
     def input_choices(self) -> list[InputChoice]:
-        """The input choices of the space, one of each key."""
+        """The input choices of the space, one for each key."""
         return [mutable for mutable in self.mutables if isinstance(mutable, InputChoice)]
 
     def sample_search(self) -> Decisions:
-        """{key: mask} for every choice, as the search is to run next."""
+        """{key: mask} for every choice: the decisions for the next step of the search."""
         raise NotImplementedError(f"{type(self).__name__} lacks sample_search()")
 
     def sample_final(self) -> Decisions:
-        """{key: mask} for every choice, as the search has found it."""
+        """{key: mask} for every choice: the architecture that the search has found."""
         raise NotImplementedError(f"{type(self).__name__} lacks sample_final()")
 
     def reset(self) -> None:
-        """Decides anew, for all passes through the model until the next call."""
+        """Makes new decisions. They hold for all forward passes until the next call."""
         self.decide(self.sample_search())
 
     def decide(self, decisions: Decisions) -> None:
-        """Takes these decisions, {key: mask}.
+        """Sets the decisions, {key: mask}.
 
         Raises:
-            UserError: they are not one mask of the right length for each choice.
+            UserError: the decisions are not exactly one mask of the right length for each choice.
         """
         self._decisions = self._checked(decisions)
         self._running = {key: list(range(len(mask))) for key, mask in self._decisions.items()}
         unsure = {key: mask.detach() != 0 for key, mask in self._decisions.items() if mask.dtype == torch.bool or not self.dense}
         for device in {mask.device for mask in unsure.values()}:
             there = {key: mask for key, mask in unsure.items() if mask.device == device}
-            on = iter(torch.cat(list(there.values())).tolist())  # read at once: each reading waits for the device
+            on = iter(torch.cat(list(there.values())).tolist())  # one read for all: each read waits for the device
             self._running |= {key: [index for index in self._running[key] if next(on)] for key in there}
 
     def export(self) -> Choices:
-        """The final architecture, JSON-ready: {key: what was chosen}, a name or, where there are none, an index; or a list of these."""
+        """The final architecture, JSON-ready: {key: what was chosen}, a name, an index if there are no names, or a list of these."""
         return self._named(self.sample_final())
 
     def current(self) -> Choices:
-        """The architecture that the decisions of now make, as `export` writes it."""
+        """The architecture of the current decisions, in the form of `export`."""
         return self._named(self._decisions)
 
     def status(self) -> dict[str, list]:
-        """The decisions of now: {key: mask as a list}."""
+        """The current decisions: {key: mask as a list}."""
         return {key: mask.tolist() for key, mask in self._decisions.items()}
 
     def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """(output, mask): the candidates that were chosen, applied to the arguments and reduced."""
+        """(output, mask): the outputs of the chosen candidates, reduced."""
         mask, chosen = self._decision(mutable)
         return reduce([_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction), mask
 
     def on_forward_input_choice(self, mutable: InputChoice, inputs: list[Any]) -> tuple[Any, Tensor]:
-        """(output, mask): the inputs that were chosen, reduced."""
+        """(output, mask): the chosen inputs, reduced."""
         mask, chosen = self._decision(mutable)
         return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction), mask
 
     def chosen(self, mutable: Choice) -> list[int]:
-        """The candidates that the decisions of now run."""
+        """The candidates that run by the current decisions."""
         return self._decision(mutable)[1]
 
     def enter_mutable_scope(self, scope: MutableScope) -> None:
@@ -203,7 +206,7 @@ class Mutator(nn.Module):
 
     def _decision(self, mutable: Choice) -> tuple[Tensor, list[int]]:
         if mutable.key not in self._decisions:
-            raise UserError(f"nothing is decided for {mutable.key}: call reset() on the mutator before the model")
+            raise UserError(f"there is no decision for {mutable.key} yet: call reset() on the mutator before the model")
         return self._decisions[mutable.key], self._running[mutable.key]
 
     def _choices(self) -> dict[str, Choice]:
@@ -213,7 +216,7 @@ class Mutator(nn.Module):
         choices = self._choices()
         if decisions.keys() != choices.keys():
             missing, unknown = sorted(choices.keys() - decisions.keys()), sorted(decisions.keys() - choices.keys())
-            raise UserError(f"{type(self).__name__} must decide for each choice: missing {missing}, unknown {unknown}")
+            raise UserError(f"{type(self).__name__} must decide for every choice: missing {missing}, unknown {unknown}")
         decisions = {key: torch.as_tensor(decisions[key]) for key in choices}
         for key, mask in decisions.items():
             if mask.shape != (len(choices[key]),):
@@ -230,19 +233,19 @@ class Mutator(nn.Module):
         return architecture
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: a decision is a tensor inside an autograd graph, which cannot be copied. The value is; `reset` makes a new graph."""
+        """For copies. Tensors of an autograd graph cannot be copied, so decisions are detached; `reset` makes a new graph."""
         return {name: value.detach() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()} | {
             "_decisions": {key: mask.detach() for key, mask in self._decisions.items()}
         }
 
 
 def _weighted(output: Any, mask: Tensor, index: int) -> Any:
-    # A weight of shape (1,), and not (): autocast's bfloat16 would round away what it learns.
+    # Shape (1,), not (): under autocast, the product would be bfloat16 otherwise, and round small changes of the weight away.
     return output if mask.dtype == torch.bool else mask[index : index + 1] * output
 
 
 class RandomMutator(Mutator):
-    """Every candidate with the same probability; inputs, where any number may be chosen, each with probability 1/2."""
+    """Decides at random: every candidate has the same probability. If any number of inputs may be chosen, each has probability 1/2."""
 
     def sample_search(self) -> Decisions:
         return {mutable.key: _random_mask(mutable) for mutable in [*self.layer_choices, *self.input_choices]}
@@ -259,36 +262,39 @@ def _random_mask(mutable: Choice) -> Tensor:
 
 
 def mask_of(chosen: Tensor, length: int) -> Tensor:
-    """(length,) booleans, true at the indices `chosen`."""
+    """(length,) booleans, True at the indices `chosen`."""
     return torch.zeros(length, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
 
 
 class DartsMutator(Mutator):
-    """The continuous relaxation (DARTS, section 2.2), for any space: all candidates at once, weighted by the softmax of their alphas.
+    """The continuous relaxation (DARTS, section 2.2) for any space: all candidates run, weighted by the softmax of their alphas.
 
-    Every layer choice has one alpha more than candidates, the last: that of `none`, which takes its part of the softmax and gives nothing.
-    Input choices have no alphas. In the search, all inputs take part; at the end, the `n_chosen` whose layer choices (those that
-    `choose_from` names) have the strongest best candidates (section 2.4), or all, where any number may be chosen. An input that no
-    layer choice stands behind has strength 0, and among equals the earlier wins. A layer choice from which input choices could choose,
-    and none does, chooses nothing, as in NNI: nobody uses its output.
+    Every layer choice has an alpha for each candidate, and as the last one that of `none`, which takes part in the softmax but has no
+    output.
+
+    Input choices have no alphas. In the search, all inputs are used. In the final architecture, the `n_chosen` strongest inputs are chosen
+    (section 2.4), or all if any number may be chosen. The strength of an input is the largest weight in the layer choice that `choose_from`
+    names, or 0 if it does not come from a layer choice. Between equal strengths, the earlier input is chosen.
+
+    If a layer choice could be chosen by input choices, and none of them does, it chooses nothing, as in NNI: its output is not used.
     """
 
     differentiable = True
     dense = True
     none = 1
-    """How many alphas a layer choice has besides those of its candidates."""
+    """The number of alphas of a layer choice in addition to those of its candidates."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.alphas = nn.ParameterDict(
-            # Pairs: what it takes from a dictionary, it sorts.
+            # A list of pairs: `ParameterDict` sorts the keys of a dictionary.
             [(_parameter_name(mutable.key), nn.Parameter(1e-3 * torch.randn(len(mutable) + self.none))) for mutable in self.layer_choices]
         )
         self.former_names = {f"alphas.{index}": f"alphas.{name}" for index, name in enumerate(self.alphas)}
 
     @property
     def choices(self) -> dict[str, nn.Parameter]:
-        """The alphas by their choice's key, each (candidates + none,)."""
+        """{key of a layer choice: alphas, (candidates + none,)}."""
         return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas.values(), strict=True)}
 
     def sample_search(self) -> Decisions:
@@ -296,7 +302,7 @@ class DartsMutator(Mutator):
         return everything | self.relaxed()
 
     def relaxed(self) -> Decisions:
-        """The softmaxed alphas of the candidates of every layer choice."""
+        """{key of a layer choice: softmaxed alphas of its candidates}."""
         return {key: F.softmax(alpha, dim=-1)[: len(alpha) - self.none] for key, alpha in self.choices.items()}
 
     @torch.no_grad()
@@ -314,23 +320,23 @@ class DartsMutator(Mutator):
 
 
 def _parameter_name(key: str) -> str:
-    """A choice's key as the name of a parameter, which has no dot and is not that of an attribute."""
+    """The key of a choice as a valid name of a parameter: without dots, and not the name of an attribute."""
     name = key.replace(".", "/")
     return f"{name}/" if not name or hasattr(nn.ParameterDict(), name) else name
 
 
 def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] | str | Path) -> nn.Module:
-    """Replaces every choice of `model` by what was chosen, and lets go of the rest.
+    """Replaces every choice of `model` by what was chosen, and removes the other candidates.
+
+    A layer choice may have chosen nothing, `[]`; its output is then None. If no input choice chooses a layer choice, NNI 2.0 exports it as
+    `[]` or as a random candidate. Such a candidate stays in the network and is computed, as in NNI.
 
     Args:
         model: a space without a mutator; changed in place.
-        architecture: what `Mutator.export` gives, NNI's included, or a JSON file of it: {key: a name or an index, or a list of these}.
+        architecture: the result of `Mutator.export`, of NNI too, or a JSON file of it: {key: a name or an index, or a list of these}.
 
     Returns:
-        The model; another one only where the model itself was a choice.
-
-    A layer choice may have chosen nothing, `[]`; its output is then None. NNI 2.0 exports layer choices from which no input choice chose
-    either as `[]`, or, drawn at random, as any candidate: that one stays in the network and is computed, as it is there.
+        The model, or its replacement if the model itself is a choice.
 
     Raises:
         UserError: the file cannot be read.
@@ -339,7 +345,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     if isinstance(architecture, str | Path):
         architecture = Architecture.read(str(architecture), space="any").choices  # as written, whatever the keys
     if not isinstance(architecture, Mapping):
-        raise SpaceError("an architecture is an object, {key of a choice: what was chosen}")
+        raise SpaceError("an architecture must be a dictionary, {key of a choice: what was chosen}")
     space = list(find_space(model))
     choices = [mutable for mutable in space if isinstance(mutable, LayerChoice | InputChoice)]
     keys = {mutable.key for mutable in choices}
@@ -357,7 +363,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
 
 
 def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
-    """The indices that an architecture's entry for this choice stands for."""
+    """The indices of the candidates that `value`, an entry of an architecture, names."""
     values = value if isinstance(value, list) else [value]
     if len(values) == len(mutable) and all(isinstance(on, bool) for on in values):  # a mask, as NNI 1 wrote it
         values = [index for index, on in enumerate(values) if on]
@@ -398,7 +404,7 @@ class _Fixed(nn.Module):
 
 
 class FixedLayerChoice(_Fixed):
-    """What a layer choice becomes where it was not one layer, or its surroundings want a mask or a list."""
+    """Replaces a layer choice if not exactly one layer was chosen, or if it returns a mask or a list."""
 
     def __init__(self, mutable: LayerChoice, chosen: list[int]) -> None:
         super().__init__(mutable, chosen)
@@ -409,7 +415,7 @@ class FixedLayerChoice(_Fixed):
 
 
 class FixedInputChoice(_Fixed):
-    """What an input choice becomes."""
+    """Replaces an input choice."""
 
     def __init__(self, mutable: InputChoice, chosen: list[int]) -> None:
         super().__init__(mutable, chosen)

@@ -1,40 +1,45 @@
-"""What `--space` and `--strategy` stand for: an entry of a registry, or a class in a user's file."""
+"""Resolves `--space` and `--strategy`: a name in a registry, or a class in a user's file."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from torch import nn
 
 from experiment.errors import UserError, shown
-from nas.remedies.sampling import Gdas
-from nas.spaces.darts import DartsNetwork
-from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroNetwork
-from nas.spaces.nasbench201 import NASBench201Network
-from nas.strategies import Darts, Enas, Random, Strategy
+
+if TYPE_CHECKING:
+    from nas.strategies import Strategy
 
 
 class Space(NamedTuple):
-    """A network that holds choices, and what its constructor calls `--init_channels` and `--layers`."""
+    """A network with choices, and the names of its constructor arguments for `--init_channels` and `--layers`."""
 
     network: type[nn.Module]
     width: str = "init_channels"
     depth: str = "layers"
 
 
-SPACES = {
-    "darts": Space(DartsNetwork),
-    "enas_micro": Space(ENASMicroNetwork, "out_channels", "num_layers"),
-    "enas_macro": Space(ENASMacroGeneralModel, "out_filters", "num_layers"),
-    "nasbench201": Space(NASBench201Network, "channels", "cells"),
+# {name: (module, class, ...)}. A module is imported when its name is asked for: a network of one space needs no other.
+SPACES: dict[str, tuple[str, ...]] = {
+    "darts": ("nas.spaces.darts", "DartsNetwork"),
+    "enas_micro": ("nas.spaces.enas", "ENASMicroNetwork", "out_channels", "num_layers"),
+    "enas_macro": ("nas.spaces.enas", "ENASMacroGeneralModel", "out_filters", "num_layers"),
+    "nasbench201": ("nas.spaces.nasbench201", "NASBench201Network", "channels", "cells"),
 }
-STRATEGIES: dict[str, type[Strategy]] = {"darts": Darts, "gdas": Gdas, "enas": Enas, "random": Random}
+STRATEGIES = {
+    "darts": ("nas.strategies", "Darts"),
+    "gdas": ("nas.remedies.sampling", "Gdas"),
+    "enas": ("nas.strategies", "Enas"),
+    "random": ("nas.strategies", "Random"),
+}
 
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strategy.py:Class"
@@ -43,34 +48,42 @@ T = TypeVar("T")
 
 
 def load_space(name: str) -> Space:
-    """The space of this name, or the network `file.py:Class`.
+    """The space `name`, a built-in one or `file.py:Class`.
 
     Raises:
         UserError: see `_load_class`.
     """
-    return SPACES[name] if name in SPACES else Space(_load_class("space", name, SPACE_HELP, nn.Module))
+    if name not in SPACES:
+        return Space(_load_class("space", name, SPACE_HELP, nn.Module))
+    module, network, *sizes = SPACES[name]
+    return Space(getattr(importlib.import_module(module), network), *sizes)
 
 
 def load_strategy(name: str) -> type[Strategy]:
-    """The strategy of this name, or that of `file.py:Class`.
+    """The strategy `name`, a built-in one or `file.py:Class`.
 
     Raises:
         UserError: see `_load_class`.
     """
-    return STRATEGIES[name] if name in STRATEGIES else _load_class("strategy", name, STRATEGY_HELP, Strategy)
+    if name not in STRATEGIES:
+        from nas.strategies import Strategy
+
+        return _load_class("strategy", name, STRATEGY_HELP, Strategy)
+    module, strategy = STRATEGIES[name]
+    return getattr(importlib.import_module(module), strategy)
 
 
 def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:
-    """What `--space_arg` or `--strategy_arg` gives to each of `makers`, typed by the annotations of their constructors.
+    """For each class in `makers` its arguments from `--space_arg` or `--strategy_arg`, converted by the annotations of its constructor.
 
     Args:
-        option: its name, for messages.
-        given: {name: value} of the command line.
-        makers: classes.
-        reserved: arguments that others give them.
+        option: the name of the option, for messages.
+        given: {name: value} from the command line.
+        makers: the classes.
+        reserved: constructor arguments that cannot be set this way.
 
     Raises:
-        UserError: no constructor has an argument of this name, or the value is not of its type.
+        UserError: no constructor has an argument of this name, or the value does not have its type.
     """
     types = [_argument_types(maker, reserved) for maker in makers]
     known = sorted({name for each in types for name in each})
@@ -81,10 +94,10 @@ def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequenc
 
 
 def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, tuple[type, ...]]:
-    """{name: types} of the arguments that a text can stand for; one without annotation has the type of its default."""
+    """{name: types} of the arguments that can be read from text. Without an annotation, the type is that of the default."""
     try:
-        hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # of this class
-    except NameError:  # a user's annotation of what is only imported for type checkers
+        hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # `maker` is a class
+    except NameError:  # an annotation in a user's file may be imported for type checkers only
         hints = {}
     found = {}
     for name, parameter in inspect.signature(maker).parameters.items():
@@ -115,10 +128,10 @@ _READERS: dict[type, Callable[[str], Any]] = {  # in the order in which they are
 
 
 def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
-    """The class that `file.py:Class` names. Runs the file.
+    """The class `file.py:Class`. Runs the code of the file.
 
     Raises:
-        UserError: `name` does not have this form, the file cannot be imported, or it has no such class derived from `base`.
+        UserError: `name` does not have this form, the file cannot be imported, or it has no such subclass of `base`.
     """
     file, _, class_name = name.rpartition(":")
     if not file or not class_name.isidentifier():
@@ -134,7 +147,7 @@ def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--{option} {name}: {file} does not import: {type(error).__name__}: {error}") from None
+        raise UserError(f"--{option} {name}: {file} cannot be imported: {type(error).__name__}: {error}") from None
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"--{option} {name}: {file} has no class {class_name} that is a {base.__name__}")

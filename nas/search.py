@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import shlex
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,14 +10,12 @@ from torch import nn
 import operations
 from architect import HVP
 from experiment import cli
-from experiment.errors import UserError, shorten
-from genotypes import KNOWN, PRIMITIVES
-from model import NetworkCIFAR, NetworkImageNet
+from experiment.errors import UserError
+from genotypes import PRIMITIVES
 from model_search import Network
-from nas.architecture import Architecture, check_candidates
-from nas.mutables import reset_mutable_counter
-from nas.mutators import apply_fixed_architecture
-from nas.registry import constructor_arguments, load_space, load_strategy
+from nas.architecture import check_candidates
+from nas.networks import build_network, check_imagenet_stem
+from nas.registry import constructor_arguments, load_strategy
 from nas.remedies import options
 from nas.search_model import SearchModel
 from nas.strategies import Strategy
@@ -35,14 +30,14 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     """
     strategy = load_strategy(args.strategy)
     if not strategy.mutator.differentiable and (args.unrolled or args.hvp != HVP[0]):
-        raise UserError(f"--unrolled and --hvp are of --strategy darts: {args.strategy} takes no gradient of an architecture")
+        raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
     if args.hvp != HVP[0] and not args.unrolled:
-        raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
+        raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
     if not strategy.mutator.differentiable and (args.eigenvalue_every or args.early_stop):
-        raise UserError(f"--eigenvalue_every and --early_stop are of --strategy darts: {args.strategy} has no alphas")
+        raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
     if args.stem == "imagenet":
         if args.space != "darts" or args.strategy not in options.NETWORKS:
-            raise UserError("--stem imagenet is of --space darts with --strategy darts or gdas: leave it out")
+            raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
         check_imagenet_stem("--stem imagenet", args)
     if args.space == "darts":
         check_candidates()
@@ -64,108 +59,3 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
         raise UserError(f"{args.space} holds no choices: there is nothing to search")
     model = SearchModel(network, mutator).to(device)
     return model, strategy(model, args, **of_strategy)
-
-
-def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
-    """The network of this architecture in `args.space`; for the space of DARTS the one that `args.network` names, `cifar` or `imagenet`.
-
-    Raises:
-        UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of the space of DARTS.
-    """
-    if args.space == "darts":
-        constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
-        genotype = architecture.genotype
-        operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
-        network = NetworkImageNet if args.network == "imagenet" else NetworkCIFAR
-        return network(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
-    if args.auxiliary:
-        raise UserError("--auxiliary is of --space darts: only its network has an auxiliary head")
-    return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
-
-
-def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    """The network of `args.space` with all its choices open."""
-    space = load_space(args.space)
-    given = {space.width: args.init_channels, space.depth: args.layers}
-    given = {name: value for name, value in given.items() if value is not None}
-    signature = inspect.signature(space.network)
-    if "num_classes" in signature.parameters:
-        given["num_classes"] = num_classes
-    if "in_channels" in signature.parameters:
-        given["in_channels"] = args.channels
-    elif args.channels != 3:
-        raise UserError(f"--channels {args.channels} is of a network that takes in_channels, which {args.space} does not: leave it out")
-    reserved = (space.width, space.depth, "num_classes", "in_channels")
-    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise UserError(f"--space {args.space} cannot be built with {given}: {error}") from None
-    reset_mutable_counter()
-    return space.network(**given)
-
-
-def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None:
-    """Fills in `args.init_channels` and `args.layers` where they are None: by these for the space of DARTS, else by the network's own."""
-    space = load_space(args.space)
-    parameters = inspect.signature(space.network).parameters
-    for name, own, darts in (("init_channels", space.width, init_channels), ("layers", space.depth, layers)):
-        if getattr(args, name) is None:
-            default = parameters[own].default if own in parameters else None
-            setattr(args, name, darts if args.space == "darts" else default)
-    if args.space == "darts" and args.layers < 3:
-        raise UserError(f"--layers {args.layers}: at least 3 cells are needed, with reduction cells at 1/3 and 2/3 of the depth")
-
-
-def choose_network(args: argparse.Namespace) -> str:
-    """Fills in `args.network` where it is `auto`, and returns what the log should say of it. It is None in spaces other than that of DARTS.
-
-    Args:
-        args: `init_channels` is set.
-
-    Raises:
-        UserError: a network that does not go with the space, the size of the images or the number of channels.
-    """
-    if args.space != "darts":
-        if args.network == "imagenet":
-            raise UserError(f"--network imagenet is of --space darts: {args.space} has a network of its own")
-        args.network = None
-        return f"network: that of {args.space}"
-    chosen, size = args.network == "auto", args.image_size
-    if chosen:
-        args.network = "imagenet" if size >= LARGE and size % IMAGENET_DIVIDES == 0 else "cifar"
-    if args.network == "imagenet":
-        check_imagenet_stem("--network imagenet", args)
-        what = "imagenet, whose stem divides height and width by 8"
-    else:
-        what = "cifar, whose first cells have the images' resolution"
-    return f"network: {what}" + f" (by the images of {size}x{size}: --network auto)" * chosen
-
-
-LARGE = 96  # pixels: from this size on, `--network auto` takes the network for ImageNet
-IMAGENET_DIVIDES = 32  # height and width, in its stem and two reductions
-
-
-def check_imagenet_stem(option: str, args: argparse.Namespace) -> None:
-    """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit the images or `args.init_channels`."""
-    if args.image_size < 2 * IMAGENET_DIVIDES or args.image_size % IMAGENET_DIVIDES:
-        raise UserError(f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is {args.image_size}")
-    if args.init_channels % 2:
-        raise UserError(f"{option} halves the channels in its stem: --init_channels {args.init_channels} is odd")
-
-
-def read(args: argparse.Namespace) -> Architecture:
-    """What `args.arch` stands for in `args.space`.
-
-    Raises:
-        UserError: it is not an architecture of the space, or is the folder of a run in another one.
-    """
-    if args.space != "darts" and args.arch in KNOWN and not Path(args.arch).exists():
-        raise UserError(f"--arch {args.arch} is of --space darts: name a JSON file or a search's folder of --space {args.space}")
-    try:
-        space = cli.read_config(args.arch)["arguments"].get("space")
-    except (OSError, ValueError):  # not a run's folder
-        space = None
-    if isinstance(space, str) and (space == "darts") != (args.space == "darts"):
-        raise UserError(f"{shorten(args.arch)} is a run in another space: add {shlex.join(['--space', shorten(space)])}")
-    return Architecture.read(args.arch, args.space)

@@ -1,4 +1,4 @@
-"""A network with choices and its mutator, as one search model."""
+"""A search model that combines a network with choices and its mutator."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nas.mutators import DartsMutator, Mutator
 
 
 class SearchModel(nn.Module):
-    """What `architect.Architect` and `train_search.py` drive, for any space: (B, C, H, W) to logits (B, num_classes).
+    """The search model of any space, for `architect.Architect` and `train_search.py`: (B, C, H, W) to logits (B, num_classes).
 
     Args:
-        network: holds the choices.
-        mutator: decides for `network`.
+        network: the module with the choices.
+        mutator: the mutator of `network`.
     """
 
     def __init__(self, network: nn.Module, mutator: Mutator) -> None:
@@ -31,21 +31,21 @@ class SearchModel(nn.Module):
         return self.network(x)
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """The mutator's: alphas, or a controller's weights."""
+        """The parameters of the mutator: alphas, or the weights of a controller."""
         return list(self.mutator.parameters())
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The network's weights, those of all candidates."""
+        """The weights of the network, including all candidates."""
         return list(self.network.parameters())
 
     def export(self) -> dict[str, Any]:
-        """The architecture found so far: the best of the relaxation; or the one that is decided on, where one runs at a time."""
+        """The architecture found so far: derived from the alphas, or the current decisions if one architecture runs at a time."""
         return self.mutator.export() if self.mutator.differentiable else self.mutator.current()
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:
-        """The softmaxed alphas, {key of a layer choice: {operation: weight}}; empty where the strategy has no alphas.
+        """The softmaxed alphas, {key of a layer choice: {operation: weight}}; empty if the mutator has no alphas.
 
-        Operations without a name have their number; `none` is the alpha that stands for no operation.
+        Operations without a name have a number. `none` is the weight of choosing no operation.
         """
         if not isinstance(self.mutator, DartsMutator):
             return {}
@@ -54,11 +54,11 @@ class SearchModel(nn.Module):
             weights = torch.softmax(self.mutator.choices[mutable.key].detach(), dim=-1).tolist()
             edge = dict(zip(map(operation_of, map(str, mutable.labels)), weights, strict=False))
             for none in weights[len(mutable) :]:
-                edge["none"] = edge.get("none", 0.0) + none  # a space may have a `none` of its own
+                edge["none"] = edge.get("none", 0.0) + none  # a space may also have a candidate `none`
             edges[mutable.key] = edge
         return edges
 
     def alpha_lines(self) -> list[str]:
-        """The log's lines about the alphas: one for each choice."""
+        """Lines for the log about the alphas, one per choice."""
         status = self.mutator.status() if self.mutator.differentiable else {}
         return [f"{key}: {' '.join(f'{weight:.4f}' for weight in weights)}" for key, weights in status.items()]

@@ -1,7 +1,7 @@
-"""Strategies: how the architecture of a search model is learned, beside its weights.
+"""Strategies: how a search finds the architecture, while it trains the weights.
 
-`train_search.py` calls `begin_epoch`, then `step` before every step of the weights, and `settle` at the end of the epoch. A strategy of
-one's own is a class derived from `Strategy`, or from one of those here; see docs/search_spaces.md.
+`train_search.py` calls `begin_epoch`, then `step` before every weight step, and `settle` at the end of the epoch. To write a strategy,
+derive a class from `Strategy` or from one of its subclasses; see docs/search_spaces.md.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from nas.search_model import SearchModel
 
 
 class Strategy:
-    """The base of all strategies.
+    """Base class of all strategies.
 
     Args:
         model: the search model, with `mutator` applied to its network.
-        args: the command line's.
+        args: the arguments of the command line.
     """
 
     mutator: type[Mutator] = RandomMutator
-    """Who decides for the choices of the space."""
+    """The class of the mutator."""
 
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         self.model = model
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before the steps of an epoch, and again where an interrupted run goes on in its middle."""
+        """Called before the steps of an epoch, and again when a run is resumed in the middle of one."""
 
     def step(
         self,
@@ -49,18 +49,21 @@ class Strategy:
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> None:
-        """Learns from a batch, or decides which architecture the weights learn on next. Arguments as `architect.Architect.step`'s."""
+        """Called before every weight step. Trains the architecture, or decides which architecture the next weight step trains.
+
+        Arguments as for `architect.Architect.step`.
+        """
         raise NotImplementedError(f"{type(self).__name__} lacks step()")
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Decides, at the end of an epoch, what has been found so far; `batches` are those of the validation half."""
+        """Called at the end of an epoch, with the batches of the validation half. Decides which architecture has been found so far."""
 
     def metrics(self) -> dict[str, Any]:
-        """Numbers for the epoch's row of metrics."""
+        """Numbers for the epoch's row in metrics.jsonl."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the model: tensors, numbers, texts, and lists and dictionaries of these."""
+        """What a checkpoint needs in addition to the model: tensors, numbers, strings, and lists and dictionaries of these."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -68,9 +71,9 @@ class Strategy:
 
 
 class Darts(Architect, Strategy):
-    """Learns alphas by their gradient, first or second order. The alphas are the architecture: there is nothing to settle.
+    """Trains alphas by their gradient, in first or second order.
 
-    They rest in the first `args.arch_warmup` epochs, in which the weights learn alone.
+    In the first `args.arch_warmup` epochs, only the weights are trained. `settle` does nothing: the alphas define the architecture.
     """
 
     mutator = DartsMutator
@@ -83,15 +86,15 @@ class Darts(Architect, Strategy):
         self._resting = epoch < self._warmup
 
     def step(self, *batches: Any, **options: Any) -> None:
-        """As `Architect.step`; nothing in an epoch of the warm-up."""
+        """`Architect.step`, except during the warm-up."""
         if not self._resting:
             super().step(*batches, **options)
 
 
 class Random(Strategy):
-    """Trains the weights on an architecture drawn at random for every step (Li, Talwalkar 2019, 1902.07638)."""
+    """Trains the weights on a random architecture in every step (Li, Talwalkar 2019, 1902.07638)."""
 
-    candidates = 10  # drawn at the end of an epoch, as in ENAS (section 2.2)
+    candidates = 10  # sampled at the end of an epoch, as in ENAS (section 2.2)
 
     def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
         super().__init__(model, args)
@@ -99,13 +102,13 @@ class Random(Strategy):
         use_batch_statistics(model.network)
 
     def step(self, *batches: Any, **options: Any) -> None:
-        """Decides which architecture the weights learn on next: any."""
+        """Samples the architecture for the next weight step."""
         distributed.same_random_numbers(self.device)
         with torch.no_grad():
             self.model.mutator.reset()
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Decides on the most accurate of some architectures, measured on the first of `batches`; equals by their loss."""
+        """Decides on the finalist with the highest accuracy, or else the lowest loss, on the first of `batches`."""
         x, y = next(iter(batches))
         distributed.same_random_numbers(self.device)
         best: tuple[tuple[float, float], Any] | None = None
@@ -118,7 +121,7 @@ class Random(Strategy):
         self.model.mutator.decide(best[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the model: the decisions of now."""
+        """The current decisions."""
         return {"decisions": self.model.mutator.status()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -132,7 +135,7 @@ class Random(Strategy):
 
     @torch.no_grad()
     def score(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """(accuracy, -loss) of the architecture that is decided on, with the weights of now."""
+        """(accuracy, -loss) of the current architecture with the current weights."""
         training = self.model.training
         logits = self.model.eval()(x)
         self.model.train(training)
@@ -142,19 +145,19 @@ class Random(Strategy):
 
 
 class Enas(Random):
-    """ENAS (Pham et al. 2018): the controller learns from the accuracy of what it samples; the weights learn on its samples."""
+    """ENAS (Pham et al. 2018): trains a controller on the accuracy of the architectures that it samples, and the weights on its samples."""
 
     mutator = EnasMutator
 
     def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
         super().__init__(model, args)
-        assert isinstance(model.mutator, EnasMutator)  # a sample's probability is only known to it
+        assert isinstance(model.mutator, EnasMutator)  # it knows the probability of a sample
         self.controller = Reinforce(model.mutator)
 
     def step(
         self, input_train: Tensor, target_train: Tensor, input_valid: Tensor, target_valid: Tensor, *more: Any, **options: Any
     ) -> None:
-        """One step on the controller, by the validation batch; then decides as `Random.step`."""
+        """One step on the controller, with the validation batch. Then samples the architecture for the next weight step."""
         distributed.same_random_numbers(self.device)
         self.model.mutator.reset()
         accuracy, _ = self.score(input_valid, target_valid)
@@ -170,7 +173,7 @@ class Enas(Random):
 
 
 def use_batch_statistics(network: nn.Module) -> None:
-    """Makes BatchNorm take the statistics of its batch, always: a running average over steps, each with other layers, is that of none."""
+    """Makes BatchNorm always use the statistics of its batch. Running averages would mix those of different architectures."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.track_running_stats = False

@@ -1,4 +1,4 @@
-"""A trained network as its run's folder describes it: `network.json`, beside the weights, holds all else that using them needs."""
+"""The description of a trained network: `network.json` in its run's folder holds everything except the weights that using it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiment import cli, files
 from experiment.errors import UserError, shorten, shown
 from experiment.run import versions
 from experiment.weights import load_weights, read_metadata
-from nas import search
+from nas import networks
 from nas.architecture import Architecture
 
 FILE = "network.json"
@@ -23,14 +23,14 @@ FILE = "network.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """Everything that using a trained network needs, but for its weights. Its fields are the keys of `network.json`."""
+    """Everything that using a trained network needs, except its weights. The fields are the keys of `network.json`."""
 
     space: str
     architecture: Architecture
     init_channels: int | None
     layers: int | None
-    network: str | None  # `cifar` or `imagenet`; None in other spaces than that of DARTS
-    space_arg: str | None  # of the space's constructor, as on the command line
+    network: str | None  # `cifar` or `imagenet`; None in spaces other than that of DARTS
+    space_arg: str | None  # arguments of the space's constructor, as on the command line
     auxiliary: bool  # whether the weights include an auxiliary head's
     dataset: str
     classes: tuple[str, ...]  # in the order of the logits
@@ -53,19 +53,19 @@ class Trained:
         """The description in decoded JSON, which may be untrusted.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: it is not a valid description.
         """
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
         content = cli.EARLIER | content
         if differing := sorted(content.keys() ^ _FIELDS.keys()):
-            raise ValueError(f"it is of another version: {shown(differing)} are missing or unknown")
+            raise ValueError(f"it belongs to another version: {shown(differing)} are missing or unknown")
         for name, (accepted, description) in _FIELDS.items():
             if not accepted(content[name]):
                 raise ValueError(f"{name} is {shown(content[name])}, not {description}")
         if content["space"] == "darts" and (content["init_channels"] is None or (content["layers"] or 0) < 3):
             raise ValueError("a network of cells needs init_channels, and layers of at least 3")
-        if content["network"] == "imagenet" and (content["image_size"] % search.IMAGENET_DIVIDES or content["image_size"] < 64):
+        if content["network"] == "imagenet" and (content["image_size"] % networks.IMAGENET_DIVIDES or content["image_size"] < 64):
             raise ValueError(f"image_size is {content['image_size']}, not one of the network for ImageNet")
         if not len(content["mean"]) == len(content["std"]) == content["channels"]:
             raise ValueError("mean and std are not of as many channels as the images have")
@@ -73,14 +73,14 @@ class Trained:
         return cls(**content | lists | {"architecture": Architecture.of(content["architecture"], content["space"])})
 
     def build(self, weights: str | Path, trusted: str | None = None) -> nn.Module:
-        """The network, with its weights, on the CPU.
+        """The network with its weights, on the CPU.
 
         Args:
-            weights: the file that holds them.
-            trusted: the space, `file.py:Class`, whose code may be run; other code is not run.
+            weights: the file with the weights.
+            trusted: a space, `file.py:Class`, whose code may be run. No other file is run.
 
         Raises:
-            UserError: the space is in a file that is not `trusted`; the network cannot be built; or these are not its weights.
+            UserError: the space is in a file that is not `trusted`, the network cannot be built, or the weights do not fit.
         """
         if cli.runs_code(self.space) and self.space != trusted:
             raise UserError(
@@ -89,7 +89,7 @@ class Trained:
         args = argparse.Namespace(
             **{name: getattr(self, name) for name in ("space", "init_channels", "layers", "network", "space_arg", "auxiliary", "channels")}
         )
-        network = search.build_discrete(args, len(self.classes), self.architecture)
+        network = networks.build_discrete(args, len(self.classes), self.architecture)
         load_weights(network, str(weights))
         return network
 
@@ -97,14 +97,14 @@ class Trained:
 def describe(
     args: argparse.Namespace, images: ImageData, architecture: Architecture, weights: str, accuracy: float, measured_on: str
 ) -> dict[str, Any]:
-    """What `network.json` holds about the network that `train.py` trains.
+    """The content of `network.json` for a network that `train.py` trains.
 
     Args:
-        args: of the run.
-        images: that it is trained on.
-        weights: the file in the run's folder that holds them.
-        accuracy: of these weights, in percent.
-        measured_on: the images that `accuracy` was measured on.
+        args: the arguments of the run.
+        images: the images that it is trained on.
+        weights: the name of the file with the weights.
+        accuracy: the accuracy of these weights, in percent.
+        measured_on: a text about the images that `accuracy` was measured on.
     """
     return Trained(
         space=args.space,
@@ -132,7 +132,7 @@ def read(run: str | Path) -> Trained:
     """The description in the folder of a training run, which may be untrusted.
 
     Raises:
-        UserError: it is not such a folder, or what is wrong with the file.
+        UserError: it is not such a folder, or the file is not valid. The message says what is wrong.
     """
     folder = Path(run)
     path = folder / FILE
@@ -151,7 +151,7 @@ def within(path: str | Path) -> Trained:
     """The description in a .safetensors file, which may be untrusted.
 
     Raises:
-        UserError: it cannot be read, or holds none.
+        UserError: it cannot be read, or has no description.
     """
     metadata = read_metadata(str(path))
     if FILE not in metadata:
@@ -167,23 +167,23 @@ def _parsed(content: bytes | str, path: str | Path) -> Trained:
 
 
 def beside(weights: str | Path) -> Trained | None:
-    """The description of the network whose weights are in this file of a run's folder; None where there is none.
+    """The description in the folder of a file with weights; None if there is none.
 
     Raises:
-        UserError: as of `read`.
+        UserError: see `read`.
     """
     folder = Path(weights).parent
     return read(folder) if (folder / FILE).exists() else None
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without `network.json` is, and what to do about it."""
+    """For the error message: what kind of folder has no `network.json`, and what to do."""
     try:
         stage = cli.read_config(folder).get("stage")
     except (OSError, ValueError):
         return f"holds no {FILE}: it is not the folder of a training run"
     if stage == "search":
-        return "is a search, which has found an architecture and trained none: train it with train.py --arch, and name that run"
+        return "is a search, not a training: train its architecture with train.py --arch, and name the folder of that run"
     return f"holds no {FILE}: train.py writes it after its first epoch, and before November 2026 did not; test.py also takes --model_path"
 
 
@@ -200,10 +200,10 @@ def _are(accepted: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1e6  # which no nan is
+    return type(value) in (int, float) and abs(value) <= 1e6  # false for nan
 
 
-# Bounds keep a file from elsewhere from taking all memory and time; no network here comes near them.
+# The bounds prevent an untrusted file from using all memory and time. They are far above real networks.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "space": (_is_text, "the name of a space"),
     "architecture": (lambda value: isinstance(value, dict), "an object"),

@@ -1,1 +1,1 @@
-"""Architectures and runs as pictures and pages. Nothing here computes a network."""
+"""Drawings and reports of architectures and runs. Nothing here computes a network."""

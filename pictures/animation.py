@@ -1,4 +1,4 @@
-"""The cells of a search over its epochs, as an animated GIF: edges by strength, in one layout, so that only what changes moves."""
+"""An animated GIF of a search's cells over the epochs. The layout is fixed; the widths of edges show their strengths."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pictures.drawing import RelaxedEdge
 from pictures.history import History
 
 DPI = 64  # 970 pixels of width for the cells of DARTS
-SECONDS = 0.4  # of an epoch; less where there are many, and two seconds more for the last one
+SECONDS = 0.4  # per epoch; less if there are many epochs; two seconds more for the last one
 LONGEST = 12.0  # seconds, of the whole animation
-MOST_FRAMES = 60  # in that time; of a longer run, every second or third epoch and so on
+MOST_FRAMES = 60  # of a longer run, only every n-th epoch is shown
 
 
 def animation(run: History) -> bytes | None:
-    """The GIF; None for a run without architectures, such as a training.
+    """The GIF, or None for a run without architectures, such as a training.
 
     Raises:
         UserError: the pictures cannot be drawn, or the metrics are damaged.
@@ -45,7 +45,7 @@ def animation(run: History) -> bytes | None:
 
 
 def _graphs(run: History) -> list[list[graphviz.Digraph]]:
-    """For every epoch that is shown, the graphs that stand below each other."""
+    """For every epoch that is shown, its graphs from top to bottom."""
     weakest, strongest = strength_range(run)
     epochs = []
     for row in run.thinned(MOST_FRAMES)[0]:
@@ -71,7 +71,7 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
 
 
 def strength_range(run: History) -> tuple[float, float]:
-    """The weakest and the strongest edge of the whole run, by its strongest operation; widths of lines stand for what is between."""
+    """The smallest and the largest strength of an edge in the whole run. They correspond to the thinnest and the widest line."""
     cells = [relaxed_cells(Architecture.of_epoch(row), history.named_alphas(run, row), row.get("betas")) for row in run.epochs]
     strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
     return min(strengths, default=0.0), max(strengths, default=0.0)
@@ -80,9 +80,9 @@ def strength_range(run: History) -> tuple[float, float]:
 def relaxed_cells(
     architecture: Architecture | None, alphas: Alphas, betas: dict[str, float] | None = None
 ) -> dict[str, tuple[Cell, list[RelaxedEdge]]]:
-    """{name: (cell, edges) as for `drawing.relaxed`}, strengths being softmaxed alphas, times the edge's own weight if it has one.
+    """{name: (cell, edges)} for `drawing.relaxed`. Strengths are softmaxed alphas, multiplied by the edge's beta if there is one.
 
-    Known are the cells of DARTS and NAS-Bench-201; empty for others, and for strategies without alphas.
+    Empty for strategies without alphas, and for spaces other than DARTS and NAS-Bench-201.
     """
     if architecture is None:
         return {}
@@ -96,7 +96,7 @@ def relaxed_cells(
             if (ends := edge_ends(key)) is None:
                 return {}
             operation, strength = strongest(weights)
-            if chosen.get(key) == "none":  # may be chosen where every edge is in the architecture
+            if chosen.get(key) == "none":  # possible in spaces whose architectures contain every edge
                 operation, strength = "none", weights.get("none", 0.0)
             if betas:
                 strength *= betas[key]
@@ -108,5 +108,5 @@ def relaxed_cells(
 
 
 def strongest(weights: dict[str, float]) -> tuple[str, float]:
-    """(operation, weight) of the strongest operation other than `none`, as a derived cell has it (DARTS, section 2.4)."""
+    """(operation, weight) of the strongest operation other than `none`, as in a derived cell (DARTS, section 2.4)."""
     return max(((operation, weight) for operation, weight in weights.items() if operation != "none"), key=lambda pair: pair[1])

@@ -1,4 +1,4 @@
-"""Runs beside each other: a table of what they found, and their final cells on one picture."""
+"""Compares runs: a table of their results, and a picture of their final cells."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ UNKNOWN = "-"
 
 
 def names(runs: Sequence[History]) -> list[str]:
-    """The folders' names; their paths where two have one name."""
+    """The names of the folders; their paths if two names are equal."""
     counts = Counter(run.name for run in runs)
     return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
 
 
 def table(runs: Sequence[History]) -> list[dict[str, str]]:
-    """A row for each run. Distances are to the first run; parameters and multiply-adds those of the network that `train.py` builds."""
+    """A row for each run. Distances are to the first run. Parameters and multiply-adds are those of the network in `train.py`."""
     first = runs[0].architecture
     of_text = any(run.series("train_ppl")[0] for run in runs)
     rows = []
@@ -56,11 +56,11 @@ def _last(run: History, key: str) -> str:
 
 
 def size(run: History) -> tuple[float | None, float | None]:
-    """Millions of parameters and of multiply-adds for an image, at the run's own size if it is a training, else at that of the paper."""
+    """Millions of parameters, and of multiply-adds per image. For a search, of the network that the paper would train."""
     import torch
 
     import utils
-    from nas import search
+    from nas import networks
     from nas.trained import FILE, read
 
     architecture, space = run.architecture, run.arguments.get("space", "darts")
@@ -69,7 +69,7 @@ def size(run: History) -> tuple[float | None, float | None]:
     if is_training and (run.folder / FILE).exists():
         described = read(run.folder)
         classes, image_size = len(described.classes), described.image_size
-    if architecture is None or classes is None:  # how many classes a folder has, a search does not record
+    if architecture is None or classes is None:  # a search does not record the number of classes of a folder
         return None, None
     channels, space_arg = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("space_arg")
     network = run.arguments.get("network") if is_training else None
@@ -77,11 +77,11 @@ def size(run: History) -> tuple[float | None, float | None]:
     if is_training:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
-        search.set_sizes(args, init_channels=36, layers=20)
-        with torch.device("meta"):  # shapes alone, no numbers
-            model = search.build_discrete(args, classes, architecture)
+        networks.set_sizes(args, init_channels=36, layers=20)
+        with torch.device("meta"):  # shapes only
+            model = networks.build_discrete(args, classes, architecture)
             return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, image_size, args.channels)
-    except UserError:  # a space of one's own that is not where it was
+    except UserError:  # a user's space whose file is missing
         return None, None
 
 
@@ -103,12 +103,12 @@ def markdown(rows: Sequence[dict[str, str]]) -> bytes:
 
 
 def _plain(cell: str) -> str:
-    """Text as Markdown that shows it as it is: no HTML, no link, no emphasis, no line of its own."""
+    """Text escaped for a cell of a Markdown table, so that it is shown literally."""
     return re.sub(r"([\\`*_~|\[\]])", r"\\\1", html.escape(printable(cell), quote=False))
 
 
 def cells(runs: Sequence[History]) -> bytes | None:
-    """The final architectures as one PNG, all below each other, first the normal cells of all runs; None if there are none."""
+    """The final architectures as one PNG, from top to bottom, first the normal cells of all runs; None if there are none."""
     kinds: dict[str, list[bytes]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:

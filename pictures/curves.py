@@ -1,6 +1,6 @@
-"""The numbers of runs over their epochs, as pictures: loss and accuracy, the alphas as a heat map, which operations win.
+"""Plots of runs over their epochs: loss and accuracy, a heat map of the alphas, the strongest operations.
 
-Every operation has the colour that it has in the drawings of cells.
+Operations have the same colours as in the drawings of cells.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ STYLE = {
     "lines.linewidth": 1.8,
     "svg.hashsalt": "darts",  # the same picture again has the same bytes
 }
-MOST_CLASSES = 40  # that a picture has room for
-MOST_BARS, MOST_COLUMNS = 120, 240  # that a panel has the pixels for, of bars and of a heat map; a longer run is thinned out
+MOST_CLASSES = 40  # in a picture
+MOST_BARS, MOST_COLUMNS = 120, 240  # in a panel of bars and in a heat map; longer runs are thinned out
 PHASES = {"train": "training", "valid": "validation", "test": "test set"}
 
 
 def save(figure: Figure, format: str = "png") -> bytes:
-    """The figure as a picture; the same bytes every time."""
+    """The figure in this format. The same figure always gives the same bytes."""
     stream = io.BytesIO()
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[format]
     with _style():
@@ -60,7 +60,7 @@ def save(figure: Figure, format: str = "png") -> bytes:
 
 
 def pictures(run: History) -> dict[str, Figure]:
-    """{name: figure} of all that this run has to show."""
+    """{name: figure}: all figures for which the run has data."""
     drawn = {"curves": curves(run), "confusion": confusion(run), "alphas": alphas(run), "operations": operations(run)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -81,7 +81,7 @@ def curves(run: History) -> Figure | None:
 
 
 def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
-    """Loss and accuracy of several runs: a colour for each, solid for what is measured on held-out images, dashed for training."""
+    """Loss and accuracy of several runs, one colour each: solid lines for validation or test, dashed lines for training."""
     with _style():
         figure, panels = _panels(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
         for axes, (measure, title) in zip(panels, _measures(runs), strict=True):
@@ -97,9 +97,9 @@ def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
 
 
 def confusion(run: History) -> Figure | None:
-    """The accuracy of every class, and what its images were taken for; None if that was not recorded.
+    """The accuracy of every class, and the confusion matrix; None if they were not recorded.
 
-    Of very many classes those with the lowest accuracy are shown.
+    Shows the `MOST_CLASSES` classes with the lowest accuracy.
     """
     row = run.epochs[-1]
     counts = row.get("confusion", {})
@@ -108,7 +108,7 @@ def confusion(run: History) -> Figure | None:
     import numpy as np
 
     worst = sorted(counts, key=lambda name: row["class_acc"][name])[:MOST_CLASSES]
-    classes = [name for name in counts if name in worst]  # in their own order
+    classes = [name for name in counts if name in worst]  # in the original order
     shares = np.array([[100 * counts[name].get(other, 0) / sum(counts[name].values()) for other in classes] for name in classes])
     labels = [errors.printable(errors.shorten(name, 24)).replace("$", r"\$") for name in classes]
     few, side = len(classes) <= 20, 1.2 + 0.22 * max(8, len(classes))
@@ -144,13 +144,13 @@ def confusion(run: History) -> Figure | None:
 
 
 def _measures(runs: Sequence[History]) -> list[tuple[str, str]]:
-    """(key, title) of what the epochs are judged by: perplexity for language models, accuracy for all else."""
+    """(key, title) of the two panels: loss, and perplexity for language models or else accuracy."""
     of_text = all(run.series("train_ppl")[0] for run in runs)
     return [("loss", "loss"), ("ppl", "perplexity") if of_text else ("acc", "accuracy, %")]
 
 
 def operations(run: History) -> Figure | None:
-    """Which operation is the strongest on how many edges, the skip connections, the alphas' entropy, and the eigenvalue if it was measured.
+    """How many edges each operation is strongest on, skip connections, entropy of the alphas, and the eigenvalue if it was measured.
 
     None for a run without architectures.
     """
@@ -176,7 +176,7 @@ def operations(run: History) -> Figure | None:
                 _line(axes, *series, label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
             _finish(axes, "entropy of an edge's alphas, nats")
             axes.axhline(most, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="all operations equal")
-            axes.set_ylim(0, 1.06 * most)  # the whole range: a curve that stays near its upper end says that nothing is decided
+            axes.set_ylim(0, 1.06 * most)  # the whole range: a curve near the upper end means that nothing is decided
             axes.legend(loc="lower left")
         if eigenvalue[0]:
             _line(panels[-1], *eigenvalue, color=LINES[0])
@@ -188,7 +188,7 @@ def operations(run: History) -> Figure | None:
 
 
 def _skips(axes: Axes, skips: dict[str, tuple[list[int], list[float]]]) -> None:
-    """Of every cell the skip connections in its architecture."""
+    """Plots the number of skip connections in every cell."""
     for index, (cell, series) in enumerate(skips.items()):
         axes.step(*series, where="mid", label=TITLES[cell], color=LINES[index], linestyle=DASHES[index])
         if len(series[0]) == 1:
@@ -202,7 +202,7 @@ def _skips(axes: Axes, skips: dict[str, tuple[list[int], list[float]]]) -> None:
 
 
 def _strongest(axes: Axes, cell: str, rows: list[tuple[int, Alphas]], stride: int) -> dict[str, Any]:
-    """Bars of the number of edges that each operation is the strongest on, every `stride` epochs; {operation: a patch for the legend}."""
+    """Draws bars: on how many edges each operation is strongest, every `stride` epochs. Returns {operation: patch for the legend}."""
     counts: dict[str, list[int]] = {}
     for index, (_, alphas) in enumerate(rows):
         for edge, weights in alphas.items():
@@ -222,9 +222,9 @@ def _strongest(axes: Axes, cell: str, rows: list[tuple[int, Alphas]], stride: in
 
 
 def alphas(run: History) -> Figure | None:
-    """A block for every edge: a row for every operation, in its colour, the fuller the larger the softmaxed alpha; and one for the beta.
+    """A heat map for every edge, with a row for every operation and for the beta. A larger softmaxed alpha has a stronger colour.
 
-    In a cell of DARTS, a node's edges stand beside each other, and those of the final architecture have a frame. None without alphas.
+    In a cell of DARTS, the edges into a node are in one row, and edges of the final architecture have a frame. None without alphas.
     """
     shown, stride = run.thinned(MOST_COLUMNS)
     rows = [(row, history.with_betas(history.named_alphas(run, row), row)) for row in shown if row.get("alphas")]
@@ -287,7 +287,7 @@ def _every(stride: int) -> str:
 
 
 def _places(edges: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
-    """({edge: (row, column)}, columns): cells as triangles, a row for every node; others in order."""
+    """({edge: (row, column)}, columns). In cells, every node has a row, and every source a column; other edges are in order."""
     known = {edge: place for edge in edges if (place := edge_of(edge)) is not None}
     if len(known) == len(edges):
         nodes = sorted({(cell, node) for cell, node, _ in known.values()})

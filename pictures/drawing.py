@@ -1,6 +1,6 @@
-"""Architectures as graphs: cells, a network of ENAS's macro space, or a table of choices; every operation in a colour of its own.
+"""Draws architectures as graphs: cells, a network of ENAS's macro space, or a table of choices. Every operation has its own colour.
 
-Graphviz's `dot` draws them where it is installed, the program of the package graphviz-pure everywhere else.
+Uses Graphviz's `dot` if it is installed, otherwise the program of the package graphviz-pure.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from experiment import files
 from experiment.errors import UserError, shorten, shown
 from nas.architecture import TITLES, Architecture, Cell
 
-# After the palette of Okabe and Ito, darkened until the contrast with white, as text or as ground, is at least 4.5, and so far apart in
-# lightness that those who see no red or no green can tell them from each other.
+# Based on the palette of Okabe and Ito, darkened until the contrast with white is at least 4.5. The colours differ in lightness, so that
+# people with a red-green colour deficiency can distinguish them.
 OPERATION_COLOURS = {
     "none": "#767676",
     "max_pool_3x3": "#952F00",
@@ -38,7 +38,7 @@ OPERATION_COLOURS = {
     "sep_conv_7x7": "#2A0A6E",
     "conv_7x1_1x7": "#6A4BE0",
 }
-# With the operations of other spaces, in the colours of those that these spaces lack.
+# Operations of other spaces have the colours of operations that these spaces lack.
 COLOURS = OPERATION_COLOURS | {
     "tanh": OPERATION_COLOURS["sep_conv_3x3"],
     "relu": OPERATION_COLOURS["max_pool_3x3"],
@@ -49,7 +49,7 @@ COLOURS = OPERATION_COLOURS | {
     "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
 }
 
-# What a picture can show, and Graphviz lays out within seconds: rows of a table, edges of a macro network.
+# Limits of a picture, which Graphviz can lay out within seconds: rows of a table, edges of a macro network.
 MOST_ROWS, MOST_EDGES = 200, 300
 
 FORMATS = ("png", "pdf", "svg")
@@ -58,7 +58,7 @@ SIGNATURE = b"drawn by visualize.py of DARTS"
 
 
 def colour(operation: str) -> str:
-    """The colour of an operation. One that nobody chose is made from the name, with a contrast to white of at least 4.5."""
+    """The colour of an operation. If it is not in `COLOURS`, it is computed from the name, with a contrast to white of at least 4.5."""
     if operation in COLOURS:
         return COLOURS[operation]
     number = zlib.crc32(operation.encode(errors="replace"))
@@ -75,12 +75,9 @@ def _luminance(rgb: Sequence[float]) -> float:
 
 
 def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
-    """One cell as a graph.
+    """A graph of one cell, with `caption` below it.
 
-    Args:
-        cell: what to draw.
-        caption: the line under it.
-        first_node: the number of the first intermediate node: 0, as in the paper's Figures 4 and 5, or 2, as in genotypes and NNI's keys.
+    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in NNI's dictionary.
     """
     graph = _graph(caption)
     _nodes(graph, cell.nodes, first_node)
@@ -91,7 +88,7 @@ def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
 
 
 def _plain_edges(graph: graphviz.Digraph, cell: Cell) -> None:
-    """The edges without an operation: those to the output, and those that are given."""
+    """Adds the edges without an operation: the fixed ones and those to the output."""
     output = list(cell.nodes)[-1]
     for tail, head in (*cell.fixed, *((name, output) for name in cell.concat)):
         graph.edge(tail, head, color="#8C8C8C", penwidth="1.2")
@@ -109,7 +106,7 @@ _OUTPUT = {"fillcolor": "#FBF0CF", "height": "0.42", "margin": "0.08,0.03"}
 
 
 def _graph(caption: str) -> graphviz.Digraph:
-    # Arial's metrics are built into graphviz-pure, and known to every other renderer.
+    # The metrics of Arial are built into graphviz-pure and known to all other renderers.
     graph = graphviz.Digraph(
         graph_attr={
             "rankdir": "LR",
@@ -128,14 +125,14 @@ def _graph(caption: str) -> graphviz.Digraph:
 
 
 def _plain(text: str) -> str:
-    """A stranger's text as a label: itself, no escape sequence of DOT, without control characters, which no format has a place for."""
+    """Untrusted text as a label: DOT's escape sequences are escaped, and control characters replaced."""
     return graphviz.escape("".join(character if character.isprintable() else "?" for character in text))
 
 
 def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: str) -> None:
-    """An edge with an operation on it.
+    """Adds an edge with an operation.
 
-    Its label is a node in the middle of it: Graphviz then leaves it room, so that labels meet neither each other nor foreign edges.
+    The label is a node in the middle of the edge, so that Graphviz keeps labels apart from each other and from other edges.
     """
     _operation(graph, name, operation)
     graph.edge(tail, f"{name}:w", color=colour(operation), dir="none")
@@ -143,24 +140,24 @@ def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: s
 
 
 class RelaxedEdge(NamedTuple):
-    """An edge of the continuous relaxation, drawn with the operation that is the strongest on it."""
+    """An edge of the continuous relaxation, drawn with its strongest operation."""
 
     tail: str
     head: str
     operation: str
-    strength: float  # from 0, the weakest of the run, to 1, the strongest
-    chosen: bool  # is part of the architecture
+    strength: float  # from 0 (the weakest edge of the run) to 1 (the strongest)
+    chosen: bool  # whether it is part of the architecture
 
 
 def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
-    """All edges of a cell with their strengths as widths; pale those that the architecture leaves out.
+    """A graph of all edges of a cell. Widths show their strengths; edges that are not in the architecture are pale.
 
-    The graphs of one cell have one layout, whatever operations and strengths: pictures of them make an animation.
+    The layout does not depend on operations and strengths, so that the graphs of several epochs can be animated.
 
     Args:
-        cell: for its nodes and the edges that have no operation.
-        edges: in the same order for every picture of the cell.
-        caption: the line under the picture.
+        cell: the cell, for its nodes and its edges without operations.
+        edges: the edges, in the same order for every picture of the cell.
+        caption: the text below the picture.
     """
     graph = _graph(caption)
     _nodes(graph, cell.nodes)
@@ -177,7 +174,7 @@ def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.
 
 
 def _mix(colour: str, share: float) -> str:
-    """`share` of the colour, the rest white."""
+    """`colour` mixed with white; `share` is the part of the colour."""
     return "#" + "".join(f"{round(255 + share * (int(colour[start : start + 2], 16) - 255)):02X}" for start in (1, 3, 5))
 
 
@@ -192,7 +189,7 @@ def _label(operation: str) -> str:
 
 
 def network(architecture: Architecture, caption: str) -> graphviz.Digraph:
-    """An architecture that is not made of cells as one graph: a network of ENAS's macro space, or else a table of its choices."""
+    """A graph of an architecture without cells: a network of ENAS's macro space, otherwise a table of its choices."""
     graph = _graph(caption)
     if (layers := architecture.layers) and sum(1 + len(skips) for _, skips in layers) <= MOST_EDGES:
         _macro(graph, layers)
@@ -202,7 +199,7 @@ def network(architecture: Architecture, caption: str) -> graphviz.Digraph:
 
 
 def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None:
-    """A chain; `layer_i` means the input of layer i, so what is added comes from the layer before that."""
+    """A chain of layers. `layer_i` means the input of layer i, so a skip connection starts at the layer before it."""
     names = ["stem", *(f"layer{layer}" for layer in range(len(layers)))]
     graph.node("stem", **_INPUT)
     for layer, (branch, skips) in enumerate(layers):
@@ -215,7 +212,7 @@ def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None
 
 
 def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
-    """Every choice beside what was chosen, in the order of the file; of very many, the first."""
+    """A row for every choice and what was chosen, in the order of the file, at most `MOST_ROWS`."""
     graph.attr(rankdir="TB", ranksep="0.15")
     entries = list(architecture.items())
     if (more := len(entries) - MOST_ROWS) > 0:
@@ -234,29 +231,29 @@ def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
 
 
 def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.Digraph]:
-    """{name: graph}: `normal` and `reduction` for such cells, `architecture` for anything else."""
+    """{name: graph}: `normal` and `reduction`, `recurrent`, or `architecture` if there are no such cells."""
     cells = architecture.cells if len(architecture.json) <= MOST_ROWS else {}
     drawn = {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
     return drawn or {"architecture": network(architecture, caption)}
 
 
 def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
-    """Small pictures of an architecture, {name: PNG}, without a file."""
+    """Small pictures of an architecture, {name: PNG}; writes no file."""
     return {name: render(graph, "png", dpi=75) for name, graph in graphs(architecture, caption).items()}
 
 
 def both(architecture: Architecture, caption: str = "") -> bytes:
-    """The normal and the reduction cell of DARTS side by side, a PNG; nodes by their numbers in genotypes and in NNI's keys, from 2 on.
+    """The normal and the reduction cell of DARTS side by side, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary.
 
     Raises:
-        UserError: the architecture has no such cells, nothing that draws is installed, or it fails.
+        UserError: the architecture is not made of cells of DARTS, Graphviz is not installed, or it fails.
     """
     cells = Architecture(architecture.genotype).cells
     return joined([render(cell(graph, title(name, caption), first_node=2)) for name, graph in cells.items()], side_by_side=True)
 
 
 def joined(pictures: Sequence[bytes], side_by_side: bool = False, gap: int = 30) -> bytes:
-    """These PNGs as one, below each other or side by side."""
+    """One PNG of these PNGs, from top to bottom or side by side."""
     from PIL import Image
 
     images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
@@ -276,7 +273,7 @@ def joined(pictures: Sequence[bytes], side_by_side: bool = False, gap: int = 30)
 
 
 def title(cell: str, caption: str) -> str:
-    """The caption of a picture of this cell, `normal` or `reduce`; of "", a cell of which there is one kind, the caption itself."""
+    """The caption with the title of the cell, `normal` or `reduce`. For "", the only kind of cell, the caption alone."""
     return ": ".join(filter(None, [caption, cell and TITLES[cell]]))
 
 
@@ -285,15 +282,15 @@ def draw(architecture: Architecture, folder: str | Path, format: str = "png", ca
 
     Args:
         architecture: what to draw.
-        folder: where normal.FORMAT and reduction.FORMAT, or architecture.FORMAT go; made if it is missing.
+        folder: the folder for the pictures; created if it is missing.
         format: one of `FORMATS`.
-        caption: what the pictures show, such as the run's name, epoch and seed.
+        caption: text below the pictures, such as the run's name, epoch and seed.
 
     Returns:
         The paths of the pictures.
 
     Raises:
-        UserError: nothing that draws is installed, it fails, or a file is in the way; no picture is written then.
+        UserError: no program for drawing is installed, drawing fails, or a foreign file has one of the names. Then no picture is written.
     """
     if format not in FORMATS:
         raise UserError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
@@ -301,12 +298,12 @@ def draw(architecture: Architecture, folder: str | Path, format: str = "png", ca
 
 
 def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
-    """Writes files that can be told from foreign ones afterwards, {name: content}, into `folder`, made if it is missing.
+    """Writes pictures, {name: content}, into `folder`, which is created if it is missing. Each file is marked with `SIGNATURE`.
 
-    All are written beside before the first takes its place: who is interrupted leaves none that is cut off and would be in the way.
+    All contents are written to temporary files before the first file is replaced, so an interruption leaves no incomplete file.
 
     Raises:
-        UserError: a file that is not ours is in the way, or the folder cannot be written to.
+        UserError: an existing file has no `SIGNATURE`, or the folder is not writable.
     """
     signed = {Path(folder) / name: _sign(content, name.rpartition(".")[2]) for name, content in pictures.items()}
     try:
@@ -321,23 +318,23 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:
-    """The picture of a graph; `dpi`, of a PNG, makes it larger.
+    """A picture of a graph. `dpi` is the resolution of a PNG.
 
     Raises:
-        UserError: nothing that draws is installed, or it fails.
+        UserError: no program for drawing is installed, or it fails.
     """
     return _render(graph.source, format, dpi)
 
 
 def _render(source: str, format: str, dpi: int = 150) -> bytes:
-    """The picture that the program in the place of `dot` makes of `source`, DOT's language."""
-    # A virtual environment's programs are not on PATH where its Python is called by its full path.
+    """The picture that `dot` or its replacement draws of `source`, in the DOT language."""
+    # The programs of a virtual environment are not on PATH if its Python is called by its full path.
     beside_python = os.path.dirname(sys.executable)
     dot = shutil.which("dot")
     program = dot or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=beside_python)
     if program is None:
         raise UserError(f"no program that draws graphs is installed: {INSTALL}")
-    if format == "pdf" and not dot:  # graphviz-pure knows no PDF
+    if format == "pdf" and not dot:  # graphviz-pure cannot write PDF
         return _pdf(_render(source, "svg"))
     resolution = [f"-Gdpi={dpi}"] if format == "png" else []
     try:
@@ -351,15 +348,15 @@ def _render(source: str, format: str, dpi: int = 150) -> bytes:
 
 
 def _pdf(svg: bytes) -> bytes:
-    """The same picture as PDF: vectors, and text in the Helvetica of every PDF reader, which is as wide as Arial."""
+    """Converts an SVG to a PDF. Its text is in Helvetica, a standard font of PDF, which is as wide as Arial."""
     import fpdf
     from fpdf.svg import SVGObject
 
-    text = re.sub(r"<title>.*?</title>", "", svg.decode())  # what a browser shows on hovering has no place in a PDF
+    text = re.sub(r"<title>.*?</title>", "", svg.decode())  # tooltips, which a PDF does not have
     try:
         text.encode("latin-1")
     except UnicodeEncodeError as error:
-        raise UserError(f"PDF's own fonts lack {text[error.start]!r}: leave it out of the caption, or draw svg") from None
+        raise UserError(f"PDF's standard fonts lack {text[error.start]!r}: leave it out of the caption, or use --format svg") from None
     drawing = SVGObject(text)
     document = fpdf.FPDF(unit="pt", format=(drawing.width, drawing.height))  # type: ignore[arg-type]  # never a percentage here
     document.add_page()
@@ -369,7 +366,7 @@ def _pdf(svg: bytes) -> bytes:
 
 
 def _sign(picture: bytes, format: str) -> bytes:
-    """`picture` with `SIGNATURE` as a comment of its format, by which a later drawing knows that it may replace the file."""
+    """Adds `SIGNATURE` to a picture as a comment of its format. A later drawing may replace files with it."""
     if format == "png":
         chunk = b"tEXtComment\0" + SIGNATURE
         end = len(picture) - 12  # the last chunk, IEND, is 12 bytes long

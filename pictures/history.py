@@ -1,4 +1,4 @@
-"""A run read back from its folder, epoch by epoch, and what can be asked of it. docs/metrics.md names every key."""
+"""Reads the arguments and the epochs of a run from its folder. docs/metrics.md lists every key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nas.architecture import NUMBERED, Alphas, Architecture
 
 @dataclass
 class History:
-    """What a run's folder tells: the arguments in config.json and the epochs in metrics.jsonl, at least one."""
+    """A run: `config` is the content of config.json, `epochs` the rows of metrics.jsonl, at least one."""
 
     folder: Path
     config: dict[str, Any]
@@ -23,72 +23,72 @@ class History:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the command line."""
+        """The arguments of the command line."""
         return self.config["arguments"]
 
     @property
     def trains(self) -> bool:
-        """Whether it is the training of a found network; else it is a search."""
+        """True for the training of an architecture, False for a search."""
         return str(self.config.get("stage")).endswith("eval")
 
     @property
     def space(self) -> str:
-        """What was searched, or what the trained network is of: the `--space`, or `rnn` for a recurrent cell."""
+        """The search space: `--space`, or `rnn` for recurrent cells."""
         return "rnn" if str(self.config.get("stage")).startswith("rnn-") else str(self.arguments.get("space", "darts"))
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """The name of the folder."""
         return self.folder.resolve().name
 
     @property
     def caption(self) -> str:
-        """Run, epoch and seed of the last epoch."""
+        """Name, last epoch and seed of the run."""
         return self.caption_at(self.epochs[-1])
 
     def caption_at(self, row: dict[str, Any]) -> str:
-        """The same of the epoch that is this row of `epochs`. Pictures count epochs from 1 on: an epoch's number is how many are done."""
+        """Name, epoch and seed, for the epoch of this row. Pictures count epochs from 1."""
         epochs = 1 if self.arguments.get("fast_dev_run") else self.arguments.get("epochs", "?")
         return f"{self.name}, epoch {row['epoch'] + 1} of {epochs}, seed {self.arguments.get('seed', '?')}"
 
     @property
     def architecture(self) -> Architecture | None:
-        """The one in the folder: for a search, the last, or the one that early stopping went back to."""
+        """The architecture in the folder. For a search, it is the last one, or the one that early stopping has returned."""
         space = self.arguments.get("space")
         return Architecture.recorded(self.folder, space if isinstance(space, str) else None)
 
     @property
     def architecture_caption(self) -> str:
-        """Run, epoch and seed of that architecture: of the last epoch that found it."""
+        """Name, epoch and seed for `architecture`: the last epoch that has found it."""
         architecture = self.architecture
         found = [row for row in self.epochs if Architecture.of_epoch(row) == architecture]
         return self.caption_at(found[-1] if found else self.epochs[-1])
 
     def thinned(self, most: int) -> tuple[list[dict[str, Any]], int]:
-        """At most `most` of the epochs, equally far apart, the last one among them; and how many epochs they are apart."""
+        """(rows, stride): at most `most` of the epochs, every `stride`-th one, including the last."""
         stride = math.ceil(len(self.epochs) / most)
         return self.epochs[(len(self.epochs) - 1) % stride :: stride], stride
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """(epochs, values) of a number, where it was recorded; epochs counted from 1 on, as in all pictures."""
+        """(epochs, values) of the epochs in which `key` was recorded. Epochs are counted from 1."""
         rows = [row for row in self.epochs if isinstance(row.get(key), int | float)]
         return [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether this is the folder of a run of which at least the metrics are there."""
-    return os.path.exists(os.path.join(path, "metrics.jsonl"))  # of any text: pathlib raises for a name that is too long
+    """Whether this is the folder of a run with metrics."""
+    return os.path.exists(os.path.join(path, "metrics.jsonl"))  # not pathlib, which raises for a name that is too long
 
 
 def read(path: str | Path) -> History:
-    """The run in this folder. A last line of metrics that is cut off is left out, with a warning on standard error.
+    """The run in this folder. An incomplete last line of the metrics is ignored, with a warning on standard error.
 
     Raises:
-        UserError: it is no run's folder, or no epoch is complete, or the files are not ours.
+        UserError: it is not the folder of a run, no epoch is complete, or a file is not valid.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"{path} is no folder: name the folder of a run")
+        raise UserError(f"{path} is not a folder: name the folder of a run")
     try:
         files.check_folder(folder)
         lines = files.read(folder / "metrics.jsonl").splitlines(keepends=True)
@@ -96,7 +96,7 @@ def read(path: str | Path) -> History:
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not one of a run: {error}") from None
+        raise UserError(f"{folder / 'config.json'} is not that of a run: {error}") from None
     epochs: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         try:
@@ -106,17 +106,17 @@ def read(path: str | Path) -> History:
         except ValueError as error:
             if line.endswith(b"\n"):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
-            warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is left out")
+            warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is ignored")
     if not epochs:
         raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
     return History(folder, config, epochs)
 
 
-# ---- Questions to alphas
+# ---- Alphas
 
 
 def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
-    """The alphas of an epoch, with the operations' names wherever the run's space has some; empty where the strategy has no alphas."""
+    """The alphas of an epoch, with names of operations if the run's space has names. Empty if the strategy has no alphas."""
     names = dict(enumerate(NUMBERED.get(str(run.arguments.get("space")), ())))
     return {
         edge: {names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()}
@@ -125,5 +125,5 @@ def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
 
 
 def with_betas(alphas: Alphas, row: dict[str, Any]) -> Alphas:
-    """The alphas of an epoch, with the edge's own weight as one more, `edge`, where the epoch has such weights."""
+    """The alphas of an epoch. If the epoch has betas, each edge also has its beta, under the name `edge`."""
     return {edge: weights | {"edge": row["betas"][edge]} for edge, weights in alphas.items()} if row.get("betas") else alphas

@@ -1,4 +1,4 @@
-"""The page about a protocol's results: accuracies with their intervals, supernets against what they found, cost, cells."""
+"""The page about the results of a protocol: accuracies with intervals, supernet against selection accuracy, cost, cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Results = dict[str, Any]
 
 
 def accuracies(results: Results) -> Figure | None:
-    """Each training as a point, with mean and 95% interval, a row for each method; None as long as nothing was trained."""
+    """Each training as a point, with mean and 95% interval, in a row for each method; None if there are no trainings yet."""
     methods = [method for method in results["methods"].values() if method["trainings"]]
     if not methods:
         return None
@@ -37,7 +37,7 @@ def accuracies(results: Results) -> Figure | None:
 
 
 def scatter(results: Results) -> Figure | None:
-    """Supernets' accuracies against those of short trainings, and search cost against final accuracy; None where there is neither."""
+    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None if there is no data."""
     methods = list(results["methods"].values())
     selected = [method for method in methods if any(search["selection_acc"] is not None for search in method["searches"])]
     costed = [method for method in methods if method["search_hours"] and method["trainings"]]
@@ -72,7 +72,7 @@ def scatter(results: Results) -> Figure | None:
 
 
 def cells(method: Results) -> bytes | None:
-    """The architecture that a method's trainings have, all its cells beside each other as one PNG."""
+    """The architecture that the method has selected, with its cells side by side, as a PNG; None if there is none."""
     found = {search["seed"]: search["genotype"] for search in method["searches"]}
     content = found.get(method["selected"])
     if content is None:
@@ -92,7 +92,7 @@ def cells(method: Results) -> bytes | None:
 
 
 def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> bytes:
-    """The page. `tables` are (heading, columns, rows); `state` says how far the protocol is."""
+    """The page. `tables` are (heading, columns, rows); `state` is a sentence about the progress of the protocol."""
     parts = [f"<h1>Protocol {escape(results['preset'])}</h1>", f"<p>{escape(state)}</p>"]
     for heading, columns, rows in tables:
         if rows:

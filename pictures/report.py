@@ -1,16 +1,15 @@
-"""One page about a run, or about several, that needs nothing but itself: no network, no script, its pictures embedded."""
+"""A self-contained HTML page about one or several runs: embedded pictures, no scripts, nothing loaded from the network."""
 
 from __future__ import annotations
 
 import base64
-import re
 import shlex
 import struct
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from experiment import errors, files
+from experiment import errors
 from nas.remedies import recipes
 from pictures.history import History
 
@@ -21,22 +20,22 @@ TITLES = {
     "architecture.png": "Architecture",
     "cells.gif": "Over the epochs",
     "alphas.png": "Alphas of every edge",
-    "operations.png": "Which operations win, and has it settled?",
+    "operations.png": "Strongest operations and convergence",
     "curves.png": "Loss and accuracy, or perplexity",
-    "confusion.png": "Which class fails",
+    "confusion.png": "Accuracy by class",
     "cells.png": "Final architectures",
 }
 CELLS = ("normal.png", "reduction.png", "recurrent.png", "architecture.png")
 EXPLANATIONS = {
-    "curves.png": "The loss of the network alone: an auxiliary head's share is left out.",
-    "confusion.png": "A row is a class: what its images of the test set were taken for.",
-    "cells.gif": "The wider a line, the stronger its edge; filled labels are in that epoch's architecture. A long run is thinned out.",
-    "alphas.png": "A row is an operation, epochs go from left to right; the fuller the colour, the larger the softmaxed alpha.",
-    "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, announce a collapse (Zela et al. 2020).",
+    "curves.png": "The loss of the network, without the auxiliary head.",
+    "confusion.png": "Each row is a class of the test set: how its images were classified.",
+    "cells.gif": "Wider lines are stronger edges. Filled labels are in the architecture of that epoch. Long runs show only some epochs.",
+    "alphas.png": "Each row is an operation; epochs go from left to right. A stronger colour is a larger softmaxed alpha.",
+    "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, indicate a collapse (Zela et al. 2020).",
 }
 TABLE = (
-    "Distance: edges, with their operations, that differ from the first run's. Parameters and multiply-adds, in millions: "
-    "those of the network that is trained."
+    "Distance: number of edges, with their operations, that differ from those of the first run. "
+    "Parameters and multiply-adds, in millions: of the network that is trained."
 )
 FIGURES = {  # key: (title, format)
     "test_acc": ("test accuracy", "{:.2f}%"),
@@ -73,7 +72,7 @@ p { margin: .3rem 0 .8rem; color: var(--soft) }
 .figures dt { font-size: .8rem; color: var(--soft) }
 .figures dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums }
 .picture, .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px }
-.picture { background: #ffffff; padding: .5rem }  /* operations keep their colours, which are made for white */
+.picture { background: #ffffff; padding: .5rem }  /* the colours of operations are made for white */
 .picture img { display: block; max-width: 100%; height: auto; margin: 0 auto }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; margin: 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: .9rem/1.5 ui-monospace, monospace; color: var(--accent) }
@@ -91,7 +90,7 @@ summary { cursor: pointer; margin: 1rem 0 .5rem; color: var(--accent) }
 
 
 def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
-    """The page about one run; `pictures` by their files' names, in the order of the page."""
+    """The page about one run. `pictures`: {file name: picture}, in the order of the page."""
     last = run.epochs[-1]
     figures = [(title, form.format(last[key])) for key, (title, form) in FIGURES.items() if isinstance(last.get(key), int | float)]
     figures.append(("time", errors.duration(sum(row.get("seconds", 0) for row in run.epochs))))
@@ -110,7 +109,7 @@ def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
 
 
 def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> bytes:
-    """The page that sets several runs beside each other."""
+    """The page that compares several runs."""
     parts = [
         f"<h1>{len(runs)} runs side by side</h1>",
         f"<p>{escape('; '.join(run.caption for run in runs))}</p>",
@@ -148,15 +147,11 @@ def _provenance(run: History) -> dict[str, Any]:
 
 
 def _command(run: History) -> Iterable[str]:
-    """The command that the run ended with, from its log."""
-    try:
-        log = files.read(run.folder / "log.txt").decode(errors="replace")
-    except OSError:
-        log = ""
-    found = dict(re.findall(r"(train what was found|by the paper's recipe[^:]*|test the weights again): (.+)", log))
+    """The commands that a complete run proposes."""
+    found = run.config.get("next", {})
     yield f"<h2>{'Test it' if run.trains else 'Train what was found'}</h2>"
     if not found:
-        yield "<p>The run is not over yet; its log ends with the command.</p>"
+        yield "<p>The run is not complete yet. Its log will end with the command.</p>"
     for what, command in found.items():
         yield f"<p>{escape(what.capitalize())}:</p>" * (len(found) > 1) + f"<pre>{escape(command)}</pre>"
 
@@ -164,7 +159,7 @@ def _command(run: History) -> Iterable[str]:
 def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
     for name, content in pictures.items():
         title = TITLES.get(name, name)
-        # All cells in one scale.
+        # All cells have the same scale.
         scale = 0.46 if name in CELLS else 0.75 if name.endswith("png") else 1
         yield from _picture(title, content, scale, EXPLANATIONS.get(name), f"{title}, {caption}" if caption else title)
 
@@ -172,11 +167,11 @@ def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
 def _picture(
     title: str, content: bytes, scale: float = 0.75, explanation: str | None = None, alternative: str | None = None
 ) -> Iterable[str]:
-    """A picture below its heading."""
+    """A heading and a picture."""
     yield f"<h2>{escape(title)}</h2>"
     if explanation is not None:
         yield f"<p>{escape(explanation)}</p>"
-    # On a phone two thirds of its size, to be scrolled sideways, so that labels stay legible.
+    # On a phone, two thirds of the size, with horizontal scrolling, so that labels stay legible.
     width = _width(content) * scale
     style = f"width: {width:.0f}px; min-width: {min(width, max(240, 0.65 * width)):.0f}px"
     kind = "png" if content.startswith(b"\x89PNG") else "gif"
@@ -185,7 +180,7 @@ def _picture(
 
 
 def _width(picture: bytes) -> int:
-    """Of a PNG or a GIF, in pixels."""
+    """The width of a PNG or a GIF in pixels."""
     return struct.unpack(">I", picture[16:20])[0] if picture.startswith(b"\x89PNG") else struct.unpack("<H", picture[6:8])[0]
 
 

@@ -1,1 +1,1 @@
-"""The paper's protocol as a program: what has to run, running it, and the table that comes of it. `reproduce.py` is its command."""
+"""The paper's protocol: planning and running its jobs, and the table of results. `reproduce.py` is its command."""

@@ -1,8 +1,8 @@
-"""What has to run: methods, presets, and the jobs that are left to do, by what is in the folders.
+"""The plan of a protocol: methods, presets, and the jobs that are left, according to the run folders.
 
-The protocol (docs/protocol.md): a method searches with several seeds; each found architecture is trained for a short while on part of the
-training images; the most accurate one on the rest of them is selected, and trained from scratch several times. The test set judges only
-those last trainings.
+The protocol (docs/protocol.md): a method searches with several seeds. Each architecture is trained for a short while on part of the
+training images. The one with the highest accuracy on the other training images is selected, and trained from scratch several times. Only
+these last trainings use the test set.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Flags = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to an architecture. `search` holds the flags of its searches; None where there is no search.
+    """A way to find an architecture. `search` holds the flags of its searches, or is None if the method does not search.
 
-    `arch` is then what is trained: a name, a file, or `random` for another random architecture in each training. `warm_up` is the share of
-    a search's epochs in which the alphas rest, where the protocol says how many epochs a search has.
+    In the second case, `arch` is trained: a name, a file, or `random` for a new random architecture in each training.
+    `warm_up` is the share of a search's epochs in which the alphas rest; it applies where the protocol sets the number of epochs.
     """
 
     title: str
@@ -60,7 +60,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often and with which flags of `train_search.py` and `train.py`; `common` are for both, `select` and `train` for `train.py`."""
+    """Numbers of runs, and flags: `common` for all runs, `search` for `train_search.py`, `select` and `train` for `train.py`."""
 
     methods: tuple[str, ...]
     seeds: int
@@ -73,7 +73,7 @@ class Protocol:
     own: dict[str, Method] = field(default_factory=dict)
 
     def method(self, name: str) -> Method:
-        """The method of this name: of the preset's file, known here, or a known architecture."""
+        """The method `name`: from the configuration file, from `METHODS`, or a published cell. Raises `UserError` if it is unknown."""
         if name in self.own:
             return self.own[name]
         if name in METHODS:
@@ -101,9 +101,9 @@ PRESETS = {
     "digits": Protocol(
         methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=2, trainings=3,
         common={**_DIGITS, "workers": 0},
-        search={"init_channels": 4, "layers": 3, "epochs": 2, "batch_size": 64, "learning_rate": 0.025, "arch_learning_rate": 1e-2},
-        select={"init_channels": 4, "layers": 3, "epochs": 2, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
-        train={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 64, "learning_rate": 0.05},
+        search={"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 32, "learning_rate": 0.025, "arch_learning_rate": 1e-2},
+        select={"init_channels": 6, "layers": 5, "epochs": 4, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
+        train={"init_channels": 6, "layers": 5, "epochs": 10, "batch_size": 64, "learning_rate": 0.05},
     ),
     "smoke": Protocol(
         methods=("first", "random", "DARTS_V2"), seeds=2, trainings=2,
@@ -114,13 +114,13 @@ PRESETS = {
 
 
 def configured(preset: Protocol, content: Any, name: str) -> Protocol:
-    """`preset` with what the content of the file `name` changes in it.
+    """`preset`, changed by the decoded `content` of the configuration file `name`.
 
     `{"seeds": 4, "trainings": 10, "common": {flag: value}, "search": {...}, "select": {...}, "train": {...},
-    "methods": {name: {"title": ..., "search": {...}, "train": {...}} or {"title": ..., "arch": ...}}}`; all of it may be left out.
+    "methods": {name: {"title": ..., "search": {...}, "train": {...}} or {"title": ..., "arch": ...}}}`; all keys are optional.
 
     Raises:
-        UserError: it says anything else.
+        UserError: the content is not valid.
     """
     if not isinstance(content, dict):
         raise UserError(f"--config {name} must hold an object")
@@ -165,7 +165,7 @@ def _flags(value: Any, where: str) -> Flags:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be begun, or to go on with: one command line."""
+    """A run: one command line that begins or resumes it."""
 
     method: str
     stage: str
@@ -178,7 +178,7 @@ class Job:
         return f"{self.method}/{self.stage}-{self.index}"
 
     def command(self, gpu: int) -> list[str]:
-        """`python` left out. A run that has begun goes on."""
+        """The command line without `python`. If the run has begun, it resumes it."""
         if (self.folder / "config.json").exists():
             code = [
                 text for name in ("space", "strategy") if ":" in str(self.flags.get(name, "")) for text in (f"--{name}", self.flags[name])
@@ -194,7 +194,7 @@ def _texts(name: str, value: Any) -> list[str]:
 
 @dataclass
 class Plan:
-    """The jobs of a protocol in the folder `out`. What has been done is read from the folders, every time."""
+    """The jobs of a protocol in the folder `out`. Their state is read from the run folders at every call."""
 
     protocol: Protocol
     methods: tuple[str, ...]
@@ -202,7 +202,7 @@ class Plan:
     failed: set[str] = field(default_factory=set)  # names of jobs that failed twice
 
     def searches(self, method: str) -> list[Job]:
-        """One for each seed; none for a method without a search."""
+        """One search for each seed; empty for a method without a search."""
         own = self.protocol.method(method)
         if own.search is None:
             return []
@@ -212,7 +212,7 @@ class Plan:
         return [self._job(method, "search", seed, {**flags, "seed": seed}) for seed in range(self.protocol.seeds)]
 
     def selections(self, method: str) -> list[Job]:
-        """A short training of what each search has found; none where there is nothing to select from."""
+        """A short training of the architecture of each complete search; empty if there are fewer than two."""
         found = [job for job in self.searches(method) if run_of(job) is not None]
         if len(found) < 2:
             return []
@@ -220,15 +220,15 @@ class Plan:
         return [self._job(method, "select", job.index, {**flags, "arch": str(job.folder), "seed": 0}) for job in found]
 
     def trainings(self, method: str) -> list[Job]:
-        """The trainings that give the method's accuracy."""
+        """The trainings that measure the method's accuracy."""
         flags = {**self.protocol.common, **self.protocol.train, **self._training(method)}
         archs = [self._arch(method, index) for index in range(self.protocol.trainings)]
         return [self._job(method, "train", index, {**flags, "arch": arch, "seed": index}) for index, arch in enumerate(archs)]
 
     def selected(self, method: str) -> int | None:
-        """The seed of the search whose architecture is trained; None as long as that is open.
+        """The seed of the search whose architecture is trained; None if it is not known yet.
 
-        With a single search it is that one's; otherwise that of the highest accuracy on held-out training images in the last epoch.
+        With several searches, it is the one with the highest accuracy on held-out training images in the last epoch of its short training.
         """
         searches = [job for job in self.searches(method) if run_of(job) is not None]
         if len(searches) == 1:
@@ -238,7 +238,7 @@ class Plan:
         return max(scores, key=lambda index: scores[index]) if scores else None
 
     def ready(self) -> Iterator[Job]:
-        """All jobs that can run now and are not done."""
+        """All jobs that can run now and are not over."""
         for method in self.methods:
             for jobs in (self.searches(method), self.selections(method)):
                 if left := [job for job in jobs if not self.is_over(job)]:
@@ -249,7 +249,7 @@ class Plan:
                     yield from (job for job in self.trainings(method) if not self.is_over(job))
 
     def all_jobs(self) -> list[Job]:
-        """Every job, in the order of the plan, with selections as if every search succeeded."""
+        """All jobs, in order. Assumes that every search succeeds."""
         jobs = []
         for method in self.methods:
             searches = self.searches(method)
@@ -259,11 +259,11 @@ class Plan:
         return jobs
 
     def is_over(self, job: Job) -> bool:
-        """Whether the job is done, or has failed for good."""
+        """Whether the job is complete or has failed permanently."""
         return job.name in self.failed or run_of(job) is not None
 
     def _select(self, method: str) -> bool:
-        """Writes what is to be trained where the trainings look for it; whether there is anything."""
+        """Writes the architectures that the trainings read. Returns whether there are any yet."""
         own = self.protocol.method(method)
         if own.search is None:
             for index in range(self.protocol.trainings if own.arch == "random" else 0):
@@ -274,7 +274,7 @@ class Plan:
             return False
         [search] = [job for job in self.searches(method) if job.index == seed]
         architecture = Architecture.recorded(search.folder, _space(search.flags))
-        assert architecture is not None  # of a search that is complete
+        assert architecture is not None  # the search is complete
         self._write(self.out / method / "selected.json", architecture)
         return True
 
@@ -304,7 +304,7 @@ def run_of(job: Job) -> History | None:
         return None
     try:
         run = history.read(job.folder)
-    except UserError:  # no epoch is complete, or somebody has damaged it: the run itself will say so
+    except UserError:  # no epoch is complete, or a file is damaged: the run itself will report it
         return None
     arguments = run.arguments
     epochs = 1 if arguments.get("fast_dev_run") else arguments.get("epochs")
@@ -317,28 +317,28 @@ def _space(flags: Mapping[str, Any]) -> str:
 
 
 def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Architecture:
-    """An architecture of the method's space, every choice with equal probabilities."""
+    """A random architecture of the method's space, with equal probabilities for every choice."""
     flags = {**protocol.common, **protocol.train, **method.train}
     if _space(flags) == "darts":
         return Architecture(_random_cells(random.Random(seed)))
     import torch
 
-    from nas import search
+    from nas import networks
     from nas.mutators import RandomMutator
 
     args = Namespace(
         space=_space(flags), init_channels=None, layers=None, channels=flags.get("channels", 3), space_arg=flags.get("space_arg")
     )
-    search.set_sizes(args, init_channels=36, layers=20)
+    networks.set_sizes(args, init_channels=36, layers=20)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mutator = RandomMutator(search.build_network(args, num_classes=10))
+        mutator = RandomMutator(networks.build_network(args, num_classes=10))
         mutator.reset()
         return Architecture.of(mutator.current(), args.space)
 
 
 def _random_cells(draw: random.Random) -> genotypes.Genotype:
-    """For every node, two different inputs and an operation on each."""
+    """Random cells: for every node two different inputs, each with a random operation."""
     operations = [name for name in genotypes.PRIMITIVES if name != "none"]
     cells = [
         [(draw.choice(operations), source) for node in range(4) for source in sorted(draw.sample(range(2 + node), 2))] for _ in range(2)

@@ -1,4 +1,4 @@
-"""What came of it: means, deviations, intervals and comparisons of methods, as JSON and as tables."""
+"""The results of a protocol: means, deviations, intervals and comparisons of methods, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def _runs(jobs: Sequence[Job]) -> list[tuple[Job, History]]:
 
 
 def hours(run: History) -> float:
-    """Of the device: interruptions do not count."""
+    """Device hours of a run, without interruptions."""
     return math.fsum(row.get("seconds", 0.0) for row in run.epochs) / 3600
 
 
 def summary(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, standard deviation of the sample, and half of the 95% confidence interval by Student's t; of too few values None."""
+    """Mean, sample standard deviation, and half the width of the 95% confidence interval (Student's t); None with too few values."""
     n = len(values)
     if n < 2:
         return {"mean": values[0] if values else None, "std": None, "n": n, "ci95": None}
@@ -86,15 +86,15 @@ def summary(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def _t95(n: int) -> float:
-    from scipy import stats  # takes a second, and only protocols need it
+    from scipy import stats  # imported here because it takes a second
 
     return float(stats.t.ppf(0.975, n - 1))
 
 
 def compare_methods(names: Sequence[str], trainings: Sequence[Sequence[dict[str, Any]]]) -> Results:
-    """The mean difference of the first method's accuracy to the second's, over trainings with the same seed, and its 95% interval.
+    """The mean difference between the accuracies of two methods, over trainings with the same seed, and its 95% interval.
 
-    `p` is that of the two-sided paired t-test.
+    `p` is the p-value of the two-sided paired t-test.
     """
     ours, theirs = ({training["seed"]: training["test_acc"] for training in each} for each in trainings)
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
@@ -108,7 +108,7 @@ def compare_methods(names: Sequence[str], trainings: Sequence[Sequence[dict[str,
 
 
 def _rank_correlation(searches: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Spearman's, of the supernets' accuracies and those of the short trainings of what they found."""
+    """Spearman's rank correlation between the accuracies of supernets and of the short trainings of their architectures."""
     pairs = [(search["valid_acc"], search["selection_acc"]) for search in searches if search["selection_acc"] is not None]
     if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
         return None
@@ -130,7 +130,7 @@ COLUMNS = ("method", "test accuracy, %", "95% interval", "n", "params, M", "mult
 
 
 def rows(results: Results) -> list[list[str]]:
-    """The table's cells, a row for each method."""
+    """The cells of the table, one row per method."""
     table = []
     for method in results["methods"].values():
         accuracy = method["test_acc"]
@@ -150,7 +150,7 @@ def rows(results: Results) -> list[list[str]]:
 
 
 def comparison_rows(results: Results) -> list[list[str]]:
-    """The paired comparisons' cells: methods, difference with interval, trainings, p."""
+    """The cells of the table of comparisons: methods, difference with interval, number of pairs, p."""
     titles = {name: method["title"] for name, method in results["methods"].items()}
     return [
         [
@@ -171,7 +171,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def markdown(results: Results) -> bytes:
-    """Both tables for a README."""
+    """Both tables as Markdown."""
     parts = [_markdown(COLUMNS, rows(results))]
     if results["comparisons"]:
         parts.append(_markdown(COMPARISON_COLUMNS, comparison_rows(results)))
@@ -191,13 +191,13 @@ _TEX = str.maketrans(
 
 
 def tex(results: Results) -> bytes:
-    """The first table for a paper, with the package booktabs."""
+    """The first table as LaTeX. It needs the package booktabs."""
     lines = [" & ".join(cell.translate(_TEX) for cell in line) + r" \\" for line in (COLUMNS, *rows(results))]
     head, *body = lines
     return "\n".join([r"\begin{tabular}{lrrrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]).encode()
 
 
 def distances(results: Results, name: str) -> list[tuple[int, int, int | None]]:
-    """(seed, seed, distance) of every two architectures that a method's searches found."""
+    """(seed, seed, distance) for every pair of architectures that the searches of a method have found."""
     found = [(search["seed"], Architecture.of(search["genotype"])) for search in results["methods"][name]["searches"] if search["genotype"]]
     return [(a, b, one.distance(other)) for (a, one), (b, other) in itertools.combinations(found, 2)]

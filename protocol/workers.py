@@ -1,6 +1,6 @@
-"""Running jobs: each is an ordinary command line in a process of its own, on this machine or, by Ray, on several.
+"""Runs jobs. Each job is a command line in a separate process, on this machine or, with Ray, on several.
 
-A job that fails is tried again once. A job that was interrupted goes on: its command resumes the run.
+A job that fails is repeated once. A job that was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ TRIES = 2
 
 
 class Workers(Protocol):
-    """Where jobs run: `slots` at a time."""
+    """Runs jobs, at most `slots` at a time."""
 
     slots: int
 
     def submit(self, job: Job) -> Any:
-        """Starts the job; a handle of it."""
+        """Starts the job and returns a handle."""
 
     def wait(self, handles: Sequence[Any]) -> dict[Any, str]:
-        """Waits until at least one has ended: {handle: why it failed, or nothing}."""
+        """Waits until at least one job has ended. Returns {handle: reason of the failure, or an empty string}."""
 
 
 def run(plan: Plan, workers: Workers, tell: Callable[[str], None], changed: Callable[[], None]) -> None:
-    """Does everything that the plan asks for; `changed` is called after every run that ends."""
+    """Runs all jobs of the plan. Calls `changed` after every run that ends, and `tell` with lines for the terminal."""
     tried: dict[str, int] = {}
     running: dict[Any, Job] = {}
     while True:
@@ -56,18 +56,18 @@ def run(plan: Plan, workers: Workers, tell: Callable[[str], None], changed: Call
             if not reason:
                 tell(f"done: {job.name}")
             elif tried[job.name] < TRIES:
-                tell(f"failed, and is tried again: {job.name} ({reason})")
+                tell(f"failed, is repeated: {job.name} ({reason})")
             else:
-                tell(f"failed for good: {job.name} ({reason})")
+                tell(f"failed twice: {job.name} ({reason})")
                 plan.failed.add(job.name)
             changed()
 
 
 def execute(job: Job, gpu: int, threads: int | None, started: Callable[[Popen], None] = lambda process: None) -> str:
-    """Runs the job's command to its end. Why it failed, in one line; nothing if it did not."""
+    """Runs the job's command. Returns the reason of its failure in one line, or an empty string."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     if job.folder.exists():
-        # What an earlier protocol started and could not stop may still be working: the folder is its until it ends.
+        # A process that an earlier protocol started may still be running: wait until it releases the folder.
         with filelock.FileLock(job.folder / ".lock"):
             pass
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
@@ -84,7 +84,7 @@ def execute(job: Job, gpu: int, threads: int | None, started: Callable[[Popen], 
 
 
 class LocalWorkers:
-    """Processes on this machine: one for each of `gpus`, or on the CPU `jobs` that share its cores."""
+    """Processes on this machine: one per GPU in `gpus`, or `jobs` processes that share the cores of the CPU."""
 
     def __init__(self, gpus: Sequence[int], jobs: int) -> None:
         self._devices: SimpleQueue[int] = SimpleQueue()
@@ -111,7 +111,7 @@ class LocalWorkers:
             self._devices.put(device)
 
     def stop(self, number: int) -> None:
-        """Passes a signal on to every process that still runs, and waits for all of them: each saves a checkpoint."""
+        """Sends a signal to every running process, and waits until all have saved a checkpoint and ended."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -120,7 +120,7 @@ class LocalWorkers:
 
 @contextmanager
 def local(gpus: Sequence[int], jobs: int):
-    """`LocalWorkers` that end with this process: SIGTERM and Ctrl-C let each save a checkpoint."""
+    """`LocalWorkers` whose processes end with this one. After SIGTERM and Ctrl-C, each saves a checkpoint."""
     workers = LocalWorkers(gpus, jobs)
 
     def end(number: int, frame: Any) -> None:
@@ -136,9 +136,9 @@ def local(gpus: Sequence[int], jobs: int):
 
 
 class RayWorkers:
-    """Tasks of a Ray cluster, one for each job. Every node needs this code and the runs' folders at the same paths.
+    """Tasks of a Ray cluster, one per job. Every node needs this code and the run folders at the same paths.
 
-    A lost node costs a run's steps since its last checkpoint: Ray starts the task again elsewhere, and the run goes on.
+    If a node is lost, Ray restarts its tasks on other nodes, and the runs continue from their last checkpoints.
     """
 
     def __init__(self, address: str, gpu: bool, threads: int) -> None:
@@ -157,7 +157,7 @@ class RayWorkers:
         needs: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": threads}
         self._task = ray.remote(**needs, max_retries=5)(_task)
         self._gpu, self._threads = gpu, threads
-        self.slots = 1000  # Ray queues what does not fit
+        self.slots = 1000  # Ray queues tasks
 
     def submit(self, job: Job) -> Any:
         return self._task.remote(job, 0 if self._gpu else -1, None if self._gpu else self._threads)
@@ -174,5 +174,5 @@ class RayWorkers:
 
 
 def _task(job: Job, gpu: int, threads: int | None) -> str:
-    """As Ray runs it. It sees only its own GPU, which is therefore number 0."""
+    """The task that Ray runs. It sees only its own GPU, as number 0."""
     return execute(job, gpu, threads)

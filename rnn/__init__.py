@@ -1,1 +1,1 @@
-"""The paper's second half: recurrent cells for language models, by the names of the original's `rnn/`."""
+"""Recurrent cells for language models, the second half of the paper. Names are those of the original `rnn/`."""

@@ -1,10 +1,10 @@
-"""What makes a network fast, applied to it from outside: memory format, compiled regions, recomputation.
+"""Makes networks faster from outside: memory format, compiled regions, recomputation.
 
-The networks themselves (model_search.py, model.py, nas/) say what is computed and nothing about how. `accelerate` changes neither their
-parameters nor the keys of their `state_dict()`: a run that was saved with it goes on without it, and the reverse.
+The networks (model_search.py, model.py, nas/) define what is computed, not how. `accelerate` changes neither their parameters nor the keys
+of their `state_dict()`, so a run can be resumed with or without it.
 
-*Regions* are compiled: the outermost modules that consist of nothing but tensor operations, in the search an edge of a cell. Regions of one
-kind and shape share their compiled code. Whole cells take minutes to compile and run no faster.
+*Regions* are compiled: the outermost modules that consist only of tensor operations, in the search the edges of cells. Regions of the same
+type and shape share compiled code. Whole cells take minutes to compile and are not faster.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from speed.convolutions import use_fast_gradients
 REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce)
 CELLS = (model_search.Cell, model.Cell)
 
-# `--compile auto` compiles a run of at least so many multiply-adds, counted in one forward pass over each training batch. On two CPU cores,
-# compiling the search network took one to three minutes and saved a quarter of each step; eager steps did 2e9 multiply-adds a second.
+# `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training batch. On two CPU
+# cores, compiling the search network took one to three minutes and saved a quarter of each step; eager steps did 2e9 multiply-adds a
+# second.
 WORTH_COMPILING = 3e12
 
 # Of the vectors that compiled code computes with, by what a processor can do; the compiler's choice for others.
@@ -41,17 +42,17 @@ VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
 def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, steps: int, device: torch.device) -> str:
-    """Makes `network` fast, in place, and returns a line for the log that says what was done.
+    """Makes `network` faster, in place. Returns a line for the log about what was done.
 
-    The decision to compile depends on the arguments and on whether a compiler works, never on a clock: a run that goes on must compute
-    what it computed before.
+    Whether it compiles depends on the arguments and on whether a compiler works, never on measured times: a resumed run must compute the
+    same as before.
 
     Args:
-        network: from images (B, C, S, S).
+        network: a network for images (B, C, S, S).
         args: `channels`, `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
         image_size: S.
-        steps: of the whole run.
-        device: the network's.
+        steps: training steps of the whole run.
+        device: the device of the network.
     """
     if args.sync_bn:
         distributed.convert(network)
@@ -60,16 +61,16 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     if args.recompute:
         recompute(network)
     if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
-        return "not compiled: --sync_bn sends messages within the network"
+        return "not compiled: --sync_bn communicates within the network"
     return compile_where_worth(network, args.compile, work, len(range(args.batch_size)[distributed.share(args.batch_size)]), device)
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
-    """Makes `network` bring its images into the order that convolutions on `device` are fast in; on a CPU with fast gradients, too.
+    """Makes `network` convert its images to the memory format that is fastest on `device`. On a CPU, also uses fast gradients.
 
-    On CPUs that is `channels_last`, which halves a step's time (benchmarks/README.md). On GPUs it is the order of tensor cores, for
-    bfloat16; cuDNN has no fast depthwise convolution of float32 in it (PyTorch's `use_cudnn_depthwise`, in
-    aten/src/ATen/native/Convolution.cpp, takes float16 and bfloat16 only).
+    On CPUs, this is `channels_last`, which halves the time of a step (benchmarks/README.md). On GPUs, it is `channels_last` for bfloat16,
+    which tensor cores need. In float32, cuDNN has no fast depthwise convolution for it (`use_cudnn_depthwise` in PyTorch's
+    aten/src/ATen/native/Convolution.cpp accepts only float16 and bfloat16).
     """
     format = torch.channels_last if device.type == "cpu" or amp else torch.contiguous_format
     if device.type == "cpu":
@@ -80,7 +81,7 @@ def set_memory_format(network: nn.Module, device: torch.device, amp: bool = Fals
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
-    """Whether this convolution must not be computed in `channels_last` on a CPU (speed/convolutions.py); operations.py has none."""
+    """Whether this convolution must not run in `channels_last` on a CPU (speed/convolutions.py). operations.py has no such convolution."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (1, 1)
@@ -91,7 +92,7 @@ def _corrupts_memory(module: nn.Module) -> bool:
 
 
 def recompute(network: nn.Module) -> None:
-    """Makes the cells of `network` keep nothing for the backward pass but their inputs, and compute the rest again there."""
+    """Makes the cells of `network` store only their inputs, and recompute their activations in the backward pass."""
     for cell in network.modules():
         if isinstance(cell, CELLS):
             cell.forward = _recomputed(cell)  # type: ignore[method-assign]
@@ -100,14 +101,14 @@ def recompute(network: nn.Module) -> None:
 def compile_where_worth(
     network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: tuple[type[nn.Module], ...] = REGIONS
 ) -> str:
-    """`compile_regions` of a network whose run takes so much work, in multiply-adds, as `choice` (`auto`, `yes` or `no`) says.
+    """Calls `compile_regions` if `choice` is `yes`, or is `auto` and `work`, the multiply-adds of the run, is large enough.
 
-    Returns a line for the log that says what was done.
+    Returns a line for the log about what was done.
     """
     if choice == "no":
         return "not compiled: --compile no"
     if choice == "auto" and work < WORTH_COMPILING:
-        return f"not compiled: {work:.0e} multiply-adds are too few to earn it back (--compile yes compiles anyway)"
+        return f"not compiled: {work:.0e} multiply-adds are too few for compiling to pay off (--compile yes compiles anyway)"
     if reason := _no_compiler(device):
         return f"not compiled: no compiler works here ({reason})"
     compile_regions(network, batch_size, regions)
@@ -115,16 +116,16 @@ def compile_where_worth(
 
 
 def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.Module], ...] = REGIONS) -> None:
-    """Compiles the regions of `network` for batches of this size. Others, such as an epoch's last, are computed without compiled code."""
+    """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code."""
     for region in _outermost(network, regions):
         region.forward = types.MethodType(_compiled(type(region), batch_size), region)  # type: ignore[arg-type, method-assign]
 
 
 def _no_compiler(device: torch.device) -> str:
-    """Why nothing can be compiled for `device`; empty if something can."""
+    """The reason why `torch.compile` does not work for `device`; empty if it works."""
     try:
         torch.compile(lambda x: 2 * x, dynamic=False)(torch.ones(2, device=device))
-    except Exception as error:  # a missing C++ compiler, a missing Triton and an old GPU are told in many ways
+    except Exception as error:  # the exceptions differ: no C++ compiler, no Triton, an old GPU
         return errors.shorten(" ".join(str(error).split()) or type(error).__name__)
     return ""
 
@@ -146,8 +147,8 @@ def _is_layer(module: nn.Module) -> bool:
 
 @functools.cache
 def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
-    """`kind.forward`, compiled: one function for all modules of this type, which compiles once for each shape and mode of them."""
-    # More than the default of 8: a network has regions of about 6 shapes, each in training and in evaluation, with and without gradients.
+    """The compiled `kind.forward`. All modules of this type share it; it compiles once for each of their shapes and modes."""
+    # The default of 8 is too low: regions have about 6 shapes, each in training and evaluation, with and without gradients.
     torch._dynamo.config.recompile_limit = 256
     # Stated, because it is part of the key of the compiler's cache, and what the processor can do is not: on AVX-512, code from the cache
     # that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
@@ -161,7 +162,7 @@ def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
         try:
             return compiled(self, x, *others)
         except torch._dynamo.exc.TorchDynamoException as error:
-            errors.warn(f"cannot compile {kind.__name__}, which is computed without ({errors.shorten(' '.join(str(error).split()))})")
+            errors.warn(f"cannot compile {kind.__name__}; it runs without compiled code ({errors.shorten(' '.join(str(error).split()))})")
             compiled = kind.forward
             return compiled(self, x, *others)
 
@@ -169,20 +170,20 @@ def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
 
 
 def _recomputed(cell: nn.Module) -> Callable[..., Tensor]:
-    """The cell's `forward` that keeps its inputs only (Chen et al. 2016, 1604.06174)."""
+    """The cell's `forward` with gradient checkpointing: it stores only its inputs (Chen et al. 2016, 1604.06174)."""
     forward, inside = cell.forward, False
 
     def recomputed(*inputs: Any) -> Tensor:
-        # Checkpoints do not go with forward-mode derivatives (`--hvp exact`): that pass keeps what it needs.
+        # `checkpoint` does not support forward-mode derivatives (`--hvp exact`): that pass stores its activations.
         if inside or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return forward(*inputs)
-        # Those of this pass: under `functional_call` they are not the cell's own, and the backward pass comes after it.
+        # Those of this pass: under `functional_call` they differ from the cell's own, which the backward pass would use.
         parameters, buffers = dict(cell.named_parameters()), dict(cell.named_buffers())
         passes = itertools.count()
 
         def run(*inputs: Any) -> Tensor:
             nonlocal inside
-            # The second pass works on copies of the buffers: running statistics advance once.
+            # The second pass uses copies of the buffers, so that running statistics are updated once.
             own = buffers if next(passes) == 0 else {name: buffer.clone() for name, buffer in buffers.items()}
             inside = True
             try:

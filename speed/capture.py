@@ -1,8 +1,8 @@
-"""A whole step as one CUDA graph: tens of thousands of kernels that one call starts, in place of tens of thousands of calls.
+"""Captures a whole step as one CUDA graph: one call starts tens of thousands of kernels.
 
-A graph repeats the same kernels on the same memory. So a step that is captured must not ask the GPU for a number, its inputs are copied
-to where the graph reads them, and numbers that change from epoch to epoch (learning rates, drop path's probability) become tensors while
-it runs. On a CPU the same code runs the step itself in place of a graph.
+A graph repeats the same kernels on the same memory. Therefore a captured step must not read values from the GPU. Its inputs are copied to
+the memory that the graph reads, and numbers that change between epochs (learning rates, the drop path probability) are replaced by tensors.
+On a CPU, the same code runs the step itself instead of a graph.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from experiment import errors
 
 Step = Callable[..., tuple[Tensor, ...]]
 
-WARM_UPS = 3  # steps before a capture: kernels are compiled and chosen in the first, and memory settles in the others
+WARM_UPS = 3  # steps before a capture: the first compiles and selects kernels, the others stabilise memory
 
 
 class CapturedStep:
-    """`step(*inputs)`, captured when it is called for the first time, and then repeated. What it returns holds until the next call.
+    """A step that is captured in its first call and replayed in the others. Returned tensors are valid until the next call.
 
-    Batches of another size, such as an epoch's last, are computed by the step itself. So are all, where the capture fails; a line on
-    standard error then says so.
+    Batches of another size, such as the last of an epoch, run the step itself. If the capture fails, all batches do, with a warning on
+    standard error.
 
     Args:
-        step: from batches to tensors; changes nothing but `model` and the optimizers' state.
-        model: what the step trains. Its attribute `drop_path_prob`, where it has one, may change between two calls.
-        optimizers: those that step in it. The learning rate of the first may change between two calls.
-        batch_size: of the inputs that are captured.
+        step: a function from batches to tensors. It changes only `model` and the state of the optimizers.
+        model: the model that the step trains. Its attribute `drop_path_prob`, if it has one, may change between calls.
+        optimizers: the optimizers that the step uses. The learning rate of the first may change between calls.
+        batch_size: the size of the batches to capture.
     """
 
     def __init__(self, step: Step, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], batch_size: int) -> None:
@@ -44,7 +44,7 @@ class CapturedStep:
             try:
                 self._capture(inputs)
             except RuntimeError as error:
-                errors.warn(f"cannot capture the step, which is computed without ({errors.shorten(' '.join(str(error).split()))})")
+                errors.warn(f"cannot capture the step; it runs without a CUDA graph ({errors.shorten(' '.join(str(error).split()))})")
                 self._batch_size = 0
                 return self._step(*inputs)
         assert self._graph is not None
@@ -66,7 +66,7 @@ class CapturedStep:
             raise
 
     def _run(self) -> tuple[Tensor, ...]:
-        """The step on the static inputs, with tensors in place of the numbers."""
+        """Runs the step on the static inputs, with tensors in place of the numbers."""
         places = list(self._numbers())
         numbers = [holder[key] for holder, key in places]
         try:
@@ -78,7 +78,7 @@ class CapturedStep:
                 holder[key] = number
 
     def _numbers(self) -> Iterator[tuple[MutableMapping[str, Any], str]]:
-        """Where the numbers are kept that may change. Looked up each time: an optimizer that loads a checkpoint has other groups."""
+        """(dictionary, key) of every number that may change. Looked up each time: an optimizer that loads a checkpoint gets new groups."""
         for group in self._optimizers[0].param_groups:
             yield group, "lr"
         if "drop_path_prob" in vars(self._model):
@@ -86,7 +86,7 @@ class CapturedStep:
 
 
 class _State:
-    """All that a step changes, to be restored after warming up."""
+    """Everything that a step changes, to be restored after the warm-up."""
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], device: torch.device) -> None:
         self._optimizers, self._device = optimizers, device
@@ -126,7 +126,7 @@ class _CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):
             self._outputs = run()
-        # Where the graph leaves them; a step in between that was not captured had others.
+        # The tensors that the graph writes. A step that is not captured replaces `.grad`.
         self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
 
     def replay(self) -> tuple[Tensor, ...]:
@@ -137,7 +137,7 @@ class _CudaGraph:
 
 
 class _NoGraph:
-    """Takes a graph's place on a CPU."""
+    """Replaces the graph on a CPU."""
 
     def __init__(self, run: Callable[[], tuple[Tensor, ...]], restore: Callable[[], None], model: nn.Module) -> None:
         for _ in range(WARM_UPS):

@@ -1,23 +1,22 @@
-"""Depthwise convolutions whose gradients are as fast as their forward pass on CPUs, in `channels_last`.
+"""Depthwise convolutions with fast gradients on CPUs, in `channels_last`.
 
-`use_fast_gradients` gives them to a network. `depthwise(x, weight, stride, padding, dilation)` is `F.conv2d` with a group for each channel.
-In `channels_last` on the CPU,
-PyTorch has fast kernels for it, except for the gradient of a kernel more than 3 wide and for all gradients of a dilated one: 10 to 50 times
-the time of the forward pass. Both are the same as gradients that it is fast at:
+`use_fast_gradients` gives them to a network. `depthwise(x, weight, stride, padding, dilation)` is `F.conv2d` with one group per channel. In
+`channels_last` on a CPU, PyTorch has fast kernels for it, with two exceptions that take 10 to 50 times as long as the forward pass: the
+gradient of a kernel wider than 3, and all gradients of a dilated kernel. Both can be computed by fast ones:
 
-- A kernel 5 wide. Seen in pairs of columns, an image is half as wide and has twice the channels: the even columns', then the odd ones'
-  (in `channels_last` the same memory). Columns an even distance apart are of the same half, at most one pair away; an odd distance, of
-  opposite halves, at most one pair away: two gradients of kernels 3 wide.
-- Dilation 2. The image falls apart into the four images of its even and odd rows and columns (`split`, `join`), on which the convolution
-  is an ordinary one; at stride 2 only the first of them is looked at.
+- A kernel of width 5. Grouped in pairs of columns, an image has half the width and twice the channels: those of the even columns, then
+  those of the odd ones (in `channels_last`, the same memory). Two columns of the kernel's reach are at most one pair apart. If their
+  distance is even, they are in the same half of the channels, otherwise in opposite halves. This gives two gradients of kernels of width 3.
+- Dilation 2. The image is split into four images, of even and odd rows and columns (`split`, `join`). On these, the convolution is not
+  dilated. At stride 2, only the first of them is needed.
 
-A 1x1 convolution of stride 2 must not be computed in `channels_last` on a CPU: operations.py subsamples first, and convolves at stride 1.
+A 1x1 convolution of stride 2 must not run in `channels_last` on a CPU. Therefore operations.py subsamples first and convolves at stride 1.
 With 2 to 15 input channels, float32, AVX-512 and more than one thread, oneDNN's gradient of the weight writes up to 256 bytes past the
 end of its scratch memory, which ends in "double free or corruption" or worse. Seen in PyTorch 2.14.1 and 2.15 (oneDNN 3.12), at stride 2
 and 3, on images of 14 pixels and more, for odd batches from 3 on. Guard bytes around all memory found nothing else among 10,800
 convolutions on two threads (kernels 1, 3, 5; strides 1, 2; 1 to 32 channels; batches of 1 to 29).
 
-What is not on a CPU in `channels_last` goes the ordinary way.
+Tensors that are not on a CPU and in `channels_last` use `F.conv2d`.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from torch import Tensor, nn
 
 
 class Depthwise(nn.Conv2d):
-    """What `use_fast_gradients` makes of a depthwise `nn.Conv2d`."""
+    """The class that `use_fast_gradients` gives to a depthwise `nn.Conv2d`."""
 
-    padding: tuple[int, ...]  # never a word
+    padding: tuple[int, ...]  # never a string
 
     def forward(self, x: Tensor) -> Tensor:
         return depthwise(x, self.weight, self.stride[0], self.padding[0], self.dilation[0])
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Makes the depthwise convolutions of `network` compute their gradients as this file does: same parameters, same results."""
+    """Makes the depthwise convolutions of `network` use the gradients of this file. Parameters and results stay the same."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _is_depthwise(module):
             module.__class__ = Depthwise
@@ -87,9 +86,9 @@ def join(x: Tensor) -> Tensor:
 def vector_jacobian(
     function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Any], grads: Any, needed: Sequence[bool]
 ) -> list:
-    """The gradients of a plain `function`, differentiable once more: what a custom backward returns under `create_graph`."""
+    """The gradients of `function`, which can be differentiated again: for a custom backward under `create_graph`."""
     with torch.enable_grad():
-        # Other names for the inputs, so that a gradient stops there, even where one input was computed from another.
+        # Views of the inputs, so that gradients stop at them, even if one input was computed from another.
         aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
         outputs = function(*aliases)
     wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
@@ -100,12 +99,12 @@ def vector_jacobian(
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """`F.conv2d` with a group for each channel; the result is in `channels_last`."""
     result = F.conv2d(x, weight, None, stride, padding, groups=weight.size(0))
-    return result.contiguous(memory_format=torch.channels_last)  # already is, where PyTorch has fast kernels
+    return result.contiguous(memory_format=torch.channels_last)  # no copy if PyTorch has used its fast kernels
 
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     """The gradient of x, where `grad` is that of `convolve(x, weight, stride, padding)`."""
-    if stride == 1 and 2 * padding == weight.size(-1) - 1:  # then it is the convolution by the kernel turned half round
+    if stride == 1 and 2 * padding == weight.size(-1) - 1:  # then it is the convolution with the kernel rotated by 180 degrees
         result = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0))
     else:
         result, _, _ = _backward(grad, x, weight, stride, (padding, padding), [True, False, False])
@@ -127,7 +126,8 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
     )
     result = torch.empty_like(weight)
     result[..., 0::2] = same[0] + same[1]
-    # To an even column the odd ones of the pair before and of its own are next; to an odd one, the even ones of its own pair and the next.
+    # The neighbours of an even column are the odd columns of the previous and of its own pair; those of an odd column, the even columns of
+    # its own and of the next pair.
     result[..., 1::2] = opposite[0][..., :2] + opposite[1][..., 1:]
     return result
 
@@ -155,7 +155,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 class _DepthwiseForwardMode(torch.autograd.Function):
-    """The same with a forward-mode derivative. A class of its own, because one that has it is not compiled."""
+    """`_Depthwise` with a forward-mode derivative. A separate class, because functions with `jvp` cannot be compiled."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

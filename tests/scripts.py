@@ -45,6 +45,7 @@ def start_plain(command, prepare=lambda: None):
         return child, reader
     status = 1
     try:
+        torch.set_num_threads(1)  # the threads of the process that was forked do not exist in this one, which would wait for them
         os.dup2(writer, 1), os.dup2(writer, 2)
         for stream, fd, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):  # as Python's own
             setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))

@@ -173,7 +173,11 @@ def arguments(**given):
 
 @pytest.mark.parametrize(
     ("given", "steps", "says"),
-    [({}, 10, "too few to earn it back"), ({"compile": "no"}, 10**9, "--compile no"), ({}, 10**9, "no compiler works here (broken)")],
+    [
+        ({}, 10, "too few for compiling to pay off"),
+        ({"compile": "no"}, 10**9, "--compile no"),
+        ({}, 10**9, "no compiler works here (broken)"),
+    ],
 )
 def test_what_is_not_compiled_says_why(given, steps, says, monkeypatch):
     monkeypatch.setattr(acceleration, "_no_compiler", lambda device: "broken")

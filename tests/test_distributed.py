@@ -58,6 +58,7 @@ def together(processes, function, *arguments):
         child = os.fork()
         if child == 0:
             try:
+                torch.set_num_threads(1)  # as in scripts.start_plain
                 os.environ.update(variables)
                 torch.set_default_dtype(torch.float64)
                 distributed.join(torch.device("cpu"))

@@ -1,5 +1,7 @@
 """`search()` and `train()` from Python: the runs of the two commands; names of published cells; the auxiliary head's loss."""
 
+import ast
+import importlib
 import io
 import json
 import re
@@ -23,7 +25,7 @@ from pictures import drawing
 from rnn import genotypes as rnn
 
 SMALL = {"image_size": 8, "gpu": -1, "workers": 0, "init_channels": 2, "layers": 3}
-SEARCH = SMALL | {"epochs": 2, "batch_size": 8, "arch_learning_rate": 0.01}
+SEARCH = SMALL | {"epochs": 1, "batch_size": 8, "arch_learning_rate": 0.01}
 TRAIN = SMALL | {"epochs": 2, "batch_size": 16, "auxiliary": True, "cutout": True, "cutout_length": 2}
 
 
@@ -69,7 +71,7 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
     trained = train.train(found, images, [keep], run_dir=Path("d"), **TRAIN)
     assert_same(comparable("c"), comparable("d"))
     assert configured("c", "run_dir", "arch") == configured("d", "run_dir", "arch")
-    assert seen[2:] == [(row["epoch"], row) for row in rows_of("d")]
+    assert seen[1:] == [(row["epoch"], row) for row in rows_of("d")]
     assert (trained.accuracy, trained.folder) == (rows_of("d")[-1]["test_acc"], Path("d"))
     assert_same(trained.network.state_dict(), torch.load("d/weights.pt", weights_only=True))
     assert not trained.network.training
@@ -92,15 +94,30 @@ def test_a_run_goes_on_from_python(script, images, monkeypatch):
     train.train(resume="halves", callbacks=[lambda epoch, metrics: epochs.append(epoch)])
     assert epochs == [1]
     assert_same(comparable("whole"), comparable("halves"))
-    assert Path("halves/config.json").read_text().count('"arch": "DARTS_V2"') == 1
+    assert configured("whole")["arch"] == "DARTS_V2"
     assert whole.accuracy == rows_of("halves")[-1]["test_acc"]
     with pytest.raises(UserError, match="epochs was 2, not 3"):
         train.train(resume="halves", epochs=3)
+    again = train.train(resume="whole")  # has nothing left to do
+    assert again.accuracy == whole.accuracy
+    assert not again.network.training
+    assert_same(again.network.state_dict(), whole.network.state_dict())
 
 
-def test_the_network_of_the_best_epoch_is_the_result(script, images):
+def test_the_network_of_the_best_epoch_is_the_result(script, images, monkeypatch):
+    evaluate, accuracies = utils.evaluate, iter([75.0, 50.0, 62.5])  # of two epochs, and on the test set
+
+    def evaluated(*arguments):
+        meters = evaluate(*arguments)
+        meters.top1.sum, meters.top1.count = next(accuracies), 1
+        return meters
+
+    monkeypatch.setattr(utils, "evaluate", evaluated)
     best = train.train("DARTS_V1", images, run_dir="run", valid_portion=0.25, **TRAIN)
-    assert_same(best.network.state_dict(), torch.load("run/best.pt", weights_only=True))
+    assert best.accuracy == 62.5
+    first, last = (torch.load(f"run/{name}.pt", weights_only=True) for name in ("best", "weights"))
+    assert_same(best.network.state_dict(), first)
+    assert not torch.equal(first["classifier.weight"], last["classifier.weight"])
 
 
 def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
@@ -175,8 +192,7 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
     seen, step = [], train.training_step
 
     def watched(model, criterion, optimizer, args):
-        head = model.auxiliary_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach().clone()))
-        assert head is not None
+        model.auxiliary_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach().clone()))
         taken = step(model, criterion, optimizer, args)
 
         def watch(x, y):
@@ -186,8 +202,9 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
 
         return watch
 
-    monkeypatch.setattr(train, "training_step", watched)
-    train.train("DARTS_V1", images, run_dir="run", report_freq=1, label_smoothing=0.2, **TRAIN)
+    with monkeypatch.context() as context:
+        context.setattr(train, "training_step", watched)
+        train.train("DARTS_V1", images, run_dir="run", report_freq=1, label_smoothing=0.2, **TRAIN)
     rows, steps = rows_of("run"), len(seen) // 2
     for row, of_epoch in zip(rows, (seen[:steps], seen[steps:]), strict=True):
         images_seen = sum(n for *_, n in of_epoch)
@@ -197,7 +214,6 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
     assert len(lines) == 2 * steps
     assert lines[0] == f"train 000 loss {float(seen[0][1]):.3f} top1 {lines[0].split()[5]} auxiliary loss {float(seen[0][0]):.3f}"
 
-    monkeypatch.undo()
     train.train("DARTS_V1", images, run_dir="plain", **TRAIN | {"auxiliary": False})
     assert not any("train_auxiliary_loss" in row for row in rows_of("plain"))
     assert "auxiliary loss" not in Path("plain/log.txt").read_text()
@@ -222,14 +238,39 @@ def test_a_checkpoint_from_before_the_auxiliary_loss_was_logged():
 # ---- Both cells on one picture
 
 
-def test_both_cells_side_by_side_with_the_numbers_of_genotypes():
-    architecture = Architecture.read("DARTS_V2")
-    single = [Image.open(io.BytesIO(drawing.render(graph, "png"))) for graph in drawing.graphs(architecture).values()]
+def test_both_cells_side_by_side_with_the_numbers_of_genotypes(monkeypatch):
+    architecture, drawn, render = Architecture.read("DARTS_V2"), [], drawing.render
+    single = [Image.open(io.BytesIO(render(graph, "png"))) for graph in drawing.graphs(architecture).values()]
+    monkeypatch.setattr(drawing, "render", lambda graph: drawn.append(graph.source) or render(graph))
     picture = Image.open(io.BytesIO(drawing.both(architecture)))
     assert picture.size == (sum(image.width for image in single) + 90, max(image.height for image in single) + 60)
-    source = drawing.cell(architecture.cells["normal"], "", first_node=2).source
-    labels = dict(re.findall(r'^\t"?([^"\n]+?)"? \[label=(\d)', source, re.MULTILINE))
-    assert labels == {"0": "2", "1": "3", "2": "4", "3": "5"}
-    assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}")] == [True] * 3
+    for source, cell in zip(drawn, ("normal", "reduction"), strict=True):
+        assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [("0", "2"), ("1", "3"), ("2", "4"), ("3", "5")]
+        assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4
     with pytest.raises(UserError, match="made of choices"):
         drawing.both(Architecture({"conv": 1}))
+
+
+# ---- The tutorial
+
+
+def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch, capsys):
+    tutorial = importlib.import_module("examples.darts_tutorial")
+    page = (Path(train.__file__).parent / "docs" / "nni_tutorial.md").read_text()
+    *quoted, _ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(quoted) == 6
+    for lines in quoted:
+        assert lines in Path(tutorial.__file__).read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing, "previews", lambda *_: {})
+    monkeypatch.setattr(tutorial, "IMAGES", images)
+    for name in ("SEARCH", "RETRAIN"):
+        monkeypatch.setattr(tutorial, name, SMALL | {"fast_dev_run": True, "batch_size": 8})
+    tutorial.main()
+    printed = [line for line in capsys.readouterr().out.splitlines() if re.match(r"after|\{|runs|plainly|by the paper's recipe: \d", line)]
+    assert len(printed) == 7
+    assert "train_auxiliary_loss" in printed[-2]
+    exported = ast.literal_eval(printed[1])
+    assert exported == json.loads(Path("runs/tutorial/search/nni.json").read_text())
+    assert Architecture.of(exported) == Architecture.read("runs/tutorial/plain") == Architecture.read("runs/tutorial/recipe")
+    assert Image.open("runs/tutorial/cells.png").width > Image.open("runs/tutorial/cells.png").height

@@ -594,7 +594,7 @@ def test_what_is_taken_can_be_drawn_and_reported(changed, tmp_path):
 
 @pytest.mark.parametrize("config", [{"arguments": {"seed": []}}, {"command": 3.5}, {"arguments": None}])
 def test_configurations_that_are_none_of_a_run(config, tmp_path):
-    with pytest.raises(UserError, match="not one of a run"):
+    with pytest.raises(UserError, match="not that of a run"):
         history.read(write_run(tmp_path, ROW, **config))
 
 

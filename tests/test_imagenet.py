@@ -27,7 +27,7 @@ from experiment.errors import UserError
 from experiment.weights import load_weights
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from model_search import Network
-from nas import search
+from nas import networks
 from nas.architecture import Architecture
 from pictures import compare, history
 
@@ -59,7 +59,7 @@ def test_the_authors_weights_load(tmp_path):
     [case] = [case for case in golden.load("darts_cnn.json")["sizes"] if case["imagenet"] and case["arch"] == "DARTS_V2"]
     args = arguments(network="imagenet", init_channels=case["C"], layers=case["layers"], auxiliary=case["auxiliary"])
     with torch.device("meta"):  # which initialises nothing, and so takes no seconds
-        network = search.build_discrete(args, 1000, V2)
+        network = networks.build_discrete(args, 1000, V2)
     ours = network.to_empty(device="cpu")
     weights = {key: torch.rand_like(value) for key, value in ours.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert golden.sha256({key: list(value.shape) for key, value in weights.items()}) == case["keys_shapes_sha256"]
@@ -73,7 +73,7 @@ def test_the_authors_weights_load(tmp_path):
 def test_the_papers_multiply_adds_are_those_of_50_channels(channels, millions, multiply_adds):
     """The paper says 4.7 M parameters, which 48 channels have, and 574 M multiply-adds, which 50 channels need, but for the last digit."""
     with torch.device("meta"):
-        network = search.build_discrete(arguments(network="imagenet", init_channels=channels, layers=14), 1000, V2)
+        network = networks.build_discrete(arguments(network="imagenet", init_channels=channels, layers=14), 1000, V2)
         assert utils.count_multiply_adds(network, 224) == pytest.approx(multiply_adds, abs=1e-9)
     assert utils.count_parameters_in_MB(network) == pytest.approx(millions, abs=1e-9)
 
@@ -83,7 +83,7 @@ def test_the_papers_multiply_adds_are_those_of_50_channels(channels, millions, m
 )
 def test_auto_goes_by_the_size_of_the_images_and_says_so(size, expected):
     args = arguments(image_size=size)
-    note = search.choose_network(args)
+    note = networks.choose_network(args)
     assert args.network == expected
     assert note.startswith(f"network: {expected},")
     assert f"{size}x{size}" in note
@@ -92,9 +92,9 @@ def test_auto_goes_by_the_size_of_the_images_and_says_so(size, expected):
 def test_what_is_asked_for_is_taken():
     for network, size in (("cifar", 224), ("imagenet", 64)):
         args = arguments(network=network, image_size=size)
-        assert search.choose_network(args).startswith(f"network: {network},")
+        assert networks.choose_network(args).startswith(f"network: {network},")
         assert args.network == network
-        assert isinstance(search.build_discrete(args, 10, V2), NetworkImageNet) == (network == "imagenet")
+        assert isinstance(networks.build_discrete(args, 10, V2), NetworkImageNet) == (network == "imagenet")
 
 
 # ---- The commands
@@ -112,7 +112,7 @@ def folder(images, size):
         ([*TINY, "--image_size", 72], "multiple of 32 pixels, from 64 on: --image_size is 72"),
         ([*TINY, "--image_size", 32], "multiple of 32 pixels, from 64 on: --image_size is 32"),
         ([*TINY, "--image_size", 64, "--init_channels", 3], "--init_channels 3 is odd"),
-        (["--network", "imagenet", "--space", "nasbench201", "--image_size", 64], "--network imagenet is of --space darts"),
+        (["--network", "imagenet", "--space", "nasbench201", "--image_size", 64], "--network imagenet needs --space darts"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(flags, words, script, images):
@@ -276,8 +276,8 @@ def test_training_crops_flips_and_distorts_as_torchvision(wide):
         (["--color_jitter", "0.4"], "is not four numbers"),
         (["--color_jitter", "0.4,0.4,0.4,0.6"], "is not four numbers"),
         (["--color_jitter", "0.4,0.4,0.4,0.2"], "--color_jitter goes with --crop resized"),
-        (["--dataset", "digits", "--crop", "resized"], "are of images in files"),
-        (["--dataset", "digits", "--centre_crop", "0.875"], "are of images in files"),
+        (["--dataset", "digits", "--crop", "resized"], "need images in files"),
+        (["--dataset", "digits", "--centre_crop", "0.875"], "need images in files"),
         (["--decay_period", "1", "--learning_rate_min", "0.001"], "leave one of them out"),
         (["--lr_warmup_epochs", "600"], "all of the 600 epochs"),
         (["--centre_crop", "2"], "not a number from 0.1 to 1"),
@@ -506,8 +506,8 @@ def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, imag
     for wrong, words in (
         (["--image_size", 72], "--stem imagenet needs images of a multiple of 32"),
         (["--init_channels", 5], "is odd"),
-        (["--space", "nasbench201"], "--stem imagenet is of --space darts"),
-        (["--strategy", "random"], "--stem imagenet is of --space darts"),
+        (["--space", "nasbench201"], "--stem imagenet needs --space darts"),
+        (["--strategy", "random"], "--stem imagenet needs --space darts"),
     ):
         status, _, err = script("train_search", *flags, *wrong)
         assert status == 2

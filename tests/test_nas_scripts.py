@@ -108,7 +108,7 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
 def test_arguments_get_the_types_of_their_annotations():
     from argparse import Namespace
 
-    from nas import search
+    from nas import networks
 
     text = "flag=false length=None rate=1e-3 word=3"
 
@@ -118,8 +118,8 @@ def test_arguments_get_the_types_of_their_annotations():
             self.got = flag, length, rate, word, untyped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(search, "load_space", lambda name: Space(Net))
-        network = search.build_network(
+        patched.setattr(networks, "load_space", lambda name: Space(Net))
+        network = networks.build_network(
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
     assert network.got == (False, None, 1e-3, "3", 7)
@@ -142,10 +142,10 @@ def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     from argparse import Namespace
 
-    from nas import search
+    from nas import networks
 
     args = Namespace(space=space, init_channels=None, layers=None)
-    search.set_sizes(args, init_channels=16, layers=8)
+    networks.set_sizes(args, init_channels=16, layers=8)
     assert (args.init_channels, args.layers) == sizes
 
 
@@ -170,15 +170,15 @@ FILES = {
         ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
         ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, gdas, enas, random; or"),
         ("train_search", ["--space", "absent.py:Net"], "there is no file absent.py"),
-        ("train_search", ["--space", "broken.py:Net"], "broken.py does not import: ModuleNotFoundError: No module named"),
-        ("train_search", ["--space", "syntax.py:Net"], "syntax.py does not import: SyntaxError"),
-        ("train_search", ["--space", "leaves.py:Net"], "leaves.py does not import: SystemExit"),
+        ("train_search", ["--space", "broken.py:Net"], "broken.py cannot be imported: ModuleNotFoundError: No module named"),
+        ("train_search", ["--space", "syntax.py:Net"], "syntax.py cannot be imported: SyntaxError"),
+        ("train_search", ["--space", "leaves.py:Net"], "leaves.py cannot be imported: SystemExit"),
         ("train_search", ["--space", "plain.py:Other"], "plain.py has no class Other that is a Module"),
         ("train_search", ["--space", "plain.py:number"], "plain.py has no class number"),
         ("train_search", ["--space", "plain.py"], "unknown space 'plain.py'"),
         ("train_search", ["--space", "plain.py:Net"], "plain.py:Net holds no choices: there is nothing to search"),
         ("train_search", ["--space", "needy.py:Net"], "cannot be built with {}: missing a required argument: 'width'"),
-        ("train_search", ["--space", "nested.py:Net"], "choices do not nest"),
+        ("train_search", ["--space", "nested.py:Net"], "choices cannot be nested"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
         ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
         ("train_search", ["--layers", "2"], "--layers 2: at least 3 cells are needed"),
@@ -194,15 +194,15 @@ FILES = {
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
         ("train", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
-        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
-        ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
+        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp need --strategy darts"),
+        ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp need --strategy darts"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
         ("train", ["--arch", "searched"], "searched is a run in another space: add --space nasbench201"),
         ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
-        ("train", ["--space", "enas_macro"], "--arch DARTS is of --space darts: name a JSON file or"),
+        ("train", ["--space", "enas_macro"], "--arch DARTS belongs to --space darts: name a JSON file or"),
         ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture must be an object"),
-        ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary is of --space darts"),
+        ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary needs --space darts"),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("test", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("visualize", ["list.json"], "must be an object"),

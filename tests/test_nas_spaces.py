@@ -217,7 +217,7 @@ def test_the_benchmark_s_string_there_and_back():
     ],
 )
 def test_strings_that_are_none(text):
-    with pytest.raises(UserError, match=r"NAS-Bench-201|is no edge"):
+    with pytest.raises(UserError, match=r"NAS-Bench-201|is not an edge"):
         nasbench201.from_string(text)
 
 

@@ -130,9 +130,12 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
     assert table(folder) == table(whole[0])
 
 
+def runs_of(process):
+    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
+
+
 def kill(process, with_runs):
-    runs = [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
-    for pid in [process, *runs] if with_runs else [process]:
+    for pid in [process, *runs_of(process)] if with_runs else [process]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -145,6 +148,17 @@ def test_a_signal_lets_every_run_save(tmp_path):
     status, output = scripts.finish(child, reader)
     assert status == 128 + signal.SIGTERM, output
     finished(*SMALL, "--out", tmp_path / "out")
+
+
+def test_a_signal_ends_the_run_that_is_measured_for_the_plan(tmp_path):
+    child, reader = reproduce(*SMALL[:-1], "--out", tmp_path / "out")
+    while not (measured := runs_of(child)):
+        time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    status, output = scripts.finish(child, reader)
+    assert status == 128 + signal.SIGTERM, output
+    with pytest.raises(ProcessLookupError):
+        os.kill(measured[0], 0)
 
 
 def test_a_lost_node_costs_no_result(whole, tmp_path):
@@ -214,7 +228,7 @@ def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_p
     for job in jobs:
         monkeypatch.setattr(sys, "argv", job.command(-1))
         given[job.method] = train_search.parse_arguments()
-        train_search.search.set_sizes(given[job.method], init_channels=16, layers=8)
+        train_search.set_sizes(given[job.method], init_channels=16, layers=8)
         options.check(given[job.method], registry.load_strategy(given[job.method].strategy))
     assert given["pc-darts"].partial_channels == 4
     for method in ("pc-darts", "warm-up"):
@@ -270,7 +284,7 @@ def test_a_failed_run_is_tried_again_once(tmp_path):
     workers.run(todo, failing, lines.append, lambda: None)
     assert sorted(failing.given) == sorted(2 * ["first/search-0", "first/search-1", "DARTS_V2/train-0", "DARTS_V2/train-1"])
     assert todo.failed == set(failing.given)
-    assert "failed for good: first/search-0 (no room)" in lines
+    assert "failed twice: first/search-0 (no room)" in lines
     assert results.collect(todo, "smoke")["failed"] == sorted(todo.failed)
 
 
@@ -328,6 +342,13 @@ def test_a_dry_run_prints_every_command(script):
     assert not Path("out").exists()
 
 
+def test_a_dry_run_names_the_subset_of_the_images(script):
+    status, out, _ = script("reproduce", "--preset", "small", "--methods", "first", "--data", "all", "--dry_run", "--out", "out")
+    first, *lines = out.splitlines()
+    assert (status, first) == (0, "# first, --collect, which copies the images")
+    assert all("--data out/images" in line for line in lines if line.startswith("python"))
+
+
 def test_another_protocol_in_the_same_folder_is_refused(script, whole, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(whole[0], folder)
@@ -353,8 +374,7 @@ def test_images_of_a_subset_are_the_first_of_each_class(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / "all" / part / label / f"{number}.png")
     protocol = configured(PRESETS["small"], {}, "test")
     protocol = type(protocol)(**{**vars(protocol), "images_per_class": (2, 1)})
-    made = reproduce.with_images(Plan(protocol, (), tmp_path / "out"), tmp_path / "all")
-    assert made.protocol.common["data"] == str(tmp_path / "out" / "images")
+    reproduce.copy_images(Plan(protocol, (), tmp_path / "out"), tmp_path / "all")
     found = sorted(str(path.relative_to(tmp_path / "out" / "images")) for path in (tmp_path / "out" / "images").rglob("*.png"))
     assert found == sorted(f"{part}/{label}/{n}.png" for label in ("ant", "bee") for part, n in (("train", 0), ("train", 1), ("test", 0)))
 

@@ -409,6 +409,8 @@ def test_a_pipe_in_a_run_s_folder_is_refused(name, images, tmp_path):
 
 def test_a_run_goes_on_with_its_number_of_threads(images, tmp_path):
     """Or says that it cannot."""
+    if torch.get_num_threads() > 1:
+        pytest.skip("the runs are forked, and a process whose threads have run cannot fork one that uses threads")
     command = [*TRAIN, "--fast_dev_run"]
 
     def with_threads(count, cores):
@@ -621,7 +623,7 @@ def test_resuming_what_is_no_run(images, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[" * 100_000, "not one of a run"),
+        ("[" * 100_000, "not that of a run"),
         ('{"stage": "eval", "arguments": {"help": true}}', "an argument that this version does not know, 'help'"),
         ('{"stage": "eval", "arguments": {"seed\\nx": 1}}', r"does not know, 'seed\nx'"),
         ('{"stage": "eval", "arguments": {"seed": "1\\n2"}}', "is not a whole number"),

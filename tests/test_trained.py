@@ -24,7 +24,7 @@ from experiment import cli
 from experiment.errors import UserError
 from experiment.run import versions
 from model import NetworkCIFAR
-from nas import search, trained
+from nas import networks, trained
 from nas.architecture import Architecture
 from nas.mutators import RandomMutator
 from nas.trained import Trained
@@ -159,7 +159,7 @@ def test_another_size_is_not_measured_without_a_word(script, run, photos):
         (["--layers", "4"], "--layers 4: the network in run has 3"),
         (["--arch", "DARTS_V1"], "--arch DARTS_V1: the network in run has run"),
         (["--dataset", "digits"], "digits has images of 32 pixels, not 16"),
-        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both knows .*Opa's Schiffe"),
+        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both has .*Opa's Schiffe"),
     ],
 )
 def test_other_sizes_and_classes_are_refused(script, run, photos, tmp_path, arguments, words):
@@ -311,7 +311,7 @@ def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script,
     status, out, err = script("predict", "run", "folder", "b.gif", "--gpu", "-1")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
-    assert re.fullmatch(r"left out 1 files of other kinds than .*\n", err)
+    assert re.fullmatch(r"left out 1 files that are not .*\n", err)
     (tmp_path / "folder" / "a.jpg").unlink()
     status, _, err = script("predict", "run", "folder", "--gpu", "-1")
     assert (status, err.count("\n")) == (2, 1)
@@ -334,7 +334,7 @@ def test_a_search_is_not_a_trained_run(script, name, tmp_path):
     shutil.copytree(ROOT / "tests" / "fixtures" / "run_2026_11", tmp_path / "search")
     status, out, err = script(name, "search", *(["image.png", "--gpu", "-1"] if name == "predict" else []))
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "search is a search, which has found an architecture and trained none" in err
+    assert "search is a search, not a training" in err
 
 
 def truncated(run):
@@ -401,7 +401,7 @@ def test_damaged_runs(script, run, photos, no_waiting, name, damage, words):
         ({"architecture": {"normal": 3}}, "an architecture's JSON needs"),
         ({"space": "nowhere", "auxiliary": False}, "unknown space 'nowhere'"),
         ({"layers": 2}, "at least 3"),
-        ({"more": 1}, r"it is of another version: \['more'\] are missing or unknown"),
+        ({"more": 1}, r"it belongs to another version: \['more'\] are missing or unknown"),
     ],
 )
 def test_descriptions_that_describe_nothing(run, fields, words):
@@ -549,11 +549,11 @@ def test_an_export_where_the_images_have_gone(script, run, photos, monkeypatch):
 def test_networks_of_other_spaces(run, tmp_path, space):
     """Any of their architectures, from its description, for batches of any size; code is run that the caller names."""
     args = Namespace(space=space, init_channels=2, layers=None, auxiliary=False, channels=3, space_arg=None)
-    search.set_sizes(args, 16, 8)
-    mutator = RandomMutator(search.build_network(args, 3))
+    networks.set_sizes(args, 16, 8)
+    mutator = RandomMutator(networks.build_network(args, 3))
     mutator.reset()
     architecture = mutator.current()
-    network = search.build_discrete(args, 3, Architecture(architecture))
+    network = networks.build_discrete(args, 3, Architecture(architecture))
     torch.save(network.state_dict(), run / "weights.pt")
     change(run, **vars(args), architecture=architecture)
     net = predict.load(run, space=space)

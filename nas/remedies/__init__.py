@@ -1,5 +1,5 @@
-"""Remedies for what DARTS is known to suffer from, memory and collapse, over the one supernet of `model_search.py`; docs/remedies.md.
+"""Remedies against the memory use and the collapse of DARTS, on top of the supernet in `model_search.py`; see docs/remedies.md.
 
-`edges` holds what stands around a mixed operation's sum, `supernet` what changes the weights of that sum, `sampling` GDAS, `cells` how a
-genotype is read from the weights, `recipes` the papers' settings, and `options` the command line.
+`edges` extends mixed operations, `supernet` changes their weights, `sampling` is GDAS, `cells` derives genotypes, `recipes` has the
+settings of the papers, and `options` the command line.
 """

@@ -1,4 +1,4 @@
-"""How a cell is read from the weights of a supernet, where DARTS' own rule (`model_search.derive_cell`) is not wanted as it is."""
+"""Variants of the rule that derives a cell from the weights of a supernet (`model_search.derive_cell`)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ Edges = list[tuple[str, int]]
 
 
 def limit_skips(weights: list[list[float]], steps: int, most: int) -> list[list[float]]:
-    """The weights of a cell that has at most `most` skip connections by DARTS' rule (P-DARTS, section 3.3.2).
+    """Changed weights, from which `derive_cell` derives at most `most` skip connections (P-DARTS, section 3.3.2).
 
-    While there are more, the weakest of them is given up, and the cell is derived anew. Arguments and result as of `derive_cell`.
+    While there are more, the weakest one is excluded, and the cell is derived again. `weights` and `steps` as for `derive_cell`.
     """
     weights = [list(row) for row in weights]
     skip = PRIMITIVES.index("skip_connect") if "skip_connect" in PRIMITIVES else None
     while skip is not None:
         chosen = [_row(index, source) for index, (name, source) in enumerate(derive_cell(weights, steps)) if name == "skip_connect"]
         weakest = min(chosen, key=lambda row: weights[row][skip], default=0)
-        if len(chosen) <= most or weights[weakest][skip] < 0:  # of a space that has nothing else
+        if len(chosen) <= most or weights[weakest][skip] < 0:  # there are no other operations
             break
         weights[weakest][skip] = -1.0
     return weights
 
 
 def above_threshold(edges: Edges, concat: Sequence[int], weights: list[list[float]], threshold: float) -> tuple[Edges, Sequence[int]]:
-    """The edges, and the nodes that are concatenated, where operations below the threshold become `none` (FairDARTS, section 4.4).
+    """(edges, concat) in which operations with a weight below the threshold are replaced by `none` (FairDARTS, section 4.4).
 
-    A node that nothing leads to is not concatenated. A cell of which nothing would be left stays as it is.
+    A node without edges is not concatenated. If nothing would remain of the cell, it does not change.
 
     Args:
-        edges, concat: of a cell by DARTS' rule.
-        weights: that it was derived from.
-        threshold: of an operation's weight.
+        edges, concat: a cell derived by DARTS' rule.
+        weights: the weights that it was derived from.
+        threshold: smallest weight of an operation that is kept.
     """
     kept: Edges = []
     reached = {0, 1}
@@ -48,6 +48,6 @@ def above_threshold(edges: Edges, concat: Sequence[int], weights: list[list[floa
 
 
 def _row(index: int, source: int) -> int:
-    """The row of the alphas of an edge, which is the `index`-th of a derived cell and comes from `source`."""
+    """The row in the alphas of edge `index` of a derived cell, which comes from node `source`."""
     step = index // 2
     return sum(2 + earlier for earlier in range(step)) + source

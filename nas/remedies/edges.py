@@ -1,6 +1,7 @@
-"""What remedies put around the sum of a mixed operation. `edge` joins those that are wanted into one class.
+"""Extensions of `MixedOp`. `edge` combines those that are wanted into one class.
 
-Some take a number for each edge, besides the operations' weights: a column of `weights` after these. The outermost class takes the last.
+Some need a number for each edge in addition to the weights of the operations: a further column of `weights`. The outermost class takes the
+last column.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from operations import OPS
 
 
 class PartialChannels(MixedOp):
-    """The operations see the first 1/K of the channels; the others go around them, and all are shuffled (PC-DARTS, section 3.2).
+    """Only the first 1/K of the channels go through the operations; then all channels are shuffled (PC-DARTS, section 3.2).
 
     Args:
         channels: C, a multiple of `parts`.
@@ -34,12 +35,12 @@ class PartialChannels(MixedOp):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         mixed = x.size(1) // self._parts
         out = torch.cat([super().forward(x[:, :mixed], weights), self._around(x[:, mixed:])], dim=1)
-        # Output channel i * K + g is channel g * (C / K) + i, so that the next edge's first channels are from all parts.
+        # Output channel i * K + g is channel g * (C / K) + i, so the first channels of the next edge come from all parts.
         return F.channel_shuffle(out, self._parts)
 
 
 class AuxiliarySkip(MixedOp):
-    """A skip connection beside the operations, weighed by a number of its own (DARTS-, section 3.2); never a part of the genotype."""
+    """A skip connection in addition to the operations, with its own weight (DARTS-, section 3.2). Never part of the genotype."""
 
     def __init__(self, channels: int, stride: int, **others: Any) -> None:
         super().__init__(channels, stride, **others)
@@ -50,16 +51,16 @@ class AuxiliarySkip(MixedOp):
 
 
 class EdgeWeight(MixedOp):
-    """The edge's part in the sum of its node (PC-DARTS, section 3.3)."""
+    """Multiplies the output by the weight of the edge: edge normalisation (PC-DARTS, section 3.3)."""
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return weights[-1:] * super().forward(x, weights[:-1])
 
 
 def edge(partial_channels: int = 1, auxiliary_skip: bool = False) -> Callable[[int, int], nn.Module]:
-    """What makes an edge of so many channels and this stride: a `MixedOp` with what is wanted around it.
+    """A function that builds an edge from channels and stride: a `MixedOp` with the extensions that are wanted.
 
-    With partial channels, an edge has a weight.
+    With partial channels, edges have weights.
     """
     around: list[type[MixedOp]] = []
     if partial_channels > 1:

@@ -1,11 +1,11 @@
-"""The remedies by their arguments, and the recipes of their papers. This file needs no torch."""
+"""The arguments of the remedies, and the settings of their papers. This file does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# What the authors' code searches with on CIFAR-10, where that is not the default here; docs/remedies.md says what is left out.
+# The authors' settings for searches on CIFAR-10 that differ from the defaults here; docs/remedies.md lists what is left out.
 PRESETS: dict[str, dict[str, Any]] = {
     "pc-darts": {
         "partial_channels": 4,
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Of the supernet: {argument: its value without the remedy}.
+# Remedies of the supernet: {argument: its value without the remedy}.
 OF_SUPERNET = {
     "partial_channels": 1,
     "auxiliary_skip": 0.0,
@@ -42,5 +42,5 @@ NONE = {**OF_SUPERNET, "perturb": "none", "arch_warmup": 0}
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The remedies among these arguments of a search: {argument: value}. An earlier version's search lacks some arguments."""
+    """The remedies in the arguments of a search: {argument: value}. Searches of earlier versions lack some arguments."""
     return {name: arguments[name] for name, off in NONE.items() if arguments.get(name, off) != off}

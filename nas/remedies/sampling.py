@@ -1,4 +1,4 @@
-"""GDAS: a forward pass runs one operation on every edge, drawn by the alphas (Dong, Yang, CVPR 2019, 1910.04465)."""
+"""GDAS: a forward pass runs one operation per edge, sampled by the alphas (Dong, Yang, CVPR 2019, 1910.04465)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FIRST_TEMPERATURE, LAST_TEMPERATURE = 10.0, 0.1
 
 
 def gumbel(like: Tensor) -> Tensor:
-    """Random numbers of Gumbel's distribution, in the shape of `like`."""
+    """Samples of the Gumbel distribution, in the shape of `like`."""
     return -torch.empty_like(like).exponential_().log()
 
 
 def sample(alphas: Tensor, temperature: Tensor | float, noise: Tensor) -> Tensor:
-    """1 at the drawn operation of each row and 0 elsewhere, (..., operations); their gradient is that of the softmax below (equation 6).
+    """One-hot samples, (..., operations), with the gradient of the Gumbel softmax (equation 6; straight-through).
 
     Args:
-        alphas: (..., operations); an operation is drawn with the probability of their softmax.
-        temperature: the lower, the nearer the softmax is to what was drawn.
+        alphas: (..., operations). Their softmax is the probability of each operation.
+        temperature: with a lower temperature, the softmax is closer to the one-hot sample.
         noise: from `gumbel`.
     """
     soft = F.softmax((F.log_softmax(alphas, dim=-1) + noise) / temperature, dim=-1)
@@ -38,19 +38,19 @@ def sample(alphas: Tensor, temperature: Tensor | float, noise: Tensor) -> Tensor
 
 
 def likeliest(alphas: Tensor) -> Tensor:
-    """1 at the operation with the largest alpha of each row and 0 elsewhere."""
+    """One-hot rows: 1 at the operation with the largest alpha."""
     return F.one_hot(alphas.argmax(-1), alphas.size(-1)).to(alphas.dtype)
 
 
 class Drawn(NamedTuple):
-    """What an edge runs, and by what its result is multiplied: 1, (1,), with a gradient."""
+    """The operation that an edge runs, and the weight of its output: the number 1, (1,), with a gradient."""
 
     operation: int
     weight: Tensor
 
 
 class OneOperation(MixedOp):
-    """A mixed operation that runs one of its operations. What runs is another one each time: only the operations are compiled."""
+    """A mixed operation that runs one of its operations. It varies between passes, so only the single operations are compiled."""
 
     compilable = False
 
@@ -59,10 +59,10 @@ class OneOperation(MixedOp):
 
 
 class SampledNetwork(Supernet):
-    """The supernet of which one operation runs on every edge; all cells of a kind run the same. In evaluation, the likeliest.
+    """A supernet that runs one operation per edge, the same in all normal or all reduction cells. In evaluation, the likeliest runs.
 
     Args:
-        C, num_classes, layers, criterion, max_skips, in_channels, stem: as of `Supernet`.
+        C, num_classes, layers, criterion, max_skips, in_channels, stem: as for `Supernet`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SampledNetwork(Supernet):
 
 
 class GdasMutator(DartsMutator):
-    """GDAS for any space: a layer choice runs one candidate. Alphas are of the candidates alone: what a space lacks is not drawn."""
+    """GDAS for any space: a layer choice runs one candidate. There is no extra alpha for `none`."""
 
     dense = False
     none = 0
@@ -106,9 +106,9 @@ class GdasMutator(DartsMutator):
 
 
 class Gdas(Darts):
-    """Learns alphas by the gradient of what was drawn, first order, while the temperature falls from epoch to epoch.
+    """Trains alphas by the gradient of the sampled operations, in first order. The temperature falls from epoch to epoch.
 
-    BatchNorm always takes the statistics of its batch: a running average over steps that each ran other operations would be that of none.
+    BatchNorm always uses the statistics of its batch: running averages would mix those of different operations.
     """
 
     mutator = GdasMutator
@@ -126,7 +126,7 @@ class Gdas(Darts):
         self._temperature.fill_(FIRST_TEMPERATURE + (LAST_TEMPERATURE - FIRST_TEMPERATURE) * share)
 
     def step(self, *batches: Any, **options: Any) -> None:
-        """As `Architect.step`, on operations that all processes draw alike; those of the weights' step are drawn next."""
+        """`Architect.step`, with the same samples on all processes. The weight step samples again."""
         distributed.same_random_numbers(self._temperature.device)
         super().step(*batches, **options)
 

@@ -1,4 +1,4 @@
-"""The supernet with remedies, and the strategy that drives it."""
+"""The supernet with remedies, and its strategy."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from nas.remedies.cells import above_threshold, limit_skips
 from nas.remedies.edges import edge
 from nas.strategies import Darts
 
-FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3  # of the perturbation; in the authors' code, and here, it stays below the second
+FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3  # of the perturbation; as in the authors' code, the last epoch stays below the second value
 
 
 class Supernet(Network):
     """`model_search.Network` with remedies; without any, it computes the same.
 
     Args:
-        C, num_classes, layers, criterion, in_channels, stem: as of `Network`.
-        partial_channels: K; 1/K of the channels go through the operations. Above 1, edges have weights: `betas_normal`, `betas_reduce`,
-            (edges,), softmaxed over the edges into a node (edge normalisation).
-        auxiliary_skip: the weight, in the first epoch, of a skip connection beside every edge; 0 for none.
-        gate: `softmax`, or `sigmoid`, by which operations do not compete. `none` then has no alpha, and alphas begin at 0.
-        zero_one_weight: of the loss that draws sigmoids to 0 and 1.
-        gate_threshold: operations whose sigmoid is below are not in the genotype.
-        max_skips: skip connections in a normal cell of the genotype, at most; None for any number.
-        mixed_op: makes an edge of so many channels and this stride; None for what the options above ask for.
+        C, num_classes, layers, criterion, in_channels, stem: as for `Network`.
+        partial_channels: K; 1/K of the channels go through the operations. If K > 1, edges have weights (edge normalisation):
+            `betas_normal` and `betas_reduce`, (edges,), softmaxed over the edges into a node.
+        auxiliary_skip: weight in the first epoch of an additional skip connection on every edge; 0 for none.
+        gate: `softmax`, or `sigmoid`, with which operations do not compete; `none` then has no alpha, and alphas begin at 0.
+        zero_one_weight: weight of the loss that pulls sigmoids to 0 or 1.
+        gate_threshold: the genotype leaves out operations with a smaller sigmoid.
+        max_skips: most skip connections in the normal cell of the genotype; None for any number.
+        mixed_op: builds an edge from its channels and stride; None for the edge that the options above need.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Supernet(Network):
 
     @property
     def betas(self) -> list[nn.Parameter]:
-        """The edges' weights before the softmax: normal, then reduction; empty where edges have none."""
+        """The weights of the edges before the softmax: normal, then reduction. Empty if edges have no weights."""
         return [betas for betas in (self.betas_normal, self.betas_reduce) if betas is not None]
 
     def arch_parameters(self) -> list[nn.Parameter]:
@@ -82,14 +82,14 @@ class Supernet(Network):
         return [self.alphas_normal, self.alphas_reduce, *self.betas]
 
     def set_progress(self, share: float) -> None:
-        """Sets what changes with the epochs, where so much of the search is behind: 0 in the first epoch, below 1 in the last."""
+        """Sets the values that change with the epochs. `share` is the part of the search that is done: 0 in the first epoch."""
         self.auxiliary_weight.fill_(self._auxiliary_skip * (1 - share))  # DARTS-'s linear decay
         self.radius.fill_(FIRST_RADIUS + (LAST_RADIUS - FIRST_RADIUS) * share)  # SDARTS, section 5
 
     # ---- Weights
 
     def relaxed(self) -> list[Tensor]:
-        """The softmaxed alphas, or their sigmoids, with 0 for `none`; (edges, len(PRIMITIVES)) each."""
+        """The softmaxed alphas, or their sigmoids with 0 for `none`; (edges, len(PRIMITIVES)) each."""
         if not self._sigmoid:
             return super().relaxed()
         gates = [alphas.sigmoid() for alphas in (self.alphas_normal, self.alphas_reduce)]
@@ -104,7 +104,7 @@ class Supernet(Network):
         return [torch.cat([F.softmax(part, dim=0) for part in betas.split(into)]) for betas in self.betas]
 
     def mixing_weights(self) -> list[Tensor]:
-        """(edges, columns): the weights of the operations, of the auxiliary skip connection and of the edge."""
+        """(edges, columns) for each kind of cell: weights of the operations, of the auxiliary skip connection and of the edge."""
         mixed = self.relaxed()
         if self.noise is not None and self.training:
             mixed = [onto_simplex(weights + noise) for weights, noise in zip(mixed, self.noise, strict=True)]
@@ -116,14 +116,14 @@ class Supernet(Network):
         return mixed
 
     def draw_noise(self) -> None:
-        """Perturbs the relaxed alphas, until further notice: each number by at most `radius` (SDARTS-RS)."""
+        """Samples a perturbation of the relaxed alphas, each by at most `radius` (SDARTS-RS). It stays until `noise` changes."""
         self.noise = [torch.empty_like(weights).uniform_(-1, 1) * self.radius for weights in self.relaxed()]
 
     # ---- What was found
 
     @torch.no_grad()
     def genotype(self) -> Genotype:
-        """The discrete cells; an edge is as strong as its strongest operation, times the edge's own weight where it has one."""
+        """The discrete cells. The strength of an edge is the weight of its strongest operation, times the edge's weight if it has one."""
         strengths = self.relaxed()
         if self.betas:
             strengths = [weights * of_edges[:, None] for weights, of_edges in zip(strengths, self.edge_weights(), strict=True)]
@@ -137,7 +137,7 @@ class Supernet(Network):
         return Genotype(*fields)
 
     def betas_by_edge(self) -> dict[str, float]:
-        """{edge: its weight}, with the edges' names of `genotypes.edge_key`; empty where edges have none."""
+        """{edge: weight}, with names of edges from `genotypes.edge_key`. Empty if edges have no weights."""
         edges = [(node, source) for node in range(2, self._steps + 2) for source in range(node)]
         return {
             edge_key(cell, node, source): weight
@@ -146,23 +146,25 @@ class Supernet(Network):
         }
 
     def alpha_lines(self) -> list[str]:
-        """The log's lines: a matrix of alphas for each kind of cell, and a vector of betas where there are any."""
+        """Lines for the log: a matrix of alphas for each kind of cell, and a vector of betas if edges have weights."""
         return super().alpha_lines() + [str(weights.detach().cpu()) for weights in self.edge_weights()]
 
 
 class ZeroOneLoss(nn.Module):
-    """A loss that also draws sigmoids away from 1/2: plus `weight` times -mean((sigmoid(alpha) - 1/2)^2) (FairDARTS, section 4.3).
+    """A loss plus the zero-one loss, `weight` * -mean((sigmoid(alpha) - 1/2)^2), which pulls sigmoids away from 1/2.
+
+    FairDARTS, section 4.3.
 
     Args:
         criterion: the loss, `criterion(logits, target)`.
-        weight: of the zero-one loss.
-        alphas: of which the mean is taken, over all numbers.
+        weight: weight of the zero-one loss.
+        alphas: the mean is over all their numbers.
     """
 
     def __init__(self, criterion: nn.Module, weight: float, alphas: Sequence[nn.Parameter]) -> None:
         super().__init__()
         self.criterion, self.weight = criterion, weight
-        self._alphas: list[Tensor] = list(alphas)  # a list, and so no parameters of this module
+        self._alphas: list[Tensor] = list(alphas)  # a list, so that they are not parameters of this module
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.criterion(logits, target) + self.weight * self.zero_one()
@@ -173,9 +175,9 @@ class ZeroOneLoss(nn.Module):
 
 
 def onto_simplex(weights: Tensor) -> Tensor:
-    """Rows, (..., operations), made weights again: cut off below 0 and above 1, and divided by their sum.
+    """Projects rows, (..., operations), to weights: clips them to [0, 1] and divides by their sum.
 
-    A row without a number above 0 is all on the largest.
+    If a row has no number above 0, its largest number becomes 1.
     """
     clamped = weights.clamp(0, 1)
     largest = F.one_hot(weights.argmax(-1), weights.size(-1)).to(weights.dtype)
@@ -184,7 +186,7 @@ def onto_simplex(weights: Tensor) -> Tensor:
 
 
 class Remedied(Darts):
-    """DARTS on a `Supernet`, whose numbers change with the epochs; with `args.perturb`, weights learn on perturbed alphas."""
+    """DARTS on a `Supernet`. Updates values that change with the epochs. With `args.perturb`, weight steps use perturbed alphas."""
 
     model: Supernet
 
@@ -198,7 +200,7 @@ class Remedied(Darts):
         self.model.set_progress(epoch / self._epochs)
 
     def step(self, *batches: Any, **options: Any) -> None:
-        """As `Architect.step`, on the alphas as they are; then the weights' step is perturbed."""
+        """`Architect.step` without perturbation. Then samples the perturbation for the weight step."""
         self.model.noise = None
         super().step(*batches, **options)
         if self._perturbs:
@@ -209,7 +211,7 @@ class Remedied(Darts):
         self.model.noise = None
 
     def metrics(self) -> dict[str, Any]:
-        """The edges' weights, and the numbers of this epoch."""
+        """Betas, and the values of this epoch."""
         metrics: dict[str, Any] = {"betas": betas} if (betas := self.model.betas_by_edge()) else {}
         if self._decays:
             metrics["auxiliary_weight"] = self.model.auxiliary_weight.item()

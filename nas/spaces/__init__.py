@@ -1,6 +1,6 @@
 """Search spaces of the literature: `darts`, `enas` (micro and macro) and `nasbench201`, each with its operations.
 
-The classes that NNI's zoo documents can be imported from here by their names there.
+The classes that NNI documents with these spaces can be imported from here, under the same names.
 """
 
 from nas.spaces.darts import DartsCell, DilConv, PoolBN, SepConv

@@ -1,6 +1,6 @@
-"""The cells of DARTS (1806.09055, section 3.1) as choices: the space of `model_search.py`, for any mutator.
+"""The cells of DARTS (1806.09055, section 3.1) as choices: the space of `model_search.py` for any mutator.
 
-`nas.architecture.Architecture` makes an exported architecture a `Genotype`, which `model.py` trains, and goes the way back.
+`nas.architecture.Architecture` converts between exported architectures and `Genotype`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PoolBN(nn.Sequential):
     """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W').
 
     Args:
-        pool_type: `max` or `avg`, which does not count the padding.
+        pool_type: `max` or `avg`. The average does not count the padding.
         C: channels.
         kernel_size, stride, padding: of the pooling.
         affine: of BatchNorm.
@@ -36,7 +36,7 @@ class PoolBN(nn.Sequential):
 
 
 def pool(pool_type: str, kernel_size: int, stride: int, padding: int) -> nn.Module:
-    """Pooling of this type, `max` or `avg`; an average that does not count the padding."""
+    """A pooling layer of this type, `max` or `avg`. The average does not count the padding."""
     if pool_type == "max":
         return nn.MaxPool2d(kernel_size, stride, padding)
     if pool_type == "avg":
@@ -45,11 +45,11 @@ def pool(pool_type: str, kernel_size: int, stride: int, padding: int) -> nn.Modu
 
 
 class DropPath(nn.Module):
-    """Drop path (see `operations.drop_path`) with the probability that `give_drop_path` lets the network say; leaves None as it is."""
+    """Drop path (see `operations.drop_path`) with the probability in the network's `drop_path_prob`, see `give_drop_path`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.__dict__["network"] = None  # past `nn.Module.__setattr__`, which would make the network a part of its part
+        self.__dict__["network"] = None  # bypasses `nn.Module.__setattr__`, which would register the network as a submodule
 
     def forward(self, x: Tensor | None) -> Tensor | None:
         probability = getattr(self.__dict__["network"], "drop_path_prob", 0.0)
@@ -58,7 +58,7 @@ class DropPath(nn.Module):
 
 
 def give_drop_path(network: nn.Module) -> None:
-    """Gives `network` the attribute `drop_path_prob`, 0 at first: the probability of all its drop path in training."""
+    """Gives `network` the attribute `drop_path_prob`, initially 0: the probability of all its `DropPath` modules in training."""
     network.__dict__["drop_path_prob"] = 0.0
     for module in network.modules():
         if isinstance(module, DropPath):
@@ -66,9 +66,9 @@ def give_drop_path(network: nn.Module) -> None:
 
 
 class DartsNode(nn.Module):
-    """A node: an operation chosen for every node before it, and two of the results added up; each (B, C, H', W').
+    """A node: a layer choice for every node before it, and an input choice that adds two of the results, each (B, C, H', W').
 
-    As in `model.Cell`, drop path leaves identities alone.
+    As in `model.Cell`, drop path does not affect identities.
     """
 
     def __init__(self, cell: str, node: int, channels: int, n_halved: int) -> None:
@@ -84,14 +84,14 @@ class DartsNode(nn.Module):
 
 
 class DartsCell(nn.Module):
-    """A cell; keys `normal_n2_p0`, ..., `normal_n2_switch` or `reduce_...`, nodes counted from 2.
+    """A cell. Keys of its choices: `normal_n2_p0`, ..., `normal_n2_switch` or `reduce_...`, with nodes counted from 2.
 
     Args:
         n_nodes: intermediate nodes, all of them concatenated.
-        channels_pp, channels_p: channels of the outputs of the two cells before.
+        channels_pp, channels_p: channels of the outputs of the two previous cells.
         channels: C, channels of a node.
-        reduction_p: whether the cell before halved height and width.
-        reduction: whether this one does.
+        reduction_p: whether the previous cell halves height and width.
+        reduction: whether this cell does.
     """
 
     def __init__(self, n_nodes: int, channels_pp: int, channels_p: int, channels: int, reduction_p: bool, reduction: bool) -> None:
@@ -150,10 +150,10 @@ class DartsNetwork(nn.Module):
 
 
 def _candidates(channels: int, stride: int) -> OrderedDict[str, nn.Module]:
-    """In the search without affine parameters; pooling followed by BatchNorm, so that all candidates are on one scale."""
+    """The candidates, without affine parameters. BatchNorm follows pooling, so that all outputs have the same scale."""
     candidates: OrderedDict[str, nn.Module] = OrderedDict()
     for primitive in PRIMITIVES:
-        if primitive != "none":  # a mutator that has alphas has one for it
+        if primitive != "none":  # mutators with alphas have an alpha for it
             op = OPS[primitive](channels, stride, False)
             op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in primitive else op
             candidates[choice_of(primitive)] = op

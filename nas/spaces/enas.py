@@ -13,7 +13,7 @@ from operations import FactorizedReduce, Identity
 
 
 def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
-    """1x1 convolution, BatchNorm, ReLU: the calibration before an operation."""
+    """1x1 convolution, BatchNorm, ReLU: adapts the channels before an operation."""
     return nn.Sequential(nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
 
 
@@ -69,7 +69,7 @@ class _MicroInput(nn.Module):
 
 
 class ENASMicroNode(MutableScope):
-    """Two inputs, each any earlier node through any operation, added up; returns the sum and which earlier nodes were used."""
+    """The sum of two inputs, each an earlier node and an operation on it. Returns the sum and the indices of the nodes used."""
 
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__(key)
@@ -82,13 +82,13 @@ class ENASMicroNode(MutableScope):
 
 
 class ENASMicroLayer(nn.Module):
-    """A cell; keys `normal_node_0_x_input`, `normal_node_0_x_op`, ... or `reduce_...`.
+    """A cell. Keys of its choices: `normal_node_0_x_input`, `normal_node_0_x_op`, ... or `reduce_...`.
 
     Args:
         num_nodes: nodes beside the two inputs.
-        in_channels_pp, in_channels_p: channels of the outputs of the two layers before.
+        in_channels_pp, in_channels_p: channels of the outputs of the two previous layers.
         out_channels: C, channels of every node and of the output.
-        reduction: whether the layer halves height and width, its inputs' to begin with.
+        reduction: whether the layer halves height and width. It does so for its inputs.
     """
 
     def __init__(self, num_nodes: int, in_channels_pp: int, in_channels_p: int, out_channels: int, reduction: bool) -> None:
@@ -125,12 +125,12 @@ class ENASMicroLayer(nn.Module):
 
 
 class ENASMicroNetwork(nn.Module):
-    """Stem, `num_layers` normal layers with a reduction layer after each third of them but the last, global pooling, classifier.
+    """Stem, `num_layers` normal layers with reduction layers after the first and second third of them, global pooling, classifier.
 
     Args:
         num_layers: normal layers, at least 3.
         num_nodes: nodes per layer.
-        out_channels: channels of the first layers, the stem's are 3 times as many; doubled at each reduction.
+        out_channels: channels of the first layers, doubled at each reduction; the stem has 3 times as many.
         in_channels, num_classes: of the dataset.
         dropout_rate: before the classifier.
     """
@@ -178,7 +178,7 @@ class ConvBranch(nn.Sequential):
     Args:
         C_in, C_out: channels.
         kernel_size, stride, padding: of the convolution.
-        separable: whether it is a depthwise and a pointwise one.
+        separable: whether the convolution is depthwise separable.
     """
 
     def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, separable: bool) -> None:
@@ -197,11 +197,11 @@ class PoolBranch(nn.Sequential):
 
 
 class ENASMacroLayer(MutableScope):
-    """One of six branches applied to the layer before, plus any of the layers before that.
+    """One of six branches applied to the previous layer, plus any number of earlier layers.
 
     Args:
         key: the layer's key, a label for the layers after it.
-        prev_labels: the labels of what may be added: all but the last of the list that forward takes.
+        prev_labels: the labels of the layers that may be added: all in the argument of `forward` except the last.
         in_filters, out_filters: channels.
     """
 
@@ -228,8 +228,8 @@ class ENASMacroLayer(MutableScope):
 
 
 class ENASMacroGeneralModel(nn.Module):
-    """Stem, `num_layers` layers, global pooling, dropout, classifier. After each third of the depth but the last, the outputs of all
-    layers so far are halved in height and width, all by the same factorised reduction; fewer than 3 layers have no reduction.
+    """Stem, `num_layers` layers, global pooling, dropout, classifier. After the first and second third of the layers, the outputs of
+    all layers so far are halved in height and width by one factorised reduction. With fewer than 3 layers, there is no reduction.
 
     Args:
         num_layers: layers, at least 1. Their keys are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input
@@ -246,7 +246,7 @@ class ENASMacroGeneralModel(nn.Module):
         if num_layers < 1:
             raise UserError(f"{num_layers} layers: at least 1 is needed")
         if out_filters % 2:
-            raise UserError(f"{out_filters} channels: an even number is needed, because the reductions make them in two halves")
+            raise UserError(f"{out_filters} channels: an even number is needed, because a reduction computes them in two halves")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters))
         labels = [f"layer_{layer}" for layer in range(num_layers)]
         self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels))

@@ -1,6 +1,6 @@
 """NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625 cells.
 
-The benchmark, which has trained them all, knows a cell by a string; `to_string` and `from_string` go there and back.
+The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ReLUConvBN(operations.ReLUConvBN):
 
 
 class Pooling(nn.Sequential):
-    """Average pooling of 3x3, after a `ReLUConvBN` of 1x1 where input and output differ in channels; arguments as there."""
+    """Average pooling of 3x3, after a 1x1 `ReLUConvBN` if input and output channels differ. Arguments as for `ReLUConvBN`."""
 
     def __init__(
         self, C_in: int, C_out: int, stride: int, bn_affine: bool = True, bn_momentum: float = 0.1, bn_track_running_stats: bool = True
@@ -72,7 +72,7 @@ class Zero(operations.Zero):
 
 
 class FactorizedReduce(operations.FactorizedReduce):
-    """Halves H and W with two 1x1 convolutions, see `operations.FactorizedReduce`; arguments as of `ReLUConvBN`, `stride` is 2."""
+    """Halves H and W with two 1x1 convolutions, see `operations.FactorizedReduce`. Arguments as for `ReLUConvBN`; `stride` must be 2."""
 
     def __init__(
         self, C_in: int, C_out: int, stride: int, bn_affine: bool = True, bn_momentum: float = 0.1, bn_track_running_stats: bool = True
@@ -83,7 +83,7 @@ class FactorizedReduce(operations.FactorizedReduce):
         self.bn = nn.BatchNorm2d(C_out, momentum=bn_momentum, affine=bn_affine, track_running_stats=bn_track_running_stats)
 
 
-# The candidates' names, as NNI has them, and as the benchmark's strings do.
+# {NNI's name of a candidate: its name in the benchmark's strings}.
 CANDIDATES = {
     "none": "none",
     "avg_pool_3x3": "avg_pool_3x3",
@@ -94,10 +94,10 @@ CANDIDATES = {
 
 
 class NASBench201Cell(nn.Module):
-    """A cell: every node is the sum of all nodes before it, each through the operation chosen for this edge; keys `0_1`, `0_2`, `1_2`, ...
+    """A cell. Every node is the sum of all nodes before it, with a chosen operation on each edge. Keys: `0_1`, `0_2`, `1_2`, ...
 
     Args:
-        cell_id: a name for this cell, kept as an attribute. All cells share their keys, so their decisions.
+        cell_id: a name for this cell, stored as an attribute. All cells have the same keys, and so the same decisions.
         C_in, C_out: channels of the input and of the output.
         stride: of the edges from the input.
         bn_affine, bn_momentum, bn_track_running_stats: of BatchNorm.
@@ -132,7 +132,7 @@ class NASBench201Cell(nn.Module):
 
 
 class NASBench201Network(nn.Module):
-    """The benchmark's network: three stages of cells at C, 2C and 4C channels, a residual block of stride 2 between two stages.
+    """The benchmark's network: three stages of cells with C, 2C and 4C channels, and a residual block of stride 2 between stages.
 
     Args:
         channels: C, 16 in the benchmark.
@@ -161,7 +161,7 @@ class NASBench201Network(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the first of stride 2, beside a pooled 1x1 one: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2)."""
+    """Two 3x3 convolutions, the first with stride 2, plus a pooled 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2)."""
 
     def __init__(self, C_in: int, C_out: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def to_string(architecture: Mapping[str, Any]) -> str:
     """The benchmark's name of an architecture of this space, `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`.
 
     Raises:
-        UserError: it is not one.
+        UserError: it is not an architecture of this space.
     """
     keys = [f"{source}_{node}" for node in range(1, NODES) for source in range(node)]
     if set(architecture) != set(keys):
@@ -189,10 +189,10 @@ def to_string(architecture: Mapping[str, Any]) -> str:
 
 
 def from_string(text: str) -> dict[str, str]:
-    """The architecture that the benchmark calls `text`.
+    """The architecture for the benchmark's string `text`.
 
     Raises:
-        UserError: it is not one of its names.
+        UserError: `text` is not such a string.
     """
     names = {name: candidate for candidate, name in CANDIDATES.items()}
     architecture = {}
@@ -201,15 +201,15 @@ def from_string(text: str) -> dict[str, str]:
         for source, edge in enumerate(edges.strip("|").split("|")):
             match = re.fullmatch(r"(\w+)~(\d)", edge)
             if not match or match[1] not in names or int(match[2]) != source or not source < node < NODES:
-                raise UserError(f"{shown(edge)} in {shown(text)} is no edge to node {node}: <operation>~<node>, of {', '.join(names)}")
+                raise UserError(f"{shown(edge)} in {shown(text)} is not an edge to node {node}: <operation>~<node>, of {', '.join(names)}")
             architecture[f"{source}_{node}"] = names[match[1]]
     if to_string(architecture) != text.strip():
-        raise UserError(f"{shown(text)} is no name of NAS-Bench-201")
+        raise UserError(f"{shown(text)} is not a name of NAS-Bench-201")
     return architecture
 
 
 def _candidates(C_in: int, C_out: int, stride: int, norm: tuple[bool, float, bool]) -> OrderedDict[str, nn.Module]:
-    """Where input and output agree, pooling and skipping have no weights; where they differ, convolutions of 1x1 see to it."""
+    """The candidates. If the shapes of input and output differ, pooling and skip connection contain 1x1 convolutions."""
     if stride == 2:
         skip: nn.Module = FactorizedReduce(C_in, C_out, stride, *norm)
     else:
