@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                         # DARTS_V2 as in the paper on the CPU: about 10 minutes on 2 cores
     python benchmarks/train_step.py --batch_size 16 --json train_step.json
+    python benchmarks/train_step.py --network imagenet --image_size 224 --init_channels 48 --layers 14 --batch_size 32
     python benchmarks/train_step.py --device cuda
 
 A step is forward with drop path and the auxiliary head, backward, clipping, SGD. The ways and the table are those of search_step.py;
@@ -29,7 +30,7 @@ import turns
 
 import genotypes
 import utils
-from model import NetworkCIFAR
+from model import NetworkCIFAR, NetworkImageNet
 from speed import acceleration
 
 WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
@@ -43,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--init_channels", type=cli.positive_int, default=36)
     parser.add_argument("--layers", type=cli.cell_count, default=20)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
+    parser.add_argument("--network", choices=cli.NETWORKS, default="cifar", help="imagenet: of 1000 classes")
     parser.add_argument("--steps", type=cli.positive_int, default=3, help="measured, after one that is not")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=cli.positive_int, default=2, help="on the CPU")
@@ -53,7 +55,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     machine = turns.machine(args.device, args.threads)
-    print(f"{args.arch}, {args.init_channels} channels, {args.layers} cells; {machine}\n\n{turns.header(args.ways)}", flush=True)
+    size = f"{args.init_channels} channels, {args.layers} cells, images of {args.image_size}"
+    print(f"{args.arch}, {size}; {machine}\n\n{turns.header(args.ways)}", flush=True)
     makers = {way: partial(training_step, way, args) for way in args.ways}
     results = turns.compare(makers, args.steps, args.device, args.threads)
     print(turns.row(f"training, {args.arch}", args.batch_size, results))
@@ -63,8 +66,9 @@ def main() -> None:
 def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     """A network on random images, and the step that trains it."""
     torch.manual_seed(0)
-    network = NetworkCIFAR(args.init_channels, 10, args.layers, True, genotypes.KNOWN[args.arch]).to(args.device)
-    network.drop_path_prob = 0.1
+    build, classes = (NetworkImageNet, 1000) if args.network == "imagenet" else (NetworkCIFAR, 10)
+    network = build(args.init_channels, classes, args.layers, True, genotypes.KNOWN[args.arch]).to(args.device)
+    network.drop_path_prob = 0.1 if args.network == "cifar" else 0.0
     if way != "plain":
         acceleration.set_memory_format(network, torch.device(args.device), amp=way == "bfloat16")
     if way in ("default", "recompute", "bfloat16"):
@@ -73,7 +77,7 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
         acceleration.recompute(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
-    targets = torch.randint(0, 10, (args.batch_size,), device=args.device)
+    targets = torch.randint(0, classes, (args.batch_size,), device=args.device)
 
     def step() -> None:
         optimizer.zero_grad()

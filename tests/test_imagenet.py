@@ -225,12 +225,20 @@ def test_the_learning_rate_falls_by_gamma_and_is_scaled_and_warmed_up():
     assert rates(4, lr_warmup_epochs=2) == pytest.approx([0.001, 0.0505, 0.1, 0.05])
 
 
-def test_label_smoothing_is_the_authors():
+def test_the_preset_smooths_labels_as_the_authors(wide, monkeypatch, tmp_path):
+    """By their formula: 1 - epsilon of the label, and epsilon spread over all classes."""
+    monkeypatch.chdir(tmp_path)
+    module, criteria = scripts.load("train"), []
+    step = module.training_step
+    monkeypatch.setattr(
+        module, "training_step", lambda model, criterion, *rest: criteria.append(criterion) or step(model, criterion, *rest)
+    )
+    small = {"image_size": 64, "init_channels": 4, "layers": 3, "batch_size": 8, "workers": 0, "gpu": -1, "fast_dev_run": True}
+    module.train(genotypes.DARTS_V2, preset="imagenet", data=wide, **small)
     torch.manual_seed(0)
     logits, target, epsilon = torch.randn(6, 10), torch.arange(6), 0.1
     smooth = (1 - epsilon) * nn.functional.one_hot(target, 10) + epsilon / 10
-    expected = (-smooth * logits.log_softmax(1)).mean(0).sum()
-    torch.testing.assert_close(nn.CrossEntropyLoss(label_smoothing=epsilon)(logits, target), expected)
+    torch.testing.assert_close(criteria[0](logits, target), (-smooth * logits.log_softmax(1)).mean(0).sum())
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (300, 500), (501, 333), (100, 90), (231, 999)])

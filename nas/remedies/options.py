@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from torch import nn
 
@@ -99,7 +100,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module) -> t
     Without remedies, the supernet is `model_search.Network`.
     """
     sizes = (args.init_channels, num_classes, args.layers, criterion)
-    images = {"in_channels": args.channels, "stem": args.stem}
+    images: dict[str, Any] = {"in_channels": args.channels, "stem": args.stem}
     if args.strategy == "gdas":
         return SampledNetwork(*sizes, max_skips=args.max_skips, **images), Gdas
     if not given(vars(args)).keys() - {"arch_warmup"}:
