@@ -1,4 +1,4 @@
-"""Images to learn from: datasets by name, augmentation, and the search split.
+"""Image data: datasets by name, augmentation, and the search split.
 
     data = load("cifar10", "data")
     train = train_batches(data, batch_size=96, cutout_length=16, seed=0, workers=2, device="cuda")
@@ -7,9 +7,9 @@
         for x, y in train:
             ...
 
-Images are decoded without any randomness. A whole batch is augmented at once, on its device, each image with its own draws. Every draw
-is a function of the seed, the epoch and the step, and of nothing else: the number of workers changes no result, and a run goes on from
-the middle of an epoch without any stored random state.
+Decoding is deterministic. A whole batch is augmented at once, on its device, with different random numbers for each image. These depend
+only on the seed, the epoch and the step. Therefore the number of workers does not change results, and a run can be resumed in the middle of
+an epoch without a stored random state.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from experiment.errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "mnist", "fashion_mnist", "digits", "folder")
 
-# A folder whose decoded images take at most this much is decoded once; a larger one by workers, again in every epoch.
+# A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in every epoch.
 IN_MEMORY_BYTES = 2**30
 
-Levels = tuple[float, ...]  # one of each channel, as a fraction of white
+Levels = tuple[float, ...]  # one value per channel, as a fraction of white
 Sample = tuple[str, int]  # a file and its label
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset by name.
+    """A dataset.
 
     Items of `train` and `test` are (uint8 image (C, H, W), int label); `__getitems__(indices)` gives a batch, (uint8 (B, C, H, W),
-    int64 (B,)). C is 3, red, green and blue, or 1, grey. `mean` and `std` are those of the training pixels, for each channel, as fractions
-    of white. `flip` says whether a mirrored image still shows its class.
+    int64 (B,)). C is 3 (RGB) or 1 (grey). `mean` and `std` are those of the training pixels, per channel, as fractions
+    of white. `flip` is True if a mirrored image still shows its class.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ImageData:
     std: Levels
     image_size: int
     flip: bool
-    notes: tuple[str, ...] = ()  # what the log of a run should say of them
+    notes: tuple[str, ...] = ()  # lines for the log of a run
 
     @property
     def num_classes(self) -> int:
@@ -84,22 +84,22 @@ def load(name: str, root: str, image_size: int = 32, workers: int = 2, skip_bad_
     Args:
         name: `cifar10`, `cifar100`, `mnist` or `fashion_mnist`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits
             that come with scikit-learn; or `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*, or else
-            `root`/val/<class>/*. What is left out there is in the result's notes.
-        root: the folder of the data; `digits` needs none.
-        image_size: height and width in pixels; only a `folder` has a choice.
+            `root`/val/<class>/*. The notes of the result say which files were left out.
+        root: the folder of the data; not used for `digits`.
+        image_size: height and width in pixels; 32 except for a `folder`.
         workers: processes that decode a `folder`.
-        skip_bad_images: leave out images of a `folder` that cannot be decoded, and note it; each image is decoded once more to find them.
-        channels: 3, for red, green and blue (grey images have three equal ones), or 1, for grey.
+        skip_bad_images: leave out images of a `folder` that cannot be decoded, with a note. To find them, every image is decoded once more.
+        channels: 3 for RGB (grey images get three equal channels), or 1 for grey.
 
     Raises:
-        UserError: an unknown name, another size than the dataset has, or images that are missing or cannot be read.
+        UserError: the name is unknown, the dataset does not have this size, or images are missing or cannot be read.
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
     if name != "folder" and image_size != 32:
-        raise UserError(f"{name} has images of 32 pixels, not {image_size}: only --dataset folder has a choice of size")
+        raise UserError(f"{name} has images of 32 pixels, not {image_size}: only --dataset folder has other sizes")
     if name != "folder" and skip_bad_images:
-        raise UserError(f"--skip_bad_images is of --dataset folder: the images of {name} are checked as a whole")
+        raise UserError(f"--skip_bad_images needs --dataset folder: {name} is checked as a whole")
     if name == "digits":
         return _digits(channels)
     if name == "folder":
@@ -117,14 +117,14 @@ def load_test(
     workers: int = 2,
     skip_bad_images: bool = False,
 ) -> ImageData:
-    """The test images of a dataset, for a network that is trained: the result holds no training images, and a `folder` needs none.
+    """The test images of a dataset, for a trained network. Training images are not loaded, and a `folder` needs none.
 
     Args:
-        classes, image_size, mean, std: what the network was trained with.
-        name, root, workers, skip_bad_images: as of `load`.
+        classes, image_size, mean, std: those of the network's training.
+        name, root, workers, skip_bad_images: as for `load`.
 
     Raises:
-        UserError: as of `load`; or the images are of other classes, or in another order.
+        UserError: see `load`; or the classes or their order differ from the network's.
     """
     part = "val" if (Path(root) / "val").is_dir() and not (Path(root) / "test").is_dir() else "test"
     if name == "folder":
@@ -134,7 +134,7 @@ def load_test(
         images = load(name, root, image_size, workers, skip_bad_images, len(mean))
         found, notes = images.classes, images.notes
     if found != classes:
-        which = f"only one of both knows {_first(sorted({*found} ^ {*classes}))}" if {*found} ^ {*classes} else "their order differs"
+        which = f"only one of both has {_first(sorted({*found} ^ {*classes}))}" if {*found} ^ {*classes} else "their order differs"
         raise UserError(f"the classes of {Path(root) / part if name == 'folder' else name} are not those of the network: {which}")
     if name == "folder":
         if skip_bad_images:
@@ -168,21 +168,21 @@ def source(images: str | Path | None) -> dict[str, str]:
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> ImageData:
-    """The images of a run, by its arguments; from here on, its processes work together."""
+    """Loads the images of a run, then calls `distributed.join`."""
     images = load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
     images = on_device(images, device, args.data_on_device)
-    distributed.join(device)  # not earlier: reading may take longer than processes wait for each other
+    distributed.join(device)  # not earlier: loading may take longer than the processes wait for each other
     return images
 
 
 def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> ImageData:
-    """`data` with its decoded images on `device`, where batches are then put together and augmented without waiting for the CPU.
+    """`data` with its decoded images on `device`, so that batches are assembled and augmented there without waiting for the CPU.
 
     Args:
-        choice: `auto` if they take at most half of the memory that is free there, `yes`, or `no`.
+        choice: `yes`, `no`, or `auto`: if the images need at most half of the free memory there.
 
     Raises:
-        UserError: `yes`, and the images do not fit, there or, decoded, into memory.
+        UserError: `choice` is `yes`, but the images do not fit on the device, or are not decoded in memory.
     """
     if choice == "no" or device.type == "cpu":
         return data
@@ -213,20 +213,20 @@ class MemoryImages(Dataset):
         return self.images[index], int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once, and not by each of the two
+        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once for both
         return self.images[indices], self.labels[indices]
 
     def to(self, device: torch.device) -> MemoryImages:
-        """A copy there."""
+        """A copy on `device`."""
         return MemoryImages(self.images.to(device), self.labels.to(device))
 
     def part(self, indices: np.ndarray) -> MemoryImages:
-        """A copy of these images."""
+        """A copy of the images with these indices."""
         return MemoryImages(*self.__getitems__(torch.from_numpy(indices)))
 
 
 class FileImages(Dataset):
-    """Images in files, decoded when asked for: the centre square, resized to `image_size`, in `channels` channels."""
+    """Images in files, decoded on access: the centre square, resized to `image_size`, with `channels` channels."""
 
     def __init__(self, samples: Sequence[Sample], image_size: int, channels: int = 3) -> None:
         self.samples = samples
@@ -238,7 +238,7 @@ class FileImages(Dataset):
         return torch.tensor([label for _, label in self.samples])
 
     def part(self, indices: np.ndarray) -> FileImages:
-        """These images."""
+        """The images with these indices."""
         return FileImages([self.samples[index] for index in indices], self.image_size, self.channels)
 
     def __len__(self) -> int:
@@ -257,11 +257,11 @@ Images = MemoryImages | FileImages
 
 
 class BadImage(UserError):
-    """What is in the file cannot be decoded, today or ever."""
+    """The content of the file cannot be decoded. Trying again does not help."""
 
 
 class _Complaints(Dataset):
-    """Of every image of `files` what is wrong with it, `path: reason`; nothing of one that can be decoded."""
+    """For every image of `files` the reason why it cannot be decoded, `path: reason`; empty if it can be decoded."""
 
     def __init__(self, files: FileImages) -> None:
         self.files = files
@@ -280,8 +280,8 @@ class _Complaints(Dataset):
 _UNDECODABLE = "cannot decode the image "
 
 
-# What turns an image of this orientation, in its EXIF data, upright. `ImageOps.exif_transpose` also writes all of that data anew, and fails
-# where some of it is damaged.
+# {orientation in the EXIF data: the operation that turns the image upright}. `ImageOps.exif_transpose` also rewrites all EXIF data, and
+# fails if some of it is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -294,11 +294,13 @@ _TURNS = {
 
 
 def pixels(image: Image.Image, size: int, channels: int = 3) -> Tensor:
-    """The centre square of an opened image, resized, as uint8 (channels, size, size): upright, as its EXIF data says, and on white where it
-    is transparent. What a network is trained on, measured on and asked about goes through here.
+    """The centre square of an opened image, resized, as uint8 (channels, size, size).
+
+    The image is turned upright by its EXIF data, and put on white where it is transparent. Training, evaluation and prediction all use this
+    function.
 
     Raises:
-        ValueError: it has more than 8 bits per channel, or is a line or a point. What Pillow raises for damaged images is of many kinds.
+        ValueError: it has more than 8 bits per channel, or is one pixel wide or high. Damaged images raise almost anything in Pillow.
     """
     if image.mode[0] in "IF":
         raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
@@ -324,22 +326,22 @@ def decode(path: str, size: int, channels: int = 3) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's warnings concern metadata and would come once per image, but for one: a file that may unpack to fill the memory.
+            # Pillow warns about metadata, once per image. Only the warning about decompression bombs, which may fill the memory, matters.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with files.open_file(path) as file, Image.open(file) as image:
                 return pixels(image, size, channels)
     except MemoryError:
         raise
-    except UnidentifiedImageError:  # its message names an object, not the file
+    except UnidentifiedImageError:  # its message does not name the file
         raise BadImage(f"{_UNDECODABLE}{path}: it is not an image that Pillow reads") from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        # With a number, it is the system that says it (the file is gone, too many are open), and may be otherwise the next time.
+        # An error number means an error of the system (the file is missing, too many are open), which may not occur the next time.
         kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
         raise kind(f"{_UNDECODABLE}{path}: {error}") from None
 
 
-# Statistics of CIFAR's training images: the original's for CIFAR-10. All others are measured.
+# Mean and deviation of CIFAR's training images, for CIFAR-10 as in the original. For other datasets, they are measured.
 _CIFAR_STATISTICS: dict[str, tuple[Levels, Levels]] = {
     "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
     "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
@@ -351,7 +353,7 @@ def _torchvision(name: str, root: str, channels: int) -> ImageData:
     kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST}[name]
     try:
         with distributed.one_at_a_time(Path(root) / f".{name}.lock"):
-            train, test = (kind(root, train=part, download=True) for part in (True, False))  # downloads nothing that is there and intact
+            train, test = (kind(root, train=part, download=True) for part in (True, False))  # downloads only what is missing or damaged
     except (OSError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:
         if issubclass(kind, sets.MNIST):
             where = f"put the four files of {kind.mirrors[0]} into {Path(root) / kind.__name__ / 'raw'}, unpacked,"
@@ -371,27 +373,27 @@ def _torchvision(name: str, root: str, channels: int) -> ImageData:
 
 
 def _pixels(images: Tensor, channels: int) -> Tensor:
-    """uint8 (N, 28, 28), grey, on a black border, or (N, 32, 32, 3) as (N, channels, 32, 32)."""
+    """uint8 (N, channels, 32, 32), from grey (N, 28, 28), which gets a black border, or from RGB (N, 32, 32, 3)."""
     if images.dim() == 3:
         return F.pad(images, [2] * 4)[:, None].repeat(1, channels, 1, 1)
     if channels == 3:
         return images.permute(0, 3, 1, 2).contiguous()
-    column = Image.fromarray(images.flatten(0, 1).numpy())  # one below the other: a single conversion, and it is that of a folder
+    column = Image.fromarray(images.flatten(0, 1).numpy())  # all images in one column: a single conversion, the same as for a folder
     return torch.from_numpy(np.array(column.convert("L"))).view(-1, 1, *images.shape[1:3])
 
 
 def _digits(channels: int) -> ImageData:
-    """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 to train on, 360 to test on, both with all digits in proportion."""
-    from sklearn.datasets import load_digits  # takes a second, and only this dataset needs it
+    """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 for training and 360 for the test, stratified by class."""
+    from sklearn.datasets import load_digits  # imported here because it takes a second
 
     bunch = load_digits()
-    order = _interleave(bunch.target)  # scikit-learn's order is by writer: its end would be other people's hands
+    order = _interleave(bunch.target)  # scikit-learn sorts by writer: the test set would have other writers
     images = torch.from_numpy(bunch.images[order]).float().mul(255 / 16)[:, None]  # 16 is white
     images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
     images, labels = images.repeat(1, channels, 1, 1), torch.from_numpy(bunch.target[order]).long()
     train, test = MemoryImages(images[:1437], labels[:1437]), MemoryImages(images[1437:], labels[1437:])
     mean, std = _mean_std(_count_levels(train.images))
-    # A mirrored digit is no digit, so no flip.
+    # A mirrored digit is not a digit, so no flip.
     return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
 
 
@@ -412,8 +414,8 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, ch
     if skip_bad_images:
         (samples, bad), (test_samples, test_bad) = (_sound(part, classes, image_size, workers) for part in (samples, test_samples))
         notes += _skipped(bad + test_bad, len(samples) + len(test_samples))
-    # The files come sorted by class. The search split takes the first part of the list, and an accuracy that is logged on the way is that
-    # of the first part.
+    # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged during an epoch are those
+    # of the first part, so the classes are interleaved.
     train, test = (FileImages(part, image_size, channels) for part in (samples, test_samples))
     train, test = (part.part(_interleave(part.labels.numpy())) for part in (train, test))
     if (len(train) + len(test)) * channels * image_size**2 <= IN_MEMORY_BYTES:
@@ -425,7 +427,7 @@ def _folder(root: Path, image_size: int, workers: int, skip_bad_images: bool, ch
 
 
 def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, workers: int) -> tuple[list[Sample], list[str]]:
-    """The samples that can be decoded, and what is wrong with the others. Raises `UserError` if none of a class is left."""
+    """The samples that can be decoded, and the reasons for the others. Raises `UserError` if a class has no samples left."""
     complaints = list(chain.from_iterable(_stream(_Complaints(FileImages(samples, image_size)), workers)))
     sound = [sample for sample, complaint in zip(samples, complaints, strict=True) if not complaint]
     bad = [" ".join(complaint.split()) for complaint in complaints if complaint]
@@ -435,22 +437,22 @@ def _sound(samples: list[Sample], classes: Sequence[str], image_size: int, worke
 
 
 def _skipped(bad: list[str], sound: int) -> tuple[str, ...]:
-    """What the log should say of images that cannot be decoded."""
+    """A note for the log about images that cannot be decoded."""
     return (f"skipped {len(bad)} of {sound + len(bad)} images, which cannot be decoded: {_first(bad)}",) if bad else ()
 
 
 class _LeftOut(NamedTuple):
-    """Paths in a folder of images that are not used."""
+    """Paths in a folder of images that are not used, by kind."""
 
     links: list[str]  # to folders
     devices: list[str]
-    others: list[str]  # files of other kinds
+    others: list[str]  # files that are not images
 
-    def __add__(self, more: _LeftOut) -> _LeftOut:  # type: ignore[override]  # of tuples of other kinds there are none
+    def __add__(self, more: _LeftOut) -> _LeftOut:  # type: ignore[override]  # only with its own type
         return _LeftOut(*(ours + theirs for ours, theirs in zip(self, more, strict=True)))
 
     def notes(self) -> tuple[str, ...]:
-        """What the log should say of them."""
+        """Notes for the log about these paths."""
         notes = []
         if self.links:
             notes.append(
@@ -470,9 +472,9 @@ def _first(items: Sequence[str]) -> str:
 
 
 def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOut]:
-    """The classes in `root`/`part`, sorted; its images with their labels, sorted by class, folder and name; and what is left out.
+    """The classes in `root`/`part`, sorted; the images with their labels, sorted by class, folder and name; and what is left out.
 
-    Links are followed, but no folder is visited twice, nor one that holds `part`: links may form circles, or lead from one class into
+    Links are followed, but no folder is visited twice, and no folder that contains `part`: links may form cycles, or lead from one class to
     another.
     """
     layout = (
@@ -487,7 +489,7 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
         classes = tuple(entry.name for entry in entries)
         samples: list[Sample] = []
         left_out = _LeftOut([], [], [])
-        # Folders to visit, links after all others: what lies in a class is that class's, whoever links to it.
+        # Folders to visit. Links come last, so that a folder inside a class belongs to this class, even if another class links to it.
         own = [(label, entry.path) for label, entry in enumerate(entries) if not entry.is_symlink()]
         linked = [(label, entry.path) for label, entry in enumerate(entries) if entry.is_symlink()]
         while own or linked:
@@ -501,7 +503,7 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
                     (linked if entry.is_symlink() else own).append((label, entry.path))
                 elif os.path.exists(entry.path) and not entry.is_file():
                     left_out.devices.append(entry.path)
-                elif entry.name.lower().endswith(IMG_EXTENSIONS):  # a link to nowhere, too: decoding it says so
+                elif entry.name.lower().endswith(IMG_EXTENSIONS):  # also a broken link: decoding reports it
                     samples.append((entry.path, label))
                 else:
                     left_out.others.append(entry.path)
@@ -517,16 +519,16 @@ def _walk(root: Path, part: str) -> tuple[tuple[str, ...], list[Sample], _LeftOu
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    """Equal for all paths that lead to one folder."""
+    """The identity of a folder, equal for all paths to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
 def _interleave(labels: np.ndarray) -> np.ndarray:
-    """A random order of `labels` in which every stretch holds the classes in proportion, so that both parts of a split know all of them.
+    """A random order of `labels` in which every section contains the classes in proportion, so that both parts of a split have all of them.
 
-    It is always the same, whatever the run's seed, as CIFAR-10's own order is: runs with other seeds search on the same two halves, and can
-    be compared. `RandomState`, because NumPy promises never to change its numbers.
+    The order does not depend on the run's seed, like the order of CIFAR-10: runs with different seeds search on the same halves and can be
+    compared. `RandomState`, because NumPy guarantees that its numbers never change.
     """
     random = np.random.RandomState(0)
     place = np.empty(len(labels))
@@ -552,7 +554,7 @@ def _stream(files: FileImages | _Complaints, workers: int) -> Iterator[Any]:
 
 
 def _start_method(workers: int) -> str | None:
-    """How a loader starts its workers: not by a fork, where CUDA or other processes are connected already, which a fork may deadlock."""
+    """The start method for a loader's workers. With CUDA or several processes, a fork may deadlock, so it is forkserver."""
     connected = torch.cuda.is_initialized() or distributed.world_size() > 1
     return "forkserver" if workers and connected and sys.platform != "win32" else None
 
@@ -561,17 +563,17 @@ def _decode_all(files: FileImages, workers: int) -> MemoryImages:
     images = torch.empty(len(files), files.channels, files.image_size, files.image_size, dtype=torch.uint8)
     start = 0
     for batch, _ in _stream(files, workers):
-        images[start : start + len(batch)] = batch  # copied at once: every batch that a worker sends holds a file open
+        images[start : start + len(batch)] = batch  # copied immediately: every batch from a worker holds an open file
         start += len(batch)
     return MemoryImages(images, files.labels)
 
 
 def _plain_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `loader`. A worker's `UserError` comes with the worker's traceback in front, which is taken off."""
+    """Yields the batches of `loader`. Removes the worker's traceback from the message of a `UserError`."""
     try:
         yield from loader
     except UserError as error:
-        error.__traceback__ = None  # it would keep the loader until a garbage collection, which takes seconds to end idle workers
+        error.__traceback__ = None  # it would keep the loader alive, with idle workers that take seconds to end
         raise UserError(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]) from None
 
 
@@ -580,7 +582,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Levels]:
-    """Mean and deviation of images that do not fit into memory: read from the file `cache`, or measured and written there."""
+    """Mean and deviation of images that do not fit into memory, from the file `cache`, or measured and written there."""
     try:
         key = {"decoding": "upright, on white", "files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
     except OSError as error:
@@ -593,13 +595,13 @@ def _measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Lev
         if {name: known[name] for name in key} == key and complete and fractions and min(std) > 0:
             return mean, std
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # no such file, or not one of ours: measure
+        pass  # no valid file: measure
     errors.tell(f"measuring mean and deviation of {len(images)} images, once")
     none = torch.zeros(images.channels, 256, dtype=torch.long)
     mean, std = _mean_std(sum((_count_levels(batch) for batch, _ in _stream(images, workers)), none))
     beside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "x") as file:  # a new file: what stands in the cache's place may be a link or a pipe
+        with open(beside, "x") as file:  # a new file: an existing `cache` may be a link or a pipe
             file.write(json.dumps(key | {"mean": mean, "std": std}))
         os.replace(beside, cache)
     except OSError:
@@ -620,7 +622,7 @@ def _mean_std(counts: Tensor) -> tuple[Levels, Levels]:
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = (share * level).sum(1)
     std = (share * (level - mean[:, None]) ** 2).sum(1).sqrt()
-    std[std == 0] = 1.0  # a channel of one colour: nothing to scale, and no division by 0
+    std[std == 0] = 1.0  # a constant channel: avoid a division by 0
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
@@ -628,7 +630,7 @@ def _mean_std(counts: Tensor) -> tuple[Levels, Levels]:
 
 
 class Normalise:
-    """uint8 (..., C, H, W) -> float32 on the same device: as fractions of white, less the mean, over the deviation of each channel."""
+    """uint8 (..., C, H, W) -> float32 on the same device: fractions of white, minus the mean, divided by the deviation of the channel."""
 
     def __init__(self, mean: Levels, std: Levels) -> None:
         self._mean, self._std = torch.tensor([mean, std])[..., None, None]
@@ -639,15 +641,15 @@ class Normalise:
 
 
 class Augment:
-    """What the original does to a CIFAR image, for a whole batch, each image with its own draws.
+    """The original's augmentation of CIFAR images, for a whole batch, with different random numbers for each image.
 
-    In training: pad with black and crop at random, flip at random (if the dataset allows), normalise, then cut out a square (DeVries &
-    Taylor 2017, 1708.04552). As in the original, the padding is 4 pixels (of 32; an eighth of any size) of black before normalisation; the
-    square's centre is anywhere in the image, what lies outside is lost, and it is filled with 0, the mean. Otherwise: normalise.
+    For training: pad with black and crop at random, flip at random (if `data.flip`), normalise, cut out a square (DeVries & Taylor 2017,
+    1708.04552). As in the original, the padding is 4 pixels for images of 32 pixels (an eighth of the size) and is added before
+    normalisation. The centre of the square is anywhere in the image, and the square is filled with 0, the mean. Otherwise only normalises.
 
     Args:
-        data: whose statistics and `flip` to use.
-        cutout_length: the square's side in pixels, made even by rounding down, as in the original; 0 for none.
+        data: the dataset with the statistics and `flip`.
+        cutout_length: the side of the square in pixels, rounded down to an even number, as in the original; 0 for none.
         train: whether to augment.
     """
 
@@ -658,9 +660,9 @@ class Augment:
         self._normalise = Normalise(data.mean, data.std)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. A CPU generator draws the same numbers whatever the device.
+        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. With a CPU generator, results do not depend on the device.
 
-        The draws are those of a batch of `whole` images, None for B, of which these are the `share`.
+        `images` are the `share` of a batch of `whole` images (None: B). The random numbers are those of the whole batch.
         """
         if not self.train:
             return self._normalise(images)
@@ -692,7 +694,7 @@ class Augment:
 
 # ---- Batches
 
-# Streams of random numbers: two that never meet, because the number goes into the seed.
+# Streams of random numbers. The number of the stream is part of the seed, so the streams are independent.
 _TRAIN_ORDER, _TRAIN_AUGMENT, _DRAWS_ORDER, _DRAWS_AUGMENT, _VALIDATION_AUGMENT = range(5)
 
 # Indices of the images of every batch of an epoch.
@@ -700,13 +702,13 @@ Plan = Callable[[int], Sequence[Any]]
 
 
 def _sequence(seed: int, stream: int, epoch: int, step: int = 0) -> np.random.SeedSequence:
-    """Hashes its arguments, so that neighbouring seeds, epochs and steps have nothing in common."""
+    """A seed that hashes all arguments, so that the random numbers of neighbouring seeds, epochs and steps are independent."""
     return np.random.SeedSequence([seed, stream, epoch, step])
 
 
 @dataclass
 class _Indexed:
-    """The batches of these indices, put together on the images' own device."""
+    """The batches with these indices, assembled on the device of the images."""
 
     dataset: Images
     indices: Sequence[Any]
@@ -716,11 +718,11 @@ class _Indexed:
 
 
 class Batches:
-    """The batches of one epoch: (float32 images (B, C, H, W), int64 labels (B,)) on `device`. Can be iterated over again and again.
+    """The batches of one epoch: (float32 images (B, C, H, W), int64 labels (B,)) on `device`. Can be iterated any number of times.
 
-    Which images, in which order, is `plan(epoch)`; how they are augmented, a function of (`seed`, `stream`, epoch, step). The length is
-    that of a whole epoch. `start_step` is the number of batches at its beginning that are left out, and not even decoded: to resume a run.
-    Of several processes each gets, and decodes, its share of every batch: put together, they are the batch that one process gets.
+    `plan(epoch)` gives the images and their order. The augmentation depends on (`seed`, `stream`, epoch, step). The length is that of a
+    whole epoch. To resume a run, the first `start_step` batches are left out, and not decoded. With several processes, each gets and
+    decodes its share of every batch; together, the shares are the batch of a single process.
     """
 
     def __init__(
@@ -740,7 +742,7 @@ class Batches:
         self.start_step = 0
         self._plan, self._steps, self._seed, self._stream = plan, steps, seed, stream
         self._device = torch.device(device)
-        self._indices: list[Any] = []  # what the loader reads; filled at the beginning of an epoch
+        self._indices: list[Any] = []  # read by the loader; filled at the beginning of an epoch
         self._loader: Iterable[tuple[Tensor, Tensor]] = _Indexed(dataset, self._indices)
         if isinstance(dataset, FileImages):
             self._loader = DataLoader(
@@ -751,11 +753,11 @@ class Batches:
                 persistent_workers=workers > 0,
                 pin_memory=self._device.type == "cuda",
                 multiprocessing_context=_start_method(workers),
-                generator=torch.Generator(),  # its own: it would draw from torch's, and a resumed run differ from one that never stopped
+                generator=torch.Generator(),  # with torch's generator, a resumed run would differ from an uninterrupted one
             )
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """The next iteration gives the batches of `epoch` (from 0 on), from `start_step` on."""
+        """The next iteration yields the batches of `epoch` (counted from 0) from `start_step` on."""
         self.epoch = epoch
         self.start_step = start_step
 
@@ -775,7 +777,7 @@ class Batches:
 
 
 def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
-    """To measure on: no image is left out. A last batch that is too small to be shared by all processes joins the one before."""
+    """For evaluation: no image is left out. A last batch with fewer images than processes is joined with the one before."""
     processes = distributed.world_size()
     if len(indices) < processes:
         raise UserError(f"{len(indices)} images to measure the accuracy on cannot be shared by {processes} processes: start fewer")
@@ -802,10 +804,15 @@ def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _training_steps(images: int, batch_size: int) -> int:
-    """A last, smaller batch is kept, as in the original, unless a process gets one image: batch normalisation of 1x1 maps needs more."""
+    """The number of batches. A last, smaller batch is kept, as in the original, unless a process would get a single image.
+
+    BatchNorm of 1x1 maps needs more than one image.
+    """
     smallest = 2 * distributed.world_size()
     if batch_size < smallest and distributed.world_size() > 1:
-        raise UserError(f"--batch_size {batch_size} is of all {distributed.world_size()} processes, which need two images each: raise it")
+        raise UserError(
+            f"--batch_size {batch_size} is shared by {distributed.world_size()} processes, which need two images each: raise it"
+        )
     return images // batch_size + (images % batch_size >= smallest)
 
 
@@ -819,16 +826,16 @@ def search_batches(
     workers: int,
     device: torch.device | str,
 ) -> tuple[Batches, Batches, Batches]:
-    """The search split (DARTS, section 3.1): the training images halved, to learn w on one half and alpha on the other.
+    """The search split (DARTS, section 3.1): w is trained on one part of the training images, alpha on the other.
 
-    The first floor(`train_portion` * n) training images are for w, the others for alpha. As in the original, both halves are augmented as
-    for training, even to measure the supernet's accuracy.
+    The first floor(`train_portion` * n) training images are for w, the others for alpha. As in the original, both parts are augmented, also
+    to measure the supernet's accuracy.
 
     Returns:
         train: all images for w in a new random order, for the weight steps.
-        validation_draws: as many batches of images for alpha, each drawn from all of them without replacement, for the alpha steps. (The
-            original restarts its shuffled loader at every step: the same distribution, at the price of starting its workers every time.)
-        validation: all images for alpha in order, to measure accuracy on.
+        validation_draws: the same number of batches for the alpha steps, each sampled from all images for alpha, without replacement within
+            a batch. (The original restarts its shuffled loader in every step: the same distribution, but slower.)
+        validation: all images for alpha in order, to measure the accuracy.
 
     Raises:
         UserError: a half holds fewer images than a batch; or a batch cannot be shared by all processes.
@@ -855,12 +862,12 @@ def search_batches(
 
 
 def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
-    """(`data` without this portion of its training images, the same with that portion as its test images); for 0, `data` twice.
+    """(`data` without a portion of its training images, the same with this portion as its test images). For 0, `data` twice.
 
-    The portion holds the classes in proportion. It is the same one in every run, whatever the seed.
+    The portion is stratified by class. It does not depend on the seed.
 
     Raises:
-        UserError: the portion is less than an image, or leaves none.
+        UserError: the portion is less than one image, or no image is left.
     """
     if not portion:
         return data, data
@@ -877,20 +884,20 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
 
 
 def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
-    """The training images' indices, for w and for alpha."""
+    """The indices of the training images for w, and for alpha."""
     split = math.floor(train_portion * len(data.train))
     return np.arange(split), np.arange(split, len(data.train))
 
 
 def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
-    """What the log should say of classes that are not in all of these parts of the training images."""
+    """A warning for the log if some classes are not in all of these parts of the training images."""
     present = [{data.classes[label] for label in data.train.labels[torch.from_numpy(part)].unique()} for part in parts]
     lacking = sorted(set.union(*present) - set.intersection(*present))
     return [f"warning: in one part only of the split, having too few images: {_first(lacking)}"] if lacking else []
 
 
 def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed: int, workers: int, device: torch.device | str) -> Batches:
-    """For a fixed network: all training images in a new random order, augmented.
+    """Batches to train a fixed network: all training images, augmented, in a new random order in every epoch.
 
     Raises:
         UserError: fewer training images than a batch; or a batch cannot be shared by all processes.
@@ -911,7 +918,7 @@ def train_batches(data: ImageData, *, batch_size: int, cutout_length: int, seed:
 
 
 def test_batches(data: ImageData, *, batch_size: int, workers: int, device: torch.device | str) -> Batches:
-    """All test images in order, only normalised."""
+    """All test images in order, without augmentation."""
     plan = _in_order(np.arange(len(data.test)), batch_size)
     augment = Augment(data, train=False)
     return Batches(data.test, plan, len(plan(0)), augment, seed=0, stream=0, workers=workers, device=device)

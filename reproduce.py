@@ -76,7 +76,7 @@ def main() -> None:
     with lock:
         keep_protocol(plan, args)
         if plan.protocol.images_per_class is not None:
-            plan = with_images(plan, Path(args.data))
+            copy_images(plan, Path(args.data))
         if args.collect:
             list(plan.ready())  # selects
         else:
@@ -98,12 +98,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.config is not None:
         protocol = configured(protocol, read_config(args.config), args.config)
     counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
-    protocol = replace(protocol, **counts, common={**protocol.common, "data": args.data})
+    out = Path(args.out or f"protocol-{args.preset}")
+    images = args.data if protocol.images_per_class is None else str(out / "images")
+    protocol = replace(protocol, **counts, common={**protocol.common, "data": images})
     given = args.methods.split(",") if args.methods else protocol.methods
     methods = tuple(name if name in protocol.own else canonical(name, "darts") for name in given)
     for method in methods:
         protocol.method(method)
-    return Plan(protocol, methods, Path(args.out or f"protocol-{args.preset}"))
+    return Plan(protocol, methods, out)
 
 
 def read_config(path: str) -> Any:
@@ -150,8 +152,8 @@ def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
     files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
 
 
-def with_images(plan: Plan, source: Path) -> Plan:
-    """The plan with a subset of the images in `source`: copies of the first images of each class, by name."""
+def copy_images(plan: Plan, source: Path) -> None:
+    """Copies the plan's subset of the images in `source` to its folder: the first images of each class, by name."""
     assert plan.protocol.images_per_class is not None
     target = plan.out / "images"
     for part, count in zip(("train", "test"), plan.protocol.images_per_class, strict=True):
@@ -164,12 +166,13 @@ def with_images(plan: Plan, source: Path) -> Plan:
                 copy = target / part / folder.name / image.name
                 if not copy.exists():
                     shutil.copyfile(image, copy)
-    return replace(plan, protocol=replace(plan.protocol, common={**plan.protocol.common, "data": str(target)}))
 
 
 def print_commands(plan: Plan) -> None:
     """Prints all command lines in an order in which they can run. Those of one stage may run in parallel."""
     jobs = plan.all_jobs()
+    if plan.protocol.images_per_class is not None:
+        print("# first, --collect, which copies the images")
     for stage, title in (
         ("search", "searches"),
         ("select", "short trainings, after the searches"),

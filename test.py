@@ -23,7 +23,7 @@ import genotypes
 import utils
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from nas import registry, search, trained
+from nas import networks, registry, trained
 from nas.architecture import canonical
 from nas.trained import Trained
 from speed import acceleration
@@ -56,7 +56,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
     args = parser.parse_args()
     if args.run is None:
-        search.set_sizes(args, init_channels=36, layers=20)
+        networks.set_sizes(args, init_channels=36, layers=20)
         return args, trained.beside(args.model_path)
     network = trained.read(args.run)
     own = {"arch": args.run} | {name: getattr(network, name) for name in FIXED[1:]}
@@ -94,13 +94,13 @@ def load_images(args: argparse.Namespace, network: Trained | None) -> data.Image
 
 def main() -> None:
     args, network = parse_arguments()
-    architecture = None if args.run else search.read(args)
+    architecture = None if args.run else networks.read(args)
     device = utils.select_device(args.gpu)
     images = data.on_device(load_images(args, network), device, args.data_on_device)
     for note in images.notes:
         print(errors.printable(note))
     if architecture is not None:
-        model = search.build_discrete(args, images.num_classes, architecture)
+        model = networks.build_discrete(args, images.num_classes, architecture)
         load_weights(model, args.model_path)
     elif network is not None:
         model = network.network(args.model_path, trusted=args.space)

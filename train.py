@@ -37,7 +37,7 @@ from experiment import distributed, metrics, monitor
 from experiment.errors import UserError
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
-from nas import registry, search, trained
+from nas import networks, registry, trained
 from nas.architecture import Architecture, canonical
 from speed import acceleration, capture
 
@@ -127,9 +127,9 @@ def train(
 
 
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
-    search.set_sizes(args, init_channels=36, layers=20)
+    networks.set_sizes(args, init_channels=36, layers=20)
     recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
-    architecture = recorded or search.read(args)
+    architecture = recorded or networks.read(args)
     device = utils.begin(args)
     images, selection = data.hold_out(data.prepare(args, device), args.valid_portion)
     train_batches = data.train_batches(
@@ -145,7 +145,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     )
     epochs, steps, limit = utils.length(args, len(train_batches))
 
-    model = search.build_discrete(args, images.num_classes, architecture).to(device)
+    model = networks.build_discrete(args, images.num_classes, architecture).to(device)
     notes = initialise(model, args, images.num_classes)
     speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
     notes += utils.long_run(model, args, images.image_size, epochs * steps, 1, device)
@@ -270,7 +270,7 @@ def finish(args: argparse.Namespace, run: Run) -> None:
         run.log("final test accuracy %.2f%% after %d epochs: the result", accuracy, len(rows))
         run.log("best test accuracy %.2f%%: picked on the test set, so not a result", max(row["test_acc"] for row in rows))
     run.log_each(*metrics.class_lines(rows[-1]))
-    run.log("test the weights again: %s", test_command(args, run))
+    run.propose({"test the weights again": test_command(args, run)})
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:

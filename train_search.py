@@ -36,8 +36,9 @@ from experiment.errors import UserError
 from experiment.run import Callback, Run
 from nas import collapse, registry
 from nas.architecture import Architecture
+from nas.networks import set_sizes
 from nas.remedies import options
-from nas.search import build, set_sizes
+from nas.search import build
 from nas.strategies import Strategy
 from pictures import drawing
 from speed import acceleration, capture
@@ -88,7 +89,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     args = cli.parse(parser, "search", arguments)
     cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":
-        raise UserError(f"--capture is of --strategy darts: by {args.strategy}, every step runs another architecture")
+        raise UserError(f"--capture needs --strategy darts: with {args.strategy}, every step runs another architecture")
     if args.early_stop and not args.eigenvalue_every:
         args.eigenvalue_every = 1
     return args
@@ -232,10 +233,10 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
         architecture, epoch = before, stop + 1
         run.write_architecture(architecture.files())
     run.log("%s", architecture)
-    in_proportion, papers = train_command(args, run, proportional_sizes(args, images)), train_command(args, run, {})
-    run.log("train what was found: %s", in_proportion)
-    if args.space == "darts" and papers != in_proportion:
-        run.log("by the paper's recipe, which is made for days on a GPU: %s", papers)
+    commands = {"train what was found": train_command(args, run, proportional_sizes(args, images))}
+    if args.space == "darts" and (papers := train_command(args, run, {})) not in commands.values():
+        commands["by the paper's recipe, which is made for days on a GPU"] = papers
+    run.propose(commands)
     if distributed.rank() == 0:
         try:
             pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epoch}, seed {args.seed}")

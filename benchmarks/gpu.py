@@ -1,11 +1,11 @@
-"""Everything that has to be known on a GPU, by one command of at most 25 minutes.
+"""Measures everything that needs a GPU, with one command of at most 25 minutes.
 
     python benchmarks/gpu.py --out gpu --data cifar10-jpeg.tar.xz        # or a folder that holds train/<class>/ and test/<class>/
     python benchmarks/gpu.py --out /tmp/gpu --device cpu --tiny          # the same code on a CPU, in a minute or two
 
-Expect `report.md` and `report.json` in the folder. In this order, each part in a process of its own, so that one that fails costs its own
-row only: whether captured steps equal eager ones; time, memory, waits and operators of a step; a whole first-order search; then epochs of
-DARTS_V2 until the time is up. The command can be given again: a part whose result is in the folder is not repeated.
+Writes `report.md` and `report.json` into the folder. Each part runs in a separate process, so a part that fails only leaves out its own
+row. In this order: whether captured steps equal eager ones; time, memory, synchronisations and operators of a step; a whole first-order
+search; epochs of DARTS_V2 until the time is over. If the command is run again, it skips parts whose results are in the folder.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def do(args: argparse.Namespace, name: str, function: Callable[[argparse.Namespace], Result], until: float | None = None) -> None:
-    """Does a part in a process of its own, unless its result is there or the time is up, and writes the report anew.
+    """Runs a part in a separate process, unless its result exists already or the time is over, and rewrites the report.
 
     A part that is stopped because its time is up may leave what it has in `interrupted`.
     """

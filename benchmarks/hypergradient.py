@@ -1,13 +1,12 @@
-"""How right is the alphas' gradient? First order, finite difference and exact product against the truth, on one network and one batch.
+"""Accuracy of the alphas' gradient: first order, finite difference and exact product, on one network and one batch.
 
     python benchmarks/hypergradient.py --dataset digits --init_channels 8 --layers 5 --batch_size 32
     python benchmarks/hypergradient.py --dataset folder --data data                    # the paper's network, batch 16
-    python benchmarks/hypergradient.py --dataset digits --smooth --float64 ...         # does the finite difference converge?
+    python benchmarks/hypergradient.py --dataset digits --smooth --float64 ...         # checks whether the finite difference converges
 
-Expect one table. The truth is the gradient of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay w), alpha) with
-respect to alpha, with the exact Hessian-vector product in float64; relative error and cosine are those of all alphas' gradients together,
-computed in float32 as a search does, or with `--float64` as exactly as the truth. Each row is computed in a process of its own, so that its
-peak memory is its own.
+Prints a table. The reference is the gradient of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay w), alpha) with
+respect to alpha, with the exact Hessian-vector product in float64. Relative error and cosine are those of the whole gradient of the alphas,
+computed in float32 as in a search, or with `--float64` in float64. Each row runs in a separate process, to measure its peak memory.
 """
 
 from __future__ import annotations

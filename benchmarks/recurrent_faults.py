@@ -1,4 +1,4 @@
-"""What each fault of the authors' recurrent code costs: the alphas' gradient with it, beside the gradient of the unrolled loss.
+"""Effects of the faults in the authors' recurrent code: the alphas' gradient with each fault, compared with the exact gradient.
 
     python benchmarks/recurrent_faults.py               # about a minute on 2 cores
     python benchmarks/recurrent_faults.py --dropouts 0 --seeds 1

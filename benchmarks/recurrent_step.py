@@ -8,12 +8,12 @@ A step of the search is that of the alphas, then that of the weights (forward, b
 
 | way | what is computed |
 |---|---|
-| plain | the original's operations: every activation's sum over a node's edges by itself, the input's product in every time step |
+| plain | the original's operations: a separate sum over edges for every activation, and a product with the input in every time step |
 | eager | `--compile no`: rnn/model.py and rnn/model_search.py |
 | default | `--compile yes` |
 
 Expect a table: per stage the median seconds of a step, how many times as fast as the plain one it is, and its share of the plain one's peak
-memory. Each way has a process of its own. The first step, which compiles, is not counted.
+memory. Each way runs in a separate process. The first step, which compiles, is not counted.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ every method's regions, `--recompute` computes activations again in the backward
 | fair-darts | `--gate sigmoid --zero_one_weight 10` |
 
 Expect a table: per batch size the median seconds of a step of DARTS and its peak memory, and of each method how many times as fast it is,
-and its share of that memory. Each method has a process of its own. The first step, which compiles, is not counted.
+and its share of that memory. Each method runs in a separate process. The first step, which compiles, is not counted.
 """
 
 from __future__ import annotations

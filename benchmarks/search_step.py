@@ -14,7 +14,7 @@ A step is the whole of it: the alphas' (`Architect.step`), then the weights' (fo
 | recompute | `--compile yes --recompute` |
 
 Expect a table: per order and batch size the median seconds of a step, how many times as fast as the plain one it is, and its share of the
-plain one's peak memory. Each way has a process of its own. The first step, which compiles, is not counted.
+plain one's peak memory. Each way runs in a separate process. The first step, which compiles, is not counted.
 """
 
 from __future__ import annotations

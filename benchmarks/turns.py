@@ -1,4 +1,4 @@
-"""Ways to compute the same step, measured side by side: each in a process of its own, taking turns on one machine."""
+"""Compares ways to compute the same step. Each runs in a separate process; the processes take turns on one machine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _synchronize(device: str) -> None:
 
 
 def machine(device: str, threads: int) -> str:
-    """What the figures depend on, in words. Raises `UserError` where there is no such device."""
+    """A description of the machine. Raises `UserError` if the device does not exist."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here; leave it out to measure on the CPU")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {threads} threads"

@@ -1,9 +1,9 @@
-"""A strategy of one's own: regularized evolution (Real et al. 2019, 1802.01548) of architectures that share their weights.
+"""An example of a strategy: regularized evolution (Real et al. 2019, 1802.01548) of architectures that share their weights.
 
     python train_search.py --strategy examples/evolution.py:Evolution --space nasbench201 --dataset digits --gpu -1 --layers 1
 
-Every step changes one choice of a good architecture, measures the result on a batch of the validation half, and trains the weights on it.
-The accuracies in the log are those of the architecture that is the best so far. docs/search_spaces.md explains what a strategy is.
+Every step changes one choice of a good architecture, measures the result on a batch of the validation half, and trains its weights.
+Accuracies in the log are those of the best architecture so far. docs/search_spaces.md explains what a strategy is.
 """
 
 import torch
@@ -13,8 +13,8 @@ from nas.strategies import Random
 
 
 class Evolution(Random):
-    size = 20  # architectures in the population; the oldest leaves for a new one
-    contestants = 5  # drawn from it, of which the best becomes the parent
+    size = 20  # architectures in the population; a new one replaces the oldest
+    contestants = 5  # sampled from the population; the best one becomes the parent
 
     def __init__(self, model, args):
         super().__init__(model, args)

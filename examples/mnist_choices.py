@@ -4,8 +4,8 @@
     python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset digits --channels 1 --gpu -1
     python train.py --space examples/mnist_choices.py:Net --arch RUN --dataset digits --channels 1 --gpu -1
 
-The two convolutions differ in the size of
-their outputs, which DARTS cannot add up: the search needs a strategy that runs one candidate at a time, `enas` or `random`.
+The outputs of the two convolutions differ in size, so DARTS cannot add them. The search needs a strategy that runs one candidate at a time,
+`enas` or `random`.
 """
 
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class Net(nn.Module):
         self.conv1 = LayerChoice([nn.Conv2d(in_channels, 32, 3, 1), nn.Conv2d(in_channels, 32, 5, 3)])
         self.conv2 = nn.Conv2d(32, 64, 3, 1)
         self.conv3 = nn.Conv2d(64, 64, 1, 1)
-        self.skip = InputChoice(n_candidates=1)  # of conv2's output over conv3: chosen, or not
+        self.skip = InputChoice(n_candidates=1)  # an optional skip connection over conv3
         self.dropout1 = nn.Dropout2d(0.25)
         self.dropout2 = nn.Dropout(0.5)
         self.fc1 = nn.Linear(9216, 128)

@@ -1,9 +1,9 @@
-"""A search space of one's own: two blocks, each with a choice of two convolutions, and a skip connection over the second, or none.
+"""An example of a search space: two blocks, each with a choice between two convolutions, and an optional skip connection over the second.
 
     python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 20 --batch_size 16 --learning_rate 0.1
     python train.py --space examples/small_space.py:Net --arch RUN --dataset digits --gpu -1 --epochs 20 --batch_size 16 --learning_rate 0.1
 
-Half a minute each on two cores of a CPU; expect 98% in the search and 99% afterwards. docs/search_spaces.md explains every line.
+Each takes half a minute on two CPU cores; expect 98% in the search and 99% after the training. docs/search_spaces.md explains it.
 """
 
 from torch import Tensor, nn

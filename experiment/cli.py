@@ -241,6 +241,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{shorten(name)} is {shown(value)}")
     if not isinstance(config.get("command", []), list):
         raise ValueError("its command is not a list")
+    commands = config.get("next", {})
+    if not isinstance(commands, dict) or not all(isinstance(command, str) for command in commands.values()):
+        raise ValueError("its next commands are not {purpose: command}")
     return config
 
 

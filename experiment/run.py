@@ -17,7 +17,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,6 +162,13 @@ class Run:
         """Logs each of `lines` on a separate line."""
         for line in lines:
             self.log("%s", line)
+
+    def propose(self, commands: dict[str, str]) -> None:
+        """Logs what the user can do next, {purpose: command}, and records it in config.json."""
+        for purpose, command in commands.items():
+            self.log("%s: %s", purpose, command)
+        with suppress(OSError, ValueError):  # the file has been damaged since: the log has the commands
+            self.write_json("config.json", {**cli.read_config(self.folder), "next": commands})
 
     def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
         """A function for `utils.evaluate` that logs `label`, step and meters every `every` steps, and stops the run after a signal."""

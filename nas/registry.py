@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from torch import nn
 
 from experiment.errors import UserError, shown
-from nas.remedies.sampling import Gdas
-from nas.spaces.darts import DartsNetwork
-from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroNetwork
-from nas.spaces.nasbench201 import NASBench201Network
-from nas.strategies import Darts, Enas, Random, Strategy
+
+if TYPE_CHECKING:
+    from nas.strategies import Strategy
 
 
 class Space(NamedTuple):
@@ -28,13 +27,19 @@ class Space(NamedTuple):
     depth: str = "layers"
 
 
-SPACES = {
-    "darts": Space(DartsNetwork),
-    "enas_micro": Space(ENASMicroNetwork, "out_channels", "num_layers"),
-    "enas_macro": Space(ENASMacroGeneralModel, "out_filters", "num_layers"),
-    "nasbench201": Space(NASBench201Network, "channels", "cells"),
+# {name: (module, class, ...)}. A module is imported when its name is asked for: a network of one space needs no other.
+SPACES: dict[str, tuple[str, ...]] = {
+    "darts": ("nas.spaces.darts", "DartsNetwork"),
+    "enas_micro": ("nas.spaces.enas", "ENASMicroNetwork", "out_channels", "num_layers"),
+    "enas_macro": ("nas.spaces.enas", "ENASMacroGeneralModel", "out_filters", "num_layers"),
+    "nasbench201": ("nas.spaces.nasbench201", "NASBench201Network", "channels", "cells"),
 }
-STRATEGIES: dict[str, type[Strategy]] = {"darts": Darts, "gdas": Gdas, "enas": Enas, "random": Random}
+STRATEGIES = {
+    "darts": ("nas.strategies", "Darts"),
+    "gdas": ("nas.remedies.sampling", "Gdas"),
+    "enas": ("nas.strategies", "Enas"),
+    "random": ("nas.strategies", "Random"),
+}
 
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strategy.py:Class"
@@ -48,7 +53,10 @@ def load_space(name: str) -> Space:
     Raises:
         UserError: see `_load_class`.
     """
-    return SPACES[name] if name in SPACES else Space(_load_class("space", name, SPACE_HELP, nn.Module))
+    if name not in SPACES:
+        return Space(_load_class("space", name, SPACE_HELP, nn.Module))
+    module, network, *sizes = SPACES[name]
+    return Space(getattr(importlib.import_module(module), network), *sizes)
 
 
 def load_strategy(name: str) -> type[Strategy]:
@@ -57,7 +65,12 @@ def load_strategy(name: str) -> type[Strategy]:
     Raises:
         UserError: see `_load_class`.
     """
-    return STRATEGIES[name] if name in STRATEGIES else _load_class("strategy", name, STRATEGY_HELP, Strategy)
+    if name not in STRATEGIES:
+        from nas.strategies import Strategy
+
+        return _load_class("strategy", name, STRATEGY_HELP, Strategy)
+    module, strategy = STRATEGIES[name]
+    return getattr(importlib.import_module(module), strategy)
 
 
 def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:

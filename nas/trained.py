@@ -15,7 +15,7 @@ from experiment import cli, files
 from experiment.errors import UserError, shorten, shown
 from experiment.run import versions
 from experiment.weights import load_weights, read_metadata
-from nas import search
+from nas import networks
 from nas.architecture import Architecture
 
 FILE = "network.json"
@@ -84,7 +84,7 @@ class Trained:
         args = argparse.Namespace(
             **{name: getattr(self, name) for name in ("space", "init_channels", "layers", "space_arg", "auxiliary", "channels")}
         )
-        network = search.build_discrete(args, len(self.classes), self.architecture)
+        network = networks.build_discrete(args, len(self.classes), self.architecture)
         load_weights(network, str(weights))
         return network
 

@@ -60,7 +60,7 @@ def size(run: History) -> tuple[float | None, float | None]:
     import torch
 
     import utils
-    from nas import search
+    from nas import networks
     from nas.trained import FILE, read
 
     architecture, space = run.architecture, run.arguments.get("space", "darts")
@@ -76,9 +76,9 @@ def size(run: History) -> tuple[float | None, float | None]:
     if is_training:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
-        search.set_sizes(args, init_channels=36, layers=20)
+        networks.set_sizes(args, init_channels=36, layers=20)
         with torch.device("meta"):  # shapes only
-            model = search.build_discrete(args, classes, architecture)
+            model = networks.build_discrete(args, classes, architecture)
             return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, image_size, args.channels)
     except UserError:  # a user's space whose file is missing
         return None, None

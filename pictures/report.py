@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import re
 import shlex
 import struct
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from experiment import errors, files
+from experiment import errors
 from nas.remedies import recipes
 from pictures.history import History
 
@@ -147,12 +146,8 @@ def _provenance(run: History) -> dict[str, Any]:
 
 
 def _command(run: History) -> Iterable[str]:
-    """The commands that the log of a complete run ends with."""
-    try:
-        log = files.read(run.folder / "log.txt").decode(errors="replace")
-    except OSError:
-        log = ""
-    found = dict(re.findall(r"(train what was found|by the paper's recipe[^:]*|test the weights again): (.+)", log))
+    """The commands that a complete run proposes."""
+    found = run.config.get("next", {})
     yield f"<h2>{'Test it' if run.trains else 'Train what was found'}</h2>"
     if not found:
         yield "<p>The run is not complete yet. Its log will end with the command.</p>"

@@ -323,16 +323,16 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
         return Architecture(_random_cells(random.Random(seed)))
     import torch
 
-    from nas import search
+    from nas import networks
     from nas.mutators import RandomMutator
 
     args = Namespace(
         space=_space(flags), init_channels=None, layers=None, channels=flags.get("channels", 3), space_arg=flags.get("space_arg")
     )
-    search.set_sizes(args, init_channels=36, layers=20)
+    networks.set_sizes(args, init_channels=36, layers=20)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mutator = RandomMutator(search.build_network(args, num_classes=10))
+        mutator = RandomMutator(networks.build_network(args, num_classes=10))
         mutator.reset()
         return Architecture.of(mutator.current(), args.space)
 

@@ -1,8 +1,8 @@
-"""How the alphas of a recurrent cell learn: `architect.Architect` for a model with a state, clipped gradients and dropout.
+"""Training of the alphas of a recurrent cell: `architect.Architect` for a model with hidden states, clipped gradients and dropout.
 
-In the mathematics of the paper, the virtual step is the one that SGD is about to make, with its clipping: w' = w - xi (c d/dw L_train(w,
-alpha) + weight_decay w), where c, the clipping coefficient, is a constant as xi is, and all passes see the same dropout masks. The authors'
-code differs in four places, `FAULTS`; docs/recurrent.md has them measured.
+The virtual step is the step that SGD is about to make, with its clipping: w' = w - xi (c d/dw L_train(w, alpha) + weight_decay w). The
+clipping coefficient c is treated as a constant, like xi. All passes use the same dropout masks. The authors' code differs in four places,
+`FAULTS`; docs/recurrent.md has measurements of their effects.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from rnn.model_search import RNNModelSearch
 EPSILON = 1e-6  # as in clip_grad_norm_
 
 FAULTS = (
-    "tied",  # the matrix that encoder and decoder share does not take the virtual step
-    "coefficient",  # c is not capped at 1 in front of the second-order term
-    "vector",  # the vector of that term is clipped, too
-    "masks",  # every pass draws dropout masks of its own
+    "tied",  # the virtual step does not move the matrix that encoder and decoder share
+    "coefficient",  # c is not limited to 1 in the second-order term
+    "vector",  # the vector of that term is clipped
+    "masks",  # every pass draws new dropout masks
 )
 
 
 class Architect(architect.Architect):
-    """Learns the alphas of `model` on validation text.
+    """Trains the alphas of `model` on validation text.
 
     Args:
         model: the search network.
-        args: any object with `clip` and `wdecay` (of the weights' SGD), `arch_lr` and `arch_wdecay` (of the alphas' Adam), `hvp` and
-            `faithful`: with all of `FAULTS`, as the authors' code.
+        args: any object with `clip` and `wdecay` (of the weights' SGD), `arch_lr` and `arch_wdecay` (of the alphas' Adam), `hvp`, and
+            `faithful`: whether to compute all of `FAULTS`, as the authors' code.
     """
 
     betas = (0.9, 0.999)
@@ -54,10 +54,10 @@ class Architect(architect.Architect):
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> Tensor:
-        """`step` on two pieces of text, each (words (T, B), words that follow (T, B), state before it (1, B, H)).
+        """`step` on two sequences, each (words (T, B), next words (T, B), hidden state before it (1, B, H)).
 
         Returns:
-            The state after the validation text, (1, B, H): by the unrolled weights if `unrolled`.
+            The hidden state after the validation sequence, (1, B, H); with `unrolled`, computed with the unrolled weights.
         """
         (x, y, hidden), (x_valid, y_valid, hidden_valid) = train, valid
         masks = None if "masks" in self.faults else self._network.draw_masks(x.size(1))

@@ -1,6 +1,6 @@
-"""Text to learn from: corpora by name, batches, and how well unigrams and bigrams predict them.
+"""Text data: corpora by name, batches, and the perplexities of unigram and bigram models.
 
-A corpus is three streams of words, each a line's words and then `<eos>`, by their numbers in one vocabulary.
+A corpus has three streams of words, as numbers in one vocabulary. Every line ends with `<eos>`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Streams of words, int64 (N,), and the words that the numbers stand for."""
+    """Streams of words as numbers, int64 (N,), and the vocabulary: word i is `words[i]`."""
 
     words: list[str]
     train: Tensor
@@ -42,12 +42,12 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
     """The corpus `name`.
 
     Args:
-        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: a text file of one's own, or all
-            .txt files of a folder; or `pydoc`: the reference that is part of Python (`pydoc_data.topics`).
-        path: the folder or file; `pydoc` needs none.
-        vocabulary: of `text` and `pydoc` the number of words, at most: the most frequent ones of the training part. All others are
-            `<unk>`. Both are in lower case, with punctuation marks as words; the first 80% of the lines are for training, 10% for
-            validation, and the last 10% for the test.
+        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: your own text file, or all
+            .txt files of a folder; or `pydoc`: the language reference that comes with Python (`pydoc_data.topics`).
+        path: the folder or file; not used for `pydoc`.
+        vocabulary: for `text` and `pydoc`, the largest number of words: the most frequent ones of the training part. Others become
+            `<unk>`. Words are in lower case, and punctuation marks are words. The first 80% of the lines are for training, the next 10%
+            for validation, and the last 10% for the test.
 
     Raises:
         UserError: an unknown name, or files that are missing, empty, or not text in UTF-8.
@@ -63,10 +63,10 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
 
 
 def corpus(parts: Sequence[Sequence[Sequence[str]]], vocabulary: int | None = None) -> Corpus:
-    """The corpus of training, validation and test lines, each a list of words.
+    """The corpus made of training, validation and test lines. A line is a list of words.
 
     Args:
-        vocabulary: as of `load`; None for all words of all parts, in the order of their first appearance, as the original has them.
+        vocabulary: see `load`; None for all words of all parts, in the order of their first occurrence, as in the original.
     """
     streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
     if vocabulary is None:
@@ -101,7 +101,7 @@ def _read(path: Path) -> str:
 
 
 def _own(path: Path) -> list[str]:
-    """The lines of the user's own text."""
+    """The lines of the user's text."""
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path} holds no .txt file: name a text file, or a folder of them, with --data")
@@ -109,7 +109,7 @@ def _own(path: Path) -> list[str]:
 
 
 def _topics() -> list[str]:
-    """The lines of Python's reference, as it comes with `help()`."""
+    """The lines of Python's language reference, which `help()` uses."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -121,11 +121,11 @@ def _topics() -> list[str]:
 
 
 def batchify(stream: Tensor, columns: int, part: str, least: int = 2) -> Tensor:
-    """(rows, columns): each column a contiguous piece of the stream, in order; what is left over at the end is dropped.
+    """(rows, columns): each column is a contiguous part of the stream, in order. The remainder at the end is dropped.
 
     Args:
-        part: whose stream this is, in words.
-        least: the number of rows that are needed.
+        part: the name of the stream, for the message.
+        least: the smallest number of rows.
 
     Raises:
         UserError: the text is too short.
@@ -140,16 +140,16 @@ def batchify(stream: Tensor, columns: int, part: str, least: int = 2) -> Tensor:
 
 
 def get_batch(source: Tensor, row: int, length: int) -> tuple[Tensor, Tensor]:
-    """Rows `row` to `row + length` of `source`, at most to the last but one, and the rows that follow each: (T, B) and (T, B)."""
+    """(words, next words), (T, B) each: `length` rows of `source` from `row`, or fewer at its end, and the rows one further."""
     length = min(length, len(source) - 1 - row)
     return source[row : row + length], source[row + 1 : row + 1 + length]
 
 
 def sequence_length(bptt: int, longest: int | None) -> int:
-    """The random length of the next sequence, by NumPy's generator: `bptt`, or in one of twenty half of it.
+    """The random length of the next sequence, from NumPy's generator: `bptt`, or half of it with a probability of 1/20.
 
     Args:
-        longest: the length varies around that by a normal distribution, from 5 up to this; None: it does not vary.
+        longest: normal noise is added to the length, which is then limited to 5 to `longest`; None: no noise.
     """
     base = bptt if np.random.random() < 0.95 else bptt / 2
     if longest is None:
@@ -157,7 +157,7 @@ def sequence_length(bptt: int, longest: int | None) -> int:
     return min(max(5, int(np.random.normal(base, 5))), longest)
 
 
-# ---- What a model has to beat
+# ---- Baselines
 
 
 def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
@@ -181,9 +181,9 @@ def _bigram(corpus: Corpus):
     pairs, counts = np.unique(train[:-1] * V + train[1:], return_counts=True)
     n1, n2 = (counts == 1).sum(), (counts == 2).sum()
     discount = n1 / max(1, n1 + 2 * n2)
-    starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by another
-    followers = np.bincount(pairs // V, minlength=V)  # by how many different ones
-    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different ones it stands; add-one, for words never seen
+    starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by any word
+    followers = np.bincount(pairs // V, minlength=V)  # by how many different words
+    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different words it occurs; add-one smoothing for words never seen
     continuation = contexts / contexts.sum()
 
     def probability(before: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a recurrent cell is: `Genotype`, the candidates of the search, the published cells (DARTS, section 3.2).
 
-Node 0 combines the word and the state before it. Each further node 1, 2, ... has one edge: entry i of the list is that of node i + 1, an
-activation and the earlier node that it is applied to. The cell's output, the next state, is the mean of the nodes in `concat`. This file
-needs no torch. `nas/architecture.py` reads and writes genotypes.
+Node 0 combines the word and the previous state. Each further node 1, 2, ... has one edge: entry i of the list belongs to node i + 1, and is
+an activation and the earlier node that it is applied to. The output of the cell, the next state, is the mean of the nodes in `concat`. This
+file does not import torch. `nas/architecture.py` reads and writes genotypes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Genotype(NamedTuple):
 
 # The candidates of every edge in the search, in the order of the alphas' columns.
 PRIMITIVES = ["none", "tanh", "relu", "sigmoid", "identity"]
-# All that a genotype may name.
+# All activations that a genotype may contain.
 ACTIVATIONS = PRIMITIVES[1:]
 
 STEPS = 8  # nodes after node 0
-CONCAT = 8  # the last of them, whose mean is the output of the search's cell
+CONCAT = 8  # the last of them; their mean is the output of the cell in the search
 
 # Pham et al. 2018 (1802.03268).
 ENAS = Genotype(

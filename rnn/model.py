@@ -1,8 +1,8 @@
-"""The language model of one recurrent cell: what a genotype becomes (DARTS, section 3.2 and appendix A.2).
+"""The language model with the recurrent cell of a genotype (DARTS, section 3.2 and appendix A.2).
 
-`DARTSCell` is one step in time, `RNNModel` the model around it: an embedding, the cell over the time steps, and a decoder whose matrix is
-the embedding's (Inan et al. 2017, 1611.01462). Dropout is variational (Gal, Ghahramani 2016, 1512.05287): a mask is drawn once for a
-batch and is the same at every time step.
+`DARTSCell` computes one time step. `RNNModel` is the model around it: an embedding, the cell over the time steps, and a decoder that shares
+its matrix with the embedding (Inan et al. 2017, 1611.01462). Dropout is variational (Gal, Ghahramani 2016, 1512.05287): all time steps of a
+batch share one mask.
 
 Names of dimensions: T time steps, B sequences, V words of the vocabulary, H units.
 """
@@ -28,7 +28,7 @@ INITRANGE = 0.04
 
 
 class Dropouts(NamedTuple):
-    """Probabilities: of the decoder's input, of the cell's states and of its input within its products, of embeddings, of word types."""
+    """Dropout probabilities: of the decoder's input, the states within the cell, the cell's input, embeddings, and word types."""
 
     dropout: float = 0.0
     dropouth: float = 0.0
@@ -38,7 +38,7 @@ class Dropouts(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What is dropped in one batch: factors that are 0 or 1 / (1 - probability); None where nothing is."""
+    """The dropout masks of one batch, with values 0 or 1 / (1 - probability); None without dropout."""
 
     embedding: Tensor | None = None  # (V, 1)
     input: Tensor | None = None  # (1, B, H)
@@ -48,9 +48,10 @@ class Masks(NamedTuple):
 
 
 class DARTSCell(nn.Module):
-    """A step in time of a recurrent cell: its input x and the state h before it, (B, H), to the next state, (B, H).
+    """One time step of a recurrent cell: input x and previous state h, (B, H), to the next state, (B, H).
 
-    Every edge is a highway: s + c * (activation(q) - s), where c, a sigmoid, and q are two halves of a product with the edge's input s.
+    Every edge is a highway connection: s + sigmoid(c) * (activation(q) - s), where c and q are the halves of the product of the edge's
+    input s and a matrix.
     """
 
     def __init__(self, nhid: int, genotype: Genotype | None) -> None:
@@ -61,11 +62,11 @@ class DARTSCell(nn.Module):
         self._Ws = nn.ParameterList(nn.Parameter(torch.empty(nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE)) for _ in range(steps))
 
     def project(self, x: Tensor) -> Tensor:
-        """The input's part of node 0 for all time steps at once: (T, B, H), masked, to (T, B, 2H)."""
+        """The input's part of node 0 for all time steps: masked inputs (T, B, H) to (T, B, 2H)."""
         return x @ self._W0[: x.size(-1)]
 
     def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None) -> Tensor:
-        """`x`: (B, 2H), what `project` made of the input; `h_mask`: `Masks.h`."""
+        """`x`: (B, 2H), from `project`. `h_mask`: `Masks.h`."""
         assert self.genotype is not None
         states = [self.first_node(x, h, h_mask)]
         for W, (name, source) in zip(self._Ws, self.genotype.recurrent, strict=True):
@@ -75,7 +76,7 @@ class DARTSCell(nn.Module):
         return torch.stack([states[node] for node in self.genotype.concat]).mean(0)
 
     def first_node(self, x: Tensor, h: Tensor, h_mask: Tensor | None) -> Tensor:
-        """Node 0: a highway of its own, from the state before and the input."""
+        """Node 0: a highway connection of the previous state and the input."""
         c, q = (x + masked(h, h_mask) @ self._W0[-h.size(-1) :]).chunk(2, dim=-1)
         return h + c.sigmoid() * (q.tanh() - h)
 
@@ -85,7 +86,7 @@ class RNNModel(nn.Module):
 
     Args:
         ntoken: V.
-        ninp: H, of embeddings and states alike.
+        ninp: H, the size of embeddings and states.
         dropouts: probabilities.
         genotype: the cell.
     """
@@ -104,20 +105,20 @@ class RNNModel(nn.Module):
         return DARTSCell(ninp, genotype)
 
     def _cell_inputs(self) -> tuple[Tensor, ...]:
-        """What the cell takes beside its input, state and mask."""
+        """Further arguments of the cell, after input, state and mask."""
         return ()
 
     def forward(self, x: Tensor, hidden: Tensor, masks: Masks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A piece of text through the model.
+        """Runs the model on a sequence.
 
         Args:
             x: words, (T, B).
-            hidden: the state before the piece, (1, B, H).
-            masks: what is dropped; drawn if it is None and the model is in training mode.
+            hidden: the state before the sequence, (1, B, H).
+            masks: dropout masks; None draws new ones in training mode.
 
         Returns:
-            The log-probabilities of the words that follow each, (T, B, V), the state after the piece, (1, B, H), and all states, (T, B, H),
-            as the decoder saw them, and before dropout.
+            Log-probabilities of the next words, (T, B, V); the state after the sequence, (1, B, H); and all states, (T, B, H), after and
+            before the decoder's dropout.
         """
         if masks is None:
             masks = self.draw_masks(x.size(1))
@@ -132,7 +133,7 @@ class RNNModel(nn.Module):
         return F.log_softmax(self.decoder(output), dim=-1), states[-1:], output, states
 
     def draw_masks(self, batch_size: int) -> Masks:
-        """Masks for a batch; none in evaluation mode."""
+        """Draws the dropout masks of a batch. In evaluation mode, all are None."""
         if not self.training:
             return Masks()
         weight, p = self.encoder.weight, self.dropouts
@@ -150,10 +151,10 @@ class RNNModel(nn.Module):
         )
 
     def init_hidden(self, batch_size: int) -> Tensor:
-        """The state before a text: zeros, (1, B, H)."""
+        """The initial state: zeros, (1, B, H)."""
         return self.encoder.weight.new_zeros(1, batch_size, self.ninp)
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """`x`, without what the mask drops."""
+    """`x * mask`, or `x` if the mask is None."""
     return x if mask is None else x * mask

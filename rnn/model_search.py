@@ -1,4 +1,4 @@
-"""The supernet of the recurrent search: all edges and all activations at once, weighted by the softmax of the alphas."""
+"""The supernet of the recurrent search: all edges and all activations, weighted by the softmax of the alphas."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, RNNModel, masked
 
 
 class DARTSCellSearch(DARTSCell):
-    """A step in time of the cell in which every node takes every node before it by every activation (DARTS, equation 2).
+    """One time step of a cell in which every node has an edge from every node before it, with every activation (DARTS, equation 2).
 
-    All edges into a node share its matrix. Every node passes the one BatchNorm of the cell, which has no parameters. The weight of `none`
-    is lost: the other weights of its edge do not sum to 1.
+    All edges into a node share its matrix. All nodes share one BatchNorm, which has no parameters. `none` has no output, so the weights of
+    the other activations of an edge sum to less than 1.
     """
 
     def __init__(self, nhid: int) -> None:
@@ -23,12 +23,12 @@ class DARTSCellSearch(DARTSCell):
         self.bn = nn.BatchNorm1d(nhid, affine=False)
 
     def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
-        """As `DARTSCell.forward`; `weights`: the softmaxed alphas, (edges, len(PRIMITIVES))."""
+        """Like `DARTSCell.forward`. `weights`: the softmaxed alphas, (edges, len(PRIMITIVES))."""
         assert weights is not None
         states = self.bn(self.first_node(x, h, h_mask))[None]  # (nodes so far, B, H)
         for W, edges in zip(self._Ws, weights.split(list(range(1, STEPS + 1))), strict=True):
             c, q = (masked(states, h_mask) @ W).chunk(2, dim=-1)
-            # Of an edge the sum over activations of weight * (s + c * (activation(q) - s)), with s and c taken out of it.
+            # For each edge, the sum over activations of weight * (s + c * (activation(q) - s)), with s and c factored out.
             columns = dict(zip(PRIMITIVES, edges.t()[:, :, None, None], strict=True))  # {primitive: (edges, 1, 1)}
             activated = sum(columns[name] * activation(q) for name, activation in ACTIVATIONS.items())
             kept = sum(columns[name] for name in ACTIVATIONS) * states
@@ -38,8 +38,9 @@ class DARTSCellSearch(DARTSCell):
 
 
 class RNNModelSearch(RNNModel):
-    """The search network. Its alphas are a parameter, (edges, len(PRIMITIVES)), which moves and is saved with it (the original's are not
-    in its `state_dict()`), but never one of the `weight_parameters()`. Row i (i - 1) / 2 + j is the edge from node j to node i.
+    """The search network. Row i (i - 1) / 2 + j of its alphas, (edges, len(PRIMITIVES)), is the edge from node j to node i.
+
+    The alphas are a parameter, so `to()` and `state_dict()` include them (unlike the original), but they are not in `weight_parameters()`.
     """
 
     def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts) -> None:
@@ -57,14 +58,14 @@ class RNNModelSearch(RNNModel):
         return [self.alphas]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The network's weights, w in the paper: every parameter but the alphas, the matrix that encoder and decoder share once."""
+        """The network's weights, w in the paper: every parameter but the alphas. The matrix of encoder and decoder is in the list once."""
         return [parameter for parameter in self.parameters() if parameter is not self.alphas]
 
     def genotype(self) -> Genotype:
-        """The discrete cell that the alphas stand for now: per node the strongest edge with its strongest activation.
+        """The discrete cell derived from the current alphas: for each node its strongest edge with its strongest activation.
 
-        An edge is as strong as its strongest activation; `none` takes part in the softmax, so weakens the edge, but is never chosen.
-        Among equals the earlier edge and the earlier activation win.
+        The strength of an edge is the weight of its strongest activation other than `none`. Between equal weights, the earlier edge and the
+        earlier activation are chosen.
         """
         gene = []
         for edges in F.softmax(self.alphas.detach(), dim=-1).split(list(range(1, STEPS + 1))):
@@ -78,7 +79,7 @@ class RNNModelSearch(RNNModel):
         return Genotype(recurrent=gene, concat=range(STEPS + 1 - CONCAT, STEPS + 1))
 
     def export(self) -> Genotype:
-        """What the search has found so far."""
+        """The cell found so far."""
         return self.genotype()
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:
@@ -88,5 +89,5 @@ class RNNModelSearch(RNNModel):
         return {edge_key("recurrent", *edge): dict(zip(PRIMITIVES, row, strict=True)) for edge, row in zip(edges, rows, strict=True)}
 
     def alpha_lines(self) -> list[str]:
-        """The log's lines about the alphas, as the original writes them."""
+        """Lines for the log: the softmaxed alphas, as in the original."""
         return [str(F.softmax(self.alphas.detach(), dim=-1).cpu())]

@@ -2,8 +2,9 @@
 
     python -m rnn.test --arch RUN_DIR --model_path RUN_DIR/weights.pt --data ../data/penn --gpu 0
 
-Expect one line, beside those of a unigram and a bigram model of the same text. The arguments that shape the network and its vocabulary must
-be those of its training: rnn/train.py ends by printing the command. The original's files hold whole Python objects and are not read.
+Prints one line, after those of a unigram and a bigram model of the same text. The arguments that define the network and its vocabulary must
+be the same as in its training; rnn/train.py prints the command at its end. The original's files contain pickled models and cannot be
+loaded.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python -m rnn.train --arch DARTS_V2 --data ../data/penn --gpu 0        # Penn Treebank: test perplexity 55.7 in the paper
     python -m rnn.train --dataset wikitext2 --data ../data/wikitext-2 --emsize 700 --dropouth 0.15 --wdecay 5e-7 --gpu 0      # 69.6 there
 
-SGD, until the validation loss has not improved for some epochs; then ASGD, whose averaged weights are what is measured and kept (Merity et
-al. 2017, 1708.02182). Expect weights.pt, those of the best epoch on the validation text, and at the end their perplexity on the test text.
+Trains with SGD until the validation loss has not improved for some epochs, then with ASGD, whose averaged weights are evaluated and saved
+(Merity et al. 2017, 1708.02182). Writes weights.pt, the weights of the epoch with the best validation loss, and prints their test
+perplexity.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     text.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
     parser.add_argument("--arch", type=text.arch, default="DARTS", help=text.ARCH_HELP)
     parser.add_argument("--nonmono", type=cli.positive_int, default=5, help="epochs without a better validation loss before ASGD begins")
-    parser.add_argument("--max_seq_len_delta", type=cli.non_negative_int, default=20, help="that a sequence may be longer than --bptt")
+    parser.add_argument("--max_seq_len_delta", type=cli.non_negative_int, default=20, help="how much longer than --bptt a sequence may be")
     args = cli.parse(parser, "rnn-eval")
     text.check_sizes(args)
     return args
@@ -116,7 +117,7 @@ def main() -> None:
         load_weights(model, str(run.folder / "weights.pt"))
         test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", 20 * args.report_freq))
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
-        run.log("test the weights again: %s", test_command(args, run))
+        run.propose({"test the weights again": test_command(args, run)})
 
 
 def train(
@@ -128,7 +129,7 @@ def train(
     args: argparse.Namespace,
     run: Run,
 ) -> None:
-    """One epoch, or the rest of it. In `meters`, the loss is without regularisation."""
+    """One epoch, or the rest of it. `meters` get the loss without regularisation."""
     model.train()
     finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")
     run.before_saving = finite.check
@@ -139,7 +140,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         text.set_lr(optimizer, args.lr * length / args.bptt)
         optimizer.step()
-        text.set_lr(optimizer, args.lr)  # what a checkpoint holds
+        text.set_lr(optimizer, args.lr)  # the value in checkpoints
         place.hidden = [hidden]
 
         finite.note(regularised, norm, step)
@@ -152,14 +153,16 @@ def train(
 
 
 def averaging(losses: Sequence[float], nonmono: int) -> bool:
-    """Whether ASGD has taken over, by the validation losses of the epochs so far: once one was above the least of those that lie more than
-    `nonmono` epochs before it."""
+    """Whether ASGD has taken over, by the validation losses of the epochs so far.
+
+    It takes over when a loss is above the smallest of the losses more than `nonmono` epochs before it.
+    """
     return any(loss > min(losses[: epoch - nonmono]) for epoch, loss in enumerate(losses) if epoch > nonmono)
 
 
 @contextmanager
 def averaged(model: nn.Module, asgd: torch.optim.Optimizer) -> Iterator[None]:
-    """The averages of ASGD in place of the weights, where it has stepped."""
+    """Replaces the weights by the averages of ASGD in the body, if ASGD has made a step."""
     weights = [(weight, weight.detach().clone()) for weight in model.parameters() if "ax" in asgd.state.get(weight, {})]
     with torch.no_grad():
         for weight, _ in weights:

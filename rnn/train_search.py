@@ -1,11 +1,11 @@
-"""Stage 1, the search for a recurrent cell: learns the alphas and the weights of the supernet together and writes the cell that it finds.
+"""Stage 1, the search for a recurrent cell: trains alphas and weights of the supernet, and writes the cell that it finds.
 
     python -m rnn.train_search --unrolled --data ../data/penn --gpu 0      # Penn Treebank, second order: the paper's setting
     python -m rnn.train_search --data ../data/penn --gpu 0                 # first order
     python -m rnn.train_search --dataset pydoc --gpu -1 --emsize 64 --batch_size 32 --epochs 2
 
-Expect genotype.json and a picture of the cell in the run's folder, and at the end the command that trains it. The perplexities on the way
-are the supernet's; what the found cell is worth, only rnn/train.py can tell.
+Writes genotype.json and a picture of the cell into the run's folder, and prints the command that trains it. Printed perplexities are those
+of the supernet; rnn/train.py measures the quality of the cell.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     args = cli.parse(parser, "rnn-search")
     text.check_sizes(args)
     if args.hvp != HVP[0] and not args.unrolled:
-        raise UserError(f"--hvp {args.hvp} is of the second order: add --unrolled, or leave it out")
+        raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
     if args.batch_size == 1:
         raise UserError("--batch_size must be at least 2: the supernet's BatchNorm sees one word of each sequence at a time")
     return args
@@ -121,11 +121,11 @@ def main() -> None:
 
         architecture = Architecture(model.genotype())
         run.log("%s", architecture)
-        run.log("train what was found: %s", train_command(args, run))
+        run.propose({"train what was found": train_command(args, run)})
         try:
             pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
             run.log("pictures: %s", ", ".join(map(str, pictures)))
-        except Exception as error:  # the search is complete, with or without
+        except Exception as error:  # the search is complete, with or without pictures
             run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
 
 
@@ -140,7 +140,7 @@ def train(
     args: argparse.Namespace,
     run: Run,
 ) -> None:
-    """One epoch, or the rest of it: steps of the alphas on pieces of `alpha_text`, and of the weights on those of the training text."""
+    """One epoch, or the rest of it: alpha steps on sequences of `alpha_text`, weight steps on those of the training text."""
     model.train()
     weights = model.weight_parameters()
     finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")
@@ -160,7 +160,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(weights, args.clip)
         text.set_lr(optimizer, lr)
         optimizer.step()
-        text.set_lr(optimizer, args.lr)  # what a checkpoint holds
+        text.set_lr(optimizer, args.lr)  # the value in checkpoints
         place.hidden = [hidden, hidden_valid]
 
         finite.note(regularised, norm, step)

@@ -1,4 +1,4 @@
-"""What search, training and test of a language model share: arguments, the loop's place in the text, loss, evaluation."""
+"""Shared by search, training and test of language models: arguments, position in the text, loss, evaluation."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ARCH_HELP = f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or G
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which text: the same for every stage."""
+    """Adds the arguments that select the text, the same for every stage."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=data.DATASETS, default="ptb", help="pydoc needs no files; text reads your own")
     group.add_argument(
-        "--data", default="../data/penn/", help="folder of train.txt, valid.txt and test.txt; of --dataset text a file or a folder"
+        "--data", default="../data/penn/", help="folder with train.txt, valid.txt and test.txt; for --dataset text, a file or a folder"
     )
-    group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help="words, at most, of --dataset text and pydoc")
+    group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help="largest number of words, for --dataset text and pydoc")
 
 
 def arch(given: str) -> str:
@@ -46,19 +46,21 @@ def arch(given: str) -> str:
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
-    """The size of the network, and what is computed as the original's code does it: the same for every stage."""
+    """Adds the arguments for the size of the network, and `--faithful`, the same for every stage."""
     group = parser.add_argument_group("network")
     group.add_argument("--emsize", type=cli.positive_int, default=emsize, help="units of embeddings and states")
     for name in ("--nhid", "--nhidlast"):
-        group.add_argument(name, type=cli.positive_int, help="units of states; None: as --emsize, which they must equal")
+        group.add_argument(name, type=cli.positive_int, help="units of states; must equal --emsize; None: --emsize")
     group.add_argument("--bptt", type=cli.positive_int, default=35, help="length of a sequence")
-    group.add_argument("--faithful", action="store_true", help="compute as the authors' code, with its faults (docs/recurrent.md)")
+    group.add_argument(
+        "--faithful", action="store_true", help="compute as the authors' code does, including its faults (docs/recurrent.md)"
+    )
 
 
 def add_training_arguments(
     parser: argparse.ArgumentParser, batch_size: int, epochs: int, seed: int, dropoute: float, wdecay: float
 ) -> None:
-    """How weights learn: the same for both stages that train, but for these defaults."""
+    """Adds the arguments for training the weights. The two stages that train differ only in these defaults."""
     parser.add_argument("--seed", type=cli.seed, default=seed, help="of weights, dropout and sequence lengths")
     parser.add_argument(
         "--log-interval", dest="report_freq", type=cli.positive_int, default=argparse.SUPPRESS, help="the same as --report_freq"
@@ -81,7 +83,7 @@ def add_training_arguments(
         "dropouth": (0.25, "of states within the cell"),
         "dropoutx": (0.75, "of the cell's input"),
         "dropouti": (0.2, "of embeddings"),
-        "dropoute": (dropoute, "of words, wherever they stand in a batch"),
+        "dropoute": (dropoute, "of words, in the whole batch"),
     }
     for name, (default, what) in words.items():
         group.add_argument(f"--{name}", type=cli.probability, default=default, help=what)
@@ -90,7 +92,7 @@ def add_training_arguments(
 
 
 def check_sizes(args: argparse.Namespace) -> None:
-    """Raises `UserError` unless embeddings and states have one size, and sequences are long enough."""
+    """Raises `UserError` unless embeddings and states have the same size, and sequences are long enough."""
     if {args.nhid or args.emsize, args.nhidlast or args.emsize} != {args.emsize}:
         raise UserError(f"--nhid and --nhidlast must be --emsize, {args.emsize}: embeddings and states share a matrix")
     if args.bptt < 4:
@@ -98,12 +100,12 @@ def check_sizes(args: argparse.Namespace) -> None:
 
 
 def dropouts(args: argparse.Namespace) -> Dropouts:
-    """Those of the command line."""
+    """The dropout probabilities of the command line."""
     return Dropouts(**{name: getattr(args, name) for name in Dropouts._fields})
 
 
 def data_flags(args: argparse.Namespace) -> list[str]:
-    """The command line's flags that name the same text."""
+    """The flags that select the same text."""
     flags = ["--dataset", args.dataset]
     if args.dataset != "pydoc":
         flags += ["--data", args.data]
@@ -111,10 +113,10 @@ def data_flags(args: argparse.Namespace) -> list[str]:
 
 
 def keep_vocabulary(corpus: data.Corpus, run: Run) -> None:
-    """Writes the corpus's words, and a checksum of its text, into the run's folder.
+    """Writes the vocabulary and a checksum of the text into the run's folder.
 
     Raises:
-        UserError: the run goes on, and began with another text.
+        UserError: the run is resumed, and began with another text.
     """
     text = b"".join(getattr(corpus, part).numpy().tobytes() for part in data.PARTS)
     record = {"sha256": hashlib.sha256(text).hexdigest(), "words": corpus.words}
@@ -125,11 +127,13 @@ def keep_vocabulary(corpus: data.Corpus, run: Run) -> None:
 
 
 def check_vocabulary(corpus: data.Corpus, weights: Path) -> None:
-    """Raises `UserError` if a vocabulary is recorded beside these weights and is not the corpus's."""
+    """Raises `UserError` if the vocabulary recorded beside the weights differs from that of the corpus."""
     path = weights.with_name(VOCABULARY)
     record = _read_json(path) if path.exists() else None
     if record is not None and (not isinstance(record, dict) or record.get("words") != corpus.words):
-        raise UserError(f"the weights {weights} know other words than this text: give --dataset, --data and --vocabulary of their training")
+        raise UserError(
+            f"the weights {weights} have another vocabulary than this text: give --dataset, --data and --vocabulary of their training"
+        )
 
 
 def _read_json(path: Path) -> Any:
@@ -145,12 +149,12 @@ def _read_json(path: Path) -> Any:
 
 
 class Meters(utils.Meters):
-    """The loss of a word in an epoch, and its exponential."""
+    """The mean loss per word of an epoch, and its perplexity."""
 
     _NAMES = ("loss",)
 
     def update_loss(self, loss: Tensor, words: int) -> None:
-        """Adds the mean loss of so many words."""
+        """Adds the mean loss of `words` words."""
         self.loss.update(loss, words)
 
     def brief(self) -> str:
@@ -161,14 +165,14 @@ class Meters(utils.Meters):
 
 
 class Place:
-    """How far an epoch has come in its text: the next row, and the states that are carried from piece to piece, each (1, B, H)."""
+    """The position of an epoch in the text: the next row, and the hidden states, (1, B, H) each, that are carried to the next sequence."""
 
     def __init__(self, *hidden: Tensor) -> None:
         self.row = 0
         self.hidden = list(hidden)
 
     def begin(self) -> None:
-        """The beginning of an epoch."""
+        """Resets to the beginning of an epoch."""
         self.row = 0
         self.hidden = [torch.zeros_like(hidden) for hidden in self.hidden]
 
@@ -184,23 +188,23 @@ class Place:
 
 
 def pieces(text: Tensor, place: Place, bptt: int, longest: int | None = None) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """The rest of an epoch from `place` on, which it moves: (row, length as drawn, words (T, B), words that follow (T, B)).
+    """Yields the sequences from `place` to the end of the epoch: (row, drawn length, words (T, B), next words (T, B)). Advances `place`.
 
-    The last piece may be shorter than its length. `longest`: as of `data.sequence_length`.
+    The last sequence may be shorter than its drawn length. `longest`: see `data.sequence_length`.
     """
     while place.row < len(text) - 2:
         row, length = place.row, data.sequence_length(bptt, longest)
-        place.row += length  # before the step, so that a checkpoint after it goes on with the next
+        place.row += length  # before the step, so that a checkpoint after it continues with the next sequence
         yield row, length, *data.get_batch(text, row, length)
 
 
 def expected_pieces(text: Tensor, bptt: int) -> int:
-    """How many of them an epoch has, about."""
+    """The approximate number of sequences in an epoch."""
     return max(1, round((len(text) - 2) / (0.975 * bptt)))
 
 
 def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean loss of a word, the same with both regularisers (Merity et al. 2017, 1708.02182), and the state after the piece."""
+    """(loss, regularised loss, state after the sequence). The loss is the mean per word; regularisers: Merity et al. 2017, 1708.02182."""
     log_prob, hidden, output, states = model(x, hidden)
     loss = F.nll_loss(log_prob.flatten(0, 1), y.flatten())
     regularised = loss
@@ -215,11 +219,11 @@ def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, 
 def evaluate(
     model: RNNModel, text: Tensor, bptt: int, faithful: bool, report: Callable[[int, object], None] = lambda step, meters: None
 ) -> float:
-    """The mean loss of a word of `text`, (rows, columns), in evaluation mode; the state goes on from piece to piece.
+    """The mean loss per word of `text`, (rows, columns), in evaluation mode. The state is carried from sequence to sequence.
 
     Args:
-        faithful: divide, as the original, by the rows, of which the first is never predicted.
-        report: called after every piece.
+        faithful: divide by the number of rows, as the original, although the first row is never predicted.
+        report: called after every sequence.
     """
     model.eval()
     hidden = model.init_hidden(text.size(1))
@@ -233,21 +237,21 @@ def evaluate(
 
 
 def perplexity(loss: float) -> float:
-    """The exponential of a mean loss; at most e^200, since a supernet's loss may be too large for a number."""
+    """The exponential of a mean loss, at most e^200: the loss of a supernet may be too large."""
     return math.exp(min(loss, 200.0))
 
 
 def baseline_lines(corpus: data.Corpus) -> list[str]:
-    """The log's lines about what a model has to beat."""
+    """Lines for the log: the perplexities of the baselines."""
     return [f"{name}: valid ppl {found['valid']:.2f}, test ppl {found['test']:.2f}" for name, found in data.baselines(corpus).items()]
 
 
 def multiply_adds(model: RNNModel, edges: int, words: int) -> float:
-    """Of one forward pass over so many words, by a cell of so many edges."""
+    """Multiply-adds of a forward pass over `words` words, by a cell with `edges` edges."""
     return float(words) * model.ninp * (2 * model.ninp * (2 + edges) + model.ntoken)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of the next step."""
+    """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -832,7 +832,7 @@ def test_a_class_of_bad_images_alone(folder):
 
 
 def test_only_a_folder_has_bad_images():
-    with pytest.raises(UserError, match="--skip_bad_images is of --dataset folder"):
+    with pytest.raises(UserError, match="--skip_bad_images needs --dataset folder"):
         data.load("digits", "nowhere", skip_bad_images=True)
 
 

@@ -12,7 +12,7 @@ import genotypes
 from experiment import files
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from nas import search
+from nas import networks
 from nas.architecture import Architecture
 from pictures import drawing, history
 
@@ -46,7 +46,7 @@ def test_a_run_whose_files_are_pipes(tmp_path, script, no_waiting):
     folder = training_run(tmp_path / "run", genotypes.DARTS_V2, epochs=1)
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
-    assert search.read(Namespace(space="darts", arch=str(folder))).genotype == genotypes.DARTS_V2
+    assert networks.read(Namespace(space="darts", arch=str(folder))).genotype == genotypes.DARTS_V2
     with pytest.raises(UserError, match=r"config\.json is neither a file nor a folder"):
         history.read(folder)
     status, _, error = script("train", "--resume", folder)

@@ -16,7 +16,7 @@ import train
 import train_search
 import utils
 from experiment import distributed
-from nas import search
+from nas import networks, search
 from nas.architecture import Architecture
 from nas.remedies import recipes
 from speed import capture
@@ -120,7 +120,7 @@ def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
 
 def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
     args = arguments()
-    model = search.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
+    model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
     model.drop_path_prob = 0.2
     optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
     with NoWaiting() as mode:
@@ -255,7 +255,7 @@ def learn(captured, steps, unrolled=None):
     torch.manual_seed(0)
     args, criterion = arguments(unrolled=unrolled), nn.CrossEntropyLoss()
     if unrolled is None:
-        model = search.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
+        model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
         optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
         step, optimizers = train.training_step(model, criterion, optimizer, args), [optimizer]
     else:

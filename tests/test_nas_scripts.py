@@ -108,7 +108,7 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
 def test_arguments_get_the_types_of_their_annotations():
     from argparse import Namespace
 
-    from nas import search
+    from nas import networks
 
     text = "flag=false length=None rate=1e-3 word=3"
 
@@ -118,8 +118,8 @@ def test_arguments_get_the_types_of_their_annotations():
             self.got = flag, length, rate, word, untyped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(search, "load_space", lambda name: Space(Net))
-        network = search.build_network(
+        patched.setattr(networks, "load_space", lambda name: Space(Net))
+        network = networks.build_network(
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
     assert network.got == (False, None, 1e-3, "3", 7)
@@ -142,10 +142,10 @@ def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     from argparse import Namespace
 
-    from nas import search
+    from nas import networks
 
     args = Namespace(space=space, init_channels=None, layers=None)
-    search.set_sizes(args, init_channels=16, layers=8)
+    networks.set_sizes(args, init_channels=16, layers=8)
     assert (args.init_channels, args.layers) == sizes
 
 
@@ -194,15 +194,15 @@ FILES = {
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
         ("train", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
-        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp are of --strategy darts"),
-        ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp are of --strategy darts"),
+        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp need --strategy darts"),
+        ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp need --strategy darts"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
         ("train", ["--arch", "searched"], "searched is a run in another space: add --space nasbench201"),
         ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
-        ("train", ["--space", "enas_macro"], "--arch DARTS is of --space darts: name a JSON file or"),
+        ("train", ["--space", "enas_macro"], "--arch DARTS belongs to --space darts: name a JSON file or"),
         ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture must be an object"),
-        ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary is of --space darts"),
+        ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary needs --space darts"),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("test", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("visualize", ["list.json"], "must be an object"),

@@ -228,7 +228,7 @@ def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_p
     for job in jobs:
         monkeypatch.setattr(sys, "argv", job.command(-1))
         given[job.method] = train_search.parse_arguments()
-        train_search.search.set_sizes(given[job.method], init_channels=16, layers=8)
+        train_search.set_sizes(given[job.method], init_channels=16, layers=8)
         options.check(given[job.method], registry.load_strategy(given[job.method].strategy))
     assert given["pc-darts"].partial_channels == 4
     for method in ("pc-darts", "warm-up"):
@@ -342,6 +342,13 @@ def test_a_dry_run_prints_every_command(script):
     assert not Path("out").exists()
 
 
+def test_a_dry_run_names_the_subset_of_the_images(script):
+    status, out, _ = script("reproduce", "--preset", "small", "--methods", "first", "--data", "all", "--dry_run", "--out", "out")
+    first, *lines = out.splitlines()
+    assert (status, first) == (0, "# first, --collect, which copies the images")
+    assert all("--data out/images" in line for line in lines if line.startswith("python"))
+
+
 def test_another_protocol_in_the_same_folder_is_refused(script, whole, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(whole[0], folder)
@@ -367,8 +374,7 @@ def test_images_of_a_subset_are_the_first_of_each_class(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / "all" / part / label / f"{number}.png")
     protocol = configured(PRESETS["small"], {}, "test")
     protocol = type(protocol)(**{**vars(protocol), "images_per_class": (2, 1)})
-    made = reproduce.with_images(Plan(protocol, (), tmp_path / "out"), tmp_path / "all")
-    assert made.protocol.common["data"] == str(tmp_path / "out" / "images")
+    reproduce.copy_images(Plan(protocol, (), tmp_path / "out"), tmp_path / "all")
     found = sorted(str(path.relative_to(tmp_path / "out" / "images")) for path in (tmp_path / "out" / "images").rglob("*.png"))
     assert found == sorted(f"{part}/{label}/{n}.png" for label in ("ant", "bee") for part, n in (("train", 0), ("train", 1), ("test", 0)))
 

@@ -229,7 +229,7 @@ def test_weights_of_another_vocabulary(text, tmp_path):
     (tmp_path / "vocabulary.json").write_text(json.dumps({"words": ["a", "b"]}))
     status, output = run(command, text)
     assert (status, output.count("\n")) == (2, 1), output
-    assert "know other words than this text" in output
+    assert "have another vocabulary than this text" in output
 
 
 def test_every_form_of_a_recurrent_cell(tmp_path):

@@ -72,7 +72,7 @@ def damaged(folder, name, content):
         ("metrics.jsonl", b"", "no complete epoch"),
         ("metrics.jsonl", b'{"epoch": 0', "no complete epoch"),
         ("metrics.jsonl", b"\xff\xfe\n{}\n", "line 1"),
-        ("metrics.jsonl", b'[1]\n{"epoch": 1}\n', "line 1.*no object"),
+        ("metrics.jsonl", b'[1]\n{"epoch": 1}\n', "line 1.*not an object"),
         ("metrics.jsonl", b'{"epoch": "0"}\n{"epoch": 1}\n', "line 1"),
         ("metrics.jsonl", b'{"epoch": 0, "alphas": [[0.1]]}\n{"epoch": 1}\n', "line 1.*alphas"),
         ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": "c"}}}\n{"epoch": 1}\n', "line 1.*not a number"),
@@ -83,7 +83,7 @@ def damaged(folder, name, content):
             b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {"a": {"b": 1}}, "betas": {"a": 1}}\n',
             "line 2.*its betas are of other edges",
         ),
-        ("config.json", b"{", "no JSON"),
+        ("config.json", b"{", "not hold JSON"),
         ("config.json", b"[]", "lacks the arguments"),
         ("config.json", b'{"arguments": 1}', "lacks the arguments"),
     ],
@@ -448,11 +448,17 @@ class Page(HTMLParser):
         self.text += data
 
 
+def propose(folder, commands):
+    """As a complete run does."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "next": commands}))
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     """A run with all its pictures and its page, by the command line."""
     folder = search_run(tmp_path_factory.mktemp("report") / "<b>run & co")
-    (folder / "log.txt").write_text("01/01 01:00:00 AM train what was found: python train.py --arch '<b>run & co' --auxiliary\n")
+    propose(folder, {"train what was found": "python train.py --arch '<b>run & co' --auxiliary"})
     done = run_script(folder, "--report", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     names = ["normal.png", "reduction.png", "cells.gif", "curves.png", "alphas.png", "operations.png", "report.html"]
@@ -478,8 +484,8 @@ def test_the_page_says_what_ran_and_what_to_do(reported):
 
 def test_both_commands_of_a_search_are_on_its_page(tmp_path):
     folder = search_run(tmp_path / "run", epochs=1)
-    lines = ["train what was found: python train.py --epochs 12", "by the paper's recipe, which takes days: python train.py --epochs 600"]
-    (folder / "log.txt").write_text("".join(f"01/01 01:00:00 AM {line}\n" for line in lines))
+    recipe = "by the paper's recipe, which takes days"
+    propose(folder, {"train what was found": "python train.py --epochs 12", recipe: "python train.py --epochs 600"})
     text = Page(report.of_run(history.read(folder), {}).decode()).text
     for words in ("Train what was found:", "python train.py --epochs 12", "By the paper's recipe, which takes days:", "--epochs 600"):
         assert words in text
@@ -581,8 +587,15 @@ def test_the_page_in_a_browser(reported, tmp_path, width, dark):
     assert (ground < ink) == dark
 
 
-def test_importing_visualize_needs_no_torch_and_no_plotting(tmp_path):
-    heavy = {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import visualize; assert not {heavy!r} & set(sys.modules)"
+SEARCHES = {"architect", "nas.search", "nas.strategies", "nas.spaces.enas", "nas.spaces.nasbench201"}
+
+
+@pytest.mark.parametrize(
+    ("script", "unused"),
+    [("visualize", {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}), ("test", SEARCHES), ("predict", SEARCHES)],
+)
+def test_importing_a_script_loads_only_what_it_needs(tmp_path, script, unused):
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import {script}; assert not {unused!r} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())

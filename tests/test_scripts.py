@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,7 @@ def test_search_then_train_then_test(script, tmp_path):
 
     command = said(lines, "train what was found: ")
     assert command[:2] == ["python", "train.py"]
+    assert shlex.split(config["next"]["train what was found"]) == command
     status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
     assert status == 0
     assert Architecture.read("eval").genotype == genotype
@@ -253,12 +255,12 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--optimizer", "lion"], "--optimizer.*sgd.*adam"),
         ("train", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train", ["--init_from", "missing.pt"], r"missing\.pt: No such file"),
-        ("train_search", ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"], "--channels 1 is of a network that takes"),
+        ("train_search", ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"], "--channels 1 needs a network that takes"),
         ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
         ("train_search", ["--hvp", "wrong"], "finite_difference.*exact"),
-        ("train_search", ["--hvp", "exact"], "--hvp exact is of the second order: add --unrolled"),
+        ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
         ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train_search", ["--gpu", "-2"], "--gpu"),
         ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),

@@ -24,7 +24,7 @@ from experiment import cli
 from experiment.errors import UserError
 from experiment.run import versions
 from model import NetworkCIFAR
-from nas import search, trained
+from nas import networks, trained
 from nas.architecture import Architecture
 from nas.mutators import RandomMutator
 from nas.trained import Trained
@@ -159,7 +159,7 @@ def test_another_size_is_not_measured_without_a_word(script, run, photos):
         (["--layers", "4"], "--layers 4: the network in run has 3"),
         (["--arch", "DARTS_V1"], "--arch DARTS_V1: the network in run has run"),
         (["--dataset", "digits"], "digits has images of 32 pixels, not 16"),
-        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both knows .*Opa's Schiffe"),
+        (["--data", "other"], r"the classes of other/test are not those of the network: only one of both has .*Opa's Schiffe"),
     ],
 )
 def test_other_sizes_and_classes_are_refused(script, run, photos, tmp_path, arguments, words):
@@ -549,11 +549,11 @@ def test_an_export_where_the_images_have_gone(script, run, photos, monkeypatch):
 def test_networks_of_other_spaces(run, tmp_path, space):
     """Any of their architectures, from its description, for batches of any size; code is run that the caller names."""
     args = Namespace(space=space, init_channels=2, layers=None, auxiliary=False, channels=3, space_arg=None)
-    search.set_sizes(args, 16, 8)
-    mutator = RandomMutator(search.build_network(args, 3))
+    networks.set_sizes(args, 16, 8)
+    mutator = RandomMutator(networks.build_network(args, 3))
     mutator.reset()
     architecture = mutator.current()
-    network = search.build_discrete(args, 3, Architecture(architecture))
+    network = networks.build_discrete(args, 3, Architecture(architecture))
     torch.save(network.state_dict(), run / "weights.pt")
     change(run, **vars(args), architecture=architecture)
     net = predict.load(run, space=space)

@@ -329,10 +329,3 @@ def test_odd_texts_are_drawn(tmp_path, format):
 def test_unknown_format_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="'gif'"):
         drawing.draw(V2, tmp_path, "gif")
-
-
-def test_import_needs_no_torch_and_leaves_no_trace(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import visualize; assert not {{'torch', 'fpdf'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not list(tmp_path.iterdir())

@@ -81,8 +81,7 @@ class Supernet(Network):
         return [self.alphas_normal, self.alphas_reduce, *self.betas]
 
     def set_progress(self, share: float) -> None:
-        """Sets the values that change with the epochs. `share` is the part of the search that is done: 0 in the first epoch, below 1 in the
-        last."""
+        """Sets the values that change with the epochs. `share` is the part of the search that is done: 0 in the first epoch."""
         self.auxiliary_weight.fill_(self._auxiliary_skip * (1 - share))  # DARTS-'s linear decay
         self.radius.fill_(FIRST_RADIUS + (LAST_RADIUS - FIRST_RADIUS) * share)  # SDARTS, section 5
 

@@ -161,8 +161,7 @@ class NASBench201Network(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the first with stride 2, plus a shortcut of pooling and a 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H / 2,
-    W / 2)."""
+    """Two 3x3 convolutions, the first with stride 2, plus a pooled 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2)."""
 
     def __init__(self, C_in: int, C_out: int) -> None:
         super().__init__()

@@ -1,0 +1,87 @@
+"""Builds networks in any space from command-line arguments: with all choices open, or with those of an architecture."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import shlex
+from pathlib import Path
+
+from torch import nn
+
+import operations
+from experiment import cli
+from experiment.errors import UserError, shorten
+from genotypes import KNOWN
+from model import NetworkCIFAR
+from nas.architecture import Architecture
+from nas.mutables import reset_mutable_counter
+from nas.mutators import apply_fixed_architecture
+from nas.registry import constructor_arguments, load_space
+
+
+def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
+    """The network of this architecture in `args.space`; `model.NetworkCIFAR` for the space of DARTS.
+
+    Raises:
+        UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of the space of DARTS.
+    """
+    if args.space == "darts":
+        constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
+        genotype = architecture.genotype
+        operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
+        return NetworkCIFAR(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
+    if args.auxiliary:
+        raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
+    return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
+
+
+def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
+    """The network of `args.space` with all its choices open."""
+    space = load_space(args.space)
+    given = {space.width: args.init_channels, space.depth: args.layers}
+    given = {name: value for name, value in given.items() if value is not None}
+    signature = inspect.signature(space.network)
+    if "num_classes" in signature.parameters:
+        given["num_classes"] = num_classes
+    if "in_channels" in signature.parameters:
+        given["in_channels"] = args.channels
+    elif args.channels != 3:
+        raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
+    reserved = (space.width, space.depth, "num_classes", "in_channels")
+    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise UserError(f"--space {args.space} cannot be built with {given}: {error}") from None
+    reset_mutable_counter()
+    return space.network(**given)
+
+
+def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None:
+    """Fills in `args.init_channels` and `args.layers` where they are None: by these for the space of DARTS, else by the network's own."""
+    space = load_space(args.space)
+    parameters = inspect.signature(space.network).parameters
+    for name, own, darts in (("init_channels", space.width, init_channels), ("layers", space.depth, layers)):
+        if getattr(args, name) is None:
+            default = parameters[own].default if own in parameters else None
+            setattr(args, name, darts if args.space == "darts" else default)
+    if args.space == "darts" and args.layers < 3:
+        raise UserError(f"--layers {args.layers}: at least 3 cells are needed, with reduction cells at 1/3 and 2/3 of the depth")
+
+
+def read(args: argparse.Namespace) -> Architecture:
+    """What `args.arch` stands for in `args.space`.
+
+    Raises:
+        UserError: it is not an architecture of the space, or is the folder of a run in another one.
+    """
+    if args.space != "darts" and args.arch in KNOWN and not Path(args.arch).exists():
+        raise UserError(f"--arch {args.arch} belongs to --space darts: name a JSON file or a search's folder of --space {args.space}")
+    try:
+        space = cli.read_config(args.arch)["arguments"].get("space")
+    except (OSError, ValueError):  # not a run's folder
+        space = None
+    if isinstance(space, str) and (space == "darts") != (args.space == "darts"):
+        raise UserError(f"{shorten(args.arch)} is a run in another space: add {shlex.join(['--space', shorten(space)])}")
+    return Architecture.read(args.arch, args.space)
