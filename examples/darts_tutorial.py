@@ -12,7 +12,7 @@ from train_search import search
 
 IMAGES, FOLDER = "digits", "runs/tutorial"
 SEARCH = {"gpu": -1, "init_channels": 2, "layers": 3, "epochs": 2, "batch_size": 32}
-RETRAIN = {"gpu": -1, "init_channels": 4, "layers": 6, "epochs": 4, "batch_size": 48}
+RETRAIN = {"gpu": -1, "init_channels": 4, "layers": 4, "epochs": 5, "batch_size": 48}
 
 
 def show(epoch, metrics):

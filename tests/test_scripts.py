@@ -27,6 +27,7 @@ from benchmarks.hypergradient import make_smooth
 from experiment import cli, errors
 from experiment.weights import load_weights
 from model import NetworkCIFAR
+from nas import strategies
 from nas.architecture import Architecture
 from pictures import drawing
 
@@ -132,7 +133,7 @@ def test_learning_rate_of_the_search_and_xi(images, tmp_path, monkeypatch):
     def step(self, x, y, x_valid, y_valid, eta, optimizer, unrolled):
         seen.append((eta, optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(module.registry.Darts, "step", step)
+    monkeypatch.setattr(strategies.Darts, "step", step)
     arguments = [*SMALL_IMAGES, "--data", str(images), "--epochs", "3", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
     monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])
