@@ -354,7 +354,7 @@ def test_ctrl_c_while_a_run_is_set_up_ends_without_a_word(tmp_path):
     code = f"""
 import runpy, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-def slow(path, size, channels=3):
+def slow(path, *how):
     print("decoding", flush=True)
     time.sleep(60)
 import data
