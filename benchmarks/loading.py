@@ -68,6 +68,8 @@ def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tenso
     """{way: function from a batch's number to the batch}."""
     size, jitter = args.image_size, cli.jitter(args.color_jitter)
     images = data.load("imagenet", args.data, size, 0, random_crops=True)
+    assert isinstance(images.train, data.FileImages)
+    samples = images.train.samples
     shape = {"batch_size": min(args.batch_size, len(images.train)), "cutout_length": 0, "seed": 0, "workers": 0, "device": "cpu"}
     batches = data.train_batches(images, random_crops=True, color_jitter=jitter, **shape)
     stream = chain.from_iterable(itertools.repeat(batches))
@@ -78,7 +80,7 @@ def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tenso
     augment = v2.Compose(distort)
 
     def of_files(one: Callable[[str], torch.Tensor]) -> Callable[[int], torch.Tensor]:
-        return lambda batch: torch.stack([one(images.train.samples[i][0]) for i in chosen(batch)])
+        return lambda batch: torch.stack([one(samples[i][0]) for i in chosen(batch)])
 
     def chosen(batch: int) -> list[int]:
         return [i % len(images.train) for i in range(batch * args.batch_size, (batch + 1) * args.batch_size)]

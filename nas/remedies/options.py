@@ -105,7 +105,7 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module) -> t
         return SampledNetwork(*sizes, max_skips=args.max_skips, **images), Gdas
     if not given(vars(args)).keys() - {"arch_warmup"}:
         return Network(*sizes, **images), Darts
-    return Supernet(*sizes, **images, **{name: getattr(args, name) for name in OF_SUPERNET}), Remedied
+    return Supernet(*sizes, **images | {name: getattr(args, name) for name in OF_SUPERNET}), Remedied
 
 
 NETWORKS = ("darts", "gdas")  # strategies with their own supernet
