@@ -592,7 +592,7 @@ SEARCHES = {"architect", "nas.search", "nas.strategies", "nas.spaces.enas", "nas
 
 @pytest.mark.parametrize(
     ("script", "unused"),
-    [("visualize", {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}), ("test", SEARCHES), ("predict", SEARCHES)],
+    [("visualize", {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}), ("test", SEARCHES)],
 )
 def test_importing_a_script_loads_only_what_it_needs(tmp_path, script, unused):
     code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import {script}; assert not {unused!r} & set(sys.modules)"
