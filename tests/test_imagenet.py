@@ -151,7 +151,7 @@ def test_a_run_says_which_network_it_is_and_the_other_commands_know(script, trai
     assert measured(out) == pytest.approx(recorded(trained)["test_loss"], rel=1e-5)
     net = predict.load(trained)
     assert isinstance(net.model.network, NetworkImageNet)
-    status, out, err = script("export", trained, "--format", "safetensors", "--output", "network.safetensors")
+    status, out, err = script("export", trained, "--format", "torch", "--output", "network.pt2")
     assert (status, err) == (0, "")
     assert f"{utils.count_multiply_adds(net.model, 64):.1f} million multiply-adds" in out
     assert compare.size(history.read(trained)) == (utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64))
