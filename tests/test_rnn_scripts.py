@@ -56,7 +56,7 @@ def uninterrupted(text, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("second order", "faithful") or KILLS > 1])  # as "exact"
 def test_killed_at_random_moments(name, text, uninterrupted, tmp_path):
     expected, duration = uninterrupted(name)
     moments, runs, kills = random.Random(name), 1, 0
