@@ -56,10 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--training_size", nargs=2, type=cli.positive_int, default=[850, 64], metavar=("UNITS", "BATCH"))
     parser.add_argument("--words", type=cli.positive_int, default=10_000, help="of the vocabulary")
     parser.add_argument("--bptt", type=cli.positive_int, default=35)
-    parser.add_argument("--steps", type=cli.positive_int, default=3, help="measured, after one that is not")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=cli.positive_int, default=2, help="on the CPU")
-    parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
+    turns.add_arguments(parser, steps=3)
     return parser.parse_args()
 
 

@@ -67,10 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image_size", type=cli.image_size, default=32)
     parser.add_argument("--compile", choices=["yes", "no"], default="no")
     parser.add_argument("--recompute", action="store_true")
-    parser.add_argument("--steps", type=cli.positive_int, default=5, help="measured, after one that is not")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=cli.positive_int, default=2, help="on the CPU")
-    parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
+    turns.add_arguments(parser, steps=5)
     return parser.parse_args()
 
 

@@ -15,9 +15,18 @@ from typing import Any
 
 import torch
 
+from experiment import cli
 from experiment.errors import UserError
 
 MEBIBYTE = 2**20
+
+
+def add_arguments(parser: cli.Parser, steps: int) -> None:
+    """The arguments that all comparisons have; `steps` is the default of `--steps`."""
+    parser.add_argument("--steps", type=cli.positive_int, default=steps, help="measured, after one that is not")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=cli.positive_int, default=2, help="on the CPU")
+    parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
 
 
 def compare(makers: Mapping[str, Callable[[], Callable[[], None]]], steps: int, device: str, threads: int) -> dict[str, dict[str, float]]:

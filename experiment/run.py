@@ -85,7 +85,7 @@ class Run:
     | file | holds |
     |---|---|
     | `log.txt` | what was printed |
-    | `config.json` | all arguments, versions of Python and libraries, the commit |
+    | `config.json` | all arguments, versions of Python and libraries, the commit; after a complete run, the commands that it proposes |
     | `metrics.jsonl` | one JSON object per epoch |
     | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype and in NNI's form |
     | `weights.pt` | the latest weights, a plain `state_dict()` |

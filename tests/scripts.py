@@ -1,13 +1,16 @@
 """Scripts as a user runs them, in child processes, and what they leave."""
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
+import random
 import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -16,6 +19,8 @@ import torch
 
 from experiment import cli
 from experiment.monitor import MEASURED
+
+KILLS = int(os.environ.get("KILLS", "1"))
 
 
 def load(name):
@@ -106,6 +111,32 @@ def assert_same(left, right, where="result"):
             assert_same(a, b, f"{where}.{index}")
     else:
         assert left == right, where
+
+
+def kill_at_random_moments(name, command, images, expected, duration, folder):
+    """Kills a command `KILLS` times, each time goes on with its run, and compares what it leaves.
+
+    `expected`, `duration`: result and seconds of the command where nothing disturbs it. `folder`: for its runs.
+    """
+    moments, runs, kills = random.Random(name), 1, 0
+    while True:
+        run_dir = folder / f"run{runs}"
+        begun = (run_dir / "config.json").exists()  # else it was killed before there was a run
+        child, reader = start(command, images, "--resume" if begun else "--run_dir", run_dir, "--checkpoint_minutes", "0")
+        if kills < KILLS:
+            time.sleep(moments.uniform(0, 0.75 * duration))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        status, output = finish(child, reader)
+        if status == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert status == 0, output
+        assert_same(result(run_dir), expected)
+        if kills == KILLS:
+            break
+        runs += 1  # it came to its end before it was killed
+    print(f"{name}: killed {kills} times in {runs} runs")
 
 
 def log_lines(folder):

@@ -4,11 +4,9 @@
 """
 
 import argparse
-import contextlib
 import ctypes
 import json
 import os
-import random
 import resource
 import shlex
 import shutil
@@ -22,7 +20,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from scripts import assert_same, finish, result, run, start
+from scripts import KILLS, assert_same, finish, kill_at_random_moments, result, run, start
 
 import experiment.run
 import genotypes
@@ -31,7 +29,6 @@ from experiment import errors
 from nas.architecture import Architecture
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-KILLS = int(os.environ.get("KILLS", "1"))
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "4"]
 TRAIN = ["train", "--arch", "DARTS_V2", "--auxiliary", "--cutout", *SEARCH[1:7], "--batch_size", "8"]
@@ -67,27 +64,7 @@ def uninterrupted(images, tmp_path_factory):
 # What "exact" keeps is also what the second order by finite differences keeps: that one is killed only where KILLS asks for more.
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "second order" or KILLS > 1])
 def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):
-    expected, duration = uninterrupted(name)
-    moments = random.Random(name)
-    runs, kills = 1, 0
-    while True:
-        folder = tmp_path / f"run{runs}"
-        begun = (folder / "config.json").exists()  # else it was killed before there was a run
-        child, reader = start(COMMANDS[name], images, "--resume" if begun else "--run_dir", folder, "--checkpoint_minutes", "0")
-        if kills < KILLS:
-            time.sleep(moments.uniform(0, 0.75 * duration))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        status, output = finish(child, reader)
-        if status == -signal.SIGKILL:
-            kills += 1
-            continue
-        assert status == 0, output
-        assert_same(result(folder), expected)
-        if kills == KILLS:
-            break
-        runs += 1  # it came to its end before it was killed
-    print(f"{name}: killed {kills} times in {runs} runs")
+    kill_at_random_moments(name, COMMANDS[name], images, *uninterrupted(name), tmp_path)
 
 
 @pytest.mark.parametrize("moment", range(1, 12))

@@ -1,16 +1,14 @@
 """The recurrent scripts as a user runs them: search, train, test; killed and resumed; what they refuse."""
 
-import contextlib
 import json
 import os
-import random
 import signal
 import time
 
 import numpy as np
 import pytest
 import torch
-from scripts import assert_same, finish, log_lines, result, run, said, start
+from scripts import KILLS, assert_same, kill_at_random_moments, log_lines, result, run, said
 
 import rnn.utils
 from experiment.errors import UserError
@@ -19,7 +17,6 @@ from pictures import drawing
 from rnn import data, genotypes, train
 from rnn.model import Dropouts, RNNModel
 
-KILLS = int(os.environ.get("KILLS", "1"))
 SMALL = ["--emsize", "6", "--bptt", "6", "--batch_size", "4", "--epochs", "2"]
 SEARCH = ["rnn/train_search", *SMALL, "--unrolled"]
 TRAIN = ["rnn/train", "--arch", "DARTS_V2", *SMALL[:-2], "--epochs", "4", "--nonmono", "1", "--max_seq_len_delta", "2", "--lr", "60"]
@@ -58,26 +55,7 @@ def uninterrupted(text, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("second order", "faithful") or KILLS > 1])  # as "exact"
 def test_killed_at_random_moments(name, text, uninterrupted, tmp_path):
-    expected, duration = uninterrupted(name)
-    moments, runs, kills = random.Random(name), 1, 0
-    while True:
-        folder = tmp_path / f"run{runs}"
-        begun = (folder / "config.json").exists()
-        child, reader = start(COMMANDS[name], text, "--resume" if begun else "--run_dir", folder, "--checkpoint_minutes", "0")
-        if kills < KILLS:
-            time.sleep(moments.uniform(0, 0.75 * duration))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        status, output = finish(child, reader)
-        if status == -signal.SIGKILL:
-            kills += 1
-            continue
-        assert status == 0, output
-        assert_same(result(folder), expected)
-        if kills == KILLS:
-            break
-        runs += 1
-    print(f"{name}: killed {kills} times in {runs} runs")
+    kill_at_random_moments(name, COMMANDS[name], text, *uninterrupted(name), tmp_path)
 
 
 @pytest.mark.parametrize(("name", "moment"), [("second order", (0, 3)), ("second order", (1, 2)), ("train", (0, 3)), ("train", (3, 2))])
