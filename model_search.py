@@ -31,9 +31,27 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
+        return self.mix(x, self.pool(x), weights)
+
+    def pool(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the poolings. They have no parameters, so all edges from one node can share them (speed/acceleration.py)."""
+        return [op(x) for op in self._ops if is_pooling(op)]
+
+    def mix(self, x: Tensor, pooled: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """The weighted sum, given the outputs of `pool`."""
+        outputs = iter(pooled)
         # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of shape (), keep
         # the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
-        return sum(weight * op(x) for weight, op in zip(weights[:, None], self._ops, strict=True) if not isinstance(op, Zero))
+        return sum(
+            weight * (next(outputs) if is_pooling(op) else op(x))
+            for weight, op in zip(weights[:, None], self._ops, strict=True)
+            if not isinstance(op, Zero)
+        )
+
+
+def is_pooling(op: nn.Module) -> bool:
+    """Whether this candidate of a `MixedOp` is a pooling."""
+    return isinstance(op, nn.Sequential) and isinstance(op[0], nn.AvgPool2d | nn.MaxPool2d)
 
 
 class Cell(nn.Module):

@@ -82,6 +82,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     network = model_search.Network(args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(device)
     if way != "plain":
         acceleration.set_memory_format(network, device)
+        acceleration.share_pools(network)
     if way in ("default", "recompute"):
         acceleration.compile_regions(network, batch_size)
     if way == "recompute":

@@ -13,7 +13,7 @@ import argparse
 import functools
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,7 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
     if args.recompute:
         recompute(network)
+    share_pools(network)
     if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
         return "not compiled: --sync_bn communicates within the network"
     return compile_where_worth(network, args.compile, work, len(range(args.batch_size)[distributed.share(args.batch_size)]), device)
@@ -91,6 +92,43 @@ def _corrupts_memory(module: nn.Module) -> bool:
     )
 
 
+def share_pools(network: nn.Module) -> None:
+    """Makes the edges of a search cell that leave the same node at the same stride pool once, instead of once per edge."""
+    for cell in network.modules():
+        if not isinstance(cell, model_search.Cell):
+            continue
+        sources = [source for step in range(cell._steps) for source in range(2 + step)]
+        for source in set(sources):
+            edges = [edge for edge, start in zip(cell._ops, sources, strict=True) if start == source]
+            if all(type(edge) is model_search.MixedOp for edge in edges):
+                _share_pools(edges)
+
+
+def _share_pools(edges: Sequence[model_search.MixedOp]) -> None:
+    first = edges[0]
+    for edge in edges[1:]:  # their BatchNorms would compute the same statistics
+        for index, op in enumerate(first._ops):
+            if model_search.is_pooling(op):
+                edge._ops[index] = op
+    given: Tensor | None = None
+    pooled: list[Tensor] = []
+    left = 0  # edges that have not asked yet
+
+    def pool(x: Tensor) -> list[Tensor]:
+        nonlocal given, pooled, left
+        if x is not given:
+            given, pooled, left = x, compute(x), len(edges)
+        outputs = pooled
+        left -= 1
+        if not left:
+            given, pooled = None, []
+        return outputs
+
+    compute = first.pool
+    for edge in edges:
+        edge.pool = pool  # type: ignore[method-assign]
+
+
 def recompute(network: nn.Module) -> None:
     """Makes the cells of `network` store only their inputs, and recompute their activations in the backward pass."""
     for cell in network.modules():
@@ -118,7 +156,9 @@ def compile_where_worth(
 def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.Module], ...] = REGIONS) -> None:
     """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code."""
     for region in _outermost(network, regions):
-        region.forward = types.MethodType(_compiled(type(region), batch_size), region)  # type: ignore[arg-type, method-assign]
+        # The poolings of a `MixedOp` are computed apart, because several edges may share them.
+        name = "mix" if type(region) is model_search.MixedOp else "forward"
+        setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))
 
 
 def _no_compiler(device: torch.device) -> str:
@@ -146,24 +186,25 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 @functools.cache
-def _compiled(kind: Any, batch_size: int) -> Callable[..., Tensor]:
-    """The compiled `kind.forward`. All modules of this type share it; it compiles once for each of their shapes and modes."""
+def _compiled(kind: type[nn.Module], name: str, batch_size: int) -> Callable[..., Tensor]:
+    """The method `name` of `kind`, compiled. All modules of this type share it; it compiles once for each of their shapes and modes."""
     # The default of 8 is too low: regions have about 6 shapes, each in training and evaluation, with and without gradients.
     torch._dynamo.config.recompile_limit = 256
     # Stated, because it is part of the key of the compiler's cache, and what the processor can do is not: on AVX-512, code from the cache
     # that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
     torch._inductor.config.cpp.simdlen = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
-    compiled = torch.compile(kind.forward, fullgraph=True, dynamic=False)
+    eager = getattr(kind, name)
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
 
     def forward(self: nn.Module, x: Tensor, *others: Any) -> Tensor:
         nonlocal compiled
         if x.size(0) != batch_size:
-            return kind.forward(self, x, *others)
+            return eager(self, x, *others)
         try:
             return compiled(self, x, *others)
         except torch._dynamo.exc.TorchDynamoException as error:
             errors.warn(f"cannot compile {kind.__name__}; it runs without compiled code ({errors.shorten(' '.join(str(error).split()))})")
-            compiled = kind.forward
+            compiled = eager
             return compiled(self, x, *others)
 
     return forward
