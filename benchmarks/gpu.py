@@ -181,6 +181,7 @@ def make(kind: str, args: argparse.Namespace, *, captured: bool, compiled: bool 
     acceleration.set_memory_format(model, device, amp)
     if compiled:
         acceleration.compile_regions(model, batch_size)
+    acceleration.share_pools(model)
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     optimizer = utils.optimizer(torch.optim.SGD, weights, lr=rate, momentum=momentum, weight_decay=decay)
     if kind == "training":

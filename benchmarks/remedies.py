@@ -114,6 +114,7 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
         acceleration.compile_regions(network, batch_size)
     if args.recompute:
         acceleration.recompute(network)
+    acceleration.share_pools(network)
     optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = [torch.randn(batch_size, 3, args.image_size, args.image_size, device=device) for _ in range(2)]
     classes = [torch.randint(0, 10, (batch_size,), device=device) for _ in range(2)]

@@ -59,6 +59,8 @@ def main() -> None:
             acceleration.set_memory_format(network, device)
         if way == "default":
             acceleration.compile_regions(network, args.batch_size)
+        if way != "plain":
+            acceleration.share_pools(network)
     errors: dict[str, list[list[float]]] = {way: [] for way in args.ways}
     for _ in range(args.batches):
         images = torch.rand(args.batch_size, 3, args.image_size, args.image_size)  # not centred, as a BatchNorm's input in general

@@ -82,11 +82,12 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     network = model_search.Network(args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(device)
     if way != "plain":
         acceleration.set_memory_format(network, device)
-        acceleration.share_pools(network)
     if way in ("default", "recompute"):
         acceleration.compile_regions(network, batch_size)
     if way == "recompute":
         acceleration.recompute(network)
+    if way != "plain":
+        acceleration.share_pools(network)
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
     hvp = HVP[0] if way == "plain" else args.hvp

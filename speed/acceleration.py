@@ -33,8 +33,8 @@ REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operati
 CELLS = (model_search.Cell, model.Cell)
 
 # `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training batch. On two CPU
-# cores, compiling the search network took one to three minutes and saved a quarter of each step; eager steps did 2e9 multiply-adds a
-# second.
+# cores, compiling the search network took one to three minutes and saved a third of each step; eager steps did 2e9 multiply-adds a
+# second. On a CPU, networks without mixed operations are not compiled: their regions are small, and their steps took longer compiled.
 WORTH_COMPILING = 3e12
 
 # Of the vectors that compiled code computes with, by what a processor can do; the compiler's choice for others.
@@ -60,10 +60,15 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
     if args.recompute:
         recompute(network)
-    share_pools(network)
+    batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
     if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
-        return "not compiled: --sync_bn communicates within the network"
-    return compile_where_worth(network, args.compile, work, len(range(args.batch_size)[distributed.share(args.batch_size)]), device)
+        line = "not compiled: --sync_bn communicates within the network"
+    elif args.compile == "auto" and device.type == "cpu" and not any(isinstance(part, model_search.MixedOp) for part in network.modules()):
+        line = "not compiled: on a CPU, that makes only searches with mixed operations faster (--compile yes compiles anyway)"
+    else:
+        line = compile_where_worth(network, args.compile, work, batch_size, device)
+    share_pools(network)
+    return line
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
@@ -92,24 +97,25 @@ def _corrupts_memory(module: nn.Module) -> bool:
     )
 
 
-def share_pools(network: nn.Module) -> None:
-    """Makes the edges of a search cell that leave the same node at the same stride pool once, instead of once per edge."""
+def recompute(network: nn.Module) -> None:
+    """Makes the cells of `network` store only their inputs, and recompute their activations in the backward pass."""
     for cell in network.modules():
-        if not isinstance(cell, model_search.Cell):
-            continue
-        sources = [source for step in range(cell._steps) for source in range(2 + step)]
-        for source in set(sources):
-            edges = [edge for edge, start in zip(cell._ops, sources, strict=True) if start == source]
-            if all(type(edge) is model_search.MixedOp for edge in edges):
-                _share_pools(edges)
+        if isinstance(cell, CELLS):
+            cell.forward = _recomputed(cell)  # type: ignore[method-assign]
 
 
-def _share_pools(edges: Sequence[model_search.MixedOp]) -> None:
-    first = edges[0]
-    for edge in edges[1:]:  # their BatchNorms would compute the same statistics
-        for index, op in enumerate(first._ops):
-            if model_search.is_pooling(op):
-                edge._ops[index] = op
+def share_pools(network: nn.Module) -> None:
+    """Makes the edges of a search cell that leave the same node pool once, instead of once per edge. Comes after `compile_regions`."""
+    for cell in network.modules():
+        if isinstance(cell, model_search.Cell) and all(type(edge) is model_search.MixedOp for edge in cell._ops):
+            sources = [source for step in range(cell._steps) for source in range(2 + step)]
+            for source in range(cell._steps + 1):
+                _share_pools([edge for edge, start in zip(cell._ops, sources, strict=True) if start == source])
+
+
+def _share_pools(edges: Sequence[Any]) -> None:
+    first, *others = edges
+    compute = first.pool
     given: Tensor | None = None
     pooled: list[Tensor] = []
     left = 0  # edges that have not asked yet
@@ -118,22 +124,21 @@ def _share_pools(edges: Sequence[model_search.MixedOp]) -> None:
         nonlocal given, pooled, left
         if x is not given:
             given, pooled, left = x, compute(x), len(edges)
+            if others and first.training:  # BatchNorm's running statistics, which the other edges would compute, too
+                own = _statistics(first)
+                torch._foreach_copy_([buffer for edge in others for buffer in _statistics(edge)], own * len(others))
         outputs = pooled
         left -= 1
         if not left:
             given, pooled = None, []
         return outputs
 
-    compute = first.pool
     for edge in edges:
-        edge.pool = pool  # type: ignore[method-assign]
+        edge.pool = pool
 
 
-def recompute(network: nn.Module) -> None:
-    """Makes the cells of `network` store only their inputs, and recompute their activations in the backward pass."""
-    for cell in network.modules():
-        if isinstance(cell, CELLS):
-            cell.forward = _recomputed(cell)  # type: ignore[method-assign]
+def _statistics(edge: model_search.MixedOp) -> list[Tensor]:
+    return [buffer for op in edge._ops if model_search.is_pooling(op) for buffer in op.buffers()]
 
 
 def compile_where_worth(
@@ -157,8 +162,8 @@ def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.
     """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code."""
     for region in _outermost(network, regions):
         # The poolings of a `MixedOp` are computed apart, because several edges may share them.
-        name = "mix" if type(region) is model_search.MixedOp else "forward"
-        setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))
+        for name in ("pool", "mix") if type(region) is model_search.MixedOp else ("forward",):
+            setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))
 
 
 def _no_compiler(device: torch.device) -> str:
@@ -186,7 +191,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 @functools.cache
-def _compiled(kind: type[nn.Module], name: str, batch_size: int) -> Callable[..., Tensor]:
+def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
     """The method `name` of `kind`, compiled. All modules of this type share it; it compiles once for each of their shapes and modes."""
     # The default of 8 is too low: regions have about 6 shapes, each in training and evaluation, with and without gradients.
     torch._dynamo.config.recompile_limit = 256
@@ -196,7 +201,7 @@ def _compiled(kind: type[nn.Module], name: str, batch_size: int) -> Callable[...
     eager = getattr(kind, name)
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
 
-    def forward(self: nn.Module, x: Tensor, *others: Any) -> Tensor:
+    def forward(self: nn.Module, x: Tensor, *others: Any) -> Any:
         nonlocal compiled
         if x.size(0) != batch_size:
             return eager(self, x, *others)

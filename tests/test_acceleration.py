@@ -111,7 +111,7 @@ def test_compiled_regions_are_equal_to_the_network(double, monkeypatch):
 def test_the_compilers_cache_tells_processors_apart(monkeypatch, capability, bits):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with torch._inductor.config.patch({"cpp.simdlen": None}):
-        acceleration._compiled.__wrapped__(model_search.MixedOp, 4)
+        acceleration._compiled.__wrapped__(model_search.MixedOp, "mix", 4)
         assert torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits  # which the cache's keys are made from
 
 
@@ -171,6 +171,31 @@ def arguments(**given):
     return Namespace(**{"channels": 3, "batch_size": 4, "amp": False, "compile": "auto", "recompute": False, "sync_bn": False} | given)
 
 
+def test_edges_from_one_node_share_their_pools(double, monkeypatch):
+    monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3"])
+    pools = []
+    for name in ("max_pool2d", "avg_pool2d"):
+        original = getattr(F, name)
+        monkeypatch.setattr(F, name, lambda *given, original=original, **named: pools.append(1) or original(*given, **named))
+    plain, shared = supernet(), supernet()
+    acceleration.share_pools(shared)
+    counts = []
+    for network in (plain, shared):
+        pools.clear()
+        network(batch(4)[0])
+        counts.append(len(pools))
+    edges, nodes = 2 + 3, 3  # of each of the three cells; no edge leaves the last node
+    assert counts == [2 * edges * 3, 2 * nodes * 3]
+    for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
+        equal(learn(shared, unrolled, hvp), learn(plain, unrolled, hvp))
+    assert shared.state_dict().keys() == plain.state_dict().keys()
+    recomputed = supernet()
+    acceleration.recompute(recomputed)
+    acceleration.share_pools(recomputed)
+    recomputed.load_state_dict(shared.state_dict())
+    equal(learn(recomputed, True, HVP[0]), learn(plain, True, HVP[0]))
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "says"),
     [
@@ -184,6 +209,13 @@ def test_what_is_not_compiled_says_why(given, steps, says, monkeypatch):
     network = supernet()
     assert says in acceleration.accelerate(network, arguments(**given), 8, steps, CPU)
     assert not any("forward" in vars(module) for module in network.modules())
+
+
+def test_training_on_a_cpu_is_not_compiled():
+    import genotypes
+
+    says = acceleration.accelerate(NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2), arguments(), 8, 10**9, CPU)
+    assert "only searches with mixed operations" in says
 
 
 @in_a_child
