@@ -163,7 +163,7 @@ def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.
     for region in _outermost(network, regions):
         # The poolings of a `MixedOp` are computed apart, because several edges may share them.
         for name in ("pool", "mix") if type(region) is model_search.MixedOp else ("forward",):
-            setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))
+            setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))  # type: ignore[arg-type]
 
 
 def _no_compiler(device: torch.device) -> str:
