@@ -208,7 +208,8 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
         try:
             return compiled(self, x, *others)
         except torch._dynamo.exc.TorchDynamoException as error:
-            errors.warn(f"cannot compile {kind.__name__}.{name}; it runs without compiled code ({errors.shorten(' '.join(str(error).split()))})")
+            reason = errors.shorten(" ".join(str(error).split()))
+            errors.warn(f"cannot compile {kind.__name__}.{name}; it runs without compiled code ({reason})")
             compiled = eager
             return compiled(self, x, *others)
 
