@@ -93,7 +93,7 @@ PRESETS = {
     "small": Protocol(
         methods=("first", "second", "exact", "random_search", "random", "DARTS_V2"), seeds=4, trainings=6,
         common={"dataset": "folder", "image_size": 16, "workers": 0},
-        search={"init_channels": 4, "layers": 4, "epochs": 10, "batch_size": 32, "learning_rate": 0.025, "arch_learning_rate": 3e-3},
+        search={"init_channels": 4, "layers": 4, "epochs": 10, "batch_size": 64, "learning_rate": 0.05, "arch_learning_rate": 6e-3},
         select={"init_channels": 6, "layers": 5, "epochs": 8, "batch_size": 64, "valid_portion": 0.2, "learning_rate": 0.05},
         train={"init_channels": 6, "layers": 5, "epochs": 20, "batch_size": 64, "learning_rate": 0.05},
         images_per_class=(200, 100),
