@@ -34,7 +34,7 @@ class MixedOp(nn.Module):
         return self.mix(x, self.pool(x), weights)
 
     def pool(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the poolings. They have no parameters, so all edges from one node can share them (speed/acceleration.py)."""
+        """The outputs of the poolings. They have no parameters, so all edges from one node can share them (speed/pooling.py)."""
         return [op(x) for op in self._ops if is_pooling(op)]
 
     def mix(self, x: Tensor, pooled: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from architect import Architect
 from experiment import cli, errors
 from model import NetworkCIFAR
 from speed import acceleration, capture
+from speed.pooling import share_pools
 
 KINDS = ("first order", "second order", "training")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -181,7 +182,7 @@ def make(kind: str, args: argparse.Namespace, *, captured: bool, compiled: bool 
     acceleration.set_memory_format(model, device, amp)
     if compiled:
         acceleration.compile_regions(model, batch_size)
-    acceleration.share_pools(model)
+    share_pools(model)
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     optimizer = utils.optimizer(torch.optim.SGD, weights, lr=rate, momentum=momentum, weight_decay=decay)
     if kind == "training":

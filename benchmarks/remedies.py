@@ -46,6 +46,8 @@ from architect import HVP
 from nas.remedies import options
 from nas.remedies.recipes import NONE
 from speed import acceleration
+from speed.pooling import share_pools
+from speed.recomputation import recompute
 
 METHODS: dict[str, dict[str, Any]] = {
     "darts": {},
@@ -113,8 +115,8 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
     if args.compile == "yes":
         acceleration.compile_regions(network, batch_size)
     if args.recompute:
-        acceleration.recompute(network)
-    acceleration.share_pools(network)
+        recompute(network)
+    share_pools(network)
     optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = [torch.randn(batch_size, 3, args.image_size, args.image_size, device=device) for _ in range(2)]
     classes = [torch.randint(0, 10, (batch_size,), device=device) for _ in range(2)]

@@ -29,6 +29,7 @@ from torch import Tensor
 
 import model_search
 from speed import acceleration
+from speed.pooling import share_pools
 
 WAYS = ("plain", "eager", "default")
 
@@ -60,7 +61,7 @@ def main() -> None:
         if way == "default":
             acceleration.compile_regions(network, args.batch_size)
         if way != "plain":
-            acceleration.share_pools(network)
+            share_pools(network)
     errors: dict[str, list[list[float]]] = {way: [] for way in args.ways}
     for _ in range(args.batches):
         images = torch.rand(args.batch_size, 3, args.image_size, args.image_size)  # not centred, as a BatchNorm's input in general

@@ -40,6 +40,8 @@ import turns
 import model_search
 from architect import HVP, Architect
 from speed import acceleration
+from speed.pooling import share_pools
+from speed.recomputation import recompute
 
 WAYS = ("plain", "eager", "default", "recompute")
 
@@ -85,9 +87,9 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     if way in ("default", "recompute"):
         acceleration.compile_regions(network, batch_size)
     if way == "recompute":
-        acceleration.recompute(network)
+        recompute(network)
     if way != "plain":
-        acceleration.share_pools(network)
+        share_pools(network)
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
     hvp = HVP[0] if way == "plain" else args.hvp

@@ -32,6 +32,7 @@ import genotypes
 import utils
 from model import NetworkCIFAR, NetworkImageNet
 from speed import acceleration
+from speed.recomputation import recompute
 
 WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
 
@@ -71,7 +72,7 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     if way in ("default", "recompute", "bfloat16"):
         acceleration.compile_regions(network, args.batch_size)
     if way == "recompute":
-        acceleration.recompute(network)
+        recompute(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     targets = torch.randint(0, classes, (args.batch_size,), device=args.device)

@@ -1,4 +1,4 @@
-"""Makes networks faster from outside: memory format, compiled regions, recomputation.
+"""Makes networks faster from outside: memory format, compiled regions; pooling.py and recomputation.py do the rest.
 
 The networks (model_search.py, model.py, nas/) define what is computed, not how. `accelerate` changes neither their parameters nor the keys
 of their `state_dict()`, so a run can be resumed with or without it.
@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch._inductor.config  # a submodule that torch does not import by itself
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
-import model
 import model_search
 import operations
 import utils
 from experiment import distributed, errors
 from speed.convolutions import use_fast_gradients
+from speed.pooling import share_pools
+from speed.recomputation import recompute
 
 REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce)
-CELLS = (model_search.Cell, model.Cell)
 
 # `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training batch. On two CPU
 # cores, compiling the search network took one to three minutes and saved a third of each step; eager steps did 2e9 multiply-adds a
@@ -95,50 +92,6 @@ def _corrupts_memory(module: nn.Module) -> bool:
         and module.groups == 1
         and module.in_channels < 16
     )
-
-
-def recompute(network: nn.Module) -> None:
-    """Makes the cells of `network` store only their inputs, and recompute their activations in the backward pass."""
-    for cell in network.modules():
-        if isinstance(cell, CELLS):
-            cell.forward = _recomputed(cell)  # type: ignore[method-assign]
-
-
-def share_pools(network: nn.Module) -> None:
-    """Makes the edges of a search cell that leave the same node pool once, instead of once per edge. Comes after `compile_regions`."""
-    for cell in network.modules():
-        if isinstance(cell, model_search.Cell) and all(type(edge) is model_search.MixedOp for edge in cell._ops):
-            sources = [source for step in range(cell._steps) for source in range(2 + step)]
-            for source in range(cell._steps + 1):
-                _share_pools([edge for edge, start in zip(cell._ops, sources, strict=True) if start == source])
-
-
-def _share_pools(edges: Sequence[Any]) -> None:
-    first, *others = edges
-    compute = first.pool
-    given: Tensor | None = None
-    pooled: list[Tensor] = []
-    left = 0  # edges that have not asked yet
-
-    def pool(x: Tensor) -> list[Tensor]:
-        nonlocal given, pooled, left
-        if x is not given:
-            given, pooled, left = x, compute(x), len(edges)
-            if others and first.training:  # BatchNorm's running statistics, which the other edges would compute, too
-                own = _statistics(first)
-                torch._foreach_copy_([buffer for edge in others for buffer in _statistics(edge)], own * len(others))
-        outputs = pooled
-        left -= 1
-        if not left:
-            given, pooled = None, []
-        return outputs
-
-    for edge in edges:
-        edge.pool = pool
-
-
-def _statistics(edge: model_search.MixedOp) -> list[Tensor]:
-    return [buffer for op in edge._ops if model_search.is_pooling(op) for buffer in op.buffers()]
 
 
 def compile_where_worth(
@@ -214,30 +167,3 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
             return compiled(self, x, *others)
 
     return forward
-
-
-def _recomputed(cell: nn.Module) -> Callable[..., Tensor]:
-    """The cell's `forward` with gradient checkpointing: it stores only its inputs (Chen et al. 2016, 1604.06174)."""
-    forward, inside = cell.forward, False
-
-    def recomputed(*inputs: Any) -> Tensor:
-        # `checkpoint` does not support forward-mode derivatives (`--hvp exact`): that pass stores its activations.
-        if inside or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return forward(*inputs)
-        # Those of this pass: under `functional_call` they differ from the cell's own, which the backward pass would use.
-        parameters, buffers = dict(cell.named_parameters()), dict(cell.named_buffers())
-        passes = itertools.count()
-
-        def run(*inputs: Any) -> Tensor:
-            nonlocal inside
-            # The second pass uses copies of the buffers, so that running statistics are updated once.
-            own = buffers if next(passes) == 0 else {name: buffer.clone() for name, buffer in buffers.items()}
-            inside = True
-            try:
-                return functional_call(cell, parameters | own, inputs)
-            finally:
-                inside = False
-
-        return checkpoint(run, *inputs, use_reentrant=False)
-
-    return recomputed

@@ -17,6 +17,8 @@ import operations
 from architect import HVP, Architect
 from model import NetworkCIFAR
 from speed import acceleration
+from speed.pooling import share_pools
+from speed.recomputation import recompute
 
 CPU = torch.device("cpu")
 
@@ -119,7 +121,7 @@ def test_the_compilers_cache_tells_processors_apart(monkeypatch, capability, bit
 @pytest.mark.parametrize("hvp", HVP)
 def test_recomputed_cells_are_equal_to_the_network(double, unrolled, hvp):
     recomputed = supernet()
-    acceleration.recompute(recomputed)
+    recompute(recomputed)
     equal(learn(recomputed, unrolled, hvp), learn(supernet(), unrolled, hvp))
 
 
@@ -134,7 +136,7 @@ def test_recomputed_cells_keep_little(double):
 
     network = supernet()
     plain = kept(network)
-    acceleration.recompute(network)
+    recompute(network)
     assert kept(network) < plain / 4
 
 
@@ -142,12 +144,12 @@ def test_drop_path_is_recomputed_with_the_same_mask(double):
     import genotypes
 
     gradients = []
-    for recompute in (False, True):
+    for recomputing in (False, True):
         torch.manual_seed(0)
         network = NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
         network.drop_path_prob = 0.5
-        if recompute:
-            acceleration.recompute(network)
+        if recomputing:
+            recompute(network)
         x, y = batch(4)
         F.cross_entropy(network(x)[0], y).backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
@@ -178,7 +180,7 @@ def test_edges_from_one_node_share_their_pools(double, monkeypatch):
         original = getattr(F, name)
         monkeypatch.setattr(F, name, lambda *given, original=original, **named: pools.append(1) or original(*given, **named))
     plain, shared = supernet(), supernet()
-    acceleration.share_pools(shared)
+    share_pools(shared)
     counts = []
     for network in (plain, shared):
         pools.clear()
@@ -190,8 +192,8 @@ def test_edges_from_one_node_share_their_pools(double, monkeypatch):
         equal(learn(shared, unrolled, hvp), learn(plain, unrolled, hvp))
     assert shared.state_dict().keys() == plain.state_dict().keys()
     recomputed = supernet()
-    acceleration.recompute(recomputed)
-    acceleration.share_pools(recomputed)
+    recompute(recomputed)
+    share_pools(recomputed)
     recomputed.load_state_dict(shared.state_dict())
     equal(learn(recomputed, True, HVP[0]), learn(plain, True, HVP[0]))
 
