@@ -20,8 +20,10 @@ import http.client
 import io
 import json
 import math
+import multiprocessing
 import os
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -820,8 +822,24 @@ def _stream(files: FileImages | _Complaints, workers: int) -> Iterator[Any]:
             num_workers=workers,
             generator=torch.Generator(),
             multiprocessing_context=_start_method(workers),
+            worker_init_fn=_end_with_parent,
         )
     )
+
+
+def _end_with_parent(worker: int) -> None:
+    """Makes a worker end when its run is killed.
+
+    PyTorch lets workers watch the process that started them. That is the forkserver, which in turn waits for its workers.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _start_method(workers: int) -> str | None:
@@ -1034,6 +1052,7 @@ class Batches:
                 persistent_workers=workers > 0,
                 pin_memory=self._device.type == "cuda",
                 multiprocessing_context=_start_method(workers),
+                worker_init_fn=_end_with_parent,
                 generator=torch.Generator(),  # with torch's generator, a resumed run would differ from an uninterrupted one
             )
 

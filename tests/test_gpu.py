@@ -1,8 +1,13 @@
 """What is made ready for a GPU, as far as a CPU shows it."""
 
+import os
+import subprocess
+import sys
+import time
 from argparse import Namespace
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -237,6 +242,34 @@ def test_workers_of_a_forkserver_give_the_same_batches(monkeypatch, images):
         found.append(list(loader))
     for (x, y), (x2, y2) in zip(*found, strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)  # noqa: PT018
+
+
+KILLED = """
+import sys
+import data
+if __name__ == "__main__":
+    data._start_method = lambda workers: "forkserver" if workers else None
+    files = data.load("folder", sys.argv[1], 8, workers=0)
+    files = data.replace(files, train=data.FileImages(data._walk(data.Path(sys.argv[1]), "train")[1], 8))
+    loader = data.train_batches(files, batch_size=2, cutout_length=0, seed=0, workers=1, device="cpu")
+    batches = iter(loader)
+    next(batches)
+    print(loader._loader._iterator._workers[0].pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_workers_of_a_forkserver_end_with_a_killed_run(images, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "killed.py"), str(images)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    end = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < end, "the worker lives on"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("device", "least", "most"), [("cpu", 0, 60), ("cuda", 300, 3600)])
