@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -176,19 +177,21 @@ def main() -> None:
     images = real_images(net, args.run, args.images)
     name, export = FORMATS[args.format]
     path = Path(args.output or Path(args.run) / name)
-    runner, run = export(net, path)
+    with tempfile.TemporaryDirectory() as folder:  # until it is compared, so that a wrong file does not replace a good one
+        temporary = Path(folder) / path.name
+        runner, run = export(net, temporary)
+        difference = 0.0 if run is None else compare(net, run, images)
+        if not difference <= TOLERANCE:
+            raise UserError(f"{path} was not written: it would compute something else than the run ({difference:.1e}); please report it")
+        _write(path, temporary.read_bytes())
     print(f"wrote {printable(str(path))}: {path.stat().st_size / 1e6:.2f} MB, {len(net.classes)} classes")
     parameters = sum(parameter.numel() for parameter in net.model.parameters()) / 1e6
-    print(
-        f"{parameters:.3f} million parameters, {utils.count_multiply_adds(net.model, net.image_size):.1f} million multiply-adds per image"
-    )
+    multiply_adds = utils.count_multiply_adds(net.model, net.image_size, net.description.channels)
+    print(f"{parameters:.3f} million parameters, {multiply_adds:.1f} million multiply-adds per image")
     if run is None:
         print(f"not compared with PyTorch, and not timed: {runner} is missing (pip install -r requirements-export.txt)")
         return
-    difference = compare(net, run, images)
     print(f"probabilities differ by at most {difference:.1e} from PyTorch's on {len(images)} images ({runner})")
-    if not difference <= TOLERANCE:
-        raise UserError(f"{path} computes something else than the run: {difference:.1e} is more than {TOLERANCE}; please report it")
     one, many = (latency(run, _some(net, batch)) for batch in (1, 32))
     print(f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({runner}, CPU, {torch.get_num_threads()} threads)")
 

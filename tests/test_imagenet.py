@@ -14,7 +14,7 @@ import pytest
 import scripts
 import torch
 import torchvision
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 from torchvision import transforms
 
@@ -276,6 +276,16 @@ def test_training_crops_flips_and_distorts_as_torchvision(wide):
                 torch.manual_seed(int(seed))
                 torch.testing.assert_close(found, reference(image.convert("RGB")), atol=1e-6, rtol=1e-5)
     assert torch.equal(random, torch.get_rng_state())
+
+
+def test_training_crops_are_of_the_upright_photograph(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    levels = np.arange(0, 240, 10, dtype=np.uint8)[:, None, None].repeat(24, 1).repeat(3, 2)  # turned: darker from left to right
+    Image.fromarray(levels).save(tmp_path / "phone.png", exif=exif)
+    crops = data.CroppedImages(data.FileImages([(tmp_path / "phone.png", 0)], 8), False, (0, 0, 0, 0))
+    x, _ = crops.__getitems__(data.Share(np.array([0]), (1,), 1, slice(0, 1)))
+    assert x.float().std(2).max() < 1 < x.float().std(3).min()  # varies along the width only
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,9 @@ def test_watching_changes_nothing(searched, images, tmp_path):
         for key in (*monitor.MEASURED, "eigenvalue"):
             left.pop(key, None), right.pop(key, None)
         assert left == right
+    lines = (plain / "log.txt").read_text()
+    assert re.search(r"train 000 loss .* \| \S+ s/step, .* left$", lines, re.MULTILINE)
+    assert re.search(r"param size = \d+\.\d+ million", lines)
     kept = [line for line in log_lines(watched)[1:] if not line.startswith("eigenvalue")]
     assert [line.replace(str(watched), str(plain)) for line in kept] == log_lines(plain)[1:]
 

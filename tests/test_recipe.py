@@ -43,6 +43,8 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
         meters = evaluate(model, batches, criterion, report)
         seen.append(sum(len(y) for _, y in batches))
         stems.append(model.stem[0].weight.detach().clone())
+        if len(seen) > 1:  # the description of best.pt while the run goes on
+            assert "held-out training images" in Path("run/network.json").read_text()
         if seen[-1] == 8 and len(seen) < 5:  # the held-out images
             meters.top1.sum, meters.top1.count = next(measured), 1
         return meters

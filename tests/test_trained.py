@@ -199,6 +199,7 @@ def test_from_python(run, photos):
     paths = sorted((photos / "test").rglob("*.png"))
     with Image.open(paths[0]) as image:
         x = net.preprocess(image)
+        assert net.predict([image]) == net.predict([paths[0]])
     assert (x.shape, x.dtype) == ((3, 16, 16), torch.float32)
     logits = net.model(torch.stack([x, x]))
     assert logits.shape == (2, 3)
@@ -219,6 +220,8 @@ def test_predictions_are_what_was_measured(run, photos):
     samples = data._walk(photos, "test")[1]
     paths = [samples[index][0] for index in data._interleave(np.array([label for _, label in samples]))]
     assert torch.equal(torch.stack([net.read(path) for path in paths]), batch)
+    alone = data.load_test("folder", str(photos), CLASSES, 16, images.mean, images.std, workers=0)
+    assert torch.equal(alone.test.labels, images.test.labels)  # not sorted, for test.py's running accuracy
     right = [net.predict([path], top=1)[0][0][0] == Path(path).parent.name for path in paths]
     assert 100 * sum(right) / len(right) == pytest.approx(recorded(run))
 
@@ -458,9 +461,12 @@ def test_torch_export(script, run, photos):
     status, out, err = script("export", "run", "--format", "torch")
     assert (status, err) == (0, "")
     assert said_of(out) < 1e-5
+    weights = NetworkCIFAR(2, 3, 3, False, genotypes.DARTS_V2).parameters()
+    assert f"\n{sum(weight.numel() for weight in weights) / 1e6:.3f} million parameters" in out
     extra = dict.fromkeys(["classes", "preprocessing"], "")
     program = torch.export.load(run / "network.pt2", extra_files=extra).module()
     assert tuple(json.loads(extra["classes"])) == CLASSES
+    assert "the centre square, resized to image_size" in extra["preprocessing"]
     net = predict.load(run)
     x = torch.stack([net.read(path) for path in sorted((photos / "test").rglob("*.png"))])
     for batch in (1, 2, 15):
@@ -521,6 +527,23 @@ def test_without_onnxruntime_the_file_is_written_and_it_is_said(script, run, mis
     assert (run / "network.onnx").exists()
 
 
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_a_network_of_one_channel(script, run, photos, format):
+    if format == "safetensors":
+        pytest.importorskip("safetensors")
+    torch.save(NetworkCIFAR(2, 3, 3, True, genotypes.DARTS_V2, in_channels=1).state_dict(), run / "weights.pt")
+    change(run, channels=1, mean=[0.5], std=[0.25])
+    image = str(next((photos / "test").rglob("*.png")))
+    status, out, err = script("export", "run", "--format", format, "--images", image)
+    assert (status, err) == (0, "")
+    assert "from PyTorch's on 1 images" in out
+    status, out, err = script("predict", "run", image, "--gpu", "-1")
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    status, out, err = script("test", "run", "--gpu", "-1")
+    assert (status, err) == (0, "")
+    assert re.search(r"^test_acc ", out, re.MULTILINE)
+
+
 def test_an_export_that_computes_something_else_is_an_error(script, run, monkeypatch):
     def wrong(net, path):
         path.write_bytes(b"")
@@ -530,8 +553,10 @@ def test_an_export_that_computes_something_else_is_an_error(script, run, monkeyp
     monkeypatch.setitem(export.FORMATS, "torch", ("x", wrong))
     monkeypatch.setattr(sys, "argv", ["export.py", str(run), "--format", "torch"])
     monkeypatch.setattr(module, "FORMATS", export.FORMATS)
-    with pytest.raises(UserError, match="computes something else than the run"):
+    (run / "x").write_bytes(b"a good one")
+    with pytest.raises(UserError, match="would compute something else than the run"):
         module.main()
+    assert (run / "x").read_bytes() == b"a good one"
 
 
 def test_an_export_where_the_images_have_gone(script, run, photos, monkeypatch):
