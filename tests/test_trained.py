@@ -302,6 +302,10 @@ def test_each_file_that_cannot_be_read_is_named_and_the_others_are_predicted(scr
     *lines, last = err.splitlines()
     assert [re.search(r"the image (\S+):", line)[1] for line in lines] == bad
     assert "pixel.png: it has 1 x 1 pixels, which show nothing" in lines[1]
+    for alone in bad:
+        status, out, err = script("predict", "run", alone, "--gpu", "-1")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert alone in err
     assert last == "predict.py: error: 5 of 6 images could not be read: see above"
 
 
