@@ -17,31 +17,36 @@ def share_pools(network: nn.Module) -> None:
         if isinstance(cell, model_search.Cell) and all(type(edge) is model_search.MixedOp for edge in cell._ops):
             sources = [source for step in range(cell._steps) for source in range(2 + step)]
             for source in range(cell._steps + 1):
-                _share_pools([edge for edge, start in zip(cell._ops, sources, strict=True) if start == source])
+                edges: list[Any] = [edge for edge, start in zip(cell._ops, sources, strict=True) if start == source]
+                shared = _SharedPool(edges)
+                for edge in edges:
+                    edge.pool = shared
 
 
-def _share_pools(edges: Sequence[Any]) -> None:
-    first, *others = edges
-    compute = first.pool
-    given: Tensor | None = None
-    pooled: list[Tensor] = []
-    left = 0  # edges that have not asked yet
+class _SharedPool:
+    """`MixedOp.pool` of edges from one node: the first edge that asks computes it for all. A class, so that networks can be copied."""
 
-    def pool(x: Tensor) -> list[Tensor]:
-        nonlocal given, pooled, left
-        if x is not given:
-            given, pooled, left = x, compute(x), len(edges)
+    def __init__(self, edges: Sequence[Any]) -> None:
+        self.edges = edges
+        self.compute = edges[0].pool
+        self._clear()
+
+    def _clear(self) -> None:
+        self.given: Tensor | None = None
+        self.pooled: list[Tensor] = []
+        self.left = 0  # edges that have not asked yet
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        if x is not self.given:
+            self.given, self.pooled, self.left = x, self.compute(x), len(self.edges)
+            first, *others = self.edges
             if others and first.training:  # BatchNorm's running statistics, which the other edges would compute, too
-                own = _statistics(first)
-                torch._foreach_copy_([buffer for edge in others for buffer in _statistics(edge)], own * len(others))
-        outputs = pooled
-        left -= 1
-        if not left:
-            given, pooled = None, []
+                torch._foreach_copy_([buffer for edge in others for buffer in _statistics(edge)], _statistics(first) * len(others))
+        outputs = self.pooled
+        self.left -= 1
+        if not self.left:
+            self._clear()
         return outputs
-
-    for edge in edges:
-        edge.pool = pool
 
 
 def _statistics(edge: model_search.MixedOp) -> list[Tensor]:

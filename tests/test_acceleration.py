@@ -1,5 +1,6 @@
 """What acceleration.py does to a network from outside leaves what it computes, and what is saved of it, as it was."""
 
+import copy
 import functools
 import os
 import subprocess
@@ -191,6 +192,9 @@ def test_edges_from_one_node_share_their_pools(double, monkeypatch):
     for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
         equal(learn(shared, unrolled, hvp), learn(plain, unrolled, hvp))
     assert shared.state_dict().keys() == plain.state_dict().keys()
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    equal(learn(copy.deepcopy(shared), False), learn(copy.deepcopy(plain), False))
+    equal(shared.state_dict(), before, 0)  # the copy pooled on its own
     recomputed = supernet()
     recompute(recomputed)
     share_pools(recomputed)
