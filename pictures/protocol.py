@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -72,23 +71,13 @@ def scatter(results: Results) -> Figure | None:
 
 
 def cells(method: Results) -> bytes | None:
-    """The architecture that the method has selected, with its cells side by side, as a PNG; None if there is none."""
+    """The architecture that the method has selected, with its cells below each other, as a PNG; None if there is none."""
     found = {search["seed"]: search["genotype"] for search in method["searches"]}
     content = found.get(method["selected"])
     if content is None:
         return None
-    from PIL import Image
-
     graphs = drawing.graphs(Architecture.of(content), f"{method['title']}, seed {method['selected']}").values()
-    pictures = [Image.open(io.BytesIO(drawing.render(graph, "png", dpi=90))).convert("RGB") for graph in graphs]
-    page = Image.new("RGB", (sum(picture.width + 20 for picture in pictures), max(picture.height for picture in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        page.paste(picture, (left, (page.height - picture.height) // 2))
-        left += picture.width + 20
-    stream = io.BytesIO()
-    page.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return drawing.joined([drawing.render(graph, "png", dpi=90) for graph in graphs])
 
 
 def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> bytes:

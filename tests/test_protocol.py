@@ -1,5 +1,6 @@
 """The protocol: what runs when, what is selected, what the numbers are; and that a kill at any moment changes none of them."""
 
+import io
 import json
 import math
 import os
@@ -20,8 +21,10 @@ from numpy.random import default_rng
 from PIL import Image
 from scipy import stats
 
+import genotypes
 from experiment.errors import UserError
 from nas import registry
+from nas.architecture import Architecture
 from nas.remedies import options
 from protocol import results, workers
 from protocol.plan import METHODS, PRESETS, Job, Plan, configured, run_of
@@ -409,3 +412,12 @@ def test_tables_show_text_as_it_is():
     found = {"methods": {"a": method}, "comparisons": [], "failed": []}
     assert r"a_b & 50% \| x | 90.50 ± 0.71 | ± 6.35 | 2 | 1.000 | - | - |" in results.markdown(found).decode()
     assert r"a\_b \& 50\% | x & 90.50 $\pm$ 0.71" in results.tex(found).decode()
+
+
+def test_the_selected_cells_fit_on_the_page():
+    from pictures import protocol as page
+
+    content = Architecture(genotypes.DARTS_V2).json
+    method = {"title": "DARTS, second order", "searches": [{"seed": 0, "genotype": content}], "selected": 0}
+    with Image.open(io.BytesIO(page.cells(method))) as picture:
+        assert 0.75 * picture.width < 1100  # the page's scale, on a screen of 1200 pixels
