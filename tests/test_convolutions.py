@@ -60,7 +60,7 @@ sys.path.insert(0, sys.argv[1])
 import operations
 from speed import convolutions
 torch.set_num_threads(2)
-for C, B, size in itertools.product((2, 3, 4, 8, 12), (2, 3, 29), (8, 14, 32)):
+for C, B, size in itertools.product((2, 3, 4, 8, 12), (2, 3, 13, 29), (8, 14, 16, 32)):
     x = torch.randn(B, C, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
     for name, stride in itertools.product(operations.OPS, (1, 2)):
         if C % 2 == 0 or name != "skip_connect":
