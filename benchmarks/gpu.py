@@ -44,7 +44,6 @@ from architect import Architect
 from experiment import cli, errors
 from model import NetworkCIFAR
 from speed import acceleration, capture
-from speed.pooling import share_pools
 
 KINDS = ("first order", "second order", "training")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -179,10 +178,7 @@ def make(kind: str, args: argparse.Namespace, *, captured: bool, compiled: bool 
         model = model_search.Network(channels, 10, layers, criterion).to(device)
         weights = model.weight_parameters()
     model.train()
-    acceleration.set_memory_format(model, device, amp)
-    if compiled:
-        acceleration.compile_regions(model, batch_size)
-    share_pools(model)
+    acceleration.apply(model, device, amp, batch_size if compiled else None)
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     optimizer = utils.optimizer(torch.optim.SGD, weights, lr=rate, momentum=momentum, weight_decay=decay)
     if kind == "training":

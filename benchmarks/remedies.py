@@ -46,8 +46,6 @@ from architect import HVP
 from nas.remedies import options
 from nas.remedies.recipes import NONE
 from speed import acceleration
-from speed.pooling import share_pools
-from speed.recomputation import recompute
 
 METHODS: dict[str, dict[str, Any]] = {
     "darts": {},
@@ -111,12 +109,7 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
     network, strategy = options.build(settings, 10, criterion)
     architect = strategy(network.to(device), settings)
     architect.begin_epoch(0)
-    acceleration.set_memory_format(network, device)
-    if args.compile == "yes":
-        acceleration.compile_regions(network, batch_size)
-    if args.recompute:
-        recompute(network)
-    share_pools(network)
+    acceleration.apply(network, device, False, batch_size if args.compile == "yes" else None, args.recompute)
     optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = [torch.randn(batch_size, 3, args.image_size, args.image_size, device=device) for _ in range(2)]
     classes = [torch.randint(0, 10, (batch_size,), device=device) for _ in range(2)]

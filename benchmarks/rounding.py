@@ -29,7 +29,6 @@ from torch import Tensor
 
 import model_search
 from speed import acceleration
-from speed.pooling import share_pools
 
 WAYS = ("plain", "eager", "default")
 
@@ -57,11 +56,7 @@ def main() -> None:
     networks = {way: copy.deepcopy(reference) for way in args.ways}
     for way, network in networks.items():
         if way != "plain":
-            acceleration.set_memory_format(network, device)
-        if way == "default":
-            acceleration.compile_regions(network, args.batch_size)
-        if way != "plain":
-            share_pools(network)
+            acceleration.apply(network, device, False, args.batch_size if way == "default" else None)
     errors: dict[str, list[list[float]]] = {way: [] for way in args.ways}
     for _ in range(args.batches):
         images = torch.rand(args.batch_size, 3, args.image_size, args.image_size)  # not centred, as a BatchNorm's input in general

@@ -40,8 +40,6 @@ import turns
 import model_search
 from architect import HVP, Architect
 from speed import acceleration
-from speed.pooling import share_pools
-from speed.recomputation import recompute
 
 WAYS = ("plain", "eager", "default", "recompute")
 
@@ -83,13 +81,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     device = torch.device(args.device)
     network = model_search.Network(args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(device)
     if way != "plain":
-        acceleration.set_memory_format(network, device)
-    if way in ("default", "recompute"):
-        acceleration.compile_regions(network, batch_size)
-    if way == "recompute":
-        recompute(network)
-    if way != "plain":
-        share_pools(network)
+        acceleration.apply(network, device, False, batch_size if way in ("default", "recompute") else None, way == "recompute")
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
     hvp = HVP[0] if way == "plain" else args.hvp

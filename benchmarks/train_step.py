@@ -32,7 +32,6 @@ import genotypes
 import utils
 from model import NetworkCIFAR, NetworkImageNet
 from speed import acceleration
-from speed.recomputation import recompute
 
 WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
 
@@ -68,11 +67,8 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     network = build(args.init_channels, classes, args.layers, True, genotypes.KNOWN[args.arch]).to(args.device)
     network.drop_path_prob = 0.1 if args.network == "cifar" else 0.0
     if way != "plain":
-        acceleration.set_memory_format(network, torch.device(args.device), amp=way == "bfloat16")
-    if way in ("default", "recompute", "bfloat16"):
-        acceleration.compile_regions(network, args.batch_size)
-    if way == "recompute":
-        recompute(network)
+        compiled = way in ("default", "recompute", "bfloat16")
+        acceleration.apply(network, torch.device(args.device), way == "bfloat16", args.batch_size if compiled else None, way == "recompute")
     optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     targets = torch.randint(0, classes, (args.batch_size,), device=args.device)

@@ -53,19 +53,34 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     """
     if args.sync_bn:
         distributed.convert(network)
-    set_memory_format(network, device, args.amp)
     work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
-    if args.recompute:
-        recompute(network)
-    batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
     if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
-        line = "not compiled: --sync_bn communicates within the network"
+        reason = "--sync_bn communicates within the network"
     elif args.compile == "auto" and device.type == "cpu" and not any(isinstance(part, model_search.MixedOp) for part in network.modules()):
-        line = "not compiled: on a CPU, that makes only searches with mixed operations faster (--compile yes compiles anyway)"
+        reason = "on a CPU, that makes only searches with mixed operations faster (--compile yes compiles anyway)"
     else:
-        line = compile_where_worth(network, args.compile, work, batch_size, device)
+        reason = _why_not_compiled(args.compile, work, device)
+    batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
+    apply(network, device, args.amp, None if reason else batch_size, args.recompute)
+    return _line(reason)
+
+
+def apply(network: nn.Module, device: torch.device, amp: bool = False, compiled_for: int | None = None, recomputed: bool = False) -> None:
+    """What `accelerate` does to a network, without its decisions.
+
+    Args:
+        network: a network for images.
+        device: its device.
+        amp: whether it will run in autocast.
+        compiled_for: the batch size that its regions are compiled for; None: not compiled.
+        recomputed: whether its cells recompute their activations in the backward pass.
+    """
+    set_memory_format(network, device, amp)
+    if compiled_for is not None:
+        compile_regions(network, compiled_for)
+    if recomputed:
+        recompute(network)
     share_pools(network)
-    return line
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
@@ -101,14 +116,24 @@ def compile_where_worth(
 
     Returns a line for the log about what was done.
     """
+    reason = _why_not_compiled(choice, work, device)
+    if not reason:
+        compile_regions(network, batch_size, regions)
+    return _line(reason)
+
+
+def _why_not_compiled(choice: str, work: float, device: torch.device) -> str:
+    """The reason why a run should not be compiled; empty if it should."""
     if choice == "no":
-        return "not compiled: --compile no"
+        return "--compile no"
     if choice == "auto" and work < WORTH_COMPILING:
-        return f"not compiled: {work:.0e} multiply-adds are too few for compiling to pay off (--compile yes compiles anyway)"
-    if reason := _no_compiler(device):
-        return f"not compiled: no compiler works here ({reason})"
-    compile_regions(network, batch_size, regions)
-    return "compiled: the first steps take a minute or two longer"
+        return f"{work:.0e} multiply-adds are too few for compiling to pay off (--compile yes compiles anyway)"
+    reason = _no_compiler(device)
+    return reason and f"no compiler works here ({reason})"
+
+
+def _line(reason: str) -> str:
+    return f"not compiled: {reason}" if reason else "compiled: the first steps take a minute or two longer"
 
 
 def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.Module], ...] = REGIONS) -> None:
