@@ -23,6 +23,7 @@ import data
 import genotypes
 import utils
 from experiment.errors import UserError
+from experiment.progress import Countdown
 from experiment.weights import load_weights
 from nas import networks, registry, trained
 from nas.architecture import canonical
@@ -113,12 +114,13 @@ def main() -> None:
     acceleration.set_memory_format(model, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
-    meters = utils.evaluate(
-        model,
-        test_batches,
-        nn.CrossEntropyLoss(),
-        lambda step, meters: step % args.report_freq or print(f"test {step:03d} {meters}"),
-    )
+    countdown = Countdown(len(test_batches))
+
+    def report(step: int, meters: utils.Meters) -> None:
+        if step % args.report_freq == 0:
+            print(f"test {step:03d} {meters}{countdown(step + 1)}", flush=True)
+
+    meters = utils.evaluate(model, test_batches, nn.CrossEntropyLoss(), report)
     print(f"test_loss {meters.loss.avg:f}")
     print(f"test_acc {meters.top1.avg:f}")
     if images.num_classes > 5:

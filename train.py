@@ -226,7 +226,8 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         part = "valid" if args.valid_portion else "test"  # that every epoch is measured on
         progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        watch = monitor.Monitor(run, epochs, steps, limit or len(valid_batches))
+        evaluated = limit or len(valid_batches)
+        watch = monitor.Monitor(run, epochs, steps, evaluated)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = float(scheduler.get_last_lr()[0])
@@ -243,7 +244,8 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
             run.log("train_acc %f", meters.top1.avg)
 
             distributed.synchronize(model)
-            measured = utils.evaluate(model, islice(valid_batches, limit), F.cross_entropy, run.reporter("valid", args.report_freq))
+            report = run.reporter("valid", args.report_freq, evaluated)
+            measured = utils.evaluate(model, islice(valid_batches, limit), F.cross_entropy, report)
             run.log("valid_acc %f (%s)", measured.top1.avg, "held-out images" if args.valid_portion else "test set")
             top5 = images.num_classes > 5
             if top5:
@@ -268,7 +270,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
                 run.write_weights(model, "best.pt")
             if epoch == epochs - 1:
                 if args.valid_portion:
-                    measured = measure_best(model, islice(test_batches, limit), run)
+                    measured = measure_best(model, islice(test_batches, limit), limit or len(test_batches), run)
                     row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
                     row |= {"test_top5": measured.top5.avg} if top5 else {}
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
@@ -322,11 +324,11 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) 
     return schedules.SequentialLR(optimizer, [warmup, main], [args.lr_warmup_epochs])
 
 
-def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Run) -> utils.Meters:
-    """Loss and accuracy of the best epoch's weights; `model` keeps its own."""
+def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, run: Run) -> utils.Meters:
+    """Loss and accuracy of the best epoch's weights on `count` batches; `model` keeps its own weights."""
     last = {name: value.clone() for name, value in model.state_dict().items()}
     load_best(model, run)
-    measured = utils.evaluate(model, batches, F.cross_entropy, run.reporter("test", run.args.report_freq))
+    measured = utils.evaluate(model, batches, F.cross_entropy, run.reporter("test", run.args.report_freq, count))
     model.load_state_dict(last)
     return measured
 

@@ -170,7 +170,8 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
-        watch = monitor.Monitor(run, epochs, steps, limit or len(valid_batches))
+        evaluated = limit or len(valid_batches)
+        watch = monitor.Monitor(run, epochs, steps, evaluated)
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in range(progress.epoch, epochs if stop is None else 0):
             lr = float(scheduler.get_last_lr()[0])
@@ -191,7 +192,8 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             distributed.synchronize(model)
             valid_batches.set_epoch(epoch)
             architect.settle(valid_batches)
-            valid_meters = utils.evaluate(model, islice(valid_batches, limit), criterion, run.reporter("valid", args.report_freq))
+            report = run.reporter("valid", args.report_freq, evaluated)
+            valid_meters = utils.evaluate(model, islice(valid_batches, limit), criterion, report)
             run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
             utils.advance(scheduler)
 

@@ -82,6 +82,18 @@ class Clock:
         return epoch * (self._steps + self._evaluation) + step
 
 
+class Countdown:
+    """Text for the log during a pass over `batches` batches: seconds per batch, and the time left until the end of the pass."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches, self._started = batches, time.monotonic()
+
+    def __call__(self, done: int) -> str:
+        """The text after `done` batches, at least one."""
+        pace = (time.monotonic() - self._started) / done
+        return f" | {pace:.2f} s/batch, {errors.duration(pace * max(0, self._batches - done))} left to evaluate"
+
+
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any, clock: Clock) -> Iterator[Item]:
     """Yields the batches, with a progress bar on standard error if that is a terminal: loss, accuracy, seconds per step, time left.
 

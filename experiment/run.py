@@ -30,7 +30,7 @@ from torch import nn
 
 from experiment import checkpoint, cli, distributed, errors, files, metrics
 from experiment.errors import UserError, shorten
-from experiment.progress import Console, Lines
+from experiment.progress import Console, Countdown, Lines
 from genotypes import PRIMITIVES
 
 # Signals that stop a run: from a scheduler, from Ctrl-C, and when the terminal is closed (not on Windows).
@@ -170,12 +170,16 @@ class Run:
         with suppress(OSError, ValueError):  # the file has been damaged since: the log has the commands
             self.write_json("config.json", {**cli.read_config(self.folder), "next": commands})
 
-    def reporter(self, label: str, every: int) -> Callable[[int, object], None]:
-        """A function for `utils.evaluate` that logs `label`, step and meters every `every` steps, and stops the run after a signal."""
+    def reporter(self, label: str, every: int, batches: int) -> Callable[[int, object], None]:
+        """A function for `utils.evaluate` on so many `batches`: it logs a line every `every` batches, and stops the run after a signal.
+
+        A line holds `label`, the number of the batch, the meters, and the time left for these batches.
+        """
+        countdown = Countdown(batches)
 
         def report(step: int, meters: object) -> None:
             if step % every == 0:
-                self.log("%s %03d %s", label, step, meters)
+                self.log("%s %03d %s%s", label, step, meters, countdown(step + 1))
             self._stop(self._asked_to_stop())  # without a checkpoint: it was saved after the last training step
 
         return report

@@ -79,7 +79,8 @@ def main() -> None:
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         run.log_each(*text.baseline_lines(corpus))
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
-        watch = monitor.Monitor(run, epochs, steps, evaluated=-(-len(valid_text) // args.bptt))
+        evaluated = text.sequences(valid_text, args.bptt)
+        watch = monitor.Monitor(run, epochs, steps, evaluated)
         for epoch in range(progress.epoch, epochs):
             before = [row["valid_loss"] for row in progress.metrics]
             averages = averaging(before, args.nonmono)
@@ -97,7 +98,7 @@ def main() -> None:
             run.log("train %s", meters)
 
             with averaged(model, asgd):
-                valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq))
+                valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq, evaluated))
                 run.log("valid loss %5.2f ppl %8.2f", valid_loss, text.perplexity(valid_loss))
                 if valid_loss < min(before, default=float("inf")):
                     run.write_weights(model)
@@ -115,7 +116,8 @@ def main() -> None:
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
         load_weights(model, str(run.folder / "weights.pt"))
-        test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, run.reporter("test", 20 * args.report_freq))
+        report = run.reporter("test", 20 * args.report_freq, text.sequences(test_text, args.bptt))
+        test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, report)
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
         run.propose({"test the weights again": test_command(args, run)})
 

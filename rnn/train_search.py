@@ -86,7 +86,8 @@ def main() -> None:
         progress = run.restore(
             epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
         )
-        watch = monitor.Monitor(run, epochs, steps, evaluated=-(-len(valid_text) // args.bptt))
+        evaluated = text.sequences(valid_text, args.bptt)
+        watch = monitor.Monitor(run, epochs, steps, evaluated)
         for epoch in range(progress.epoch, epochs):
             if progress.step == 0:
                 meters.reset()
@@ -100,7 +101,7 @@ def main() -> None:
             run.save()
             run.log("train %s (supernet)", meters)
 
-            valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq))
+            valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq, evaluated))
             run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, text.perplexity(valid_loss))
 
             architecture = Architecture(model.genotype())

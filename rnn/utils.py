@@ -215,6 +215,11 @@ def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, 
     return loss, regularised, hidden.detach()
 
 
+def sequences(text: Tensor, bptt: int) -> int:
+    """The number of sequences in which `evaluate` reads `text`, (rows, columns)."""
+    return len(range(0, len(text) - 1, bptt))
+
+
 @torch.no_grad()
 def evaluate(
     model: RNNModel, text: Tensor, bptt: int, faithful: bool, report: Callable[[int, object], None] = lambda step, meters: None

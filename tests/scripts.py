@@ -147,7 +147,7 @@ def log_lines(folder):
 def without_times(text):
     """The lines of a log without the time of day, seconds per step and time left; without the lines that hold nothing else."""
     lines = [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in text.splitlines()]
-    lines = [re.sub(r" \| \d+\.\d\d s/step, [\d a-z]+ left$", "", line) for line in lines]
+    lines = [re.sub(r" \| \d+\.\d\d s/(step|batch), [\d a-z]+ left( to evaluate)?$", "", line) for line in lines]
     return [line for line in lines if not line.startswith(("pace: ", "the whole run: "))]
 
 

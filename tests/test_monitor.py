@@ -295,6 +295,15 @@ def test_a_slow_first_step_is_not_counted(monkeypatch):
     assert (clock.pace(3), clock.left(0, 3)) == (2.0, 2.0 * 97)
 
 
+def test_time_left_of_an_evaluation(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    countdown = progress.Countdown(10)
+    now[0] += 6.0
+    assert countdown(3) == " | 2.00 s/batch, 14 s left to evaluate"
+    assert countdown(10) == " | 0.60 s/batch, 0 s left to evaluate"
+
+
 def test_times_in_words():
     seconds = (0.4, 41, 119, 120, 3599, 3600, 12_000, 86_400, 200_000)
     words = ["0 s", "41 s", "2 min", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "1 day 0 h", "2 days 7 h"]
