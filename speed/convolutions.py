@@ -56,17 +56,24 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dila
     if x.is_cpu and torch.is_autocast_enabled("cpu"):  # whose kernels give NaN gradients of dilated ones with less than 16 channels
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight, stride, padding, dilation)
-    convolution = _Depthwise if torch.compiler.is_compiling() else _DepthwiseForwardMode
     fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)
     if fast and dilation == 2 and padding % 2 == 0:
         if stride == 2:
             x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
-            return convolution.apply(x, weight, 1, padding // 2)
+            return _fast(x, weight, 1, padding // 2)
         if stride == 1 and x.size(2) % 2 == 0 and x.size(3) % 2 == 0 and padding == weight.size(2) - 1:
-            return join(convolution.apply(split(x), weight, 1, padding // 2))
+            return join(_fast(split(x), weight, 1, padding // 2))
     if fast and dilation == 1:
-        return convolution.apply(x, weight, stride, padding)
+        return _fast(x, weight, stride, padding)
     return F.conv2d(x, weight, None, stride, padding, dilation, groups=weight.size(0))
+
+
+def _fast(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """`convolve` with the gradients of this file; in `channels_last`."""
+    convolution = _Depthwise if torch.compiler.is_compiling() else _DepthwiseForwardMode
+    # PyTorch's fast kernels return this format, so nothing is copied. Not within the function: in PyTorch 2.11, the gradients of a compiled
+    # function that ends with `contiguous` are zero.
+    return convolution.apply(x, weight, stride, padding).contiguous(memory_format=torch.channels_last)
 
 
 def split(x: Tensor) -> Tensor:
@@ -97,9 +104,8 @@ def vector_jacobian(
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """`F.conv2d` with a group for each channel; the result is in `channels_last`."""
-    result = F.conv2d(x, weight, None, stride, padding, groups=weight.size(0))
-    return result.contiguous(memory_format=torch.channels_last)  # no copy if PyTorch has used its fast kernels
+    """`F.conv2d` with a group for each channel."""
+    return F.conv2d(x, weight, None, stride, padding, groups=weight.size(0))
 
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
