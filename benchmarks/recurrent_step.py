@@ -8,7 +8,7 @@ A step of the search is that of the alphas, then that of the weights (forward, b
 
 | way | what is computed |
 |---|---|
-| plain | the original's operations: a separate sum over edges for every activation, and a product with the input in every time step |
+| plain | the original's: a sum over edges for every activation, a product with the input in every time step, one loss for all of them |
 | eager | `--compile no`: rnn/model.py and rnn/model_search.py |
 | default | `--compile yes` |
 
@@ -33,13 +33,14 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import torch
+import torch.nn.functional as F
 import turns
 from torch import Tensor
 
 from rnn import genotypes, utils
 from rnn.architect import Architect
 from rnn.genotypes import CONCAT, PRIMITIVES
-from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, RNNModel, masked
+from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
 from speed import acceleration
 
@@ -85,8 +86,9 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
     model.to(args.device)
     if way == "plain":
         model.rnns[0].__class__ = PlainCell if stage == "training" else PlainCellSearch
+        model.__class__ = PlainModel if stage == "training" else PlainModelSearch
     if way == "default":
-        acceleration.compile_regions(model, batch_size, (DARTSCell,))
+        acceleration.compile_regions(model, batch_size, utils.REGIONS)
     weights = model.weight_parameters() if isinstance(model, RNNModelSearch) else list(model.parameters())
     optimizer = torch.optim.SGD(weights, 20.0, weight_decay=5e-7)
     settings = SimpleNamespace(clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", faithful=False)
@@ -110,6 +112,18 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
 
 
 # ---- The original's operations
+
+
+class PlainModel(RNNModel):
+    """`RNNModel` with the log-probabilities of all time steps at once."""
+
+    def forward(self, x: Tensor, hidden: Tensor, masks: Masks | None = None, target: Tensor | None = None):
+        log_prob, *others = super().forward(x, hidden, masks)
+        return log_prob if target is None else F.nll_loss(log_prob.flatten(0, 1), target.flatten()), *others
+
+
+class PlainModelSearch(PlainModel, RNNModelSearch):
+    """`RNNModelSearch` with the log-probabilities of all time steps at once."""
 
 
 class PlainCell(DARTSCell):

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -66,11 +65,11 @@ class Architect(architect.Architect):
         return self._hidden
 
     def _loss(self, input: Any, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
-        """`input`: the arguments of the model."""
-        log_prob, hidden, *_ = functional_call(cast(nn.Module, self.model), state or {}, input)
+        """`input`: words, state and masks, the arguments of the model."""
+        loss, hidden, *_ = functional_call(cast(nn.Module, self.model), state or {}, (*input, target))
         if input is self._valid:
             self._hidden = hidden.detach()
-        return F.nll_loss(log_prob.flatten(0, 1), target.flatten())
+        return loss
 
     def _virtual_step(
         self, w: Tensor, dw: Tensor, eta: float | Tensor, network_optimizer: torch.optim.Optimizer

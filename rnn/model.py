@@ -81,6 +81,14 @@ class DARTSCell(nn.Module):
         return h + c.sigmoid() * (q.tanh() - h)
 
 
+class Decoder(nn.Linear):
+    """From states, (B, H), to logits of the next words, (B, V)."""
+
+    def loss(self, states: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy with the next words, (B,), summed over them. A method, so that it can be compiled as a whole."""
+        return F.cross_entropy(self(states), target, reduction="sum")
+
+
 class RNNModel(nn.Module):
     """Embedding, cell, decoder.
 
@@ -96,7 +104,7 @@ class RNNModel(nn.Module):
         self.ntoken, self.ninp, self.dropouts = ntoken, ninp, dropouts
         self.encoder = nn.Embedding(ntoken, ninp)
         self.rnns = nn.ModuleList([self._cell(ninp, genotype)])
-        self.decoder = nn.Linear(ninp, ntoken)
+        self.decoder = Decoder(ninp, ntoken)
         self.decoder.weight = self.encoder.weight
         nn.init.uniform_(self.encoder.weight, -INITRANGE, INITRANGE)
         nn.init.zeros_(self.decoder.bias)
@@ -108,17 +116,20 @@ class RNNModel(nn.Module):
         """Further arguments of the cell, after input, state and mask."""
         return ()
 
-    def forward(self, x: Tensor, hidden: Tensor, masks: Masks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, hidden: Tensor, masks: Masks | None = None, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Runs the model on a sequence.
 
         Args:
             x: words, (T, B).
             hidden: the state before the sequence, (1, B, H).
             masks: dropout masks; None draws new ones in training mode.
+            target: the next words, (T, B).
 
         Returns:
-            Log-probabilities of the next words, (T, B, V); the state after the sequence, (1, B, H); and all states, (T, B, H), after and
-            before the decoder's dropout.
+            Log-probabilities of the next words, (T, B, V), or with `target` the mean loss, (); the state after the sequence, (1, B, H); and
+            all states, (T, B, H), after and before the decoder's dropout.
         """
         if masks is None:
             masks = self.draw_masks(x.size(1))
@@ -130,7 +141,11 @@ class RNNModel(nn.Module):
             over_time.append(h)
         states = torch.stack(over_time)
         output = masked(states, masks.output)
-        return F.log_softmax(self.decoder(output), dim=-1), states[-1:], output, states
+        if target is None:
+            return F.log_softmax(self.decoder(output), dim=-1), states[-1:], output, states
+        # One time step after the other, because the logits of one fit into a processor's cache.
+        total = torch.stack([self.decoder.loss(*step) for step in zip(output, target, strict=True)]).sum()
+        return total / target.numel(), states[-1:], output, states
 
     def draw_masks(self, batch_size: int) -> Masks:
         """Draws the dropout masks of a batch. In evaluation mode, all are None."""

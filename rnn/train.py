@@ -31,7 +31,7 @@ from experiment.weights import load_weights
 from nas.architecture import Architecture
 from rnn import data
 from rnn import utils as text
-from rnn.model import DARTSCell, RNNModel
+from rnn.model import RNNModel
 from rnn.utils import Meters, Place
 from speed import acceleration
 
@@ -64,7 +64,7 @@ def main() -> None:
     genotype = architecture.recurrent
     model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
     work = text.multiply_adds(model, len(genotype.recurrent), args.batch_size * args.bptt) * steps * epochs
-    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, (DARTSCell,))
+    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, text.REGIONS)
     weights = list(model.parameters())
     sgd = utils.optimizer(torch.optim.SGD, weights, lr=args.lr, weight_decay=args.wdecay)
     asgd = utils.optimizer(torch.optim.ASGD, weights, lr=args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)

@@ -34,7 +34,7 @@ from pictures import drawing
 from rnn import data
 from rnn import utils as text
 from rnn.architect import Architect
-from rnn.model_search import DARTSCellSearch, RNNModelSearch
+from rnn.model_search import RNNModelSearch
 from rnn.utils import Meters, Place
 from speed import acceleration
 
@@ -72,7 +72,7 @@ def main() -> None:
     model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
     architect = Architect(model, args)
     work = text.multiply_adds(model, len(model.alphas), args.batch_size * args.bptt) * steps * epochs
-    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, (DARTSCellSearch,))
+    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, text.REGIONS)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
 
     meters = Meters()

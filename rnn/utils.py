@@ -20,8 +20,9 @@ from experiment.errors import UserError
 from experiment.run import Run
 from nas.architecture import canonical
 from rnn import data, genotypes
-from rnn.model import Dropouts, RNNModel
+from rnn.model import DARTSCell, Decoder, Dropouts, RNNModel
 
+REGIONS = {DARTSCell: ("forward",), Decoder: ("loss",)}  # compiled, each for one time step
 EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
 VOCABULARY = "vocabulary.json"  # in a run's folder
 ARCH_HELP = f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
@@ -205,8 +206,7 @@ def expected_pieces(text: Tensor, bptt: int) -> int:
 
 def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, regularised loss, state after the sequence). The loss is the mean per word; regularisers: Merity et al. 2017, 1708.02182."""
-    log_prob, hidden, output, states = model(x, hidden)
-    loss = F.nll_loss(log_prob.flatten(0, 1), y.flatten())
+    loss, hidden, output, states = model(x, hidden, target=y)
     regularised = loss
     if alpha:
         regularised = regularised + alpha * output.square().mean()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,17 @@ import model_search
 import operations
 import utils
 from experiment import distributed, errors
+from speed import products
 from speed.convolutions import use_fast_gradients
 from speed.pooling import share_pools
 from speed.recomputation import recompute
 
-REGIONS = (model_search.MixedOp, operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce)
+Regions = Mapping[type[nn.Module], tuple[str, ...]]  # {type: the methods to compile}; of its subclasses, forward
+# The poolings of a `MixedOp` are computed apart, because several edges may share them.
+REGIONS: Regions = {
+    model_search.MixedOp: ("pool", "mix"),
+    **dict.fromkeys((operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce), ("forward",)),
+}
 
 # `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training batch. On two CPU
 # cores, compiling the search network took one to three minutes and saved a third of each step; eager steps did 2e9 multiply-adds a
@@ -110,7 +116,7 @@ def _corrupts_memory(module: nn.Module) -> bool:
 
 
 def compile_where_worth(
-    network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: tuple[type[nn.Module], ...] = REGIONS
+    network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: Regions = REGIONS
 ) -> str:
     """Calls `compile_regions` if `choice` is `yes`, or is `auto` and `work`, the multiply-adds of the run, is large enough.
 
@@ -136,11 +142,10 @@ def _line(reason: str) -> str:
     return f"not compiled: {reason}" if reason else "compiled: the first steps take a minute or two longer"
 
 
-def compile_regions(network: nn.Module, batch_size: int, regions: tuple[type[nn.Module], ...] = REGIONS) -> None:
+def compile_regions(network: nn.Module, batch_size: int, regions: Regions = REGIONS) -> None:
     """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code."""
     for region in _outermost(network, regions):
-        # The poolings of a `MixedOp` are computed apart, because several edges may share them.
-        for name in ("pool", "mix") if type(region) is model_search.MixedOp else ("forward",):
+        for name in regions.get(type(region), ("forward",)):
             setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))  # type: ignore[arg-type]
 
 
@@ -153,10 +158,10 @@ def _no_compiler(device: torch.device) -> str:
     return ""
 
 
-def _outermost(module: nn.Module, regions: tuple[type[nn.Module], ...] = REGIONS) -> Iterator[nn.Module]:
+def _outermost(module: nn.Module, regions: Regions = REGIONS) -> Iterator[nn.Module]:
     """The regions of a network."""
     for child in module.children():
-        if (isinstance(child, regions) and getattr(child, "compilable", True)) or (
+        if (isinstance(child, tuple(regions)) and getattr(child, "compilable", True)) or (
             isinstance(child, nn.Sequential) and all(map(_is_layer, child))
         ):
             yield child
@@ -177,7 +182,7 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
     # that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
     torch._inductor.config.cpp.simdlen = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
     eager = getattr(kind, name)
-    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False, options=products.options())
 
     def forward(self: nn.Module, x: Tensor, *others: Any) -> Any:
         nonlocal compiled

@@ -61,16 +61,16 @@ rnn.model.STEPS = rnn.model_search.STEPS = 3  # fewer nodes compile sooner
 from golden import close
 from test_rnn_speed import B, H, T, V, both
 from rnn.architect import Architect
-from rnn.model import DARTSCell
-from speed import acceleration
+from rnn.utils import REGIONS
+from speed import acceleration, products
 
 for kind in ("search", "DARTS_V2"):
     model, plain, text, hidden = both(kind)
-    acceleration.compile_regions(model, B, (DARTSCell,))
+    acceleration.compile_regions(model, B, REGIONS)
     masks = model.draw_masks(B)
     for one in (model, plain):
-        log_prob, new_hidden, *_ = one(text[0], hidden, masks)
-        (log_prob.square().mean() + new_hidden.sum()).backward()
+        loss, new_hidden, *_ = one(text[0], hidden, masks, text[1])
+        (loss + new_hidden.sum()).backward()
     for ours, theirs in zip(model.parameters(), plain.parameters()):
         close(ours.grad, theirs.grad, 1e-9)
     for ours, theirs in zip(model.buffers(), plain.buffers()):
@@ -83,6 +83,20 @@ for kind in ("search", "DARTS_V2"):
                 torch.manual_seed(2)
                 Architect(one, args).step_text((*text, hidden), (*text, hidden), 0.5, torch.optim.SGD(one.weight_parameters(), 1.0), True)
             close(model.alphas.grad, plain.alphas.grad, 1e-6 if hvp == "finite_difference" else 1e-9)
+
+# In float32, compiled products are those of oneDNN.
+torch.set_default_dtype(torch.float32)
+linear = torch.nn.Linear(30, 20)
+x = torch.randn(7, 30, requires_grad=True)
+compiled = torch.compile(torch.nn.Linear.forward, dynamic=False, options=products.options())
+inputs = [x, linear.weight, linear.bias]
+grads = torch.autograd.grad(compiled(linear, x).square().sum(), inputs)  # compiles
+with torch.profiler.profile() as profile:
+    grads = torch.autograd.grad(compiled(linear, x).square().sum(), inputs)
+for ours, theirs in zip(grads, torch.autograd.grad(linear(x).square().sum(), inputs)):
+    close(ours, theirs, 1e-5)
+calls = sum(event.count for event in profile.key_averages() if event.key == "mkldnn::_linear_pointwise")
+assert calls == (3 if torch.backends.mkldnn.is_available() else 0), calls
 print("equal")
 """
 
