@@ -28,6 +28,7 @@ from speed import capture
 
 CPU = torch.device("cpu")
 SIZE, CLASSES, BATCH = 8, 5, 4
+REMEDIES = {"perturb": "random", "auxiliary_skip": 1.0, "partial_channels": 2, "epochs": 8}
 
 
 class NoWaiting(TorchDispatchMode):
@@ -111,8 +112,8 @@ def batches(maker, **options):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"unrolled": True}, {"space": "nasbench201"}, {"space": "enas_micro", "init_channels": 4}],
-    ids=["first order", "second order", "nasbench201", "enas_micro"],
+    [{}, {"unrolled": True}, REMEDIES, {"space": "nasbench201"}, {"space": "enas_micro", "init_channels": 4}],
+    ids=["first order", "second order", "remedies", "nasbench201", "enas_micro"],
 )
 def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
     args = arguments(**given)
@@ -285,10 +286,13 @@ def test_processes_wait_for_minutes_on_gpus(monkeypatch, device, least, most):
     assert ("nccl" in asked["backend"]) == (device == "cuda")
 
 
-def learn(captured, steps, unrolled=None):
-    """The state after a search's (or with None a training's) steps, the last of them on a smaller batch; and what each step gave."""
+def learn(captured, steps, unrolled=None, **given):
+    """The state after a search's (or with None a training's) steps, the last of them on a smaller batch; and what each step gave.
+
+    Every step of a search is in another epoch.
+    """
     torch.manual_seed(0)
-    args, criterion = arguments(unrolled=unrolled), nn.CrossEntropyLoss()
+    args, criterion = arguments(unrolled=unrolled, **given), nn.CrossEntropyLoss()
     if unrolled is None:
         model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
         optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
@@ -300,26 +304,43 @@ def learn(captured, steps, unrolled=None):
     if captured:
         step = capture.CapturedStep(step, model, optimizers, BATCH)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    given, generator = [], torch.Generator().manual_seed(1)
+    results, generator = [], torch.Generator().manual_seed(1)
     for number in range(steps):
         if unrolled is None:
             model.drop_path_prob = 0.3 * (number + 1) / steps  # not 0, where ordinary steps draw nothing
+        else:
+            architect.begin_epoch(number)
         size = BATCH - 1 if number == steps - 1 else BATCH
         pairs = [
             [torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(CLASSES, (size,), generator=generator)] for _ in range(2)
         ]
-        given.append([value.clone() for value in step(*pairs[0], *(pairs[1] if unrolled is not None else []))])
+        results.append([value.clone() for value in step(*pairs[0], *(pairs[1] if unrolled is not None else []))])
         scheduler.step()
     assert all(type(group["lr"]) is float for group in optimizer.param_groups)
     state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
-    return state, [optimizer.state_dict()["state"] for optimizer in optimizers], given
+    return state, [optimizer.state_dict()["state"] for optimizer in optimizers], results
 
 
-@pytest.mark.parametrize("unrolled", [False, True, None], ids=["first order", "second order", "training"])
-def test_captured_steps_are_equal_to_ordinary_ones(unrolled, double):
+@pytest.mark.parametrize(
+    ("unrolled", "given"),
+    [(False, {}), (True, {}), (False, REMEDIES), (None, {})],
+    ids=["first order", "second order", "remedies", "training"],
+)
+def test_captured_steps_are_equal_to_ordinary_ones(unrolled, given, double):
     """But for the graph itself: warming up, restoring, static inputs, numbers as tensors, a smaller batch."""
-    ordinary, captured = learn(False, 8, unrolled), learn(True, 8, unrolled)
+    ordinary, captured = (learn(captured, 8, unrolled, **given) for captured in (False, True))
     torch.testing.assert_close(captured, ordinary, rtol=1e-12, atol=1e-12)
+
+
+def test_what_changes_with_the_epochs_keeps_its_memory():
+    """A graph reads it there."""
+    model, architect = search.build(arguments(**REMEDIES), CLASSES, nn.CrossEntropyLoss(), CPU)
+    seen = set()
+    for epoch in (0, 7):
+        architect.begin_epoch(epoch)
+        seen.add((model.radius.data_ptr(), model.auxiliary_weight.data_ptr()))
+    assert len(seen) == 1
+    assert (model.radius.item(), model.auxiliary_weight.item()) == pytest.approx((0.03 + 0.27 * 7 / 8, 1 / 8))
 
 
 def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch, capsys, double):

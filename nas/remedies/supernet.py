@@ -180,7 +180,7 @@ def onto_simplex(weights: Tensor) -> Tensor:
     If a row has no number above 0, its largest number becomes 1.
     """
     clamped = weights.clamp(0, 1)
-    largest = F.one_hot(weights.argmax(-1), weights.size(-1)).to(weights.dtype)
+    largest = torch.zeros_like(weights).scatter(-1, weights.argmax(-1, keepdim=True), 1)
     clamped = torch.where((clamped > 0).any(-1, keepdim=True), clamped, largest)
     return clamped / clamped.sum(-1, keepdim=True)
 
