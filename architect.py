@@ -136,7 +136,9 @@ class Architect:
         """Equation 7: d/dalpha L_val(w', alpha) - xi (d2/dalpha dw L_train(w, alpha)) v, with v = d/dw' L_val(w', alpha)."""
         alphas, weights = self.model.arch_parameters(), self.model.weight_parameters()
 
-        w, dw = _flatten(weights), _flatten(_grad(self._loss(input_train, target_train), weights))
+        with utils.constant(alphas):
+            loss = self._loss(input_train, target_train)
+        w, dw = _flatten(weights), _flatten(_grad(loss, weights))
         w_virtual, xi = self._virtual_step(w, dw, eta, network_optimizer)
         w_virtual.requires_grad_()
 

@@ -267,7 +267,8 @@ def search_step(
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()
-        logits, _ = utils.forward(model, x, args.amp)
+        with utils.constant(model.arch_parameters()):
+            logits, _ = utils.forward(model, x, args.amp)
         loss = distributed.mean(criterion(logits, y), y.size(0))
         loss.backward(inputs=weights)
         distributed.average_gradients(weights)

@@ -8,7 +8,8 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,18 @@ def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tup
     if amp:
         return logits.float(), None if auxiliary is None else auxiliary.float()
     return logits, auxiliary
+
+
+@contextmanager
+def constant(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Within it, no gradients of `parameters` are computed. Compiled code computes all gradients, also those that nobody asks for."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
 
 
 def train_epoch(

@@ -43,6 +43,7 @@ from rnn.genotypes import CONCAT, PRIMITIVES
 from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
 from speed import acceleration
+from utils import constant
 
 WAYS = ("plain", "eager", "default")
 STAGES = {"first": "search, first order", "second": "search, second order", "training": "training"}
@@ -103,7 +104,8 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         if architect is not None:
             architect.step_text(train, valid, 20.0, optimizer, stage == "second")
         optimizer.zero_grad()
-        _, loss, _ = utils.losses(model, x, y, hidden, alpha=0.0, beta=1e-3)
+        with constant(model.arch_parameters() if isinstance(model, RNNModelSearch) and way != "plain" else ()):
+            _, loss, _ = utils.losses(model, x, y, hidden, alpha=0.0, beta=1e-3)
         loss.backward(inputs=weights)
         torch.nn.utils.clip_grad_norm_(weights, 0.25)
         optimizer.step()

@@ -40,6 +40,7 @@ import turns
 import model_search
 from architect import HVP, Architect
 from speed import acceleration
+from utils import constant
 
 WAYS = ("plain", "eager", "default", "recompute")
 
@@ -99,7 +100,8 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     def step() -> None:
         architect.step(*train, *valid, 0.025, optimizer, unrolled)
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(train[0]), train[1])
+        with constant(() if way == "plain" else network.arch_parameters()):
+            loss = F.cross_entropy(network(train[0]), train[1])
         loss.backward(inputs=weights)
         torch.nn.utils.clip_grad_norm_(weights, 5)
         optimizer.step()

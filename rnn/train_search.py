@@ -156,7 +156,8 @@ def train(
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()
-        loss, regularised, hidden = text.losses(model, x, y, hidden, args.alpha, args.beta)
+        with utils.constant(model.arch_parameters()):
+            loss, regularised, hidden = text.losses(model, x, y, hidden, args.alpha, args.beta)
         regularised.backward(inputs=weights)
         norm = nn.utils.clip_grad_norm_(weights, args.clip)
         text.set_lr(optimizer, lr)

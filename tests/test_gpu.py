@@ -126,6 +126,22 @@ def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
         utils.train_epoch(model, ((*pair, *drawn) for pair, drawn in pairs), step, 0.025, utils.Meters(), run())
 
 
+@pytest.mark.parametrize(("unrolled", "expected"), [(False, [True, False]), (True, [False, True, True, True, False])])
+def test_passes_that_need_no_gradient_of_the_alphas_take_them_as_constants(unrolled, expected):
+    """Passes for the weights' step, and of the second order the one at w, do not compute it; compiled code would."""
+    args = arguments(unrolled=unrolled)
+    model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
+    optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(model.alphas_normal.requires_grad))
+    train_batches, alpha_batches, _ = batches(data.search_batches, train_portion=0.5)
+    train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)(
+        *next(iter(train_batches)), *next(iter(alpha_batches))
+    )
+    assert seen == expected
+    assert all(alphas.requires_grad for alphas in model.arch_parameters())
+
+
 def test_the_steps_of_a_training_wait_for_nothing(one_kernel):
     args = arguments()
     model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
