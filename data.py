@@ -407,7 +407,7 @@ def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float 
             Resize and CenterCrop.
 
     Raises:
-        ValueError: it has more than 8 bits per channel, or is one pixel wide or high. Damaged images raise almost anything in Pillow.
+        ValueError: it is greyscale with more than 8 bits, or one pixel wide or high. Damaged images raise almost anything in Pillow.
     """
     upright = _upright(image)
     if centre_crop == 1:

@@ -226,7 +226,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         part = "valid" if args.valid_portion else "test"  # that every epoch is measured on
         progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        evaluated = limit or len(valid_batches)
+        evaluated = min(limit or len(valid_batches), len(valid_batches))
         watch = monitor.Monitor(run, epochs, steps, evaluated)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
@@ -270,7 +270,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
                 run.write_weights(model, "best.pt")
             if epoch == epochs - 1:
                 if args.valid_portion:
-                    measured = measure_best(model, islice(test_batches, limit), limit or len(test_batches), run)
+                    measured = measure_best(model, islice(test_batches, limit), min(limit or len(test_batches), len(test_batches)), run)
                     row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
                     row |= {"test_top5": measured.top5.avg} if top5 else {}
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
@@ -325,7 +325,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) 
 
 
 def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, run: Run) -> utils.Meters:
-    """Loss and accuracy of the best epoch's weights on `count` batches; `model` keeps its own weights."""
+    """Loss and accuracy of the best epoch's weights; `model` keeps its own weights. `count`: the number of `batches`, for the log."""
     last = {name: value.clone() for name, value in model.state_dict().items()}
     load_best(model, run)
     measured = utils.evaluate(model, batches, F.cross_entropy, run.reporter("test", run.args.report_freq, count))

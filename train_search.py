@@ -170,7 +170,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
-        evaluated = limit or len(valid_batches)
+        evaluated = min(limit or len(valid_batches), len(valid_batches))
         watch = monitor.Monitor(run, epochs, steps, evaluated)
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in range(progress.epoch, epochs if stop is None else 0):
@@ -270,7 +270,8 @@ def search_step(
         with utils.constant(model.arch_parameters()):
             logits, _ = utils.forward(model, x, args.amp)
         loss = distributed.mean(criterion(logits, y), y.size(0))
-        loss.backward(inputs=weights)
+        if loss.requires_grad:  # sampled operations may have no weights
+            loss.backward(inputs=weights)
         distributed.average_gradients(weights)
         norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
         optimizer.step()

@@ -229,14 +229,18 @@ def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tup
 
 @contextmanager
 def constant(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Within it, no gradients of `parameters` are computed. Compiled code computes all gradients, also those that nobody asks for."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    """Makes `parameters` constants for a while: a forward pass records nothing for their gradients.
+
+    Without this, compiled code would compute their gradients even if nobody asks for them.
+    """
+    before = [parameter.requires_grad for parameter in parameters]
     try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_()
+        for parameter, requires_grad in zip(parameters, before, strict=True):
+            parameter.requires_grad_(requires_grad)
 
 
 def train_epoch(

@@ -83,14 +83,20 @@ class Clock:
 
 
 class Countdown:
-    """Text for the log during a pass over `batches` batches: seconds per batch, and the time left until the end of the pass."""
+    """Text for the log during an evaluation of `batches` batches: seconds per batch, and the time left.
+
+    After the first batch, which is slower than others, its time is no longer counted.
+    """
 
     def __init__(self, batches: int) -> None:
-        self._batches, self._started = batches, time.monotonic()
+        self._batches, self._counted_from = batches, (time.monotonic(), 0)
 
     def __call__(self, done: int) -> str:
-        """The text after `done` batches, at least one."""
-        pace = (time.monotonic() - self._started) / done
+        """Returns the text after `done` batches. To be called after the first batch, and later as often as wanted."""
+        begun, first = self._counted_from
+        pace = (time.monotonic() - begun) / (done - first)
+        if done == 1:
+            self._counted_from = time.monotonic(), 1
         return f" | {pace:.2f} s/batch, {errors.duration(pace * max(0, self._batches - done))} left to evaluate"
 
 

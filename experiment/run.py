@@ -171,9 +171,9 @@ class Run:
             self.write_json("config.json", {**cli.read_config(self.folder), "next": commands})
 
     def reporter(self, label: str, every: int, batches: int) -> Callable[[int, object], None]:
-        """A function for `utils.evaluate` on so many `batches`: it logs a line every `every` batches, and stops the run after a signal.
+        """Returns a function that an evaluation of `batches` batches calls after each: it logs lines, and stops the run after a signal.
 
-        A line holds `label`, the number of the batch, the meters, and the time left for these batches.
+        There is a line for every `every`-th batch. It holds `label`, the number of the batch, the meters, and the time left.
         """
         countdown = Countdown(batches)
 

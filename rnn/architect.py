@@ -65,7 +65,7 @@ class Architect(architect.Architect):
         return self._hidden
 
     def _loss(self, input: Any, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
-        """`input`: words, state and masks, the arguments of the model."""
+        """`input`: words, state and masks, the arguments of the model before the target."""
         loss, hidden, *_ = functional_call(cast(nn.Module, self.model), state or {}, (*input, target))
         if input is self._valid:
             self._hidden = hidden.detach()

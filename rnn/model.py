@@ -82,10 +82,10 @@ class DARTSCell(nn.Module):
 
 
 class Decoder(nn.Linear):
-    """From states, (B, H), to logits of the next words, (B, V)."""
+    """Maps states, (..., H), to logits of the next words, (..., V)."""
 
     def loss(self, states: Tensor, target: Tensor) -> Tensor:
-        """The cross-entropy with the next words, (B,), summed over them. A method, so that it can be compiled as a whole."""
+        """Returns the cross-entropy of states, (B, H), with the next words, (B,), summed over them. `--compile` compiles this method."""
         return F.cross_entropy(self(states), target, reduction="sum")
 
 
@@ -125,7 +125,7 @@ class RNNModel(nn.Module):
             x: words, (T, B).
             hidden: the state before the sequence, (1, B, H).
             masks: dropout masks; None draws new ones in training mode.
-            target: the next words, (T, B).
+            target: the next words, (T, B); None to get log-probabilities.
 
         Returns:
             Log-probabilities of the next words, (T, B, V), or with `target` the mean loss, (); the state after the sequence, (1, B, H); and
@@ -143,7 +143,7 @@ class RNNModel(nn.Module):
         output = masked(states, masks.output)
         if target is None:
             return F.log_softmax(self.decoder(output), dim=-1), states[-1:], output, states
-        # One time step after the other, because the logits of one fit into a processor's cache.
+        # The loss is computed one time step after the other, because the logits of one step fit into a processor's cache.
         total = torch.stack([self.decoder.loss(*step) for step in zip(output, target, strict=True)]).sum()
         return total / target.numel(), states[-1:], output, states
 

@@ -28,7 +28,7 @@ from speed.convolutions import use_fast_gradients
 from speed.pooling import share_pools
 from speed.recomputation import recompute
 
-Regions = Mapping[type[nn.Module], tuple[str, ...]]  # {type: the methods to compile}; of its subclasses, forward
+Regions = Mapping[type[nn.Module], tuple[str, ...]]  # {type: the methods to compile}; of a subclass, only `forward` is compiled
 # The poolings of a `MixedOp` are computed apart, because several edges may share them.
 REGIONS: Regions = {
     model_search.MixedOp: ("pool", "mix"),

@@ -69,10 +69,10 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dila
 
 
 def _fast(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """`convolve` with the gradients of this file; in `channels_last`."""
+    """Computes `convolve` with the gradients of this file. The result is in `channels_last`."""
     convolution = _Depthwise if torch.compiler.is_compiling() else _DepthwiseForwardMode
-    # PyTorch's fast kernels return this format, so nothing is copied. Not within the function: in PyTorch 2.11, the gradients of a compiled
-    # function that ends with `contiguous` are zero.
+    # PyTorch's fast kernels return this format, so `contiguous` copies nothing. It is called outside of the function, because PyTorch 2.11
+    # computes zero gradients for a compiled function that ends with it.
     return convolution.apply(x, weight, stride, padding).contiguous(memory_format=torch.channels_last)
 
 

@@ -128,7 +128,7 @@ def test_the_steps_of_a_search_wait_for_nothing(given, one_kernel):
 
 @pytest.mark.parametrize(("unrolled", "expected"), [(False, [True, False]), (True, [False, True, True, True, False])])
 def test_passes_that_need_no_gradient_of_the_alphas_take_them_as_constants(unrolled, expected):
-    """Passes for the weights' step, and of the second order the one at w, do not compute it; compiled code would."""
+    """These are the pass of the weight step and, in the second order, the pass at w."""
     args = arguments(unrolled=unrolled)
     model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
@@ -349,7 +349,7 @@ def test_captured_steps_are_equal_to_ordinary_ones(unrolled, given, double):
 
 
 def test_what_changes_with_the_epochs_keeps_its_memory():
-    """A graph reads it there."""
+    """A CUDA graph reads the values from the memory that they had when it was captured."""
     model, architect = search.build(arguments(**REMEDIES), CLASSES, nn.CrossEntropyLoss(), CPU)
     seen = set()
     for epoch in (0, 7):

@@ -299,9 +299,12 @@ def test_time_left_of_an_evaluation(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     countdown = progress.Countdown(10)
-    now[0] += 6.0
+    now[0] += 6.0  # the first batch starts workers
+    assert countdown(1) == " | 6.00 s/batch, 54 s left to evaluate"
+    now[0] += 4.0
     assert countdown(3) == " | 2.00 s/batch, 14 s left to evaluate"
-    assert countdown(10) == " | 0.60 s/batch, 0 s left to evaluate"
+    now[0] += 3.0
+    assert countdown(10) == " | 0.78 s/batch, 0 s left to evaluate"
 
 
 def test_times_in_words():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,15 +15,17 @@ from scripts import assert_same, log_lines, result, run, said
 from torch import nn
 
 import experiment.run
+import train_search
 from architect import Architect
 from genotypes import KNOWN, PRIMITIVES
 from model_search import MixedOp, Network, derive_cell
 from nas.architecture import Architecture
+from nas.mutables import LayerChoice
 from nas.mutators import DartsMutator
 from nas.remedies import recipes
 from nas.remedies.cells import above_threshold, limit_skips
 from nas.remedies.edges import edge
-from nas.remedies.sampling import GdasMutator, OneOperation, SampledNetwork
+from nas.remedies.sampling import Gdas, GdasMutator, OneOperation, SampledNetwork
 from nas.remedies.supernet import Supernet
 from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
@@ -284,6 +287,32 @@ def test_gdas_in_evaluation_runs_the_likeliest():
     model(batch(1)[0])
     for key, alpha in model.mutator.choices.items():
         assert model.mutator.chosen(model.mutator._by_key[key]) == [alpha.argmax().item()]
+
+
+def test_gdas_may_sample_an_operation_without_weights():
+    """The loss then depends on no weight at all."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.choice = LayerChoice([nn.Conv2d(3, 3, 3, padding=1), nn.AvgPool2d(3, 1, 1)], key="choice")
+
+        def forward(self, x):
+            return self.choice(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    small = Small()
+    model = SearchModel(small, GdasMutator(small))
+    args = SimpleNamespace(
+        epochs=1, momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, amp=False, unrolled=False, grad_clip=5
+    )
+    weights, ran = model.weight_parameters(), set()
+    optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9)
+    step = train_search.search_step(model, Gdas(model, args), F.cross_entropy, optimizer, args)
+    for _ in range(8):
+        step(*batch(1), *batch(2))
+        ran.add(any(weight.grad is not None for weight in weights))
+    assert ran == {True, False}
 
 
 def test_alphas_of_gdas_are_of_the_candidates_alone():

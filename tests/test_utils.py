@@ -185,3 +185,16 @@ def test_devices(monkeypatch, capsys):
     with pytest.raises(UserError, match="0 to 1"):
         utils.select_device(2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_constants_get_no_gradient_and_are_as_before_afterwards():
+    a, b, frozen = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True), torch.ones(3)
+    with utils.constant([a, frozen]):
+        product = a * b * frozen
+    (gradient,) = torch.autograd.grad(product.sum(), [b])
+    assert torch.equal(gradient, torch.ones(3))
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):
+        torch.autograd.grad((product * b).sum(), [a])
+    with pytest.raises(RuntimeError), utils.constant([a, a * b]):  # of which the second cannot be made a constant
+        pass
+    assert (a.requires_grad, b.requires_grad, frozen.requires_grad) == (True, True, False)
