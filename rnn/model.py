@@ -85,8 +85,16 @@ class Decoder(nn.Linear):
     """Maps states, (..., H), to logits of the next words, (..., V)."""
 
     def loss(self, states: Tensor, target: Tensor) -> Tensor:
-        """Returns the cross-entropy of states, (B, H), with the next words, (B,), summed over them. `--compile` compiles this method."""
+        """Returns the cross-entropy of states, (N, H), with the next words, (N,), summed over them. `--compile` compiles this method."""
         return F.cross_entropy(self(states), target, reduction="sum")
+
+    @staticmethod
+    def rows(batch_size: int) -> int:
+        """N in `loss`, for batches of B: so many time steps that there are 256 rows, or one.
+
+        Few rows, because their logits should fit into a processor's cache; not fewer, because every call computes a gradient of the matrix.
+        """
+        return batch_size * max(1, 256 // batch_size)
 
 
 class RNNModel(nn.Module):
@@ -143,8 +151,9 @@ class RNNModel(nn.Module):
         output = masked(states, masks.output)
         if target is None:
             return F.log_softmax(self.decoder(output), dim=-1), states[-1:], output, states
-        # The loss is computed one time step after the other, because the logits of one step fit into a processor's cache.
-        total = torch.stack([self.decoder.loss(*step) for step in zip(output, target, strict=True)]).sum()
+        rows = self.decoder.rows(x.size(1))
+        parts = zip(output.flatten(0, 1).split(rows), target.flatten().split(rows), strict=True)
+        total = torch.stack([self.decoder.loss(*part) for part in parts]).sum()
         return total / target.numel(), states[-1:], output, states
 
     def draw_masks(self, batch_size: int) -> Masks:

@@ -22,7 +22,7 @@ from nas.architecture import canonical
 from rnn import data, genotypes
 from rnn.model import DARTSCell, Decoder, Dropouts, RNNModel
 
-REGIONS = {DARTSCell: ("forward",), Decoder: ("loss",)}  # the methods that are compiled; each computes one time step
+REGIONS = {DARTSCell: ("forward",), Decoder: ("loss",)}  # the methods that are compiled
 EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
 VOCABULARY = "vocabulary.json"  # in a run's folder
 ARCH_HELP = f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"

@@ -143,10 +143,14 @@ def _line(reason: str) -> str:
 
 
 def compile_regions(network: nn.Module, batch_size: int, regions: Regions = REGIONS) -> None:
-    """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code."""
+    """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code.
+
+    A region with a method `rows` gets `rows(batch_size)` rows at once.
+    """
     for region in _outermost(network, regions):
+        rows = region.rows(batch_size) if hasattr(region, "rows") else batch_size  # type: ignore[operator]
         for name in regions.get(type(region), ("forward",)):
-            setattr(region, name, types.MethodType(_compiled(type(region), name, batch_size), region))  # type: ignore[arg-type]
+            setattr(region, name, types.MethodType(_compiled(type(region), name, rows), region))  # type: ignore[arg-type]
 
 
 def _no_compiler(device: torch.device) -> str:
