@@ -85,14 +85,14 @@ class Clock:
 class Countdown:
     """Text for the log during an evaluation of `batches` batches: seconds per batch, and the time left.
 
-    After the first batch, which is slower than others, its time is no longer counted.
+    The first text uses the time of the first batch. Later texts ignore it, because it is slower than the others.
     """
 
     def __init__(self, batches: int) -> None:
         self._batches, self._counted_from = batches, (time.monotonic(), 0)
 
     def __call__(self, done: int) -> str:
-        """Returns the text after `done` batches. To be called after the first batch, and later as often as wanted."""
+        """Returns the text after `done` batches. To be called after the first batch, and after any later ones."""
         begun, first = self._counted_from
         pace = (time.monotonic() - begun) / (done - first)
         if done == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nas.architecture import Architecture
@@ -54,8 +55,8 @@ def scatter(results: Results) -> Figure | None:
                 *zip(*points, strict=True), color=colours[method["title"]], marker=markers[method["title"]], label=method["title"]
             )
         correlation = results["rank_correlation"]
-        note = f"; rank correlation {correlation['spearman']:+.2f} (n = {correlation['n']})" if correlation else ""
-        panels[0].set_title(f"Supernet against its architecture{note}")
+        note = f": rank correlation {correlation['spearman']:+.2f}, n = {correlation['n']}" if correlation else ""
+        panels[0].set_title(f"Supernet and cell{note}")
         panels[0].set_xlabel("supernet, validation accuracy, %")
         panels[0].set_ylabel("short training, held-out accuracy, %")
         for method in costed:
@@ -81,14 +82,18 @@ def cells(method: Results) -> bytes | None:
 
 
 def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> bytes:
-    """The page. `tables` are (heading, columns, rows); `state` is a sentence about the progress of the protocol."""
-    parts = [f"<h1>Protocol {escape(results['preset'])}</h1>", f"<p>{escape(state)}</p>"]
-    for heading, columns, rows in tables:
-        if rows:
-            parts += [f"<h2>{escape(heading)}</h2>", report._table(columns, rows)]
+    """The page: the first table, the plots, the other tables, and the cells.
+
+    Args:
+        tables: (heading, columns, rows) of each.
+        state: a sentence about the progress of the protocol.
+    """
+    shown = [[f"<h2>{escape(heading)}</h2>", report._table(columns, rows)] if rows else [] for heading, columns, rows in tables]
+    parts = [f"<h1>Protocol {escape(results['preset'])}</h1>", f"<p>{escape(state)}</p>", *shown[0]]
     for heading, figure in (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results))):
         if figure is not None:
             parts += report._picture(heading, save(figure))
+    parts += chain.from_iterable(shown[1:])
     for method in results["methods"].values():
         if (picture := cells(method)) is not None:
             parts += report._picture(f"{method['title']}: the selected cells", picture)

@@ -46,7 +46,7 @@ METHODS = {
     "first": Method("DARTS, first order", {}),
     "second": Method("DARTS, second order", {"unrolled": True}),
     "exact": Method("DARTS, second order, exact", {"unrolled": True, "hvp": "exact"}),
-    "warm-up": Method("DARTS, first order, alphas rest for 15 of 50 epochs", {"arch_warmup": 15}, warm_up=0.3),
+    "warm-up": Method("DARTS, first order, with a warm-up", {"arch_warmup": 15}, warm_up=0.3),
     "pc-darts": Method("PC-DARTS", {"preset": "pc-darts"}, warm_up=0.3),
     "gdas": Method("GDAS", {"preset": "gdas"}),
     "sdarts-rs": Method("SDARTS-RS", {"preset": "sdarts-rs"}),

@@ -157,7 +157,7 @@ def comparison_rows(results: Results) -> list[list[str]]:
             f"{titles[comparison['methods'][0]]} - {titles[comparison['methods'][1]]}",
             f"{comparison['difference']:+.2f} ± {_number(comparison['ci95'], '.2f')}",
             str(comparison["n"]),
-            _number(comparison["p"], ".3f"),
+            "< 0.001" if comparison["p"] is not None and comparison["p"] < 0.001 else _number(comparison["p"], ".3f"),
         ]
         for comparison in results["comparisons"]
     ]

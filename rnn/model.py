@@ -85,14 +85,15 @@ class Decoder(nn.Linear):
     """Maps states, (..., H), to logits of the next words, (..., V)."""
 
     def loss(self, states: Tensor, target: Tensor) -> Tensor:
-        """Returns the cross-entropy of states, (N, H), with the next words, (N,), summed over them. `--compile` compiles this method."""
+        """Returns the cross-entropy of states, (N, H), with the next words, (N,), summed. `--compile` compiles this method."""
         return F.cross_entropy(self(states), target, reduction="sum")
 
     @staticmethod
     def rows(batch_size: int) -> int:
-        """N in `loss`, for batches of B: so many time steps that there are 256 rows, or one.
+        """Returns N in `loss`: as many whole time steps as fit into 256 rows, but at least one.
 
-        Few rows, because their logits should fit into a processor's cache; not fewer, because every call computes a gradient of the matrix.
+        The logits of so few rows should fit into a processor's cache. Still fewer rows would cost time, because every call computes a
+        gradient of the matrix.
         """
         return batch_size * max(1, 256 // batch_size)
 
@@ -136,8 +137,8 @@ class RNNModel(nn.Module):
             target: the next words, (T, B); None to get log-probabilities.
 
         Returns:
-            Log-probabilities of the next words, (T, B, V), or with `target` the mean loss, (); the state after the sequence, (1, B, H); and
-            all states, (T, B, H), after and before the decoder's dropout.
+            Four tensors: log-probabilities of the next words, (T, B, V), or with `target` the mean loss, (); the state after the sequence,
+            (1, B, H); all states, (T, B, H), after the decoder's dropout; and the same before it.
         """
         if masks is None:
             masks = self.draw_masks(x.size(1))

@@ -414,6 +414,26 @@ def test_tables_show_text_as_it_is():
     assert r"a\_b \& 50\% | x & 90.50 $\pm$ 0.71" in results.tex(found).decode()
 
 
+def test_small_p_values_are_not_called_zero():
+    titles = {"a": {"title": "A"}, "b": {"title": "B"}}
+    values = ((0.0004, "< 0.001"), (0.0, "< 0.001"), (0.041, "0.041"), (None, "-"))
+    for p, text in values:
+        comparison = {"methods": ["a", "b"], "difference": 1.0, "ci95": 0.5, "n": 3, "p": p}
+        assert results.comparison_rows({"methods": titles, "comparisons": [comparison]}) == [["A - B", "+1.00 ± 0.50", "3", text]]
+
+
+def test_plots_come_after_the_first_table():
+    from pictures import protocol as page
+
+    method = {"title": "Mine", "searches": [], "selected": None, "search_hours": 0.0, "test_acc": results.summary([90.0])}
+    method["trainings"] = [{"seed": 0, "test_acc": 90.0}]
+    found = {"preset": "small", "methods": {"a": method}, "rank_correlation": None}
+    content = page.page(found, [("One", ("a",), [["1"]]), ("Empty", ("b",), []), ("Two", ("c",), [["2"]])], "done").decode()
+    places = [content.index(f">{heading}<") for heading in ("One", "Accuracy of every training", "Two")]
+    assert places == sorted(places)
+    assert ">Empty<" not in content
+
+
 def test_the_selected_cells_fit_on_the_page():
     from pictures import protocol as page
 
