@@ -62,7 +62,7 @@ def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, st
     work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
     if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
         reason = "--sync_bn communicates within the network"
-    elif args.compile == "auto" and device.type == "cpu" and not any(isinstance(part, model_search.MixedOp) for part in network.modules()):
+    elif args.compile == "auto" and device.type == "cpu" and not any(map(_is_large_region, network.modules())):
         reason = "on a CPU, that makes only searches with mixed operations faster (--compile yes compiles anyway)"
     else:
         reason = _why_not_compiled(args.compile, work, device)
@@ -171,6 +171,11 @@ def _outermost(module: nn.Module, regions: Regions = REGIONS) -> Iterator[nn.Mod
             yield child
         else:
             yield from _outermost(child, regions)
+
+
+def _is_large_region(module: nn.Module) -> bool:
+    """Whether this is a mixed operation that is compiled as a whole. Those of GDAS are not: each pass runs one of their operations."""
+    return isinstance(module, model_search.MixedOp) and getattr(module, "compilable", True)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -217,11 +217,13 @@ def test_what_is_not_compiled_says_why(given, steps, says, monkeypatch):
     assert not any("forward" in vars(module) for module in network.modules())
 
 
-def test_training_on_a_cpu_is_not_compiled():
+def test_on_a_cpu_trainings_and_gdas_are_not_compiled():
     import genotypes
+    from nas.remedies.sampling import SampledNetwork
 
-    says = acceleration.accelerate(NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2), arguments(), 8, 10**9, CPU)
-    assert "only searches with mixed operations" in says
+    for network in (NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2), SampledNetwork(2, 5, 3, nn.CrossEntropyLoss())):
+        says = acceleration.accelerate(network, arguments(), 8, 10**9, CPU)
+        assert "only searches with mixed operations" in says
 
 
 @in_a_child
