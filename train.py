@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,7 +226,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         part = "valid" if args.valid_portion else "test"  # that every epoch is measured on
         progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        evaluated = min(limit or len(valid_batches), len(valid_batches))
+        evaluated = len(range(len(valid_batches))[:limit])
         watch = monitor.Monitor(run, epochs, steps, evaluated)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
@@ -270,7 +270,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
                 run.write_weights(model, "best.pt")
             if epoch == epochs - 1:
                 if args.valid_portion:
-                    measured = measure_best(model, islice(test_batches, limit), min(limit or len(test_batches), len(test_batches)), run)
+                    measured = measure_best(model, test_batches, limit, run)
                     row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
                     row |= {"test_top5": measured.top5.avg} if top5 else {}
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
@@ -324,11 +324,12 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) 
     return schedules.SequentialLR(optimizer, [warmup, main], [args.lr_warmup_epochs])
 
 
-def measure_best(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, run: Run) -> utils.Meters:
-    """Loss and accuracy of the best epoch's weights; `model` keeps its own weights. `count`: the number of `batches`, for the log."""
+def measure_best(model: nn.Module, batches: data.Batches, limit: int | None, run: Run) -> utils.Meters:
+    """Loss and accuracy of the best epoch's weights on the first `limit` batches, or on all; `model` keeps its own weights."""
     last = {name: value.clone() for name, value in model.state_dict().items()}
     load_best(model, run)
-    measured = utils.evaluate(model, batches, F.cross_entropy, run.reporter("test", run.args.report_freq, count))
+    report = run.reporter("test", run.args.report_freq, len(range(len(batches))[:limit]))
+    measured = utils.evaluate(model, islice(batches, limit), F.cross_entropy, report)
     model.load_state_dict(last)
     return measured
 

@@ -170,7 +170,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
-        evaluated = min(limit or len(valid_batches), len(valid_batches))
+        evaluated = len(range(len(valid_batches))[:limit])
         watch = monitor.Monitor(run, epochs, steps, evaluated)
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in range(progress.epoch, epochs if stop is None else 0):

@@ -89,15 +89,14 @@ class Countdown:
     """
 
     def __init__(self, batches: int) -> None:
-        self._batches, self._counted_from = batches, (time.monotonic(), 0)
+        self._clock = Clock(epochs=1, steps=batches)
 
     def __call__(self, done: int) -> str:
         """Returns the text after `done` batches. To be called after the first batch, and after any later ones."""
-        begun, first = self._counted_from
-        pace = (time.monotonic() - begun) / (done - first)
+        text = f" | {self._clock.pace(done):.2f} s/batch, {errors.duration(self._clock.left(0, done))} left to evaluate"
         if done == 1:
-            self._counted_from = time.monotonic(), 1
-        return f" | {pace:.2f} s/batch, {errors.duration(pace * max(0, self._batches - done))} left to evaluate"
+            self._clock.forget(0, 1)
+        return text
 
 
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any, clock: Clock) -> Iterator[Item]:

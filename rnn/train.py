@@ -79,7 +79,7 @@ def main() -> None:
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         run.log_each(*text.baseline_lines(corpus))
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
-        evaluated = text.sequences(valid_text, args.bptt)
+        evaluated = len(text.sequences(valid_text, args.bptt))
         watch = monitor.Monitor(run, epochs, steps, evaluated)
         for epoch in range(progress.epoch, epochs):
             before = [row["valid_loss"] for row in progress.metrics]
@@ -116,7 +116,7 @@ def main() -> None:
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
         load_weights(model, str(run.folder / "weights.pt"))
-        report = run.reporter("test", 20 * args.report_freq, text.sequences(test_text, args.bptt))
+        report = run.reporter("test", 20 * args.report_freq, len(text.sequences(test_text, args.bptt)))
         test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, report)
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
         run.propose({"test the weights again": test_command(args, run)})

@@ -86,7 +86,7 @@ def main() -> None:
         progress = run.restore(
             epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
         )
-        evaluated = text.sequences(valid_text, args.bptt)
+        evaluated = len(text.sequences(valid_text, args.bptt))
         watch = monitor.Monitor(run, epochs, steps, evaluated)
         for epoch in range(progress.epoch, epochs):
             if progress.step == 0:

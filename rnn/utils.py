@@ -215,9 +215,9 @@ def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, 
     return loss, regularised, hidden.detach()
 
 
-def sequences(text: Tensor, bptt: int) -> int:
-    """The number of sequences in which `evaluate` reads `text`, (rows, columns)."""
-    return len(range(0, len(text) - 1, bptt))
+def sequences(text: Tensor, bptt: int) -> range:
+    """The first row of each sequence in which `evaluate` reads `text`, (rows, columns)."""
+    return range(0, len(text) - 1, bptt)
 
 
 @torch.no_grad()
@@ -233,7 +233,7 @@ def evaluate(
     model.eval()
     hidden = model.init_hidden(text.size(1))
     total = torch.zeros((), dtype=torch.float64, device=text.device)
-    for step, row in enumerate(range(0, len(text) - 1, bptt)):
+    for step, row in enumerate(sequences(text, bptt)):
         x, y = data.get_batch(text, row, bptt)
         log_prob, hidden, *_ = model(x, hidden)
         total += len(x) * F.nll_loss(log_prob.flatten(0, 1), y.flatten()).double()

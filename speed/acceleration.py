@@ -115,9 +115,7 @@ def _corrupts_memory(module: nn.Module) -> bool:
     )
 
 
-def compile_where_worth(
-    network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: Regions = REGIONS
-) -> str:
+def compile_where_worth(network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: Regions) -> str:
     """Calls `compile_regions` if `choice` is `yes`, or is `auto` and `work`, the multiply-adds of the run, is large enough.
 
     Returns a line for the log about what was done.
