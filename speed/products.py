@@ -39,7 +39,7 @@ class UseOneDNN(CustomGraphPass):
             if node.kwargs:  # `addmm` with factors stays as it is
                 continue
             with graph.inserting_before(node):
-                faster = graph.call_function(product._opoverload, (a, b))
+                faster = graph.call_function(torch.ops.darts.product.default, (a, b))
                 faster.meta = dict(node.meta)
                 for term in bias:
                     faster = graph.call_function(aten.add.Tensor, (faster, term))
