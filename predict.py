@@ -30,6 +30,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 import data
 import utils
 from experiment.errors import UserError
+from image_files import decoding
 from nas import registry, trained
 from nas.trained import Trained
 from speed import acceleration
@@ -78,7 +79,7 @@ class Classifier:
             ValueError: the image has more than 8 bits per channel, or is a single pixel wide or high. For a damaged image, Pillow may raise
                 almost any exception.
         """
-        return self._normalise(data.pixels(image, self.image_size, self.description.channels, self.description.centre_crop))
+        return self._normalise(decoding.pixels(image, self.image_size, self.description.channels, self.description.centre_crop))
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """`preprocess` of the image in a file.
@@ -86,7 +87,7 @@ class Classifier:
         Raises:
             UserError: the file cannot be read or decoded.
         """
-        return self._normalise(data.decode(os.fspath(path), self.image_size, self.description.channels, self.description.centre_crop))
+        return self._normalise(decoding.decode(os.fspath(path), self.image_size, self.description.channels, self.description.centre_crop))
 
     @torch.no_grad()
     def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:

@@ -215,7 +215,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with Run("eval", args, device, callbacks) as run:
+    with Run("eval", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, network, *notes, speed, architecture)
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)

@@ -164,7 +164,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         step = capture.CapturedStep(step, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
-    with Run("search", args, device, callbacks) as run:
+    with Run("search", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)), *notes, speed)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}

@@ -245,6 +245,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"{shorten(name)} is {shown(value)}")
     if not isinstance(config.get("command", []), list):
         raise ValueError("its command is not a list")
+    classes = config.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not a list of names")
     commands = config.get("next", {})
     if not isinstance(commands, dict) or not all(isinstance(command, str) for command in commands.values()):
         raise ValueError("its next commands are not {purpose: command}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -42,6 +43,11 @@ def duration(seconds: float) -> str:
     if not days:
         return f"{hours} h {minutes} min"
     return f"{days} day{'s' * (days > 1)} {hours} h"
+
+
+def first(items: Sequence[str]) -> str:
+    """The first three of `items` for a message."""
+    return "; ".join(items[:3]) + ("; ..." if len(items) > 3 else "")
 
 
 def shown(value: Any, limit: int = 120) -> str:

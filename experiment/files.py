@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from experiment import errors
+
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 
 
@@ -67,6 +69,14 @@ def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", pre
         raise
     for folder in {path.parent for path in contents}:
         _flush_folder(folder)
+
+
+def keep(cache: Path, content: bytes | memoryview, otherwise: str) -> None:
+    """Writes a file that only saves work. If it cannot be written, prints what follows from that, `otherwise`."""
+    try:
+        write({cache: content}, f".{os.getpid()}.tmp")  # other processes may write it too
+    except OSError:
+        errors.tell(f"cannot write {cache}: {otherwise}")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,7 +85,8 @@ class Run:
     | file | holds |
     |---|---|
     | `log.txt` | what was printed |
-    | `config.json` | all arguments, versions of Python and libraries, the commit; after a complete run, the commands that it proposes |
+    | `config.json` | all arguments, the classes and normalisation of images, versions of Python and libraries, the commit; after a complete
+      run, the commands that it proposes |
     | `metrics.jsonl` | one JSON object per epoch |
     | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype and in NNI's form |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
@@ -102,12 +103,20 @@ class Run:
         args: the arguments to record. `run_dir`, `save`, `resume` and `checkpoint_minutes` are read here.
         device: the device of the run.
         callbacks: functions to call after every complete epoch, with its number and its row of `metrics.jsonl`; in the first process only.
+        record: what else to record in `config.json`.
 
     Raises:
         UserError: the folder is not empty, cannot be created, or is in use by another process.
     """
 
-    def __init__(self, stage: str, args: argparse.Namespace, device: torch.device, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        stage: str,
+        args: argparse.Namespace,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
         self.progress = Progress()
         self.device = device
@@ -138,7 +147,7 @@ class Run:
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
             if not self._resumed:  # first: from here on, the run can be resumed
-                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **_provenance(device)})
+                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **(record or {}), **_provenance(device)})
                 if self._unwritten:
                     raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")

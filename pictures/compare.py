@@ -12,7 +12,6 @@ from experiment.errors import UserError, printable
 from pictures import drawing
 from pictures.history import History
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "digits": 10}  # of images of 32x32
 UNKNOWN = "-"
 
 
@@ -56,30 +55,28 @@ def _last(run: History, key: str) -> str:
 
 
 def size(run: History) -> tuple[float | None, float | None]:
-    """Millions of parameters, and of multiply-adds per image. For a search, of the network that the paper would train."""
+    """Millions of parameters, and of multiply-adds per image. For a search, of the network that the paper would train.
+
+    Both are None if they are unknown: older runs did not record their classes.
+    """
     import torch
 
     import utils
     from nas import networks
-    from nas.trained import FILE, read
 
     architecture, space = run.architecture, run.arguments.get("space", "darts")
-    is_training = run.trains
-    classes, image_size = CLASSES.get(str(run.arguments.get("dataset"))), 32
-    if is_training and (run.folder / FILE).exists():
-        described = read(run.folder)
-        classes, image_size = len(described.classes), described.image_size
-    if architecture is None or classes is None:  # a search does not record the number of classes of a folder
+    classes, image_size, is_training = run.config.get("classes"), run.arguments.get("image_size"), run.trains
+    if architecture is None or not classes or not isinstance(image_size, int):
         return None, None
     channels, space_arg = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("space_arg")
-    network = run.arguments.get("network") if is_training else None
+    network = run.arguments.get("network" if is_training else "stem")
     args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, network=network, channels=channels, space_arg=space_arg)
     if is_training:
         args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
         networks.set_sizes(args, init_channels=36, layers=20)
         with torch.device("meta"):  # shapes only
-            model = networks.build_discrete(args, classes, architecture)
+            model = networks.build_discrete(args, len(classes), architecture)
             return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, image_size, args.channels)
     except UserError:  # a user's space whose file is missing
         return None, None

@@ -29,9 +29,18 @@ def some_genotype(rng):
 
 def write_run(folder, rows, stage="search", **arguments):
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = {"seed": 7, "epochs": len(rows), "dataset": "cifar10", "space": "darts", "strategy": "darts", "gpu": -1} | arguments
+    arguments = {
+        "seed": 7,
+        "epochs": len(rows),
+        "dataset": "cifar10",
+        "image_size": 32,
+        "space": "darts",
+        "strategy": "darts",
+        "gpu": -1,
+    } | arguments
     config = {
         "stage": stage,
+        "classes": [f"class {number}" for number in range(10)],
         "arguments": arguments,
         "command": ["a.py", "--seed", "7"],
         "commit": "c0ffee",

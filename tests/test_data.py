@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 
 import data
 from experiment.errors import UserError
+from image_files import datasets, decoding, folders, statistics
 
 
 def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:
@@ -488,7 +489,7 @@ def test_folder(folder, workers):
 
 def test_every_part_of_a_folder_holds_the_classes_in_proportion():
     sorted_by_class = np.repeat([0, 1, 2], [10, 40, 50])
-    order = data._interleave(sorted_by_class)
+    order = datasets.interleave(sorted_by_class)
     assert sorted(order) == list(range(100))
     for portion in (20, 50, 80):
         counts = np.bincount(sorted_by_class[order[:portion]], minlength=3)
@@ -637,7 +638,7 @@ def test_a_folder_is_read_in_the_order_of_torchvision(folder):
     for path in ("cat/b/0.png", "cat/b/c/1.JPEG", "cat/b.png", "cat/B/0.webp", "dog/a b/1.png"):
         save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
     expected = torchvision.datasets.ImageFolder(folder / "train")
-    classes, samples, _ = data._walk(folder, "train")
+    classes, samples, _ = folders.walk(folder, "train")
     assert list(classes) == expected.classes
     assert samples == expected.samples
 
@@ -675,7 +676,7 @@ def test_photographs_stand_upright(tmp_path, orientation):
         upright = ImageOps.exif_transpose(image)
     assert upright.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
     expected = np.array(ImageOps.fit(upright, (16, 16), Image.Resampling.BILINEAR))
-    assert torch.equal(data.decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
+    assert torch.equal(decoding.decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -695,10 +696,10 @@ def test_transparent_pixels_are_white(tmp_path):
     palette.save(tmp_path / "palette.png", transparency=1)
     key.save(tmp_path / "key.png", transparency=(0, 255, 0))
     for path in sorted(tmp_path.iterdir()):
-        assert np.array_equal(data.decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
+        assert np.array_equal(decoding.decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
     grey = Image.merge("LA", (Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 127)))
     grey.save(tmp_path / "grey.png")
-    assert (data.decode(str(tmp_path / "grey.png"), 16) == 128).all()
+    assert (decoding.decode(str(tmp_path / "grey.png"), 16) == 128).all()
 
 
 def test_files_of_other_kinds_are_counted_and_named(folder):
@@ -842,7 +843,7 @@ def test_a_large_folder_is_the_same_data(folder, monkeypatch):
     assert isinstance(data.load("folder", str(folder), image_size=16, workers=0).train, data.MemoryImages)
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
     lazy = data.load("folder", str(folder), image_size=16, workers=2)
-    assert isinstance(lazy.train, data.FileImages)
+    assert isinstance(lazy.train, datasets.FileImages)
     assert (lazy.mean, lazy.std) == (small.mean, small.std)
     for batches, expected in zip(search(lazy), search(small), strict=True):
         assert same(batches, expected)
@@ -870,7 +871,7 @@ def test_statistics_are_kept_until_the_folder_changes(folder, large, monkeypatch
     first = load()
     assert cache.is_file()
     with monkeypatch.context() as context:
-        context.setattr(data, "_stream", None)  # measuring would fail
+        context.setattr(statistics, "stream", None)  # measuring would fail
         assert load() == first
         assert isinstance(load()[0], tuple)
     known = json.loads(cache.read_text())

@@ -592,7 +592,9 @@ def test_what_is_taken_can_be_drawn_and_reported(changed, tmp_path):
     assert compare.table([run])
 
 
-@pytest.mark.parametrize("config", [{"arguments": {"seed": []}}, {"command": 3.5}, {"arguments": None}])
+@pytest.mark.parametrize(
+    "config", [{"arguments": {"seed": []}}, {"command": 3.5}, {"arguments": None}, {"classes": 10}, {"classes": [0, 1]}]
+)
 def test_configurations_that_are_none_of_a_run(config, tmp_path):
     with pytest.raises(UserError, match="not that of a run"):
         history.read(write_run(tmp_path, ROW, **config))

@@ -21,6 +21,7 @@ import train
 import train_search
 import utils
 from experiment import distributed
+from image_files import datasets, folders
 from nas import networks, search
 from nas.architecture import Architecture
 from nas.remedies import recipes
@@ -241,19 +242,19 @@ def test_on_a_gpu_optimizers_step_there(monkeypatch):
 
 
 def test_workers_are_not_forked_where_cuda_runs(monkeypatch):
-    assert data._start_method(1) is None
+    assert datasets._start_method(1) is None
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert data._start_method(1) == "forkserver"
-    assert data._start_method(0) is None
+    assert datasets._start_method(1) == "forkserver"
+    assert datasets._start_method(0) is None
 
 
 def test_workers_of_a_forkserver_give_the_same_batches(monkeypatch, images):
     files = data.load("folder", str(images), SIZE, workers=0)
-    paths = data._walk(images, "train")[1]
-    files = data.replace(files, train=data.FileImages(paths, SIZE))
+    paths = folders.walk(images, "train")[1]
+    files = data.replace(files, train=datasets.FileImages(paths, SIZE))
     found = []
     for method in (None, "forkserver"):
-        monkeypatch.setattr(data, "_start_method", lambda workers, method=method: method)
+        monkeypatch.setattr(datasets, "_start_method", lambda workers, method=method: method)
         loader = data.train_batches(files, batch_size=8, cutout_length=0, seed=0, workers=1, device=CPU)
         assert loader._loader.multiprocessing_context is None or method == "forkserver"
         found.append(list(loader))
@@ -263,11 +264,13 @@ def test_workers_of_a_forkserver_give_the_same_batches(monkeypatch, images):
 
 KILLED = """
 import sys
+from pathlib import Path
 import data
+from image_files import datasets, folders
 if __name__ == "__main__":
-    data._start_method = lambda workers: "forkserver" if workers else None
+    datasets._start_method = lambda workers: "forkserver" if workers else None
     files = data.load("folder", sys.argv[1], 8, workers=0)
-    files = data.replace(files, train=data.FileImages(data._walk(data.Path(sys.argv[1]), "train")[1], 8))
+    files = data.replace(files, train=datasets.FileImages(folders.walk(Path(sys.argv[1]), "train")[1], 8))
     loader = data.train_batches(files, batch_size=2, cutout_length=0, seed=0, workers=1, device="cpu")
     batches = iter(loader)
     next(batches)

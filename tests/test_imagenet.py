@@ -25,6 +25,7 @@ import utils
 from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
+from image_files import datasets, decoding, folders
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from model_search import Network
 from nas import networks
@@ -245,12 +246,12 @@ def test_the_preset_smooths_labels_as_the_authors(wide, monkeypatch, tmp_path):
 def test_validation_resizes_and_cuts_as_torchvision(shape):
     image = picture(*shape)
     expected = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])(image)
-    assert torch.equal(data.pixels(image, 224, centre_crop=0.875), expected)
+    assert torch.equal(decoding.pixels(image, 224, centre_crop=0.875), expected)
 
 
 def test_a_line_of_pixels_is_not_enlarged_to_fill_the_memory():
     with pytest.raises(ValueError, match="centre crop shows too little"):
-        data.pixels(Image.new("RGB", (2, 4000)), 224, centre_crop=0.875)
+        decoding.pixels(Image.new("RGB", (2, 4000)), 224, centre_crop=0.875)
 
 
 def test_training_crops_flips_and_distorts_as_torchvision(wide):
@@ -283,8 +284,8 @@ def test_training_crops_are_of_the_upright_photograph(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     levels = np.arange(0, 240, 10, dtype=np.uint8)[:, None, None].repeat(24, 1).repeat(3, 2)  # turned: darker from left to right
     Image.fromarray(levels).save(tmp_path / "phone.png", exif=exif)
-    crops = data.CroppedImages(data.FileImages([(tmp_path / "phone.png", 0)], 8), False, (0, 0, 0, 0))
-    x, _ = crops.__getitems__(data.Share(np.array([0]), (1,), 1, slice(0, 1)))
+    crops = datasets.CroppedImages(datasets.FileImages([(tmp_path / "phone.png", 0)], 8), False, (0, 0, 0, 0))
+    x, _ = crops.__getitems__(datasets.Share(np.array([0]), (1,), 1, slice(0, 1)))
     assert x.float().std(2).max() < 1 < x.float().std(3).min()  # varies along the width only
 
 
@@ -348,8 +349,8 @@ def train_batches(images, workers=0, **options):
 
 def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
     images = data.load("imagenet", str(wide), 64, workers=0, centre_crop=0.875)
-    assert isinstance(images.train, data.FileImages)
-    assert isinstance(images.test, data.FileImages)
+    assert isinstance(images.train, datasets.FileImages)
+    assert isinstance(images.test, datasets.FileImages)
     assert (len(images.train), len(images.test)) == (30, 18)
     assert images.classes == tuple(sorted(NAMES))
     assert (images.mean, images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -357,7 +358,7 @@ def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
     assert sorted(images.train.samples) == sorted(expected.samples)
     x, y = images.test[4]
     path, label = images.test.samples[4]
-    assert torch.equal(x, data.decode(path, 64, centre_crop=0.875))
+    assert torch.equal(x, decoding.decode(path, 64, centre_crop=0.875))
     assert y == label
 
 
@@ -374,8 +375,8 @@ def test_the_devkit_names_classes(wide):
 
 
 def test_the_second_start_reads_the_index_until_a_folder_changes(wide, monkeypatch, capsys):
-    walk, walks = data._walk, []
-    monkeypatch.setattr(data, "_walk", lambda root, part, *rest: walks.append(part) or walk(root, part, *rest))
+    walk, walks = folders.walk, []
+    monkeypatch.setattr(folders, "walk", lambda root, part, *rest: walks.append(part) or walk(root, part, *rest))
 
     def start():
         walks.clear()
@@ -429,8 +430,8 @@ def test_an_epoch_is_the_same_with_any_number_of_workers_and_from_the_middle(wid
 def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
     images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
     whole = [x for x, _ in train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))]
-    read, parts = data._read, []
-    monkeypatch.setattr(data, "_read", lambda path, use: parts[-1].append(path) or read(path, use))
+    read, parts = datasets.read_image, []
+    monkeypatch.setattr(datasets, "read_image", lambda path, use: parts[-1].append(path) or read(path, use))
     monkeypatch.setattr(data.distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
@@ -450,8 +451,8 @@ def test_a_broken_image_is_named_and_can_be_skipped(wide, monkeypatch, capsys):
     with pytest.raises(UserError, match=re.escape(str(broken))):
         list(train_batches(images))
     decoded = []
-    decode = data.decode
-    monkeypatch.setattr(data, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    decode = decoding.decode
+    monkeypatch.setattr(datasets, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
     for _ in range(2):
         images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True, skip_bad_images=True)
         [note] = images.notes
@@ -484,7 +485,7 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
         assert f"test_top5 {row['test_top5']:f}" in out
     net = predict.load("run")
     path = wide / "val" / NAMES[0] / f"{NAMES[0]}_2.JPEG"
-    assert torch.equal(net.read(path), net._normalise(data.decode(str(path), 64, centre_crop=0.875)))
+    assert torch.equal(net.read(path), net._normalise(decoding.decode(str(path), 64, centre_crop=0.875)))
     with Image.open(path) as image:
         assert torch.equal(net.preprocess(image), net.read(path))
     assert script("train", "--resume", "run")[0] == 0
@@ -516,6 +517,11 @@ def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, imag
         weights = torch.load(tmp_path / name / "weights.pt", weights_only=True)
         assert {"stem0.0.weight", "stem1.1.weight"} <= weights.keys()
         assert "stem.0.weight" not in weights
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert (config["classes"], len(config["mean"]), len(config["std"])) == (["dark", "light"], 3, 3)
+    papers = NetworkImageNet(36, 2, 20, False, Architecture.recorded(tmp_path / "plain", "darts").genotype)
+    sizes = utils.count_parameters_in_MB(papers), utils.count_multiply_adds(papers, 64)
+    assert compare.size(history.read(tmp_path / "plain")) == sizes
     command = scripts.said((tmp_path / "plain" / "log.txt").read_text().splitlines(), "train what was found: ")
     assert command[:2] == ["python", "train.py"]
     status, _, err = script("train", *command[2:], "--epochs", 1, "--layers", 3, "--init_channels", 4, "--run_dir", "training")

@@ -357,10 +357,10 @@ sys.path.insert(0, {str(ROOT)!r})
 def slow(path, *how):
     print("decoding", flush=True)
     time.sleep(60)
-import data
 from experiment import cli
+from image_files import datasets
 cli.end_on_ctrl_c()
-data.decode = slow
+datasets.decode = slow
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
     for part, label in itertools.product(("train", "test"), ("a", "b")):

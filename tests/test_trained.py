@@ -23,6 +23,7 @@ import predict
 from experiment import cli
 from experiment.errors import UserError
 from experiment.run import versions
+from image_files import datasets, decoding, folders
 from model import NetworkCIFAR
 from nas import networks, trained
 from nas.architecture import Architecture
@@ -217,8 +218,8 @@ def test_predictions_are_what_was_measured(run, photos):
     net = predict.load(run)
     images = data.load("folder", str(photos), 16, workers=0)
     [(batch, _)] = data.test_batches(images, batch_size=15, workers=0, device="cpu")
-    samples = data._walk(photos, "test")[1]
-    paths = [samples[index][0] for index in data._interleave(np.array([label for _, label in samples]))]
+    samples = folders.walk(photos, "test")[1]
+    paths = [samples[index][0] for index in datasets.interleave(np.array([label for _, label in samples]))]
     assert torch.equal(torch.stack([net.read(path) for path in paths]), batch)
     alone = data.load_test("folder", str(photos), CLASSES, 16, images.mean, images.std, workers=0)
     assert torch.equal(alone.test.labels, images.test.labels)  # not sorted, for test.py's running accuracy
@@ -258,7 +259,7 @@ def test_torch_hub(run):
 def test_grey_images_of_a_network_of_one_channel():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
     grey = torch.from_numpy(np.array(image.convert("L")))[None]
-    assert torch.equal(data.pixels(image, 16, 1), grey)
+    assert torch.equal(decoding.pixels(image, 16, 1), grey)
 
 
 # ---- predict.py
