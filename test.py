@@ -15,6 +15,7 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -22,8 +23,8 @@ from torch import nn
 import data
 import genotypes
 import utils
+from experiment import progress
 from experiment.errors import UserError
-from experiment.progress import Countdown
 from experiment.weights import load_weights
 from nas import networks, registry, trained
 from nas.architecture import canonical
@@ -114,12 +115,7 @@ def main() -> None:
     acceleration.set_memory_format(model, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
-    countdown = Countdown(len(test_batches))
-
-    def report(step: int, meters: utils.Meters) -> None:
-        if step % args.report_freq == 0:
-            print(f"test {step:03d} {meters}{countdown(step + 1)}", flush=True)
-
+    report = progress.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))
     meters = utils.evaluate(model, test_batches, nn.CrossEntropyLoss(), report)
     print(f"test_loss {meters.loss.avg:f}")
     print(f"test_acc {meters.top1.avg:f}")

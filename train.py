@@ -206,8 +206,10 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
 
     model = networks.build_discrete(args, images.num_classes, architecture).to(device)
     notes = initialise(model, args, images.num_classes)
-    speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
-    notes += utils.long_run(model, args, images.image_size, epochs * steps, 1, device)
+    size = images.image_size
+    multiply_adds = utils.count_multiply_adds(model, size, images.channels)
+    speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
+    notes += utils.long_run(model, args, size, multiply_adds, epochs * steps, 1, device)
     optimizer = build_optimizer(model, args)
     scheduler = build_scheduler(optimizer, args)
     step: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
@@ -220,8 +222,6 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         if recorded is None:
             run.write_json(architecture.file_name, architecture.json)
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
-        size = images.image_size
-        multiply_adds = utils.count_multiply_adds(model, size, images.channels)
         run.log("multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
         part = "valid" if args.valid_portion else "test"  # that every epoch is measured on
         progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)

@@ -151,9 +151,10 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
 
     criterion = nn.CrossEntropyLoss()
     model, architect = build(args, images.num_classes, criterion, device)
-    speed = acceleration.accelerate(model, args, images.image_size, epochs * steps, device)
+    multiply_adds = utils.count_multiply_adds(model, images.image_size, images.channels)
+    speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
     passes = {"darts": 5 if args.unrolled else 2}.get(args.strategy, 1)  # DARTS, sections 2.3 and 2.4
-    notes = utils.long_run(model, args, images.image_size, epochs * steps, passes, device)
+    notes = utils.long_run(model, args, images.image_size, multiply_adds, epochs * steps, passes, device)
     optimizer = utils.optimizer(
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )

@@ -306,7 +306,9 @@ DAY = 24 * 60 * 60  # seconds
 
 
 @torch.no_grad()
-def long_run(model: nn.Module, args: argparse.Namespace, image_size: int, steps: int, passes: int, device: torch.device) -> tuple[str, ...]:
+def long_run(
+    model: nn.Module, args: argparse.Namespace, image_size: int, multiply_adds: float, steps: int, passes: int, device: torch.device
+) -> tuple[str, ...]:
     """What the log should say of a run that will take more than a day; nothing of a shorter one.
 
     Estimated by the time of a forward pass, which is measured only for runs that are long on any machine.
@@ -315,12 +317,13 @@ def long_run(model: nn.Module, args: argparse.Namespace, image_size: int, steps:
         model: from images (B, C, S, S).
         args: `channels` and `batch_size` are read.
         image_size: S.
+        multiply_adds: millions, for one image.
         steps: of the whole run.
         passes: forward and backward passes over a batch that a step makes.
         device: the model's.
     """
     forward_passes = 3 * passes * args.batch_size * steps  # of an image; a backward pass is worth two
-    if forward_passes * count_multiply_adds(model, image_size, args.channels) * 1e6 < 1e13:  # minutes on a GPU, hours on a CPU
+    if 1e6 * multiply_adds * forward_passes < 1e13:  # minutes on a GPU, hours on a CPU
         return ()
     share = len(range(args.batch_size)[distributed.share(args.batch_size)])
     # Another number than in training: for that a compiler might have to run first.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiment.errors import shorten, shown
+from experiment.errors import printable, shorten, shown
 
 LONGEST_NAME = 200  # characters of an edge or an operation
 
@@ -79,11 +79,16 @@ def class_lines(row: dict[str, Any]) -> list[str]:
     for name, accuracy in sorted(row.get("class_acc", {}).items(), key=lambda item: item[1]):
         counts = row["confusion"][name]
         wrong = sorted(((count, other) for other, count in counts.items() if other != name), key=lambda pair: -pair[0])
-        taken = ", ".join(f"{shorten(other, 60)} ({count})" for count, other in wrong[:3]) + ", ..." * (len(wrong) > 3)
-        right = f"class {shorten(name, 60)}: {counts.get(name, 0)} of {sum(counts.values())} right, {accuracy:.2f}%"
+        taken = ", ".join(f"{_short(other)} ({count})" for count, other in wrong[:3]) + ", ..." * (len(wrong) > 3)
+        right = f"class {_short(name)}: {counts.get(name, 0)} of {sum(counts.values())} right, {accuracy:.2f}%"
         lines.append(right + f"; taken for {taken}" * bool(wrong))
     more = len(lines) - MOST_LINES
     return lines[:MOST_LINES] + ([f"{more} more classes: see class_acc and confusion in metrics.jsonl"] if more > 0 else [])
+
+
+def _short(name: str) -> str:
+    """The name of a class, which may hold any characters but NUL and the slash, for a log line."""
+    return shorten(printable(name), 60)
 
 
 def _check_classes(accuracies: Any, confusion: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -82,21 +82,23 @@ class Clock:
         return epoch * (self._steps + self._evaluation) + step
 
 
-class Countdown:
-    """Text for the log during an evaluation of `batches` batches: seconds per batch, and the time left.
+def reporter(label: str, every: int, batches: int, log: Callable[[str], Any]) -> Callable[[int, object], None]:
+    """Returns a function that an evaluation of `batches` batches calls after each, with its number and the meters.
 
-    The first text uses the time of the first batch. Later texts ignore it, because it is slower than the others.
+    For every `every`-th batch, it logs a line: `label`, number, meters, seconds per batch, and the time left. The first line uses the time
+    of the first batch. Later lines ignore it, because it is slower than the others.
     """
+    clock = Clock(epochs=1, steps=batches)
 
-    def __init__(self, batches: int) -> None:
-        self._clock = Clock(epochs=1, steps=batches)
-
-    def __call__(self, done: int) -> str:
-        """Returns the text after `done` batches. To be called after the first batch, and after any later ones."""
-        text = f" | {self._clock.pace(done):.2f} s/batch, {errors.duration(self._clock.left(0, done))} left to evaluate"
+    def report(step: int, meters: object) -> None:
+        done = step + 1
+        if step % every == 0:
+            left = errors.duration(clock.left(0, done))
+            log(f"{label} {step:03d} {meters} | {clock.pace(done):.2f} s/batch, {left} left to evaluate")
         if done == 1:
-            self._clock.forget(0, 1)
-        return text
+            clock.forget(0, 1)
+
+    return report
 
 
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any, clock: Clock) -> Iterator[Item]:

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from torch import nn
 
 from experiment import checkpoint, cli, distributed, errors, files, metrics
 from experiment.errors import UserError, shorten
-from experiment.progress import Console, Countdown, Lines
+from experiment.progress import Console, Lines, reporter
 from genotypes import PRIMITIVES
 
 # Signals that stop a run: from a scheduler, from Ctrl-C, and when the terminal is closed (not on Windows).
@@ -180,15 +181,11 @@ class Run:
             self.write_json("config.json", {**cli.read_config(self.folder), "next": commands})
 
     def reporter(self, label: str, every: int, batches: int) -> Callable[[int, object], None]:
-        """Returns a function that an evaluation of `batches` batches calls after each: it logs lines, and stops the run after a signal.
-
-        There is a line for every `every`-th batch. It holds `label`, the number of the batch, the meters, and the time left.
-        """
-        countdown = Countdown(batches)
+        """Returns a function like that of `progress.reporter`, which also stops the run after a signal."""
+        log = reporter(label, every, batches, partial(self.log, "%s"))
 
         def report(step: int, meters: object) -> None:
-            if step % every == 0:
-                self.log("%s %03d %s%s", label, step, meters, countdown(step + 1))
+            log(step, meters)
             self._stop(self._asked_to_stop())  # without a checkpoint: it was saved after the last training step
 
         return report

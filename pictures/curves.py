@@ -54,7 +54,7 @@ def save(figure: Figure, format: str = "png") -> bytes:
     """The figure in this format. The same figure always gives the same bytes."""
     stream = io.BytesIO()
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[format]
-    with _style():
+    with style():
         figure.savefig(stream, format=format, dpi=130, facecolor="white", metadata=metadata)
     return stream.getvalue()
 
@@ -70,8 +70,8 @@ def curves(run: History) -> Figure | None:
     measured = [phase for phase in PHASES if run.series(f"{phase}_loss")[0]]
     if not measured:
         return None
-    with _style():
-        figure, panels = _panels(run.caption, 2, legend_rows=1)
+    with style():
+        figure, panels = subplots(run.caption, 2, legend_rows=1)
         for axes, (measure, title) in zip(panels, _measures([run]), strict=True):
             for index, phase in enumerate(measured):
                 _line(axes, *run.series(f"{phase}_{measure}"), label=PHASES[phase], color=LINES[index], linestyle=DASHES[index])
@@ -82,8 +82,8 @@ def curves(run: History) -> Figure | None:
 
 def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
     """Loss and accuracy of several runs, one colour each: solid lines for validation or test, dashed lines for training."""
-    with _style():
-        figure, panels = _panels(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
+    with style():
+        figure, panels = subplots(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
         for axes, (measure, title) in zip(panels, _measures(runs), strict=True):
             for index, (run, name) in enumerate(zip(runs, names, strict=True)):
                 line = LINES[index % len(LINES)]
@@ -112,7 +112,7 @@ def confusion(run: History) -> Figure | None:
     shares = np.array([[100 * counts[name].get(other, 0) / sum(counts[name].values()) for other in classes] for name in classes])
     labels = [errors.printable(errors.shorten(name, 24)).replace("$", r"\$") for name in classes]
     few, side = len(classes) <= 20, 1.2 + 0.22 * max(8, len(classes))
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(2.2 + 2 * side, 1.0 + side), layout="constrained")
@@ -163,8 +163,8 @@ def operations(run: History) -> Figure | None:
     cells = [cell for cell in TITLES if rows and any(cell_of(edge) == cell for edge in rows[0][1])]
     entropies = {cell: run.series(f"entropy_{cell}" if cell else "entropy") for cell in cells}
     eigenvalue = run.series("eigenvalue")
-    with _style():
-        figure, panels = _panels(run.caption, len(cells) + bool(skips) + bool(cells) + bool(eigenvalue[0]), legend_rows=1)
+    with style():
+        figure, panels = subplots(run.caption, len(cells) + bool(skips) + bool(cells) + bool(eigenvalue[0]), legend_rows=1)
         shown: dict[str, Any] = {}
         for axes, cell in zip(panels, cells, strict=False):
             shown |= _strongest(axes, cell, rows, stride)
@@ -244,7 +244,7 @@ def alphas(run: History) -> Figure | None:
     places, columns = _places(list(edges))
     tall = max(len(series[0]) for series in edges.values())
     n_rows = 1 + max(row for row, _ in places.values())
-    with _style():
+    with style():
         figure = Figure(figsize=(1.6 + 1.9 * columns, 1.2 + n_rows * (0.14 * tall + 0.36)), layout="constrained")
         betas = ", and betas (edge)" if rows[-1][0].get("betas") else ""
         figure.suptitle(f"{run.caption}: softmaxed alphas{betas}", x=0.01, ha="left", fontsize=11)
@@ -309,13 +309,13 @@ def _order(operation: str) -> tuple[int, str]:
     return (names.index(operation) if operation in names else len(names), operation)
 
 
-def _style():
+def style():
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
-def _panels(title: str, count: int, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
+def subplots(title: str, count: int, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     columns = 2 if count > 1 else 1

@@ -8,8 +8,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nas.architecture import Architecture
-from pictures import drawing, report
-from pictures.curves import INK, LINES, _panels, _style, save
+from pictures import curves, drawing, report
+from pictures.curves import INK, LINES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,8 @@ def accuracies(results: Results) -> Figure | None:
     methods = [method for method in results["methods"].values() if method["trainings"]]
     if not methods:
         return None
-    with _style():
-        figure, [axes] = _panels("Test accuracy of every training; mean and 95% interval", 1)
+    with curves.style():
+        figure, [axes] = curves.subplots("Test accuracy of every training; mean and 95% interval", 1)
         figure.set_size_inches(8, 1.2 + 0.45 * len(methods))
         for row, method in enumerate(methods):
             values = [training["test_acc"] for training in method["trainings"]]
@@ -43,8 +43,8 @@ def scatter(results: Results) -> Figure | None:
     costed = [method for method in methods if method["search_hours"] and method["trainings"]]
     if not selected and not costed:
         return None
-    with _style():
-        figure, panels = _panels("", 2, legend_rows=(len(methods) + 1) // 2)
+    with curves.style():
+        figure, panels = curves.subplots("", 2, legend_rows=(len(methods) + 1) // 2)
         colours = {method["title"]: LINES[index % len(LINES)] for index, method in enumerate(methods)}
         markers = {method["title"]: "os^Dvpx"[index % 7] for index, method in enumerate(methods)}
         for method in selected:
@@ -88,13 +88,13 @@ def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[S
         tables: (heading, columns, rows) of each.
         state: a sentence about the progress of the protocol.
     """
-    shown = [[f"<h2>{escape(heading)}</h2>", report._table(columns, rows)] if rows else [] for heading, columns, rows in tables]
+    shown = [[f"<h2>{escape(heading)}</h2>", report.html_table(columns, rows)] if rows else [] for heading, columns, rows in tables]
     parts = [f"<h1>Protocol {escape(results['preset'])}</h1>", f"<p>{escape(state)}</p>", *shown[0]]
     for heading, figure in (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results))):
         if figure is not None:
-            parts += report._picture(heading, save(figure))
+            parts += report.html_picture(heading, curves.save(figure))
     parts += chain.from_iterable(shown[1:])
     for method in results["methods"].values():
         if (picture := cells(method)) is not None:
-            parts += report._picture(f"{method['title']}: the selected cells", picture)
-    return report._page(f"Protocol {results['preset']}", parts)
+            parts += report.html_picture(f"{method['title']}: the selected cells", picture)
+    return report.html_page(f"Protocol {results['preset']}", parts)

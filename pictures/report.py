@@ -105,7 +105,7 @@ def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
         f"<details><summary>All arguments</summary>{_facts(run.arguments)}</details>",
         f"<details><summary>All epochs</summary>{_epochs(run)}</details>",
     ]
-    return _page(run.name, parts)
+    return html_page(run.name, parts)
 
 
 def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> bytes:
@@ -113,11 +113,11 @@ def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: 
     parts = [
         f"<h1>{len(runs)} runs side by side</h1>",
         f"<p>{escape('; '.join(run.caption for run in runs))}</p>",
-        _table(list(table[0]), [list(row.values()) for row in table], "runs"),
+        html_table(list(table[0]), [list(row.values()) for row in table], "runs"),
         f'<p class="note">{escape(TABLE)}</p>',
         *_pictures("", pictures),
     ]
-    return _page(f"{len(runs)} runs", parts)
+    return html_page(f"{len(runs)} runs", parts)
 
 
 def _what(run: History) -> str:
@@ -161,10 +161,10 @@ def _pictures(caption: str, pictures: dict[str, bytes]) -> Iterable[str]:
         title = TITLES.get(name, name)
         # All cells have the same scale.
         scale = 0.46 if name in CELLS else 0.75 if name.endswith("png") else 1
-        yield from _picture(title, content, scale, EXPLANATIONS.get(name), f"{title}, {caption}" if caption else title)
+        yield from html_picture(title, content, scale, EXPLANATIONS.get(name), f"{title}, {caption}" if caption else title)
 
 
-def _picture(
+def html_picture(
     title: str, content: bytes, scale: float = 0.75, explanation: str | None = None, alternative: str | None = None
 ) -> Iterable[str]:
     """A heading and a picture."""
@@ -186,7 +186,7 @@ def _width(picture: bytes) -> int:
 
 def _epochs(run: History) -> str:
     columns = [key for key in COLUMNS if any(isinstance(row.get(key), int | float) for row in run.epochs)]
-    return _table(columns, [[_short(row.get(key, "")) for key in columns] for row in run.epochs])
+    return html_table(columns, [[_short(row.get(key, "")) for key in columns] for row in run.epochs])
 
 
 def _short(value: Any) -> str:
@@ -198,14 +198,14 @@ def _facts(facts: dict[str, Any]) -> str:
     return f'<div class="scroll"><table class="facts">{rows}</table></div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "epochs") -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "epochs") -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return f'<div class="scroll"><table class="{kind}">{line("th", head)}{"".join(line("td", row) for row in rows)}</table></div>'
 
 
-def _page(title: str, parts: Iterable[str]) -> bytes:
+def html_page(title: str, parts: Iterable[str]) -> bytes:
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -2,9 +2,9 @@
 
     python -m rnn.test --arch RUN_DIR --model_path RUN_DIR/weights.pt --data ../data/penn --gpu 0
 
-Prints one line, after those of a unigram and a bigram model of the same text. The arguments that define the network and its vocabulary must
-be the same as in its training; rnn/train.py prints the command at its end. The original's files contain pickled models and cannot be
-loaded.
+Prints the perplexities of a unigram and a bigram model of the same text, the progress, and in the last line the model's perplexities. The
+arguments that define the network and its vocabulary must be the same as in its training; rnn/train.py prints the command at its end. The
+original's files contain pickled models and cannot be loaded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import utils
+from experiment import progress
 from experiment.weights import load_weights
 from nas.architecture import Architecture
 from rnn import data
 from rnn import utils as text
 from rnn.model import Dropouts, RNNModel
+
+REPORT_FREQ = 200  # sequences
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,7 +55,8 @@ def main() -> None:
     found = []
     for part, columns in (("valid", text.EVAL_BATCH), ("test", text.TEST_BATCH)):
         stream = data.batchify(getattr(corpus, part), columns, part).to(device)
-        found.append(f"{part} ppl {text.perplexity(text.evaluate(model, stream, args.bptt, args.faithful)):.2f}")
+        report = progress.reporter(part, REPORT_FREQ, len(text.sequences(stream, args.bptt)), partial(print, flush=True))
+        found.append(f"{part} ppl {text.perplexity(text.evaluate(model, stream, args.bptt, args.faithful, report)):.2f}")
     print(f"model: {', '.join(found)}")
 
 

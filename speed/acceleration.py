@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 import model_search
 import operations
-import utils
 from experiment import distributed, errors
 from speed import products
 from speed.convolutions import use_fast_gradients
@@ -44,28 +43,27 @@ WORTH_COMPILING = 3e12
 VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
-def accelerate(network: nn.Module, args: argparse.Namespace, image_size: int, steps: int, device: torch.device) -> str:
+def accelerate(network: nn.Module, args: argparse.Namespace, multiply_adds: float, steps: int, device: torch.device) -> str:
     """Makes `network` faster, in place. Returns a line for the log about what was done.
 
     Whether it compiles depends on the arguments and on whether a compiler works, never on measured times: a resumed run must compute the
     same as before.
 
     Args:
-        network: a network for images (B, C, S, S).
-        args: `channels`, `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
-        image_size: S.
+        network: a network for images.
+        args: `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
+        multiply_adds: millions, for one image (`utils.count_multiply_adds`).
         steps: training steps of the whole run.
         device: the device of the network.
     """
     if args.sync_bn:
         distributed.convert(network)
-    work = 1e6 * utils.count_multiply_adds(network, image_size, args.channels) * args.batch_size * steps
     if args.sync_bn and distributed.world_size() > 1 and args.compile != "no":
         reason = "--sync_bn communicates within the network"
     elif args.compile == "auto" and device.type == "cpu" and not any(map(_is_large_region, network.modules())):
         reason = "on a CPU, that makes only searches with mixed operations faster (--compile yes compiles anyway)"
     else:
-        reason = _why_not_compiled(args.compile, work, device)
+        reason = _why_not_compiled(args.compile, 1e6 * multiply_adds * args.batch_size * steps, device)
     batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
     apply(network, device, args.amp, None if reason else batch_size, args.recompute)
     return _line(reason)

@@ -186,6 +186,16 @@ def test_all_that_is_measured_on_a_gpu_runs_on_a_cpu(images, tmp_path):
     assert all((out / name).stat().st_mtime_ns == time for name, time in before.items())
 
 
+def test_steps_are_measured_from_the_most_important_one_on(benchmark, tmp_path):
+    module = benchmark("gpu", "--out", tmp_path)
+    steps = module.all_steps(tiny=False)
+    assert steps[0] == ("first order", "float32", "eager")
+    assert set(steps[1:4]) == {
+        ("first order", "float32", "captured"), ("first order", "bfloat16", "eager"), ("second order", "float32", "eager")
+    }  # fmt: skip
+    assert len({*steps}) == 36
+
+
 def test_a_part_that_fails_costs_its_own_row(benchmark, tmp_path):
     module = benchmark("gpu", "--out", tmp_path)
     args = module.parse_arguments()

@@ -904,9 +904,8 @@ def test_an_image_damaged_later(folder, large, workers):
     images = data.load("folder", str(folder), image_size=16, workers=0)
     break_truncated(folder)
     train = data.train_batches(images, batch_size=4, cutout_length=0, seed=0, workers=workers, device="cpu")
-    with pytest.raises(UserError, match=r"^cannot decode the image .*train/cat/4.png: ") as caught:
+    with pytest.raises(UserError, match=r"^(?!.*Traceback)cannot decode the image .*train/cat/4.png: "):
         list(train)
-    assert "Traceback" not in str(caught.value)
 
 
 def test_images_of_one_colour_do_not_divide_by_zero(tmp_path):

@@ -298,13 +298,19 @@ def test_a_slow_first_step_is_not_counted(monkeypatch):
 def test_time_left_of_an_evaluation(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    countdown = progress.Countdown(10)
+    lines = []
+    report = progress.reporter("valid", 2, 10, lines.append)
     now[0] += 6.0  # the first batch starts workers
-    assert countdown(1) == " | 6.00 s/batch, 54 s left to evaluate"
+    report(0, "loss 1.5")
+    assert lines.pop() == "valid 000 loss 1.5 | 6.00 s/batch, 54 s left to evaluate"
     now[0] += 4.0
-    assert countdown(3) == " | 2.00 s/batch, 14 s left to evaluate"
+    report(1, "loss 1.4")
+    assert not lines
+    report(2, "loss 1.4")
+    assert lines.pop() == "valid 002 loss 1.4 | 2.00 s/batch, 14 s left to evaluate"
     now[0] += 3.0
-    assert countdown(10) == " | 0.78 s/batch, 0 s left to evaluate"
+    report(8, "loss 1.3")
+    assert lines.pop() == "valid 008 loss 1.3 | 0.88 s/batch, 1 s left to evaluate"
 
 
 def test_times_in_words():

@@ -111,13 +111,13 @@ def test_every_class_is_told_at_the_end(script, images):
 
 
 def test_the_class_that_fails_comes_first():
-    row = metrics.of_classes([[5, 1, 0], [4, 0, 16], [0, 0, 0]], ["cat", "dog", "emu"])
+    row = metrics.of_classes([[5, 1, 0], [4, 0, 16], [0, 0, 0]], ["cat", "dog", "emu\n"])
     assert row == {
         "class_acc": {"cat": pytest.approx(500 / 6), "dog": 0.0},  # of the emu there was no image
-        "confusion": {"cat": {"cat": 5, "dog": 1}, "dog": {"cat": 4, "emu": 16}},
+        "confusion": {"cat": {"cat": 5, "dog": 1}, "dog": {"cat": 4, "emu\n": 16}},
     }
     assert metrics.class_lines(row) == [
-        "class dog: 0 of 20 right, 0.00%; taken for emu (16), cat (4)",
+        "class dog: 0 of 20 right, 0.00%; taken for emu\\n (16), cat (4)",
         "class cat: 5 of 6 right, 83.33%; taken for dog (1)",
     ]
     many = metrics.of_classes(torch.eye(50, dtype=torch.int64).tolist(), [str(number) for number in range(50)])

@@ -66,16 +66,16 @@ def test_a_run_of_more_than_a_day_is_known_before_it_starts(monkeypatch):
             now[0] += len(x) / 2
             return super().forward(x)
 
-    monkeypatch.setattr(utils, "count_multiply_adds", lambda *_: 100.0)
     args, cpu = Namespace(channels=3, batch_size=16), torch.device("cpu")
-    assert utils.long_run(Slow(), args, 8, 3500, 1, cpu) == ()
-    [warning] = utils.long_run(Slow(), args, 8, 4000, 1, cpu)
+    million = 100.0
+    assert utils.long_run(Slow(), args, 8, million, 3500, 1, cpu) == ()
+    [warning] = utils.long_run(Slow(), args, 8, million, 4000, 1, cpu)
     assert warning.startswith("warning: this run will take about 1 day 2 h here")
     assert "--fast_dev_run" in warning
-    [warning] = utils.long_run(Slow(), args, 8, 4000, 5, cpu)
+    [warning] = utils.long_run(Slow(), args, 8, million, 4000, 5, cpu)
     assert "about 5 days 13 h" in warning
     now[0] = 0.0
-    assert utils.long_run(Slow(), args, 8, 20, 1, cpu) == ()
+    assert utils.long_run(Slow(), args, 8, million, 20, 1, cpu) == ()
     assert now[0] == 0.0  # nothing is measured for a run that is short anywhere
 
 
