@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from steps import BATCH, CLASSES, CPU, REMEDIES, SIZE, arguments, learn
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,12 +24,7 @@ from experiment import distributed
 from image_files import datasets, folders
 from nas import networks, search
 from nas.architecture import Architecture
-from nas.remedies import recipes
 from speed import capture
-
-CPU = torch.device("cpu")
-SIZE, CLASSES, BATCH = 8, 5, 4
-REMEDIES = {"perturb": "random", "auxiliary_skip": 1.0, "partial_channels": 2, "epochs": 8}
 
 
 class NoWaiting(TorchDispatchMode):
@@ -64,37 +59,6 @@ def random_images():
     )
     names = tuple(f"class {number}" for number in range(CLASSES))
     return data.ImageData("random", part, part, names, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), SIZE, flip=True)
-
-
-def arguments(**given):
-    defaults = {
-        "space": "darts",
-        "space_arg": None,
-        "strategy_arg": None,
-        "strategy": "darts",
-        "unrolled": False,
-        "hvp": "finite_difference",
-        "eigenvalue_every": 0,
-        "early_stop": None,
-        "init_channels": 2,
-        "layers": 3,
-        "amp": False,
-        "momentum": 0.9,
-        "weight_decay": 3e-4,
-        "arch_learning_rate": 3e-2,
-        "arch_weight_decay": 1e-3,
-        "grad_clip": 5,
-        "auxiliary": True,
-        "channels": 3,
-        "stem": "cifar",
-        "network": "cifar",
-        "auxiliary_weight": 0.4,
-        "report_freq": 1000,
-        "epochs": 1,
-        "capture": False,
-        **recipes.NONE,
-    }
-    return Namespace(**recipes.NONE | defaults | given)
 
 
 def run():
@@ -305,41 +269,6 @@ def test_processes_wait_for_minutes_on_gpus(monkeypatch, device, least, most):
     assert ("nccl" in asked["backend"]) == (device == "cuda")
 
 
-def learn(captured, steps, unrolled=None, **given):
-    """The state after a search's (or with None a training's) steps, the last of them on a smaller batch; and what each step gave.
-
-    Every step of a search is in another epoch.
-    """
-    torch.manual_seed(0)
-    args, criterion = arguments(unrolled=unrolled, **given), nn.CrossEntropyLoss()
-    if unrolled is None:
-        model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts"))
-        optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
-        step, optimizers = train.training_step(model, criterion, optimizer, args), [optimizer]
-    else:
-        model, architect = search.build(args, CLASSES, criterion, CPU)
-        optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
-        step, optimizers = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect.optimizer]
-    if captured:
-        step = capture.CapturedStep(step, model, optimizers, BATCH)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    results, generator = [], torch.Generator().manual_seed(1)
-    for number in range(steps):
-        if unrolled is None:
-            model.drop_path_prob = 0.3 * (number + 1) / steps  # not 0, where ordinary steps draw nothing
-        else:
-            architect.begin_epoch(number)
-        size = BATCH - 1 if number == steps - 1 else BATCH
-        pairs = [
-            [torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(CLASSES, (size,), generator=generator)] for _ in range(2)
-        ]
-        results.append([value.clone() for value in step(*pairs[0], *(pairs[1] if unrolled is not None else []))])
-        scheduler.step()
-    assert all(type(group["lr"]) is float for group in optimizer.param_groups)
-    state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
-    return state, [optimizer.state_dict()["state"] for optimizer in optimizers], results
-
-
 @pytest.mark.parametrize(
     ("unrolled", "given"),
     [(False, {}), (True, {}), (False, REMEDIES), (None, {})],
@@ -347,7 +276,7 @@ def learn(captured, steps, unrolled=None, **given):
 )
 def test_captured_steps_are_equal_to_ordinary_ones(unrolled, given, double):
     """But for the graph itself: warming up, restoring, static inputs, numbers as tensors, a smaller batch."""
-    ordinary, captured = (learn(captured, 8, unrolled, **given) for captured in (False, True))
+    ordinary, captured = (learn(8, unrolled, captured=captured, **given) for captured in (False, True))
     torch.testing.assert_close(captured, ordinary, rtol=1e-12, atol=1e-12)
 
 
@@ -368,7 +297,7 @@ def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch, capsys, dou
         raise RuntimeError("no graph today")
 
     monkeypatch.setattr(capture, "_NoGraph", broken)
-    torch.testing.assert_close(learn(True, 3, False), learn(False, 3, False), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(learn(3, False, captured=True), learn(3, False), rtol=1e-12, atol=1e-12)
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "no graph today" in told

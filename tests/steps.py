@@ -1,0 +1,90 @@
+"""Steps of a search and of a training on small networks, in every way in which they can be computed."""
+
+from argparse import Namespace
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import genotypes
+import train
+import train_search
+import utils
+from nas import networks, search
+from nas.architecture import Architecture
+from nas.remedies import recipes
+from speed import acceleration, capture
+
+CPU = torch.device("cpu")
+SIZE, CLASSES, BATCH = 8, 5, 4
+REMEDIES = {"perturb": "random", "auxiliary_skip": 1.0, "partial_channels": 2, "epochs": 8}
+
+
+def arguments(**given):
+    defaults = {
+        "space": "darts",
+        "space_arg": None,
+        "strategy_arg": None,
+        "strategy": "darts",
+        "unrolled": False,
+        "hvp": "finite_difference",
+        "eigenvalue_every": 0,
+        "early_stop": None,
+        "init_channels": 2,
+        "layers": 3,
+        "amp": False,
+        "momentum": 0.9,
+        "weight_decay": 3e-4,
+        "arch_learning_rate": 3e-2,
+        "arch_weight_decay": 1e-3,
+        "grad_clip": 5,
+        "auxiliary": True,
+        "channels": 3,
+        "stem": "cifar",
+        "network": "cifar",
+        "auxiliary_weight": 0.4,
+        "report_freq": 1000,
+        "epochs": 1,
+        "capture": False,
+        **recipes.NONE,
+    }
+    return Namespace(**recipes.NONE | defaults | given)
+
+
+def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, drop_path=True, **given):
+    """The state after a search's (or with `unrolled` None a training's) steps, the last on a smaller batch; and what each step gave.
+
+    Every step of a search is in another epoch. `given`: arguments of the command line. Everything that is returned is on the CPU.
+    """
+    torch.manual_seed(0)
+    args, criterion = arguments(unrolled=unrolled, **given), nn.CrossEntropyLoss()
+    if unrolled is None:
+        model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts")).to(device)
+        optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
+        step, optimizers = train.training_step(model, criterion, optimizer, args), [optimizer]
+    else:
+        model, architect = search.build(args, CLASSES, criterion, device)
+        optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
+        step, optimizers = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect.optimizer]
+    if compiled or device != CPU:
+        acceleration.apply(model, device, compiled_for=BATCH if compiled else None)
+    if captured:
+        step = capture.CapturedStep(step, model, optimizers, BATCH)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    results, generator = [], torch.Generator().manual_seed(1)
+    for number in range(steps):
+        if unrolled is None:
+            model.drop_path_prob = 0.3 * (number + 1) / steps * drop_path  # where it is 0, ordinary steps draw nothing
+        else:
+            architect.begin_epoch(number)
+        size = BATCH - 1 if number == steps - 1 else BATCH
+        pairs = [
+            [torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(CLASSES, (size,), generator=generator)] for _ in range(2)
+        ]
+        pairs = [[tensor.to(device) for tensor in pair] for pair in pairs]
+        results.append([value.cpu() for value in step(*pairs[0], *(pairs[1] if unrolled is not None else []))])
+        scheduler.step()
+    assert all(type(group["lr"]) is float for group in optimizer.param_groups)
+    state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, (state, states, results))
