@@ -86,8 +86,7 @@ class Run:
     | file | holds |
     |---|---|
     | `log.txt` | what was printed |
-    | `config.json` | all arguments, the classes and normalisation of images, versions of Python and libraries, the commit; after a complete
-      run, the commands that it proposes |
+    | `config.json` | all arguments; classes, mean and deviation of the images; versions, commit; later the commands that it proposes |
     | `metrics.jsonl` | one JSON object per epoch |
     | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype and in NNI's form |
     | `weights.pt` | the latest weights, a plain `state_dict()` |

@@ -8,7 +8,8 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 
-from experiment.errors import UserError, printable
+from experiment import cli
+from experiment.errors import printable
 from pictures import drawing
 from pictures.history import History
 
@@ -54,31 +55,35 @@ def _last(run: History, key: str) -> str:
     return f"{values[-1]:.2f}" if values else UNKNOWN
 
 
-def size(run: History) -> tuple[float | None, float | None]:
+def size(run: History, trusted: bool = False) -> tuple[float | None, float | None]:
     """Millions of parameters, and of multiply-adds per image. For a search, of the network that the paper would train.
 
-    Both are None if they are unknown: older runs did not record their classes.
+    Both are None if they are unknown: older searches did not record their classes.
+
+    Args:
+        run: a search or a training.
+        trusted: whether to run the code of a space in a file, which the run's folder names.
     """
     import torch
 
     import utils
-    from nas import networks
+    from nas import networks, trained
 
-    architecture, space = run.architecture, run.arguments.get("space", "darts")
-    classes, image_size, is_training = run.config.get("classes"), run.arguments.get("image_size"), run.trains
-    if architecture is None or not classes or not isinstance(image_size, int):
+    arguments = {name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network", "image_size")}
+    args = Namespace(**arguments, space=run.space, channels=1 if run.arguments.get("channels") == 1 else 3, auxiliary=False)
+    if not run.trains:
+        args.init_channels = args.layers = None
+        args.network = "imagenet" if run.arguments.get("stem") == "imagenet" else "auto"
+    if run.architecture is None or (cli.runs_code(args.space) and not trusted):
         return None, None
-    channels, space_arg = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("space_arg")
-    network = run.arguments.get("network" if is_training else "stem")
-    args = Namespace(space=space, auxiliary=False, init_channels=None, layers=None, network=network, channels=channels, space_arg=space_arg)
-    if is_training:
-        args.init_channels, args.layers = run.arguments.get("init_channels"), run.arguments.get("layers")
     try:
+        classes = run.config.get("classes") or trained.read(run.folder).classes
         networks.set_sizes(args, init_channels=36, layers=20)
+        networks.choose_network(args)
         with torch.device("meta"):  # shapes only
-            model = networks.build_discrete(args, len(classes), architecture)
-            return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, image_size, args.channels)
-    except UserError:  # a user's space whose file is missing
+            model = networks.build_discrete(args, len(classes), run.architecture)
+            return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, args.image_size, args.channels)
+    except Exception:  # a folder may say anything, and a size is only a cell of a table
         return None, None
 
 

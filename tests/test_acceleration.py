@@ -94,7 +94,7 @@ class Edge(nn.Module):
 
 @in_a_child
 def test_compiled_regions_are_equal_to_the_network(double, monkeypatch):
-    """Both orders, either product, a last batch that is smaller, and evaluation; with an operation of each kind."""
+    """Both orders, either product, a last batch that is smaller, and evaluation."""
     if acceleration._no_compiler(CPU):
         pytest.skip()
     monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"])

@@ -382,6 +382,49 @@ def test_sizes_are_those_of_the_network_itself(tmp_path):
     assert row["mult-adds, M"] == f"{utils.count_multiply_adds(network, 32):.1f}"
 
 
+def test_code_that_only_a_folder_names_is_not_run_to_compare_it(tmp_path):
+    (tmp_path / "space.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w').close()")
+    rows = [losses(0, "valid") | {"alphas": {}, "architecture": {"a": 1}}]
+    run = history.read(write_run(tmp_path / "run", rows, space=f"{tmp_path / 'space.py'}:Net"))
+    assert compare.size(run) == (None, None)
+    assert not (tmp_path / "it ran").exists()
+    assert compare.size(run, trusted=True) == (None, None)
+    assert (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"image_size": value} for value in (0, -5, True, 1, 3, "32", None, 2**31, 10**30)),
+        *({"layers": value} for value in ("4", 0, -1, 2.5)),
+        *({"init_channels": value} for value in ("4", 0, -1, 2.5, 10**9)),
+        {"network": "imagenet", "image_size": 16},
+        {"space": "elsewhere"},
+    ],
+)
+def test_what_fits_no_network_costs_only_a_cell_of_the_table(wrong, tmp_path):
+    training = training_run(tmp_path, genotypes.KNOWN["DARTS_V2"], init_channels=4, layers=3)
+    config = json.loads((training / "config.json").read_text())
+    config["arguments"] |= wrong
+    (training / "config.json").write_text(json.dumps(config))
+    [row] = compare.table([history.read(training)])
+    assert (row["epochs"], row["params, M"], row["mult-adds, M"]) == ("2", "-", "-")
+
+
+def test_the_size_of_a_search_is_that_of_the_training_that_the_paper_would_do(tmp_path):
+    """On images of 96 pixels, `--network auto` takes the network for ImageNet."""
+    import utils
+    from model import NetworkImageNet
+
+    folder = search_run(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["arguments"]["image_size"] = 96
+    (folder / "config.json").write_text(json.dumps(config))
+    run = history.read(folder)
+    network = NetworkImageNet(36, 10, 20, False, run.architecture.genotype)
+    assert compare.size(run) == (utils.count_parameters_in_MB(network), utils.count_multiply_adds(network, 96))
+
+
 def test_a_space_that_is_gone_has_no_size(tmp_path):
     rows = [losses(0, "valid") | {"alphas": {}, "architecture": {"a": 1}}]
     [row] = compare.table([history.read(write_run(tmp_path / "run", rows, space="gone.py:Net"))])
