@@ -81,8 +81,8 @@ def main() -> None:
     for kind, precision, way in all_steps(args.tiny):
         part(f"step, {kind}, {precision}, {way}", partial(measure, kind, precision, way), until)
     part("images", unpack)
-    part("search", search, args.deadline - 0.2 * 60 * args.minutes)
-    part("training", training)
+    part("search", search, args.deadline - 0.2 * 60 * args.minutes, grace=60)
+    part("training", training, grace=60)
     print(f"{args.out / 'report.md'} is written")
 
 
@@ -93,10 +93,15 @@ def all_steps(tiny: bool) -> list[tuple[str, str, str]]:
     return [(choices[0][kind], choices[1][precision], choices[2][way]) for kind, precision, way in places]
 
 
-def do(args: argparse.Namespace, name: str, function: Callable[[argparse.Namespace], Result], until: float | None = None) -> None:
+def do(
+    args: argparse.Namespace, name: str, function: Callable[[argparse.Namespace], Result], until: float | None = None, grace: float = 0
+) -> None:
     """Runs a part in a separate process, unless its result exists already or the time is over, and rewrites the report.
 
-    A part that is stopped because its time is up may leave what it has in `interrupted`.
+    Args:
+        function: the part. Its argument's `seconds` is the time that it has.
+        until: when its time is over; None: at the deadline.
+        grace: seconds after which a part whose time is over is killed.
     """
     file = args.out / f"{name}.json".replace(", ", "-").replace(" ", "_")
     seconds = (until or args.deadline) - time.monotonic()
@@ -110,14 +115,13 @@ def do(args: argparse.Namespace, name: str, function: Callable[[argparse.Namespa
         theirs.close()
         result: Result = {"error": f"stopped after {seconds:.0f} s"}
         try:
-            if ours.poll(seconds + 60):
+            if ours.poll(seconds + grace):
                 result = ours.recv()
         except EOFError:
             process.join()
             result = {"error": f"its process ended with status {process.exitcode}"}
-        process.join(10)
-        if process.is_alive():
-            process.kill()
+        process.join(1)
+        process.kill()
         file.write_text(json.dumps({"part": name, **result}) + "\n")
         print(f"{name}: {describe(result)}", flush=True)
     results = [json.loads(path.read_text()) for path in sorted(args.out.glob("*.json"), key=os.path.getmtime) if path.name != "report.json"]

@@ -208,8 +208,11 @@ def test_a_part_that_fails_costs_its_own_row(benchmark, tmp_path):
     module.do(args, "dies", lambda args: os._exit(3))
     module.do(args, "works", lambda args: {"answer": 42})
     module.do(args, "late", lambda args: {"answer": 43}, until=time.monotonic() - 1)
+    module.do(args, "slow", lambda args: time.sleep(600), until=time.monotonic() + 0.6)
     assert json.loads((tmp_path / "report.json").read_text()) == [
         {"part": "fails", "error": "ValueError: no such kernel"},
         {"part": "dies", "error": "its process ended with status 3"},
         {"part": "works", "answer": 42},
+        {"part": "slow", "error": "stopped after 1 s"},
     ]
+    assert time.monotonic() < args.deadline
