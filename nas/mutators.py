@@ -31,18 +31,13 @@ class SpaceNode:
     """
 
     mutable: Mutable | None = None
-    name: str = ""  # the name of the module in its model
     children: list[SpaceNode] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Mutable]:
-        return (mutable for mutable, _ in self.named())
-
-    def named(self) -> Iterator[tuple[Mutable, str]]:
-        """The mutables with their names."""
         if self.mutable is not None:
-            yield self.mutable, self.name
+            yield self.mutable
         for child in self.children:
-            yield from child.named()
+            yield from child
 
 
 def find_space(model: nn.Module) -> SpaceNode:
@@ -56,7 +51,7 @@ def find_space(model: nn.Module) -> SpaceNode:
     seen: set[int] = set()
     by_key: dict[str, Mutable] = {}
 
-    def walk(module: nn.Module, name: str, node: SpaceNode, choice: Choice | None) -> None:
+    def walk(module: nn.Module, node: SpaceNode, choice: Choice | None) -> None:
         if id(module) in seen:
             return
         seen.add(id(module))
@@ -66,12 +61,12 @@ def find_space(model: nn.Module) -> SpaceNode:
             first = by_key.setdefault(module.key, module)
             if _question(first) != _question(module):
                 raise SpaceError(f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose from")
-            node.children.append(node := SpaceNode(module, name))
+            node.children.append(node := SpaceNode(module))
             choice = module if isinstance(module, Choice) else None
-        for child_name, child in module.named_children():
-            walk(child, f"{name}.{child_name}".lstrip("."), node, choice)
+        for child in module.children():
+            walk(child, node, choice)
 
-    walk(model, "", root, None)
+    walk(model, root, None)
     for mutable in by_key.values():
         if isinstance(mutable, InputChoice) and (unknown := set(mutable.choose_from) - {InputChoice.NO_KEY, *by_key}):
             raise SpaceError(
@@ -120,8 +115,9 @@ class Mutator(nn.Module):
         self.__dict__["model"] = model  # bypasses `nn.Module.__setattr__`, which would register it as a submodule
         self._space = find_space(model)
         self._by_key: dict[str, Mutable] = {}
-        for mutable, name in self._space.named():
-            mutable.set_mutator(self, name)
+        names = {module: name for name, module in model.named_modules()}
+        for mutable in self._space:
+            mutable.set_mutator(self, names[mutable])
             self._by_key.setdefault(mutable.key, mutable)
         self._decisions: Decisions = {}
         self._running: dict[str, list[int]] = {}
