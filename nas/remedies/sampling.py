@@ -19,22 +19,14 @@ from nas.strategies import Darts, use_batch_statistics
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 10.0, 0.1
 
 
-def gumbel(like: Tensor) -> Tensor:
-    """Samples of the Gumbel distribution, in the shape of `like`."""
-    return -torch.empty_like(like).exponential_().log()
-
-
-def sample(alphas: Tensor, temperature: Tensor | float, noise: Tensor) -> Tensor:
+def sample(alphas: Tensor, temperature: Tensor) -> Tensor:
     """One-hot samples, (..., operations), with the gradient of the Gumbel softmax (equation 6; straight-through).
 
     Args:
         alphas: (..., operations). Their softmax is the probability of each operation.
-        temperature: with a lower temperature, the softmax is closer to the one-hot sample.
-        noise: from `gumbel`.
+        temperature: (). With a lower temperature, the softmax is closer to the one-hot sample.
     """
-    soft = F.softmax((F.log_softmax(alphas, dim=-1) + noise) / temperature, dim=-1)
-    hard = F.one_hot(soft.argmax(-1), soft.size(-1)).to(soft.dtype)
-    return hard - soft.detach() + soft
+    return F.gumbel_softmax(F.log_softmax(alphas, dim=-1), temperature, hard=True)  # type: ignore[arg-type]  # a tensor works too
 
 
 def likeliest(alphas: Tensor) -> Tensor:
@@ -82,7 +74,7 @@ class SampledNetwork(Supernet):
     def mixing_weights(self) -> list[list[Drawn]]:  # type: ignore[override]
         kinds = []
         for alphas in self.arch_parameters():
-            weights = sample(alphas, self.temperature, gumbel(alphas)) if self.training else likeliest(alphas)
+            weights = sample(alphas, self.temperature) if self.training else likeliest(alphas)
             kinds.append([Drawn(index, row[index : index + 1]) for index, row in zip(weights.argmax(1).tolist(), weights, strict=True)])
         return kinds
 
@@ -101,7 +93,7 @@ class GdasMutator(DartsMutator):
     def sample_search(self) -> Decisions:
         decisions = super().sample_search()
         for key, alpha in self.choices.items():
-            decisions[key] = sample(alpha, self.temperature, gumbel(alpha)) if self.training else likeliest(alpha)
+            decisions[key] = sample(alpha, self.temperature) if self.training else likeliest(alpha)
         return decisions
 
 
