@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment import distributed
-from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
+from genotypes import CELLS, PRIMITIVES, Genotype
 from model_search import Network, derive_cell
 from nas.remedies.cells import above_threshold, limit_skips
 from nas.remedies.edges import edge
@@ -137,13 +137,9 @@ class Supernet(Network):
         return Genotype(*fields)
 
     def betas_by_edge(self) -> dict[str, float]:
-        """{edge: weight}, with names of edges from `genotypes.edge_key`. Empty if edges have no weights."""
-        edges = [(node, source) for node in range(2, self._steps + 2) for source in range(node)]
-        return {
-            edge_key(cell, node, source): weight
-            for cell, weights in zip(CELLS, self.edge_weights(), strict=False)
-            for (node, source), weight in zip(edges, weights.tolist(), strict=True)
-        }
+        """{edge: weight}, with the names of edges in `alphas_by_edge`. Empty if edges have no weights."""
+        weights = [weight for of_cell in self.edge_weights() for weight in of_cell.tolist()]
+        return dict(zip(self.alphas_by_edge(), weights, strict=bool(weights)))
 
     def alpha_lines(self) -> list[str]:
         """Lines for the log: a matrix of alphas for each kind of cell, and a vector of betas if edges have weights."""
