@@ -62,14 +62,7 @@ def edge(partial_channels: int = 1, auxiliary_skip: bool = False) -> Callable[[i
 
     With partial channels, edges have weights.
     """
-    around: list[type[MixedOp]] = []
+    skip = [AuxiliarySkip] if auxiliary_skip else []
     if partial_channels > 1:
-        around.append(EdgeWeight)
-    if auxiliary_skip:
-        around.append(AuxiliarySkip)
-    if partial_channels > 1:
-        around.append(PartialChannels)
-    if not around:
-        return MixedOp
-    kind = type("Edge", (*around, MixedOp), {})
-    return partial(kind, parts=partial_channels) if partial_channels > 1 else kind
+        return partial(type("Edge", (EdgeWeight, *skip, PartialChannels), {}), parts=partial_channels)
+    return AuxiliarySkip if auxiliary_skip else MixedOp
