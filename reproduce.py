@@ -102,7 +102,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     images = args.data if protocol.images_per_class is None else str(out / "images")
     protocol = replace(protocol, **counts, common={**protocol.common, "data": images})
     given = args.methods.split(",") if args.methods else protocol.methods
-    methods = tuple(name if name in protocol.own else canonical(name, "darts") for name in given)
+    methods = tuple(dict.fromkeys(name if name in protocol.own else canonical(name, "darts") for name in given))
     for method in methods:
         protocol.method(method)
     return Plan(protocol, methods, out)

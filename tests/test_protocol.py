@@ -335,6 +335,12 @@ def test_without_a_terminal_it_asks_for_yes(script, monkeypatch):
     assert "3 runs: about" in out
 
 
+def test_a_method_given_twice_runs_once(script):
+    status, out, _ = script("reproduce", "--preset", "smoke", "--methods", "DARTS_V2,darts-v2", "--dry_run", "--out", "out")
+    assert status == 0
+    assert sum("--run_dir out/DARTS_V2/train-0 " in line for line in out.splitlines()) == 1
+
+
 def test_a_dry_run_prints_every_command(script):
     status, out, _ = script("reproduce", "--preset", "paper", "--methods", "second,random", "--dry_run", "--out", "out")
     commands = [line for line in out.splitlines() if not line.startswith("#")]
