@@ -136,7 +136,7 @@ def configured(preset: Protocol, content: Any, name: str) -> Protocol:
     for key in ("common", "search", "select", "train"):
         changed[key] = changed[key] | _flags(content.get(key, {}), f"--config {name}: {key}")
     methods = content.get("methods", {})
-    if not isinstance(methods, dict) or not all(isinstance(method, dict) for method in methods.values()):
+    if not isinstance(methods, dict) or not all(isinstance(key, str) and isinstance(method, dict) for key, method in methods.items()):
         raise UserError(f"--config {name}: methods must be {{name: {{...}}}}")
     for key, method in methods.items():
         if unknown := [field for field in method if field not in ("title", "search", "train", "arch")]:
@@ -155,7 +155,7 @@ def configured(preset: Protocol, content: Any, name: str) -> Protocol:
 
 
 def _flags(value: Any, where: str) -> Flags:
-    if not isinstance(value, dict) or not all(isinstance(flag, str | int | float) for flag in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(key, str) and isinstance(flag, str | int | float) for key, flag in value.items()):
         raise UserError(f"{where}: flags must be {{flag: number, text, true or false}}")
     for name in value:
         if not name.replace("_", "").isalnum() or name in ("run_dir", "resume", "gpu", "seed"):

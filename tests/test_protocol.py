@@ -300,6 +300,8 @@ def test_a_failed_run_is_tried_again_once(tmp_path):
         ({"seeds": 0}, "at least 1"),
         ({"search": {"run_dir": "x"}}, "'run_dir' is not a flag that can be set here"),
         ({"search": {"epochs": [1]}}, "flags must be"),
+        ({"search": {1: 2}}, "flags must be"),  # YAML has keys of other types
+        ({"methods": {1: {"search": {}}}}, "methods must be"),
         ({"methods": {"mine": {}}}, "needs either search"),
         ({"methods": {"mine": {"search": {}, "arch": "DARTS_V1"}}}, "needs either search"),
         ({"methods": {"../mine": {"arch": "DARTS_V1"}}}, "letters, digits"),
