@@ -291,8 +291,8 @@ class Plan:
 
     def _training(self, method: str) -> Flags:
         own = self.protocol.method(method)
-        space = {"space": (own.search or {})["space"]} if "space" in (own.search or {}) else {}
-        return {**space, **own.train}
+        searched = {} if own.search is None else {**self.protocol.search, **own.search}
+        return {**({"space": searched["space"]} if "space" in searched else {}), **own.train}
 
     def _job(self, method: str, stage: str, index: int, flags: Mapping[str, Any]) -> Job:
         return Job(method, stage, index, self.out / method / f"{stage}-{index}", dict(flags))

@@ -249,6 +249,11 @@ def test_a_run_that_is_not_complete_goes_on(tmp_path):
     assert job.command(3) == ["train_search.py", "--resume", str(folder), "--gpu", "3"]
 
 
+def test_what_a_search_finds_is_trained_in_its_space(tmp_path):
+    jobs = plan(tmp_path, search={"space": "nasbench201"}).all_jobs()
+    assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [None] * 2  # the last two train published cells
+
+
 def test_what_failed_for_good_is_left_out(tmp_path):
     todo = plan(tmp_path)
     search(tmp_path, "first", 0)
