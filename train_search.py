@@ -39,7 +39,7 @@ from nas import collapse, registry
 from nas.architecture import Architecture
 from nas.networks import set_sizes
 from nas.remedies import options
-from nas.search import build
+from nas.search import build, check
 from nas.strategies import Strategy
 from pictures import drawing
 from speed import acceleration, capture
@@ -135,7 +135,7 @@ def search(
 
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
     set_sizes(args, init_channels=16, layers=8)
-    options.check(args, registry.load_strategy(args.strategy))  # before images are loaded
+    check(args)  # before images are loaded
     device = utils.begin(args)
     images = data.prepare(args, device)
     train_batches, alpha_batches, valid_batches = data.search_batches(

@@ -21,14 +21,17 @@ from nas.search_model import SearchModel
 from nas.strategies import Strategy
 
 
-def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Network | SearchModel, Strategy]:
-    """(search model, strategy) for `args.space` and `args.strategy`; the paper's own network for DARTS's space and strategy.
+def check(args: argparse.Namespace) -> None:
+    """Checks what can be checked without images: the combination of strategy, space and other arguments.
+
+    Args:
+        args: `init_channels` is set.
 
     Raises:
-        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, or arguments that the
-            strategy has no use for.
+        UserError: an unknown strategy, or arguments that cannot be combined.
     """
     strategy = load_strategy(args.strategy)
+    options.check(args, strategy)
     if not strategy.mutator.differentiable and (args.unrolled or args.hvp != HVP[0]):
         raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
     if args.hvp != HVP[0] and not args.unrolled:
@@ -39,6 +42,16 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
         if args.space != "darts" or args.strategy not in options.NETWORKS:
             raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
         check_imagenet_stem("--stem imagenet", args)
+
+
+def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Network | SearchModel, Strategy]:
+    """(search model, strategy) for `args.space` and `args.strategy`; the paper's own network for DARTS's space and strategy.
+
+    Raises:
+        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, or unknown arguments of
+            a space or a strategy.
+    """
+    strategy = load_strategy(args.strategy)
     if args.space == "darts":
         check_candidates()
         # With partial channels, an edge has as few as C / K of them, but at stride 2 never less than 2 C / K.

@@ -196,6 +196,7 @@ FILES = {
         ("train", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp need --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp need --strategy darts"),
+        ("train_search", ["--hvp", "exact", "--dataset", "folder", "--data", "absent"], "--hvp exact needs the second order"),
         ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
         ("train", ["--arch", "searched"], "searched is a run in another space: add --space nasbench201"),
         ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),

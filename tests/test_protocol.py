@@ -23,9 +23,7 @@ from scipy import stats
 
 import genotypes
 from experiment.errors import UserError
-from nas import registry
 from nas.architecture import Architecture
-from nas.remedies import options
 from protocol import results, workers
 from protocol.plan import METHODS, PRESETS, Job, Plan, configured, run_of
 
@@ -233,7 +231,7 @@ def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_p
         monkeypatch.setattr(sys, "argv", job.command(-1))
         given[job.method] = train_search.parse_arguments()
         train_search.set_sizes(given[job.method], init_channels=16, layers=8)
-        options.check(given[job.method], registry.load_strategy(given[job.method].strategy))
+        train_search.check(given[job.method])
     assert given["pc-darts"].partial_channels == 4
     for method in ("pc-darts", "warm-up"):
         assert given[method].arch_warmup == int(0.3 * given[method].epochs)
