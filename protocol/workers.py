@@ -155,11 +155,12 @@ class RayWorkers:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
         needs: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": threads}
-        self._task = ray.remote(**needs, max_retries=5)(_task)
+        self._task = ray.remote(**needs, max_retries=5)(execute)
         self._gpu, self._threads = gpu, threads
         self.slots = 1000  # Ray queues tasks
 
     def submit(self, job: Job) -> Any:
+        # A task sees only its own GPU, as number 0.
         return self._task.remote(job, 0 if self._gpu else -1, None if self._gpu else self._threads)
 
     def wait(self, handles: Sequence[Any]) -> dict[Any, str]:
@@ -171,8 +172,3 @@ class RayWorkers:
             except self._ray.exceptions.RayError as error:
                 results[handle] = shorten(printable(" ".join(str(error).split())), 300)
         return results
-
-
-def _task(job: Job, gpu: int, threads: int | None) -> str:
-    """The task that Ray runs. It sees only its own GPU, as number 0."""
-    return execute(job, gpu, threads)
