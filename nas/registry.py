@@ -97,7 +97,7 @@ def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, tuple[t
     """{name: types} of the arguments that can be read from text. Without an annotation, the type is that of the default."""
     try:
         hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # `maker` is a class
-    except NameError:  # an annotation in a user's file may be imported for type checkers only
+    except Exception:  # an annotation in a user's file may be imported for type checkers only, or be wrong in any way
         hints = {}
     found = {}
     for name, parameter in inspect.signature(maker).parameters.items():

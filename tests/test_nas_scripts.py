@@ -13,7 +13,7 @@ from scripts import said
 import experiment.run
 from experiment import monitor
 from nas.architecture import Architecture
-from nas.registry import Space
+from nas.registry import Space, constructor_arguments
 from nas.spaces import nasbench201
 from pictures import drawing
 
@@ -123,6 +123,16 @@ def test_arguments_get_the_types_of_their_annotations():
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
     assert network.got == (False, None, 1e-3, "3", 7)
+
+
+@pytest.mark.parametrize("annotation", ["Nowhere", "torch.Nowhere", "3 | 4", "(("])
+def test_annotations_that_cannot_be_evaluated_do_not_matter(annotation):
+    class Net(torch.nn.Module):
+        def __init__(self, word: str = "", what=None):
+            super().__init__()
+
+    Net.__init__.__annotations__["what"] = annotation
+    assert constructor_arguments("--space_arg", {"word": "3"}, (Net,), ()) == [{"word": "3"}]
 
 
 def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
