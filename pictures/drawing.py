@@ -323,11 +323,6 @@ def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> byte
     Raises:
         UserError: no program for drawing is installed, or it fails.
     """
-    return _render(graph.source, format, dpi)
-
-
-def _render(source: str, format: str, dpi: int = 150) -> bytes:
-    """The picture that `dot` or its replacement draws of `source`, in the DOT language."""
     # The programs of a virtual environment are not on PATH if its Python is called by its full path.
     beside_python = os.path.dirname(sys.executable)
     dot = shutil.which("dot")
@@ -335,10 +330,10 @@ def _render(source: str, format: str, dpi: int = 150) -> bytes:
     if program is None:
         raise UserError(f"no program that draws graphs is installed: {INSTALL}")
     if format == "pdf" and not dot:  # graphviz-pure cannot write PDF
-        return _pdf(_render(source, "svg"))
+        return _pdf(render(graph, "svg"))
     resolution = [f"-Gdpi={dpi}"] if format == "png" else []
     try:
-        done = subprocess.run([program, f"-T{format}", *resolution], input=source.encode(errors="replace"), capture_output=True)
+        done = subprocess.run([program, f"-T{format}", *resolution], input=graph.source.encode(errors="replace"), capture_output=True)
     except OSError as error:
         raise UserError(f"cannot run {program} ({error.strerror}): {INSTALL}") from None
     if done.returncode or not done.stdout:
