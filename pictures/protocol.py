@@ -73,12 +73,12 @@ def scatter(results: Results) -> Figure | None:
 
 def cells(method: Results) -> bytes | None:
     """The architecture that the method has selected, with its cells below each other, as a PNG; None if there is none."""
-    found = {search["seed"]: search["genotype"] for search in method["searches"]}
-    content = found.get(method["selected"])
-    if content is None:
-        return None
-    graphs = drawing.graphs(Architecture.of(content), f"{method['title']}, seed {method['selected']}").values()
-    return drawing.joined([drawing.render(graph, "png", dpi=90) for graph in graphs])
+    for search in method["searches"]:
+        if search["seed"] == method["selected"] and search["genotype"] is not None:
+            architecture = Architecture.of(search["genotype"], search["space"])
+            graphs = drawing.graphs(architecture, f"{method['title']}, seed {search['seed']}").values()
+            return drawing.joined([drawing.render(graph, "png", dpi=90) for graph in graphs])
+    return None
 
 
 def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> bytes:

@@ -19,10 +19,10 @@ Results = dict[str, Any]
 def collect(plan: Plan, preset: str) -> Results:
     """The results so far.
 
-    `{"preset", "methods": {name: {"title", "searches": [{"seed", "valid_acc", "hours", "genotype", "selection_acc"}], "selected": seed,
-    "trainings": [{"seed", "test_acc", "hours"}], "test_acc": {"mean", "std", "n", "ci95"}, "parameters", "multiply_adds",
-    "search_hours", "selection_hours"}}, "comparisons": [{"methods": [a, b], "difference", "ci95", "n", "p"}], "rank_correlation",
-    "failed": [job]}`; accuracies in percent, parameters and multiply-adds in millions.
+    `{"preset", "methods": {name: {"title", "searches": [{"seed", "valid_acc", "hours", "space", "genotype", "selection_acc"}],
+    "selected": seed, "trainings": [{"seed", "test_acc", "hours"}], "test_acc": {"mean", "std", "n", "ci95"}, "parameters",
+    "multiply_adds", "search_hours", "selection_hours"}}, "comparisons": [{"methods": [a, b], "difference", "ci95", "n", "p"}],
+    "rank_correlation", "failed": [job]}`; accuracies in percent, parameters and multiply-adds in millions.
     """
     methods = {name: _method(plan, name) for name in plan.methods}
     pairs = [pair for pair in itertools.combinations(methods, 2) if all(methods[name]["trainings"] for name in pair)]
@@ -46,6 +46,7 @@ def _method(plan: Plan, name: str) -> Results:
                 "seed": job.index,
                 "valid_acc": run.epochs[-1]["valid_acc"],
                 "hours": hours(run),
+                "space": run.space,
                 "genotype": architecture.json if architecture is not None else None,
                 "selection_acc": selections[job.index].epochs[-1]["valid_acc"] if job.index in selections else None,
             }
@@ -199,5 +200,6 @@ def tex(results: Results) -> bytes:
 
 def distances(results: Results, name: str) -> list[tuple[int, int, int | None]]:
     """(seed, seed, distance) for every pair of architectures that the searches of a method have found."""
-    found = [(search["seed"], Architecture.of(search["genotype"])) for search in results["methods"][name]["searches"] if search["genotype"]]
+    searches = [search for search in results["methods"][name]["searches"] if search["genotype"]]
+    found = [(search["seed"], Architecture.of(search["genotype"], search["space"])) for search in searches]
     return [(a, b, one.distance(other)) for (a, one), (b, other) in itertools.combinations(found, 2)]

@@ -449,6 +449,15 @@ def test_the_selected_cells_fit_on_the_page():
     from pictures import protocol as page
 
     content = Architecture(genotypes.DARTS_V2).json
-    method = {"title": "DARTS, second order", "searches": [{"seed": 0, "genotype": content}], "selected": 0}
+    method = {"title": "DARTS, second order", "searches": [{"seed": 0, "space": "darts", "genotype": content}], "selected": 0}
     with Image.open(io.BytesIO(page.cells(method))) as picture:
         assert 0.75 * picture.width < 1100  # the page's scale, on a screen of 1200 pixels
+
+
+def test_the_choices_of_one_s_own_space_may_have_any_keys():
+    from pictures import protocol as page
+
+    searches = [{"seed": seed, "space": "mine.py:Net", "genotype": {"normal": seed, "reduce": 0}} for seed in range(2)]
+    method = {"title": "mine", "searches": searches, "selected": 0}
+    assert results.distances({"methods": {"mine": method}}, "mine") == [(0, 1, 1)]
+    assert page.cells(method) is not None
