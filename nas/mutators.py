@@ -286,6 +286,9 @@ class DartsMutator(Mutator):
             # A list of pairs: `ParameterDict` sorts the keys of a dictionary.
             [(_parameter_name(mutable.key), nn.Parameter(1e-3 * torch.randn(len(mutable) + self.none))) for mutable in self.layer_choices]
         )
+        if len(self.alphas) < len(self.layer_choices):
+            keys = ", ".join(repr(mutable.key) for mutable in self.layer_choices)
+            raise SpaceError(f"two keys differ only in dots and slashes, so their alphas would have one name: rename one of {keys}")
         self.former_names = {f"alphas.{index}": f"alphas.{name}" for index, name in enumerate(self.alphas)}
 
     @property

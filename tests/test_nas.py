@@ -273,6 +273,7 @@ def space_with(**decisions):
         (lambda: RandomMutator(nested()), "inner is inside a candidate of outer: choices cannot be nested"),
         (lambda: apply_fixed_architecture(nested(), {"outer": 0, "inner": 0}), "choices cannot be nested"),
         (lambda: RandomMutator(clash()), "share the key 'key'"),
+        (lambda: DartsMutator(nn.ModuleList(LayerChoice([Times(1)], key=key) for key in ("a.b", "a/b"))), "rename one of 'a.b', 'a/b'"),
         (lambda: space_with(**BITS | {"layer": [True, False]}), r"Told decides layer by a mask of shape \(2,\), for 3 candidates"),
         (lambda: space_with(layer=[True, False, False]), r"missing \['any', 'named', 'two'\]"),
         (lambda: space_with(**BITS, more=[True]), r"unknown \['more'\]"),

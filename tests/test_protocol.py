@@ -248,8 +248,11 @@ def test_a_run_that_is_not_complete_goes_on(tmp_path):
 
 
 def test_what_a_search_finds_is_trained_in_its_space(tmp_path):
-    jobs = plan(tmp_path, search={"space": "nasbench201"}).all_jobs()
+    jobs = plan(tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}).all_jobs()
     assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [None] * 2  # the last two train published cells
+    assert [job.flags.get("space_arg") for job in jobs] == ["cells=2"] * 6 + [None] * 2
+    jobs = plan(tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}, train={"space_arg": "cells=5"}).all_jobs()
+    assert [job.flags.get("space_arg") for job in jobs if job.stage == "train"] == ["cells=5"] * 4
 
 
 def test_what_failed_for_good_is_left_out(tmp_path):
