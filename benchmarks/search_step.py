@@ -12,6 +12,7 @@ A step is the whole of it: the alphas' (`Architect.step`), then the weights' (fo
 | eager | `--compile no`: the memory format and the fast gradients of `speed/` |
 | default | `--compile yes` |
 | recompute | `--compile yes --recompute` |
+| tcmalloc | `--compile yes`, with `LD_PRELOAD=libtcmalloc_minimal.so.4` (Debian's package libtcmalloc-minimal4); only with `--ways` |
 
 Expect a table: per order and batch size the median seconds of a step, how many times as fast as the plain one it is, and its share of the
 plain one's peak memory. Each way runs in a separate process. The first step, which compiles, is not counted.
@@ -20,6 +21,7 @@ plain one's peak memory. Each way runs in a separate process. The first step, wh
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -39,16 +41,18 @@ import turns
 
 import model_search
 from architect import HVP, Architect
+from experiment.errors import UserError
 from speed import acceleration
 from utils import constant
 
-WAYS = ("plain", "eager", "default", "recompute")
+WAYS = ("plain", "eager", "default", "recompute", "tcmalloc")
+TCMALLOC = "libtcmalloc_minimal.so.4"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Time a step of the search, computed in several ways.")
     parser.add_argument("--orders", nargs="+", choices=["first", "second"], default=["first", "second"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:-1])
     parser.add_argument("--batch_sizes", nargs="+", type=cli.positive_int, default=[16, 64])
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
     parser.add_argument("--layers", type=cli.cell_count, default=8)
@@ -60,6 +64,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    if "tcmalloc" in args.ways:
+        try:
+            ctypes.CDLL(TCMALLOC)
+        except OSError as error:
+            raise UserError(f"--ways tcmalloc: {error}; on Debian, install libtcmalloc-minimal4") from None
     machine = turns.machine(args.device, args.threads)
     print(
         f"{args.init_channels} channels, {args.layers} cells, images of {args.image_size}; {machine}\n\n{turns.header(args.ways)}",
@@ -69,7 +78,7 @@ def main() -> None:
     for batch_size in args.batch_sizes:
         for order in args.orders:
             makers = {way: partial(search_step, way, order == "second", batch_size, args) for way in args.ways}
-            results = turns.compare(makers, args.steps, args.device, args.threads)
+            results = turns.compare(makers, args.steps, args.device, args.threads, {"tcmalloc": TCMALLOC})
             name = f"search, {order} order" + (", exact" if order == "second" and args.hvp == "exact" else "")
             print(turns.row(name, batch_size, results), flush=True)
             figures.append({"order": order, "batch_size": batch_size, **results})
@@ -82,7 +91,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     device = torch.device(args.device)
     network = model_search.Network(args.init_channels, 10, args.layers, torch.nn.CrossEntropyLoss()).to(device)
     if way != "plain":
-        acceleration.apply(network, device, False, batch_size if way in ("default", "recompute") else None, way == "recompute")
+        acceleration.apply(network, device, False, batch_size if way != "eager" else None, way == "recompute")
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
     hvp = HVP[0] if way == "plain" else args.hvp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -29,13 +31,20 @@ def add_arguments(parser: cli.Parser, steps: int) -> None:
     parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
 
 
-def compare(makers: Mapping[str, Callable[[], Callable[[], None]]], steps: int, device: str, threads: int) -> dict[str, dict[str, float]]:
+def compare(
+    makers: Mapping[str, Callable[[], Callable[[], None]]],
+    steps: int,
+    device: str,
+    threads: int,
+    preloaded: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, float]]:
     """Seconds per step (the median of `steps`, after one that is not counted) and peak memory in MiB, by name.
 
     Args:
         makers: for each way a function that a process can be sent, which builds what it needs and returns its step.
         device: "cpu" or "cuda".
         threads: each process's threads on the CPU; the other process sleeps in the meantime.
+        preloaded: {way: a library that its process loads before all others, with `LD_PRELOAD`}.
 
     The peak on the CPU is what the process's resident memory grew by since before the network was built; on a GPU what PyTorch allocated.
     """
@@ -44,7 +53,8 @@ def compare(makers: Mapping[str, Callable[[], Callable[[], None]]], steps: int, 
     for name, maker in makers.items():
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, maker, device, threads), daemon=True)
-        process.start()
+        with mock.patch.dict(os.environ, {"LD_PRELOAD": preloaded[name]} if preloaded and name in preloaded else {}):
+            process.start()
         theirs.close()
         workers[name] = (process, ours)
     seconds: dict[str, list[float]] = {name: [] for name in makers}

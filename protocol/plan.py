@@ -292,8 +292,8 @@ class Plan:
     def _training(self, method: str) -> Flags:
         own = self.protocol.method(method)
         searched = {} if own.search is None else {**self.protocol.search, **own.search}
-        own_space = {name: searched[name] for name in ("space", "space_arg") if name in searched and name not in self.protocol.train}
-        return {**own_space, **own.train}
+        passed_on = [name for name in searched if name in ("space", "space_arg") and name not in self.protocol.train]
+        return {**{name: searched[name] for name in passed_on}, **own.train}
 
     def _job(self, method: str, stage: str, index: int, flags: Mapping[str, Any]) -> Job:
         return Job(method, stage, index, self.out / method / f"{stage}-{index}", dict(flags))
