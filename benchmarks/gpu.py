@@ -87,7 +87,10 @@ def main() -> None:
 
 
 def all_steps(tiny: bool) -> list[tuple[str, str, str]]:
-    """(kind, precision, way) of every step. Time may not suffice for all, so they go from the first of each tuple above to the last."""
+    """(kind, precision, way) of every step, the most important first, because the time may not suffice for all.
+
+    `KINDS`, `PRECISIONS` and `WAYS` are each sorted by importance.
+    """
     choices = (KINDS, PRECISIONS, WAYS) if not tiny else (KINDS, ("bfloat16",), ("captured",))
     places = sorted(itertools.product(*(range(len(choice)) for choice in choices)), key=sum)
     return [(choices[0][kind], choices[1][precision], choices[2][way]) for kind, precision, way in places]
@@ -101,7 +104,7 @@ def do(
     Args:
         function: the part. Its argument's `seconds` is the time that it has.
         until: when its time is over; None: at the deadline.
-        grace: seconds after which a part whose time is over is killed.
+        grace: seconds that a part has to end by itself when its time is over. Then it is killed.
     """
     file = args.out / f"{name}.json".replace(", ", "-").replace(" ", "_")
     seconds = (until or args.deadline) - time.monotonic()

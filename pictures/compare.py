@@ -62,7 +62,7 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
 
     Args:
         run: a search or a training.
-        trusted: whether to run the code of a space in a file, which the run's folder names.
+        trusted: whether a space in a file may be loaded. This runs the file, and only the run's folder names it.
     """
     import torch
 

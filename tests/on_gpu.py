@@ -80,12 +80,14 @@ def test_a_search_goes_on_and_its_cells_are_trained_and_used(flags, script, imag
             patched.setattr(Run, "complete_epoch", lambda run, row: complete(run, row) or sys.exit(143))
             status, _, error = script(name, *small, *arguments, "--epochs", 2, "--run_dir", name)
         assert status == 143, error
+        [before] = Path(name, "metrics.jsonl").read_text().splitlines()
         status, out, error = script(name, "--resume", name)
         assert status == 0, error
         assert "checkpoint.pt: epoch 1, step 0" in out
-        losses = [json.loads(line)["train_loss"] for line in Path(name, "metrics.jsonl").read_text().splitlines()]
-        assert len(losses) == 2
-        assert max(losses) < 10
+        rows = Path(name, "metrics.jsonl").read_text().splitlines()
+        assert len(rows) == 2
+        assert rows[0] == before  # with its seconds: the epoch did not run again
+        assert max(json.loads(row)["train_loss"] for row in rows) < 10
     for name, arguments in (("test", ["train"]), ("predict", ["train", images / "test"])):
         status, _, error = script(name, *arguments, *gpu)
         assert status == 0, error

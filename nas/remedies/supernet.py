@@ -139,7 +139,7 @@ class Supernet(Network):
     def betas_by_edge(self) -> dict[str, float]:
         """{edge: weight}, with the names of edges in `alphas_by_edge`. Empty if edges have no weights."""
         weights = [weight for of_cell in self.edge_weights() for weight in of_cell.tolist()]
-        return dict(zip(self.alphas_by_edge(), weights, strict=bool(weights)))
+        return dict(zip(self.alphas_by_edge(), weights, strict=True)) if weights else {}
 
     def alpha_lines(self) -> list[str]:
         """Lines for the log: a matrix of alphas for each kind of cell, and a vector of betas if edges have weights."""
