@@ -181,7 +181,11 @@ def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, A
     changed = [name for name, value in vars(merged).items() if value != getattr(before, name) and name not in MAY_CHANGE]
     if changed:
         differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(merged, name)}" for name in changed)
-        raise UserError(f"--resume {resume} goes on with the run's own arguments: {differences}")
+        weights = f"; with its weights: --init_from {resume}/weights.pt" if "init_from" in vars(args) else ""
+        raise UserError(
+            f"--resume {resume} continues a run with its own arguments, but {differences}: "
+            f"leave out what differs, or begin a new run without --resume{weights}"
+        )
     merged.resume = merged.run_dir = resume
     return merged
 

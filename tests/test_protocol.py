@@ -32,11 +32,11 @@ SMALLEST = [*SMALL, "--methods", "random"]
 
 
 class ForkedProcess:
-    """In place of `subprocess.Popen`: the script in a child that shares the modules already loaded."""
+    """In place of `subprocess.Popen`: the script in a child, in the folder `cwd`, that shares the modules already loaded."""
 
-    def __init__(self, command, **options):
+    def __init__(self, command, cwd=None, **options):
         os.environ["OMP_NUM_THREADS"] = "1"
-        self._child, self._reader = scripts.start_plain([Path(command[1]).stem, *command[2:]])
+        self._child, self._reader = scripts.start_plain([Path(command[1]).stem, *command[2:]], lambda: os.chdir(cwd or "."))
         self.returncode = None
 
     def communicate(self):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -251,9 +252,17 @@ def test_without_the_data_and_the_log(run, photos, tmp_path):
     assert predict.load(alone).predict([path]) == predict.load(str(run)).predict([path])
 
 
-def test_torch_hub(run):
-    net = torch.hub.load(str(ROOT), "trained", str(run), source="local")
-    assert net.classes == CLASSES
+@pytest.mark.parametrize(
+    "load",
+    ["sys.path.append(root); from predict import load; net = load(run)", "net = torch.hub.load(root, 'trained', run, source='local')"],
+    ids=["predict", "hub"],
+)
+def test_in_a_program_elsewhere(run, photos, tmp_path, load):
+    """In a process of its own, in another folder, in which none of the project's modules has been imported."""
+    path = max((photos / "test").rglob("*.png"))
+    program = f"import sys, torch; root, run, path = sys.argv[1:]; {load}; print(net.predict([path]))"
+    done = subprocess.run([sys.executable, "-c", program, ROOT, "run", path], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{predict.load(run).predict([path])}\n"), done.stderr
 
 
 def test_grey_images_of_a_network_of_one_channel():
