@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
 
-    Any other exception becomes one line with the path of a file that holds the traceback, and exit status 1.
+    Any other exception becomes its traceback and one line, and exit status 1.
 
     If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by SIGPIPE.
     """
@@ -59,6 +58,7 @@ def run(main: Callable[[], None]) -> None:
         except BrokenPipeError:
             raise
         except Exception as error:
+            traceback.print_exc()
             print(f"{os.path.basename(sys.argv[0])}: error: {_unforeseen(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
@@ -73,21 +73,16 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _unforeseen(error: Exception) -> str:
-    """The message for an unexpected error. Writes the traceback to a file."""
+    """The message for an unexpected error."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     # Recognised by their messages: PyTorch uses one class for many errors, and this file does not import torch.
     if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason or "ALLOC_FAILED" in reason:
         what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
-    elif "CUDA" in reason or "cuDNN" in reason or "NCCL" in reason:
+    elif str(error).startswith(("CUDA error:", "CUDA driver error:", "cuDNN error:", "NCCL error")):
         what = "the GPU or its driver has failed; if this happens again, try --gpu -1 or another GPU"
     else:
         what = "this is a bug in the program; please report it"
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in (shlex.join(sys.argv), "", traceback.format_exc()))
-    except (OSError, ValueError):  # no space for the file: print the traceback instead
-        return f"{what} ({shorten(reason, 300)})\n{traceback.format_exc()}"
-    return f"{what}; the traceback is in {file.name} ({shorten(reason, 300)})"
+    return f"{what} ({shorten(reason, 300)})"
 
 
 def end_on_ctrl_c() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -76,18 +76,14 @@ def share(count: int) -> slice:
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Lets the processes of a machine run the body one after the other. Works before `join`. `lock`: the lock file, which is created.
+    """Lets the processes of a machine run the body one after the other, also those of different runs. `lock`: the file, which is created.
 
     If the folder of `lock` is not writable, there is no lock: nothing can be written at the same time.
     """
-    if _started_together():
-        with suppress(OSError):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-        if os.access(lock.parent, os.W_OK):
-            with filelock.FileLock(lock):
-                yield
-            return
-    yield
+    with suppress(OSError):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock) if os.access(lock.parent, os.W_OK) else nullcontext():
+        yield
 
 
 def _started_together() -> bool:

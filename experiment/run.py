@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import logging
-import multiprocessing.util
 import os
 import platform
 import signal
@@ -36,8 +35,6 @@ from genotypes import PRIMITIVES
 
 # Signals that stop a run: from a scheduler, from Ctrl-C, and when the terminal is closed (not on Windows).
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-# Within so many seconds, a second signal counts as the first one: `timeout` and others signal the process and also its group.
-ECHO = 1.0
 
 
 @dataclass
@@ -215,8 +212,8 @@ class Run:
         """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
         A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run after its next
-        step, with status 143, 130 and 129, and a line that says how to continue. A second signal, at least `ECHO` seconds later, ends it
-        immediately; the last checkpoint is kept.
+        step, with status 143, 130 and 129, and a line that says how to continue. The same signal again ends the process immediately; the
+        last checkpoint is kept. A run outside of the main thread takes no signals.
 
         Args:
             epochs, steps, accuracy, check_row: as for `Progress.check`.
@@ -295,44 +292,19 @@ class Run:
             sys.exit(128 + number)
 
     def _take_signals(self) -> None:
-        taken = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup makes SIGHUP ignored
-        for number in taken:
-            self.closing.callback(signal.signal, number, signal.signal(number, self._interrupt) or signal.SIG_DFL)
-        if distributed.world_size() > 1:  # torchrun repeats signals, and kills processes that do not end
+        if threading.current_thread() is not threading.main_thread():  # Python allows it only there
             return
-        # Python calls `_interrupt` only between two of its instructions, and one instruction may take minutes. The wakeup file descriptor
-        # is written to immediately, and a thread reads it.
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        thread = threading.Thread(target=self._await_second, args=(reader, taken), daemon=True, name="signals")
-        # The thread is joined before the run ends. Otherwise the thread could hold the last reference to the run and free its tensors
-        # during interpreter shutdown, which aborts the process.
-        self.closing.callback(thread.join)
-        self.closing.callback(os.close, writer)
-        self.closing.callback(os.write, writer, b"\0")  # 0 is not a signal; closing is not enough, data workers hold the pipe too
-        self.closing.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
-        multiprocessing.util.register_after_fork(self, lambda _: signal.set_wakeup_fd(-1))  # not for signals of data workers
-        thread.start()
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup makes SIGHUP ignored
+                self.closing.callback(signal.signal, number, signal.signal(number, self._interrupt) or signal.SIG_DFL)
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._signal = number
-
-    def _await_second(self, reader: int, taken: list[int]) -> None:
-        first = None
-        with open(reader, "rb", buffering=0) as signals:
-            while came := signals.read(1):
-                [number] = came
-                if number == 0:  # the run is over
-                    return
-                if number not in taken:
-                    continue
-                if first is None:
-                    first = time.monotonic()
-                elif time.monotonic() - first > ECHO:
-                    command = cli.resume_command(self._stage, self.args, self.folder)
-                    name = signal.Signals(number).name
-                    self.log("stopped at once by a second signal, %s, with the last checkpoint as it was; go on with: %s", name, command)
-                    os._exit(128 + number)
+        if distributed.world_size() > 1:  # torchrun repeats signals, and kills processes that do not end
+            return
+        signal.signal(number, signal.SIG_IGN)  # for a moment: `timeout` signals the process and then its group
+        time.sleep(0.5)
+        signal.signal(number, signal.SIG_DFL)
 
     def _keep_threads(self) -> None:
         """Sets the number of threads with which the run began. Sums are split among threads, so another number rounds differently."""

@@ -7,8 +7,10 @@ import math
 import os
 import pickle
 import re
+import time
 import urllib.error
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
 
 import numpy as np
@@ -389,6 +391,22 @@ def test_cifar_that_cannot_be_downloaded(tmp_path, monkeypatch, damaged):
     with pytest.raises(UserError, match=r"no route to host.*cifar-10-python.tar.gz.*--dataset digits") as caught:
         data.load("cifar10", str(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_two_that_begin_at_once_do_not_download_into_the_same_files(tmp_path, monkeypatch):
+    events = []
+
+    def download(*args, **kwargs):
+        events.append("begins")
+        time.sleep(0.1)
+        events.append("ends")
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", download)
+    with ThreadPoolExecutor(2) as pool:
+        loads = [pool.submit(data.load, "cifar10", str(tmp_path)) for _ in range(2)]
+    assert all(isinstance(load.exception(), UserError) for load in loads)
+    assert events == ["begins", "ends"] * 2
 
 
 @pytest.fixture

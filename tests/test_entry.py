@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def comparable(folder):
     return metrics, weights, state, files
 
 
+def in_a_thread(function, *arguments, **options):
+    """As a server or a notebook's widget calls it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments, **options).result()
+
+
 def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypatch):
     """To the bit, with the same arguments on record, log and files; callbacks see every epoch and change nothing."""
     seen = []
@@ -59,7 +66,7 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
 
     monkeypatch.setattr(drawing, "previews", lambda *_: {})  # for TensorBoard: slow
     assert script("train_search", *flags(SEARCH, images), "--run_dir", "a")[0] == 0
-    found = train_search.search(images=images, callbacks=[keep], run_dir="b", unrolled=False, preset=None, **SEARCH)
+    found = in_a_thread(train_search.search, images=images, callbacks=[keep], run_dir="b", unrolled=False, preset=None, **SEARCH)
     assert_same(comparable("a"), comparable("b"))
     assert configured("a", "run_dir") == configured("b", "run_dir")
     assert [re.sub(r"\bb\b", "a", line) for line in log_lines(Path("b"))] == log_lines(Path("a"))
@@ -68,7 +75,7 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
     assert found == Architecture.read("a")
 
     assert script("train", *flags(TRAIN, images), "--arch", "a", "--run_dir", "c")[0] == 0
-    trained = train.train(found, images, [keep], run_dir=Path("d"), **TRAIN)
+    trained = in_a_thread(train.train, found, images, [keep], run_dir=Path("d"), **TRAIN)
     assert_same(comparable("c"), comparable("d"))
     assert configured("c", "run_dir", "arch") == configured("d", "run_dir", "arch")
     assert seen[1:] == [(row["epoch"], row) for row in rows_of("d")]
