@@ -113,6 +113,7 @@ def main() -> None:
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
     acceleration.set_memory_format(model, device)
+    utils.set_threads(args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
     report = progress.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))

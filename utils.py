@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiment import checkpoint, distributed, errors
 from experiment.errors import UserError
-from experiment.run import Run
+from experiment.run import Run, most_threads
 
 
 def select_device(gpu: int, tf32: bool = False) -> torch.device:
@@ -54,6 +54,28 @@ def begin(args: argparse.Namespace) -> torch.device:
     device = select_device(args.gpu, args.tf32)
     seed_everything(args.seed, args.deterministic)
     return device
+
+
+# Below, a second thread saves nothing: a small network is thousands of tiny operations, and in each, every thread waits for the last. On a
+# busy machine, whose other programs push threads aside, two threads took 3 times as long as one (benchmarks/README.md).
+MULTIPLY_ADDS_OF_A_THREAD = 1e9
+
+
+def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.device) -> str:
+    """Sets the number of threads on a CPU. Returns it as text for the log, empty on a GPU.
+
+    It depends on the arguments and the number of cores alone, because another number rounds sums differently.
+
+    Args:
+        args: `threads` is the number, if it is not None.
+        multiply_adds: of a forward pass over a batch.
+        device: the network's.
+    """
+    if device.type != "cpu":
+        return ""
+    threads = args.threads or min(most_threads(), max(1, math.ceil(multiply_adds / MULTIPLY_ADDS_OF_A_THREAD)))
+    torch.set_num_threads(threads)
+    return f"threads: {threads}"
 
 
 def length(args: argparse.Namespace, batches: int) -> tuple[int, int, int | None]:

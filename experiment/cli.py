@@ -107,6 +107,7 @@ MAY_CHANGE = {
     "data",
     "gpu",
     "workers",
+    "threads",
     "data_on_device",
     "compile",
     "recompute",
@@ -386,7 +387,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     group.add_argument(
         "--workers",
         type=non_negative_int,
-        action=_Workers,
+        action=_AtMostCores,
         default=2,
         help="processes that decode images, at most the number of cores; does not change results",
     )
@@ -396,6 +397,12 @@ def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -
     """Adds the arguments for the device, and with `images` for where they are kept, the same for every stage."""
     group = parser.add_argument_group("device")
     group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
+    group.add_argument(
+        "--threads",
+        type=positive_int,
+        action=_AtMostCores,
+        help="threads of a CPU; None: one for every 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
+    )
     if images:
         group.add_argument(
             "--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory"
@@ -438,15 +445,15 @@ def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) 
         parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
-class _Workers(argparse.Action):
-    """Limits `--workers` to the number of cores. More would only wait for each other, and a huge number cannot be started."""
+class _AtMostCores(argparse.Action):
+    """Limits a number of processes or threads to that of the cores. More would only wait for each other, or cannot be started."""
 
     warned = False  # the command line of a resumed run is parsed twice
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if values > cores and not self.warned:
-            warn(f"{option_string} {values} is more than the number of cores: {cores} are started")
+            warn(f"{option_string} {values} is more than the number of cores: {cores} are used")
             self.warned = True
         setattr(namespace, self.dest, min(values, cores))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import io
 import json
 import logging
@@ -118,6 +119,7 @@ class Run:
         self.progress = Progress()
         self.device = device
         self.closing = ExitStack()  # closed when the run ends, for any reason
+        self.closing.callback(torch.set_num_threads, most_threads())
         self.before_saving: Callable[[], None] = lambda: None  # raises if the state is not worth saving
         self.args = args
         self._stage, self._callbacks = stage, callbacks
@@ -313,14 +315,11 @@ class Run:
         comparable = self.device.type == "cpu" and config.get("processes") == distributed.world_size()
         if not comparable or type(threads) is not int or threads == now:
             return
-        if 1 <= threads <= (os.cpu_count() or 1):
+        if self.args.threads is None and 1 <= threads <= (os.cpu_count() or 1):
             torch.set_num_threads(threads)
             self.log("going on with %d threads, as the run began: with %d, results would differ in their last digits", threads, now)
         else:
-            lacking = (
-                "warning: the run began with %s threads, more than this machine has cores: with %d, results differ in their last digits"
-            )
-            self.log(lacking, errors.shown(threads), now)
+            self.log("warning: the run began with %s threads: with %d, results differ in their last digits", errors.shown(threads), now)
 
     def _load_checkpoint(self) -> bytes:
         """Loads the newest usable checkpoint and returns the content of its file; empty if there is no checkpoint yet."""
@@ -417,6 +416,12 @@ def _read_checkpoint(content: bytes) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return {"progress": progress, "parts": parts, "random": states, "arguments": arguments}
+
+
+@functools.cache  # runs change it
+def most_threads() -> int:
+    """The number of threads that PyTorch computes with by default: OMP_NUM_THREADS, or the number of cores."""
+    return torch.get_num_threads()
 
 
 def versions() -> dict[str, str]:

@@ -63,8 +63,8 @@ def main() -> None:
 
     genotype = architecture.recurrent
     model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
-    work = text.multiply_adds(model, len(genotype.recurrent), args.batch_size * args.bptt) * steps * epochs
-    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, text.REGIONS)
+    multiply_adds = text.multiply_adds(model, len(genotype.recurrent), args.batch_size * args.bptt)
+    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, text.REGIONS)
     weights = list(model.parameters())
     sgd = utils.optimizer(torch.optim.SGD, weights, lr=args.lr, weight_decay=args.wdecay)
     asgd = utils.optimizer(torch.optim.ASGD, weights, lr=args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)

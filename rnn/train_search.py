@@ -71,8 +71,8 @@ def main() -> None:
 
     model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
     architect = Architect(model, args)
-    work = text.multiply_adds(model, len(model.alphas), args.batch_size * args.bptt) * steps * epochs
-    speed = acceleration.compile_where_worth(model, args.compile, work, args.batch_size, device, text.REGIONS)
+    multiply_adds = text.multiply_adds(model, len(model.alphas), args.batch_size * args.bptt)
+    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, text.REGIONS)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
 
     meters = Meters()

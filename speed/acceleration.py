@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import model_search
 import operations
+import utils
 from experiment import distributed, errors
 from speed import products
 from speed.convolutions import use_fast_gradients
@@ -44,14 +45,14 @@ VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
 def accelerate(network: nn.Module, args: argparse.Namespace, multiply_adds: float, steps: int, device: torch.device) -> str:
-    """Makes `network` faster, in place. Returns a line for the log about what was done.
+    """Makes `network` faster, in place, and sets the number of threads. Returns a line for the log about what was done.
 
     Whether it compiles depends on the arguments and on whether a compiler works, never on measured times: a resumed run must compute the
     same as before.
 
     Args:
         network: a network for images.
-        args: `batch_size`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
+        args: `batch_size`, `threads`, `amp`, `compile` (`auto`, `yes` or `no`), `recompute` and `sync_bn` are read.
         multiply_adds: millions, for one image (`utils.count_multiply_adds`).
         steps: training steps of the whole run.
         device: the device of the network.
@@ -65,8 +66,9 @@ def accelerate(network: nn.Module, args: argparse.Namespace, multiply_adds: floa
     else:
         reason = _why_not_compiled(args.compile, 1e6 * multiply_adds * args.batch_size * steps, device)
     batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
+    threads = utils.set_threads(args, 1e6 * multiply_adds * batch_size, device)
     apply(network, device, args.amp, None if reason else batch_size, args.recompute)
-    return _line(reason)
+    return _line(reason, threads)
 
 
 def apply(network: nn.Module, device: torch.device, amp: bool = False, compiled_for: int | None = None, recomputed: bool = False) -> None:
@@ -113,15 +115,22 @@ def _corrupts_memory(module: nn.Module) -> bool:
     )
 
 
-def compile_where_worth(network: nn.Module, choice: str, work: float, batch_size: int, device: torch.device, regions: Regions) -> str:
-    """Calls `compile_regions` if `choice` is `yes`, or is `auto` and `work`, the multiply-adds of the run, is large enough.
+def compile_where_worth(
+    network: nn.Module, args: argparse.Namespace, multiply_adds: float, steps: int, device: torch.device, regions: Regions
+) -> str:
+    """Sets the number of threads. Calls `compile_regions` if `args.compile` is `yes`, or is `auto` and the run is long enough.
 
     Returns a line for the log about what was done.
+
+    Args:
+        multiply_adds: of a forward pass over a batch.
+        steps: of the whole run.
     """
-    reason = _why_not_compiled(choice, work, device)
+    threads = utils.set_threads(args, multiply_adds, device)
+    reason = _why_not_compiled(args.compile, multiply_adds * steps, device)
     if not reason:
-        compile_regions(network, batch_size, regions)
-    return _line(reason)
+        compile_regions(network, args.batch_size, regions)
+    return _line(reason, threads)
 
 
 def _why_not_compiled(choice: str, work: float, device: torch.device) -> str:
@@ -134,8 +143,9 @@ def _why_not_compiled(choice: str, work: float, device: torch.device) -> str:
     return reason and f"no compiler works here ({reason})"
 
 
-def _line(reason: str) -> str:
-    return f"not compiled: {reason}" if reason else "compiled: the first steps take a minute or two longer"
+def _line(reason: str, threads: str) -> str:
+    line = f"not compiled: {reason}" if reason else "compiled: the first step takes minutes longer"
+    return f"{line}; {threads}" if threads else line
 
 
 def compile_regions(network: nn.Module, batch_size: int, regions: Regions = REGIONS) -> None:

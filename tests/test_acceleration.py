@@ -171,7 +171,9 @@ def test_regions_are_edges_in_the_search_and_operations_in_training():
 
 
 def arguments(**given):
-    return Namespace(**{"channels": 3, "batch_size": 4, "amp": False, "compile": "auto", "recompute": False, "sync_bn": False} | given)
+    return Namespace(
+        **{"channels": 3, "batch_size": 4, "amp": False, "threads": None, "compile": "auto", "recompute": False, "sync_bn": False} | given
+    )
 
 
 def test_edges_from_one_node_share_their_pools(double, monkeypatch):

@@ -372,30 +372,35 @@ def test_a_pipe_in_a_run_s_folder_is_refused(name, images, tmp_path):
 
 
 def test_a_run_goes_on_with_its_number_of_threads(images, tmp_path):
-    """Or says that it cannot."""
+    """Of --threads, or the number that it chose itself; or it says that it does not."""
     if torch.get_num_threads() > 1:
         pytest.skip("the runs are forked, and a process whose threads have run cannot fork one that uses threads")
-    command = [*TRAIN, "--fast_dev_run"]
+    folder = tmp_path / "run"
 
-    def with_threads(count, cores):
+    def threads(command, *arguments, cores=8):
         def prepare():
-            torch.set_num_threads(count)
-            experiment.run.os.cpu_count = lambda: cores
+            os.cpu_count, os.sched_getaffinity = lambda: cores, lambda process: set(range(cores))
             original = experiment.run.Run.complete_epoch
-            experiment.run.Run.complete_epoch = lambda *args: print(f"threads: {torch.get_num_threads()}") or original(*args)
+            experiment.run.Run.complete_epoch = lambda *args: print(f"computed with {torch.get_num_threads()}") or original(*args)
 
-        return prepare
-
-    status, output = run(command, images, "--run_dir", tmp_path / "run", prepare=with_threads(2, 8))
-    assert status == 0, output
-    (tmp_path / "run" / "checkpoint.pt").unlink()
-    (tmp_path / "run" / "checkpoint.prev.pt").unlink()
-    for cores, words, threads in ((8, "going on with 2 threads, as the run began", 2), (1, "the run began with 2 threads, more than", 1)):
-        status, output = run(["train"], images, "--resume", tmp_path / "run", prepare=with_threads(1, cores))
+        status, output = run(command, images, *arguments, prepare=prepare)
         assert status == 0, output
-        assert words in output
-        assert f"threads: {threads}\n" in output
-        (tmp_path / "run" / "checkpoint.pt").unlink(), (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+        (folder / "checkpoint.pt").unlink(), (folder / "checkpoint.prev.pt").unlink()
+        return int(output.partition("computed with ")[2].split()[0]), output
+
+    assert threads([*TRAIN, "--fast_dev_run"], "--threads", "2", "--run_dir", folder)[0] == 2
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["threads"], config["arguments"]["threads"]) == (2, 2)
+    assert threads(["train"], "--resume", folder)[0] == 2
+    count, output = threads(["train"], "--resume", folder, "--threads", "1")
+    assert count == 1
+    assert "the run began with 2 threads: with 1, results differ" in output
+
+    config["arguments"]["threads"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    for cores, words, expected in ((8, "going on with 2 threads, as the run began", 2), (1, "the run began with 2 threads: with 1", 1)):
+        count, output = threads(["train"], "--resume", folder, cores=cores)
+        assert (count, words in output) == (expected, True), output
 
 
 def test_an_error_of_the_gpu_is_not_a_damaged_checkpoint_and_not_a_full_disk(half, images):

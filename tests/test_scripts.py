@@ -288,7 +288,7 @@ def test_workers_are_limited_by_the_cores_and_it_is_said_once(monkeypatch, capsy
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
     assert cli.parse(parser, "search").workers == 3
-    assert capsys.readouterr().err == "warning: --workers 100000 is more than the number of cores: 3 are started\n"
+    assert capsys.readouterr().err == "warning: --workers 100000 is more than the number of cores: 3 are used\n"
 
 
 def test_a_folder_that_holds_anything_is_refused(script, tmp_path):

@@ -198,3 +198,21 @@ def test_constants_get_no_gradient_and_are_as_before_afterwards():
     with pytest.raises(RuntimeError), utils.constant([a, a * b]):  # of which the second cannot be made a constant
         pass
     assert (a.requires_grad, b.requires_grad, frozen.requires_grad) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("network", "batch_size", "given", "expected"),
+    [
+        (lambda: Network(4, 10, 4, None), 32, None, 1),  # README.md's first command
+        (lambda: Network(8, 10, 5, None), 32, None, 2),
+        (lambda: Network(16, 10, 8, None), 64, None, 8),  # the paper's search and training
+        (lambda: NetworkCIFAR(36, 10, 20, True, genotypes.DARTS_V2), 96, None, 8),
+        (lambda: Network(4, 10, 4, None), 32, 5, 5),
+    ],
+)
+def test_small_networks_have_one_thread(monkeypatch, network, batch_size, given, expected):
+    """On 8 cores."""
+    monkeypatch.setattr(utils, "most_threads", lambda: 8)
+    multiply_adds = 1e6 * utils.count_multiply_adds(network(), 32) * batch_size
+    assert utils.set_threads(Namespace(threads=given), multiply_adds, torch.device("cpu")) == f"threads: {expected}"
+    assert torch.get_num_threads() == expected
