@@ -264,12 +264,21 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
         ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train_search", ["--gpu", "-2"], "--gpu"),
+        ("train_search", ["--gpu", "0,1"], r"torchrun --nproc_per_node=2"),
+        ("train_search", ["--multigpu"], r"for --multigpu, use torchrun --nproc_per_node=2"),
+        ("train_search", ["--auxiliary"], r"for --auxiliary, use train\.py --auxiliary"),
+        ("train_search", ["--learning_rate=0.1", "--set=cifar100"], "arguments: --set=cifar100; for --set, use --dataset "),
+        ("train", ["--lr", "1"], "arguments: --lr 1; for --lr, use --learning_rate "),
+        ("train", ["--unrolled"], r"for --unrolled, use train_search\.py --unrolled"),
+        ("train", ["--batch-size", "8"], "for --batch-size, use --batch_size "),
+        ("train", ["--pre", "imagenet"], r"arguments: --pre imagenet \(--help"),
+        ("predict", ["run", "image.png", "--set"], r"arguments: --set \(--help"),
         ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, name, arguments, words):
-    run_dir = [] if name == "test" else ["--run_dir", "run"]
-    status, out, err = script(name, *TINY, *run_dir, *arguments)
+    others = [*TINY, "--fast_dev_run", "--run_dir", "run"] if name.startswith("train") else TINY if name == "test" else []
+    status, out, err = script(name, *others, *arguments)
     assert status == 2
     assert out == ""
     assert err.count("\n") == 1
