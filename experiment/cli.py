@@ -315,7 +315,6 @@ _MOST = 2**31 - 1  # more than any run needs, and the limit of the libraries bel
 positive_int = _number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
 non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
 seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
-cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells are at 1/3 and 2/3 of the depth)")
 device_number = _number(int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})")
 image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
