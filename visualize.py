@@ -13,8 +13,7 @@ run also has cells.gif (the cells over the epochs), alphas.png (the softmaxed al
 and whether the search has converged) and curves.png (loss, and accuracy or perplexity), if it recorded these values. Several runs give
 curves.png, cells.png and a table, which is printed and written to comparison.md.
 
-Prints the paths. Takes a second for an architecture, and half a minute for a run of 50 epochs. Never overwrites a file that it did not
-write.
+Prints the paths. Takes a second for an architecture, and half a minute for a run of 50 epochs. Replaces pictures of the same names.
 """
 
 from __future__ import annotations

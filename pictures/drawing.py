@@ -10,7 +10,6 @@ import io
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import zlib
@@ -54,24 +53,14 @@ MOST_ROWS, MOST_EDGES = 200, 300
 
 FORMATS = ("png", "pdf", "svg")
 INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphviz.org)"
-SIGNATURE = b"drawn by visualize.py of DARTS"
 
 
 def colour(operation: str) -> str:
-    """The colour of an operation. If it is not in `COLOURS`, it is computed from the name, with a contrast to white of at least 4.5."""
+    """The colour of an operation. One that is not in `COLOURS` gets a dark colour whose hue depends on its name."""
     if operation in COLOURS:
         return COLOURS[operation]
-    number = zlib.crc32(operation.encode(errors="replace"))
-    hue, saturation, lightness = number % 360 / 360, 0.5 + number // 360 % 4 / 10, 0.45
-    while 1.05 / (_luminance(rgb := colorsys.hls_to_rgb(hue, lightness, saturation)) + 0.05) < 4.6:  # 4.5, and room for rounding
-        lightness -= 0.01
-    return "#" + "".join(f"{round(255 * channel):02X}" for channel in rgb)
-
-
-def _luminance(rgb: Sequence[float]) -> float:
-    """Relative luminance (WCAG 2.1)."""
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    hue = zlib.crc32(operation.encode(errors="replace")) % 360 / 360
+    return "#" + "".join(f"{round(255 * channel):02X}" for channel in colorsys.hls_to_rgb(hue, 0.26, 0.7))
 
 
 def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
@@ -290,31 +279,24 @@ def draw(architecture: Architecture, folder: str | Path, format: str = "png", ca
         The paths of the pictures.
 
     Raises:
-        UserError: no program for drawing is installed, drawing fails, or a foreign file has one of the names. Then no picture is written.
+        UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is written.
     """
-    if format not in FORMATS:
-        raise UserError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
     return write({f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}, folder)
 
 
 def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
-    """Writes pictures, {name: content}, into `folder`, which is created if it is missing. Each file is marked with `SIGNATURE`.
-
-    All contents are written to temporary files before the first file is replaced, so an interruption leaves no incomplete file.
+    """Writes pictures, {name: content}, into `folder`, which is created if it is missing. Returns their paths.
 
     Raises:
-        UserError: an existing file has no `SIGNATURE`, or the folder is not writable.
+        UserError: a picture cannot be written. The old ones stay then.
     """
-    signed = {Path(folder) / name: _sign(content, name.rpartition(".")[2]) for name, content in pictures.items()}
+    contents = {Path(folder) / name: content for name, content in pictures.items()}
     try:
-        for path in signed:
-            if os.path.lexists(path) and (path.is_symlink() or SIGNATURE not in files.read(path)):
-                raise UserError(f"{path} exists and is not one of our pictures: move it away, or choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
-        files.write(signed, suffix=f".{os.getpid()}.tmp")
+        files.write(contents, suffix=f".{os.getpid()}.tmp")
     except OSError as error:
         raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from None
-    return list(signed)
+    return list(contents)
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:
@@ -358,14 +340,3 @@ def _pdf(svg: bytes) -> bytes:
     document.set_font("Helvetica")
     drawing.draw_to_page(document)
     return bytes(document.output())
-
-
-def _sign(picture: bytes, format: str) -> bytes:
-    """Adds `SIGNATURE` to a picture as a comment of its format. A later drawing may replace files with it."""
-    if format == "png":
-        chunk = b"tEXtComment\0" + SIGNATURE
-        end = len(picture) - 12  # the last chunk, IEND, is 12 bytes long
-        return picture[:end] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + picture[end:]
-    if format == "gif":
-        return picture[:-1] + b"\x21\xfe" + bytes([len(SIGNATURE)]) + SIGNATURE + b"\0" + picture[-1:]  # before the trailer
-    return picture + (b"%% %s\n" if format == "pdf" else b"<!-- %s -->\n") % SIGNATURE

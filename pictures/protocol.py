@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from nas.architecture import Architecture
 from pictures import curves, drawing, report
 from pictures.curves import INK, LINES
+from pictures.report import Section, embedded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,13 +87,9 @@ def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[S
         tables: (heading, columns, rows) of each.
         state: a sentence about the progress of the protocol.
     """
-    shown = [[f"<h2>{escape(heading)}</h2>", report.html_table(columns, rows)] if rows else [] for heading, columns, rows in tables]
-    parts = [f"<h1>Protocol {escape(results['preset'])}</h1>", f"<p>{escape(state)}</p>", *shown[0]]
-    for heading, figure in (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results))):
-        if figure is not None:
-            parts += report.html_picture(heading, curves.save(figure))
-    parts += chain.from_iterable(shown[1:])
-    for method in results["methods"].values():
-        if (picture := cells(method)) is not None:
-            parts += report.html_picture(f"{method['title']}: the selected cells", picture)
-    return report.html_page(f"Protocol {results['preset']}", parts)
+    first, *others = [Section(heading, columns=columns, rows=rows, wrap=True) for heading, columns, rows in tables if rows]
+    plots = (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results)))
+    drawn = [Section(heading, picture=embedded(curves.save(figure))) for heading, figure in plots if figure is not None]
+    found = ((method["title"], cells(method)) for method in results["methods"].values())
+    selected = [Section(f"{title}: the selected cells", picture=embedded(picture)) for title, picture in found if picture]
+    return report.page(f"Protocol {results['preset']}", state, [first, *drawn, *others, *selected])
