@@ -80,6 +80,8 @@ def _unforeseen(error: Exception) -> str:
         what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
     elif str(error).startswith(("CUDA error:", "CUDA driver error:", "cuDNN error:", "NCCL error")):
         what = "the GPU or its driver has failed; if this happens again, try --gpu -1 or another GPU"
+    elif str(error).startswith("DataLoader "):
+        what = "a process that decodes images has died or hangs; lower --workers if memory is short; --workers 0 starts none"
     else:
         what = "this is a bug in the program; please report it"
     return f"{what} ({shorten(reason, 300)})"

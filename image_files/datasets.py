@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ from experiment.errors import UserError
 from image_files.decoding import UNDECODABLE, BadImage, decode, on_white, read_image, to_tensor, upright
 
 Sample = tuple[str, int]  # a file and its label
+
+# Seconds that a run waits for its next batch, which is hundreds of photographs at most, before it ends with an error.
+PATIENCE = 600
 
 
 # ---- Datasets
@@ -54,7 +58,7 @@ class MemoryImages(Dataset):
 
 
 class Samples(Sequence[Sample]):
-    """Files and their labels, such that a million of them take little memory, and that processes which decode them share it.
+    """Files and their labels, such that a million of them take little memory. They reach workers without shared memory.
 
     Args:
         root: what all names are within; empty for none.
@@ -64,25 +68,25 @@ class Samples(Sequence[Sample]):
         order: which of these N samples there are, and in which order; None for all.
     """
 
-    def __init__(self, root: str, names: Tensor, ends: Tensor, labels: Tensor, order: Tensor | None = None) -> None:
+    def __init__(self, root: str, names: np.ndarray, ends: np.ndarray, labels: np.ndarray, order: np.ndarray | None = None) -> None:
         self.root, self.names, self.ends, self._labels = root, names, ends, labels
-        self._order = torch.arange(len(ends)) if order is None else order
+        self._order = np.arange(len(ends)) if order is None else order
 
     @classmethod
     def of(cls, samples: Sequence[Sample], root: str = "") -> Samples:
         """These, with paths within `root`."""
         names = [os.fsencode(os.path.relpath(path, root) if root else path) for path, _ in samples]
-        ends = torch.tensor([len(name) + 1 for name in names], dtype=torch.int64).cumsum(0) - 1
-        text = torch.from_numpy(np.frombuffer(b"\0".join(names), dtype=np.uint8).copy())
-        return cls(root, text, ends, torch.tensor([label for _, label in samples], dtype=torch.int64))
+        ends = np.cumsum([len(name) + 1 for name in names], dtype=np.int64) - 1
+        text = np.frombuffer(b"\0".join(names), dtype=np.uint8)
+        return cls(root, text, ends, np.array([label for _, label in samples], dtype=np.int64))
 
     @property
     def labels(self) -> Tensor:
-        return self._labels[self._order]
+        return torch.from_numpy(self._labels[self._order])
 
     def part(self, indices: np.ndarray) -> Samples:
         """These of the samples."""
-        return Samples(self.root, self.names, self.ends, self._labels, self._order[torch.from_numpy(indices)])
+        return Samples(self.root, self.names, self.ends, self._labels, self._order[indices])
 
     def __len__(self) -> int:
         return len(self._order)
@@ -90,7 +94,7 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # of slices there are none
         number = int(self._order[index])
         start = int(self.ends[number - 1]) + 1 if number else 0
-        name = os.fsdecode(self.names[start : int(self.ends[number])].numpy().tobytes())
+        name = os.fsdecode(self.names[start : self.ends[number]].tobytes())
         return os.path.join(self.root, name), int(self._labels[number])
 
 
@@ -216,16 +220,19 @@ def loader(dataset: Dataset, batches: Sequence[Any], workers: int, **options: An
         num_workers=workers,
         generator=torch.Generator(),  # with torch's generator, a resumed run would differ from an uninterrupted one
         multiprocessing_context=_start_method(workers),
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=_begin,
+        timeout=PATIENCE if workers else 0,
         **options,
     )
 
 
-def _end_with_parent(worker: int) -> None:
-    """Makes a worker end when its run is killed.
+def _begin(worker: int) -> None:
+    """Makes a worker send its batches through a pipe, and end when its run is killed.
 
+    PyTorch sends tensors through shared memory. In a container this is often 64 MB, and a batch that finds no room there never arrives.
     PyTorch lets workers watch the process that started them. That is the forkserver, which in turn waits for its workers.
     """
+    ForkingPickler.register(Tensor, lambda tensor: (torch.from_numpy, (tensor.numpy(),)))
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -246,7 +253,7 @@ def decode_all(files: FileImages, workers: int) -> MemoryImages:
     images = torch.empty(len(files), files.channels, files.image_size, files.image_size, dtype=torch.uint8)
     start = 0
     for batch, _ in stream(files, workers):
-        images[start : start + len(batch)] = batch  # copied immediately: every batch from a worker holds an open file
+        images[start : start + len(batch)] = batch
         start += len(batch)
     return MemoryImages(images, files.labels)
 

@@ -114,7 +114,7 @@ def _packed(index: _Index) -> memoryview:
     }
     content, text = io.BytesIO(), np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     samples = index.samples
-    np.savez(content, header=text, names=samples.names.numpy(), ends=samples.ends.numpy(), labels=samples.labels.numpy())
+    np.savez(content, header=text, names=samples.names, ends=samples.ends, labels=samples.labels.numpy())
     return content.getbuffer()
 
 
@@ -123,15 +123,15 @@ def _read_index(cache: Path, root: Path, part: str) -> _Index | None:
     try:
         with np.load(io.BytesIO(files.read(cache)), allow_pickle=False) as content:
             header = files.parse_json(content["header"].tobytes())
-            names, ends, labels = (torch.from_numpy(content[name]) for name in ("names", "ends", "labels"))
+            names, ends, labels = (content[name] for name in ("names", "ends", "labels"))
         times, classes, complaints = header["times"], tuple(header["classes"]), header["complaints"]
         if header["version"] != INDEX_VERSION or not times or part not in times:
             return None
         if any(os.stat(root / folder).st_mtime_ns != then for folder, then in times.items()):
             return None
-        sizes = torch.diff(ends, prepend=torch.tensor([-1])) - 1
+        sizes = np.diff(ends, prepend=-1) - 1
         sound = (
-            (names.dtype, ends.dtype, labels.dtype) == (torch.uint8, torch.int64, torch.int64)
+            (names.dtype, ends.dtype, labels.dtype) == (np.uint8, np.int64, np.int64)
             and len(ends) == len(labels) > 0
             and int(sizes.min()) > 0
             and int(ends[-1]) == len(names)

@@ -7,6 +7,8 @@ import math
 import os
 import pickle
 import re
+import resource
+import signal
 import time
 import urllib.error
 from collections import Counter
@@ -23,6 +25,7 @@ from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
 import data
+from experiment import cli
 from experiment.errors import UserError
 from image_files import datasets, decoding, folders, statistics
 
@@ -878,6 +881,31 @@ def test_workers_change_nothing(folder, large):
             helped.set_epoch(epoch, start)
             assert same(alone, helped)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("method", [None, "forkserver"])
+def test_workers_need_no_shared_memory(folder, monkeypatch, method):
+    """Neither for batches nor for the list of files: a container may have little of it. Here a limit of files' sizes keeps it small."""
+    monkeypatch.setattr(datasets, "_start_method", lambda workers: method)
+    monkeypatch.setattr(datasets, "PATIENCE", 60)
+    files = datasets.FileImages([(str(folder / "train" / "cat" / "0.png"), 0)] * 2000, 128)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        [(images, labels)] = datasets.loader(files, [[0, 1, 2, 3]], 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (images.shape, labels.tolist()) == ((4, 3, 128, 128), [0] * 4)
+
+
+@pytest.mark.parametrize("decode", [lambda *_: os.kill(os.getpid(), signal.SIGKILL), lambda *_: time.sleep(60)])
+def test_a_worker_that_dies_or_hangs_ends_the_run(folder, large, monkeypatch, decode):
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    monkeypatch.setattr(datasets, "decode", decode)
+    monkeypatch.setattr(datasets, "PATIENCE", 2)
+    with pytest.raises(RuntimeError, match=r"^DataLoader ") as caught:
+        list(data.test_batches(images, batch_size=4, workers=1, device="cpu"))
+    assert "a process that decodes images has died or hangs; lower --workers" in cli._unforeseen(caught.value)
 
 
 def test_statistics_are_kept_until_the_folder_changes(folder, large, monkeypatch):
