@@ -37,6 +37,11 @@ PRIMITIVES = [
 CELLS = ("normal", "reduce")
 
 
+def reductions(layers: int) -> tuple[int, int]:
+    """The first and the second reduction cell of so many cells, counted from 0. Fewer than 3 cells are all reduction cells."""
+    return layers // 3, 2 * layers // 3
+
+
 def edge_key(cell: str, node: int, source: int) -> str:
     """The name of the edge from node `source` to node `node` of a cell, by which alphas and choices are recorded."""
     return f"{cell}_n{node}_p{source}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genotypes import Genotype
+from genotypes import Genotype, reductions
 from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, drop_path, imagenet_stem
 
 
@@ -118,14 +118,12 @@ class _Network(nn.Module):
         auxiliary_head: type[nn.Module] | None,
     ) -> None:
         """Builds the cells, the auxiliary head and the classifier for a stem with `C_stem` channels."""
-        if layers < 3:
-            raise ValueError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
         self.drop_path_prob: float | Tensor = 0.0
-        self._auxiliary_after = 2 * layers // 3
+        _, self._auxiliary_after = reductions(layers)
         self.cells = nn.ModuleList()
         C_prev_prev, C_prev = C_stem, C_stem
         for i in range(layers):
-            reduction = i in (layers // 3, 2 * layers // 3)
+            reduction = i in reductions(layers)
             if reduction:
                 C *= 2
             cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
@@ -152,7 +150,7 @@ class NetworkCIFAR(_Network):
     Args:
         C: channels of the first cells; doubled at each reduction.
         num_classes: classes.
-        layers: cells, at least 3.
+        layers: cells, with reduction cells at 1/3 and 2/3 of the depth.
         auxiliary: whether to add the auxiliary head.
         genotype: the cells.
         in_channels: channels of the images.

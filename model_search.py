@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
+from genotypes import CELLS, PRIMITIVES, Genotype, edge_key, reductions
 from operations import OPS, FactorizedReduce, ReLUConvBN, Zero, imagenet_stem
 
 
@@ -101,7 +101,7 @@ class Network(nn.Module):
     Args:
         C: channels of the first cells; doubled at each reduction.
         num_classes: classes.
-        layers: cells, at least 3.
+        layers: cells. Fewer than 3 are all reduction cells: then no gradient reaches `alphas_normal`.
         criterion: the loss, `criterion(logits, target)`.
         steps: intermediate nodes per cell.
         multiplier: how many nodes, counted from the last, are concatenated into a cell's output.
@@ -128,8 +128,6 @@ class Network(nn.Module):
         stem: str = "cifar",
     ) -> None:
         super().__init__()
-        if layers < 3:
-            raise ValueError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
         if not 1 <= multiplier <= steps:
             raise ValueError(f"cannot concatenate the last {multiplier} of {steps} nodes")
         self.criterion = criterion
@@ -145,7 +143,7 @@ class Network(nn.Module):
         C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
         self.cells = nn.ModuleList()
         for i in range(layers):
-            reduction = i in (layers // 3, 2 * layers // 3)
+            reduction = i in reductions(layers)
             if reduction:
                 C_curr *= 2
             self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, mixed_op))

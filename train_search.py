@@ -57,6 +57,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument("--strategy", default="darts", help=f"how the architecture is learned: {registry.STRATEGY_HELP}")
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 8, or the space's own number")
+    group.add_argument("--nodes", type=cli.positive_int, default=4, help="intermediate nodes of a cell of --space darts, all concatenated")
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument(
         "--stem",
@@ -155,6 +156,8 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
     passes = {"darts": 5 if args.unrolled else 2}.get(args.strategy, 1)  # DARTS, sections 2.3 and 2.4
     notes = utils.long_run(model, args, images.image_size, multiply_adds, epochs * steps, passes, device)
+    if args.space == "darts" and args.layers < 3:
+        notes += ("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random",)
     optimizer = utils.optimizer(
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )

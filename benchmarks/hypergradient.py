@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpu", type=cli.device_number, default=-1, help="number of the CUDA device; -1 for the CPU")
     parser.add_argument("--seed", type=cli.non_negative_int, default=2)
     parser.add_argument("--init_channels", type=cli.positive_int, default=16, help="channels of the first cells")
-    parser.add_argument("--layers", type=cli.cell_count, default=8, help="cells")
+    parser.add_argument("--layers", type=cli.positive_int, default=8, help="cells")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--search_steps", type=cli.non_negative_int, default=3, help="first-order search steps before the comparison")
     parser.add_argument("--smooth", action="store_true", help="GELU instead of ReLU, average instead of max pooling")

@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the others are compared with the first")
     parser.add_argument("--batch_sizes", nargs="+", type=cli.positive_int, default=[16, 64])
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
-    parser.add_argument("--layers", type=cli.cell_count, default=8)
+    parser.add_argument("--layers", type=cli.positive_int, default=8)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
     parser.add_argument("--compile", choices=["yes", "no"], default="no")
     parser.add_argument("--recompute", action="store_true")
@@ -94,6 +94,7 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
         **{**NONE, "strategy": "darts", **METHODS[method]},
         channels=3,
         stem="cifar",
+        nodes=4,
         **{name: getattr(args, name) for name in ("init_channels", "layers")},
         epochs=50,
         momentum=0.9,

@@ -36,7 +36,7 @@ WAYS = ("plain", "eager", "default")
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Measure the rounding errors of the search network in float32.")
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
-    parser.add_argument("--layers", type=cli.cell_count, default=8)
+    parser.add_argument("--layers", type=cli.positive_int, default=8)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--batches", type=cli.positive_int, default=5)

@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:-1])
     parser.add_argument("--batch_sizes", nargs="+", type=cli.positive_int, default=[16, 64])
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
-    parser.add_argument("--layers", type=cli.cell_count, default=8)
+    parser.add_argument("--layers", type=cli.positive_int, default=8)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
     parser.add_argument("--hvp", choices=HVP, default=HVP[0], help="the plain way always takes the finite difference")
     turns.add_arguments(parser, steps=5)

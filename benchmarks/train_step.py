@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:3])
     parser.add_argument("--batch_size", type=cli.positive_int, default=96)
     parser.add_argument("--init_channels", type=cli.positive_int, default=36)
-    parser.add_argument("--layers", type=cli.cell_count, default=20)
+    parser.add_argument("--layers", type=cli.positive_int, default=20)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
     parser.add_argument("--network", choices=cli.NETWORKS, default="cifar", help="imagenet: of 1000 classes")
     turns.add_arguments(parser, steps=3)

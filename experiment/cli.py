@@ -17,23 +17,47 @@ from experiment import files
 from experiment.errors import UserError, shorten, shown, warn
 from genotypes import PRIMITIVES
 
+SEVERAL_GPUS = "torchrun --nproc_per_node=2 ..."
+
+# What a flag of another code, or of another stage, is called here.
+MEANT = {
+    "--label_smooth": "--label_smoothing",
+    "--learning_rate": "--lr",
+    "--lr": "--learning_rate",
+    "--num_workers": "--workers",
+    "--set": "--dataset",
+    "--tmp_data_dir": "--data",
+    **dict.fromkeys(["--gpus", "--multigpu"], SEVERAL_GPUS),
+    **{flag: f"train.py {flag}" for flag in ("--arch", "--auxiliary", "--auxiliary_weight", "--init_from", "--valid_portion")},
+    **{flag: f"train_search.py {flag}" for flag in ("--arch_learning_rate", "--strategy", "--train_portion", "--unrolled")},
+}
+
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` with one-line errors (without the usage) and with defaults in its help."""
+    """An `argparse.ArgumentParser` with one-line errors (without the usage), with defaults in its help, and without abbreviations."""
 
     presets: Mapping[str, Mapping[str, Any]] = {}
     """Defaults that `--preset` changes: {value of --preset: {argument: default}}."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         if self.presets:
-            chooser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+            chooser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
             chooser.add_argument("--preset", nargs="?")
             preset = chooser.parse_known_args(args)[0].preset
             self.set_defaults(**self.presets.get(preset, {}))
-        return super().parse_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {shlex.join(unknown)}{''.join(map(self._meant, unknown))}")
+        return parsed
+
+    def _meant(self, text: str) -> str:
+        flag = text.partition("=")[0]
+        meant = MEANT.get(flag, "--" + flag[2:].replace("-", "_"))
+        known = meant in self._option_string_actions or not meant.startswith("--")
+        return f"; for {flag}, use {meant}" if known else ""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the arguments)")
@@ -293,8 +317,7 @@ _MOST = 2**31 - 1  # more than any run needs, and the limit of the libraries bel
 positive_int = _number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
 non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
 seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
-cell_count = _number(int, lambda n: 3 <= n <= _MOST, "a number of cells of at least 3 (reduction cells are at 1/3 and 2/3 of the depth)")
-device_number = _number(int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU")
+device_number = _number(int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})")
 image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")

@@ -40,7 +40,7 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
 def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     """The network of `args.space` with all its choices open."""
     space = load_space(args.space)
-    given = {space.width: args.init_channels, space.depth: args.layers}
+    given = {space.width: args.init_channels, space.depth: args.layers} | ({"n_nodes": args.nodes} if args.space == "darts" else {})
     given = {name: value for name, value in given.items() if value is not None}
     signature = inspect.signature(space.network)
     if "num_classes" in signature.parameters:
@@ -49,7 +49,7 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
         given["in_channels"] = args.channels
     elif args.channels != 3:
         raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
-    reserved = (space.width, space.depth, "num_classes", "in_channels")
+    reserved = (space.width, space.depth, "num_classes", "in_channels", *given)
     given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
     try:
         signature.bind(**given)
@@ -67,8 +67,6 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
         if getattr(args, name) is None:
             default = parameters[own].default if own in parameters else None
             setattr(args, name, darts if args.space == "darts" else default)
-    if args.space == "darts" and args.layers < 3:
-        raise UserError(f"--layers {args.layers}: at least 3 cells are needed, with reduction cells at 1/3 and 2/3 of the depth")
 
 
 LARGE = 96  # pixels: `--network auto` takes the network for ImageNet for images of this size or larger

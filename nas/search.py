@@ -13,7 +13,7 @@ from experiment import cli
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model_search import Network
-from nas.architecture import check_candidates
+from nas.architecture import MOST_NODES, check_candidates
 from nas.networks import build_network, check_imagenet_stem
 from nas.registry import constructor_arguments, load_strategy
 from nas.remedies import options
@@ -38,6 +38,10 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
     if not strategy.mutator.differentiable and (args.eigenvalue_every or args.early_stop):
         raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
+    if args.nodes > MOST_NODES:
+        raise UserError(f"--nodes {args.nodes}: a cell can have {MOST_NODES}")
+    if args.nodes != 4 and args.space != "darts":
+        raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any")
     if args.stem == "imagenet":
         if args.space != "darts" or args.strategy not in options.NETWORKS:
             raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")

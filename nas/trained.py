@@ -63,8 +63,8 @@ class Trained:
         for name, (accepted, description) in _FIELDS.items():
             if not accepted(content[name]):
                 raise ValueError(f"{name} is {shown(content[name])}, not {description}")
-        if content["space"] == "darts" and (content["init_channels"] is None or (content["layers"] or 0) < 3):
-            raise ValueError("a network of cells needs init_channels, and layers of at least 3")
+        if content["space"] == "darts" and None in (content["init_channels"], content["layers"]):
+            raise ValueError("a network of cells needs init_channels and layers")
         if content["network"] == "imagenet" and (content["image_size"] % networks.IMAGENET_DIVIDES or content["image_size"] < 64):
             raise ValueError(f"image_size is {content['image_size']}, not one of the network for ImageNet")
         if not len(content["mean"]) == len(content["std"]) == content["channels"]:

@@ -321,7 +321,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
     """A random architecture of the method's space, with equal probabilities for every choice."""
     flags = {**protocol.common, **protocol.train, **method.train}
     if _space(flags) == "darts":
-        return Architecture(_random_cells(random.Random(seed)))
+        return Architecture(_random_cells(random.Random(seed), int(protocol.search.get("nodes", 4))))
     import torch
 
     from nas import networks
@@ -338,10 +338,10 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
         return Architecture.of(mutator.current(), args.space)
 
 
-def _random_cells(draw: random.Random) -> genotypes.Genotype:
+def _random_cells(draw: random.Random, nodes: int) -> genotypes.Genotype:
     """Random cells: for every node two different inputs, each with a random operation."""
     operations = [name for name in genotypes.PRIMITIVES if name != "none"]
     cells = [
-        [(draw.choice(operations), source) for node in range(4) for source in sorted(draw.sample(range(2 + node), 2))] for _ in range(2)
+        [(draw.choice(operations), source) for node in range(nodes) for source in sorted(draw.sample(range(2 + node), 2))] for _ in range(2)
     ]
-    return genotypes.Genotype(normal=cells[0], normal_concat=range(2, 6), reduce=cells[1], reduce_concat=range(2, 6))
+    return genotypes.Genotype(cells[0], range(2, nodes + 2), cells[1], range(2, nodes + 2))

@@ -32,6 +32,7 @@ def arguments(**given):
         "early_stop": None,
         "init_channels": 2,
         "layers": 3,
+        "nodes": 4,
         "amp": False,
         "momentum": 0.9,
         "weight_decay": 3e-4,

@@ -25,7 +25,7 @@ import genotypes
 from experiment.errors import UserError
 from nas.architecture import Architecture
 from protocol import results, workers
-from protocol.plan import METHODS, PRESETS, Job, Plan, configured, run_of
+from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured, run_of
 
 SMALL = ["--preset", "smoke", "--methods", "first,random", "--trainings", "2", "--yes"]
 SMALLEST = [*SMALL, "--methods", "random"]
@@ -358,6 +358,11 @@ def test_a_dry_run_prints_every_command(script):
         commands[0] == "python train_search.py --dataset cifar10 --data ../data --unrolled --seed 0 --run_dir out/second/search-0 --gpu 0"
     )
     assert not Path("out").exists()
+
+
+def test_random_cells_are_as_large_as_those_that_are_searched():
+    protocol = configured(PRESETS["smoke"], {"search": {"nodes": 6}}, "config.json")
+    assert len(_random_architecture(protocol, METHODS["random"], 0).genotype.normal) == 12
 
 
 def test_a_dry_run_names_the_subset_of_the_images(script):

@@ -25,6 +25,7 @@ import model_search
 from architect import Architect
 from benchmarks.hypergradient import make_smooth
 from experiment import cli, errors
+from experiment.run import Run
 from experiment.weights import load_weights
 from model import NetworkCIFAR
 from nas import strategies
@@ -90,6 +91,39 @@ def test_search_then_train_then_test(script, tmp_path):
     status, out, _ = script("test", *command[2:])
     assert status == 0
     assert re.search(r"^test_acc \d+\.\d{6}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "layers", "flags"),
+    [
+        (1, 1, ["--unrolled", "--hvp", "exact", "--eigenvalue_every", "1"]),
+        (2, 2, ["--unrolled"]),
+        (5, 3, ["--partial_channels", "2", "--auxiliary_skip", "--max_skips", "1", "--recompute"]),
+        (3, 2, ["--strategy", "gdas"]),
+        (3, 3, ["--strategy", "random"]),
+    ],
+)
+def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, nodes, layers, flags):
+    """A search that stops and goes on, its files, pictures, and the training of what it has found."""
+    small = [*SMALL_IMAGES, "--data", images, "--layers", layers]
+    complete = Run.complete_epoch
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "complete_epoch", lambda run, row: complete(run, row) or sys.exit(143))
+        assert script("train_search", *small, "--nodes", nodes, *flags, "--epochs", "2", "--run_dir", "search")[0] == 143
+    status, out, err = script("train_search", "--resume", "search")
+    assert (status, err) == (0, "")
+    assert ("the normal cell is not searched" in out) == (layers < 3)
+    found = Architecture.read("search")
+    ends = list(range(2, nodes + 2))
+    assert [list(concat) for concat in found.genotype[1::2]] == [ends, ends]
+    assert [found.distance(Architecture.read(f"search/{form}.json", "darts")) for form in ("nni", "architecture")] == [0, 0]
+    rows = [json.loads(line) for line in (tmp_path / "search" / "metrics.jsonl").read_text().splitlines()]
+    assert {len(row["alphas"]) for row in rows} == {0 if "random" in flags else 2 * sum(ends)}
+    assert script("visualize", "search", "--report")[::2] == (0, "")
+    command = said(log_lines(tmp_path / "search"), "train what was found: ")
+    status, _, err = script("train", *command[2:], *small, "--fast_dev_run", "--run_dir", "eval")
+    assert (status, err) == (0, "")
+    assert script("test", "eval", "--gpu", "-1")[0] == 0
 
 
 def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
@@ -235,7 +269,6 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
     [
         ("train", ["--arch", "DARTS_V3"], "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
         ("train", ["--arch", "Genotype(1)"], "cannot parse"),
-        ("train", ["--layers", "2"], "at least 3"),
         ("train", ["--epochs", "-1"], "--epochs"),
         ("train", ["--batch_size", "0"], "--batch_size"),
         ("train", ["--auxiliary", "--batch_size", "1"], "--auxiliary needs a --batch_size of at least 2"),
@@ -264,12 +297,24 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
         ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train_search", ["--gpu", "-2"], "--gpu"),
+        ("train_search", ["--gpu", "0,1"], r"torchrun --nproc_per_node=2"),
+        ("train_search", ["--multigpu"], r"for --multigpu, use torchrun --nproc_per_node=2"),
+        ("train_search", ["--auxiliary"], r"for --auxiliary, use train\.py --auxiliary"),
+        ("train_search", ["--learning_rate=0.1", "--set=cifar100"], "arguments: --set=cifar100; for --set, use --dataset "),
+        ("train", ["--lr", "1"], "arguments: --lr 1; for --lr, use --learning_rate "),
+        ("train", ["--unrolled"], r"for --unrolled, use train_search\.py --unrolled"),
+        ("train", ["--batch-size", "8"], "for --batch-size, use --batch_size "),
+        ("train", ["--pre", "imagenet"], r"arguments: --pre imagenet \(--help"),
+        ("predict", ["run", "image.png", "--set"], r"arguments: --set \(--help"),
+        ("train_search", ["--nodes", "33"], "--nodes 33: a cell can have 32"),
+        ("train_search", ["--nodes", "3", "--space", "enas_micro"], "--nodes needs --space darts: enas_micro"),
+        ("train_search", ["--layers", "2", "--strategy", "random"], "2 cells: at least 3 are needed"),
         ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, name, arguments, words):
-    run_dir = [] if name == "test" else ["--run_dir", "run"]
-    status, out, err = script(name, *TINY, *run_dir, *arguments)
+    others = [*TINY, "--fast_dev_run", "--run_dir", "run"] if name.startswith("train") else TINY if name == "test" else []
+    status, out, err = script(name, *others, *arguments)
     assert status == 2
     assert out == ""
     assert err.count("\n") == 1

@@ -413,7 +413,7 @@ def test_damaged_runs(script, run, photos, no_waiting, name, damage, words):
         ({"weights": "/etc/passwd"}, "not the name of a file"),
         ({"architecture": {"normal": 3}}, "an architecture's JSON needs"),
         ({"space": "nowhere", "auxiliary": False}, "unknown space 'nowhere'"),
-        ({"layers": 2}, "at least 3"),
+        ({"layers": None}, "needs init_channels and layers"),
         ({"more": 1}, r"it belongs to another version: \['more'\] are missing or unknown"),
     ],
 )

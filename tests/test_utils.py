@@ -156,10 +156,20 @@ def test_operations_keep_channels_and_divide_the_size(name, stride):
         assert all(norm.affine == affine for norm in op.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
-def test_too_few_cells_or_channels():
+@pytest.mark.parametrize(("layers", "reductions"), [(1, [0]), (2, [0, 1]), (3, [1, 2]), (5, [1, 3])])
+def test_reductions_are_at_a_third_and_two_thirds(layers, reductions):
+    expected = [32 >> sum(reduction <= number for reduction in reductions) for number in range(layers)]
+    with torch.device("meta"):
+        for network in (Network(2, 10, layers, None), NetworkCIFAR(2, 10, layers, True, genotypes.DARTS_V2)):
+            sizes = []
+            for cell in network.cells:
+                cell.register_forward_hook(lambda cell, inputs, output, sizes=sizes: sizes.append(output.size(-1)))
+            network(torch.zeros(2, 3, 32, 32))
+            assert sizes == expected
+
+
+def test_too_many_nodes_or_too_few_channels():
     for build in (
-        lambda: Network(2, 10, 2, None),
-        lambda: NetworkCIFAR(2, 10, 2, False, genotypes.DARTS_V2),
         lambda: Network(2, 10, 3, None, steps=3, multiplier=4),
         lambda: FactorizedReduce(4, 3),
     ):

@@ -100,12 +100,12 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module) -> t
     Without remedies, the supernet is `model_search.Network`.
     """
     sizes = (args.init_channels, num_classes, args.layers, criterion)
-    images: dict[str, Any] = {"in_channels": args.channels, "stem": args.stem}
+    others: dict[str, Any] = {"in_channels": args.channels, "stem": args.stem, "steps": args.nodes, "multiplier": args.nodes}
     if args.strategy == "gdas":
-        return SampledNetwork(*sizes, max_skips=args.max_skips, **images), Gdas
+        return SampledNetwork(*sizes, max_skips=args.max_skips, **others), Gdas
     if not given(vars(args)).keys() - {"arch_warmup"}:
-        return Network(*sizes, **images), Darts
-    return Supernet(*sizes, **images | {name: getattr(args, name) for name in OF_SUPERNET}), Remedied
+        return Network(*sizes, **others), Darts
+    return Supernet(*sizes, **others | {name: getattr(args, name) for name in OF_SUPERNET}), Remedied
 
 
 NETWORKS = ("darts", "gdas")  # strategies with their own supernet

@@ -54,20 +54,11 @@ class SampledNetwork(Supernet):
     """A supernet that runs one operation per edge, the same in all normal or all reduction cells. In evaluation, the likeliest runs.
 
     Args:
-        C, num_classes, layers, criterion, max_skips, in_channels, stem: as for `Supernet`.
+        C, num_classes, layers, criterion, max_skips, others: as for `Supernet`.
     """
 
-    def __init__(
-        self,
-        C: int,
-        num_classes: int,
-        layers: int,
-        criterion: nn.Module,
-        max_skips: int | None = None,
-        in_channels: int = 3,
-        stem: str = "cifar",
-    ) -> None:
-        super().__init__(C, num_classes, layers, criterion, max_skips=max_skips, mixed_op=OneOperation, in_channels=in_channels, stem=stem)
+    def __init__(self, C: int, num_classes: int, layers: int, criterion: nn.Module, max_skips: int | None = None, **others: Any) -> None:
+        super().__init__(C, num_classes, layers, criterion, max_skips=max_skips, mixed_op=OneOperation, **others)
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE), persistent=False)
         self.temperature: Tensor
 

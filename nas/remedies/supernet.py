@@ -24,7 +24,7 @@ class Supernet(Network):
     """`model_search.Network` with remedies; without any, it computes the same.
 
     Args:
-        C, num_classes, layers, criterion, in_channels, stem: as for `Network`.
+        C, num_classes, layers, criterion, others: as for `Network`.
         partial_channels: K; 1/K of the channels go through the operations. If K > 1, edges have weights (edge normalisation):
             `betas_normal` and `betas_reduce`, (edges,), softmaxed over the edges into a node.
         auxiliary_skip: weight in the first epoch of an additional skip connection on every edge; 0 for none.
@@ -48,11 +48,10 @@ class Supernet(Network):
         gate_threshold: float = 0.0,
         max_skips: int | None = None,
         mixed_op: Callable[[int, int], nn.Module] | None = None,
-        in_channels: int = 3,
-        stem: str = "cifar",
+        **others: Any,
     ) -> None:
         mixed_op = mixed_op or edge(partial_channels, auxiliary_skip > 0)
-        super().__init__(C, num_classes, layers, criterion, in_channels=in_channels, mixed_op=mixed_op, stem=stem)
+        super().__init__(C, num_classes, layers, criterion, mixed_op=mixed_op, **others)
         self._sigmoid = gate == "sigmoid"
         self._gate_threshold, self._max_skips = gate_threshold, max_skips
         self._auxiliary_skip = auxiliary_skip

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import UserError
-from genotypes import PRIMITIVES, edge_key
+from genotypes import PRIMITIVES, edge_key, reductions
 from nas.architecture import choice_of, switch_key
 from nas.mutables import InputChoice, LayerChoice
 from operations import OPS, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, drop_path
 
 __all__ = ["DartsCell", "DartsNetwork", "DilConv", "PoolBN", "SepConv"]
-
-NODES = 4
 
 
 class PoolBN(nn.Sequential):
@@ -123,17 +121,19 @@ class DartsNetwork(nn.Module):
         n_nodes: intermediate nodes per cell.
     """
 
-    def __init__(self, init_channels: int = 16, layers: int = 8, num_classes: int = 10, in_channels: int = 3, n_nodes: int = NODES) -> None:
+    def __init__(self, init_channels: int = 16, layers: int = 8, num_classes: int = 10, in_channels: int = 3, n_nodes: int = 4) -> None:
         super().__init__()
         if layers < 3:
-            raise UserError(f"{layers} cells: at least 3 are needed, with reduction cells at 1/3 and 2/3 of the depth")
+            raise UserError(
+                f"{layers} cells: at least 3 are needed, because fewer are all reduction cells and leave no normal cell to choose"
+            )
         channels_pp = channels_p = 3 * init_channels
         channels = init_channels
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p))
         self.cells = nn.ModuleList()
         reduction_p = False
         for layer in range(layers):
-            reduction = layer in (layers // 3, 2 * layers // 3)
+            reduction = layer in reductions(layers)
             channels *= 2 if reduction else 1
             self.cells.append(DartsCell(n_nodes, channels_pp, channels_p, channels, reduction_p, reduction))
             reduction_p = reduction

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment.errors import UserError
+from genotypes import reductions
 from nas.mutables import InputChoice, LayerChoice, MutableScope
 from nas.spaces.darts import DropPath, give_drop_path, pool
 from operations import FactorizedReduce, Identity
@@ -128,7 +129,7 @@ class ENASMicroNetwork(nn.Module):
     """Stem, `num_layers` normal layers with reduction layers after the first and second third of them, global pooling, classifier.
 
     Args:
-        num_layers: normal layers, at least 3.
+        num_layers: normal layers.
         num_nodes: nodes per layer.
         out_channels: channels of the first layers, doubled at each reduction; the stem has 3 times as many.
         in_channels, num_classes: of the dataset.
@@ -145,13 +146,11 @@ class ENASMicroNetwork(nn.Module):
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_layers < 3:
-            raise UserError(f"{num_layers} layers: at least 3 are needed, with a reduction after each third of them")
         channels_pp = channels_p = 3 * out_channels
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p))
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
-            if layer in (num_layers // 3, 2 * num_layers // 3):
+            if layer in reductions(num_layers):
                 out_channels *= 2
                 self.layers.append(ENASMicroLayer(num_nodes, channels_pp, channels_p, out_channels, reduction=True))
                 channels_pp = channels_p = out_channels
