@@ -365,19 +365,18 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
 
     This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and without label smoothing.
     """
+    parallel = distributed.data_parallel(model)
 
     def step(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
-        logits, logits_aux = utils.forward(model, x, args.amp)
+        logits, logits_aux = utils.forward(parallel, x, args.amp)
         loss = criterion(logits, y)
         if logits_aux is not None:
             loss = loss + args.auxiliary_weight * criterion(logits_aux, y)
-        loss = distributed.mean(loss, y.size(0))
-        loss.backward()
-        distributed.average_gradients(model.parameters())
+        distributed.mean(loss, y.size(0)).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
-        losses = [distributed.mean(F.cross_entropy(each.detach(), y), y.size(0)) for each in (logits, logits_aux) if each is not None]
+        losses = [F.cross_entropy(each.detach(), y) for each in (logits, logits_aux) if each is not None]
         return losses[0], logits.detach(), norm, *losses[1:]
 
     return step

@@ -140,18 +140,17 @@ class Meters:
     def reset(self) -> None:
         self.loss, self.top1, self.top5, self.auxiliary = AverageMeter(), AverageMeter(), AverageMeter(), AverageMeter()
 
-    def update(self, loss: Tensor, logits: Tensor, target: Tensor, auxiliary_loss: Tensor | None = None) -> None:
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor, *auxiliary_loss: Tensor) -> None:
         """Adds a batch, or this process's share of one; the meters of all processes show the whole.
 
-        `auxiliary_loss`: the auxiliary head's, of the whole batch.
+        `auxiliary_loss`: the auxiliary head's, where there is one.
         """
         n, self._classes = logits.shape
-        values = distributed.mean(torch.stack([loss.detach().double(), *accuracy(logits.detach(), target, topk=(1, 5))]), n)
+        losses = [each.detach().double() for each in (loss, *auxiliary_loss)]
+        values = distributed.mean(torch.stack([*accuracy(logits.detach(), target, topk=(1, 5)), *losses]), n)
         n = distributed.total(n)
-        for meter, value in zip((self.loss, self.top1, self.top5), values, strict=True):
+        for meter, value in zip((self.top1, self.top5, self.loss, self.auxiliary), values, strict=False):
             meter.update(value, n)
-        if auxiliary_loss is not None:
-            self.auxiliary.update(auxiliary_loss, n)
 
     def state_dict(self) -> dict[str, tuple[float, int]]:
         names = [*self._NAMES, *["auxiliary"][: self.auxiliary.count]]

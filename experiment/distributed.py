@@ -2,15 +2,16 @@
 
     torchrun --nproc_per_node=4 train_search.py --unrolled --batch_size 64          # 16 images of every batch for each of 4 GPUs
 
-Every process holds the whole network and computes on its share of each batch. `mean` combines losses, and `average` gradients, into those
-of the whole batch. All processes make the same steps, so their weights and alphas stay bitwise equal. With a single process there is no
-process group, and every function here returns its input.
+Every process holds the whole network and computes on its share of each batch. `mean` combines losses, `average` and `data_parallel`
+gradients, into those of the whole batch. All processes make the same steps, so their weights and alphas stay bitwise equal. With a single
+process there is no process group, and every function here returns its input.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -24,33 +25,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiment.errors import UserError
 
-# How long processes wait for each other: at the beginning, while some still load images, and then in every step. On GPUs, a process may
-# compile for minutes.
-PATIENCE = timedelta(minutes=30)
-TIMEOUT = timedelta(seconds=50)
-GPU_TIMEOUT = timedelta(minutes=10)
+# How long processes wait for each other: while some still load images or compile, and while the first one writes, draws and runs
+# callbacks. A process that ends is noticed at once.
+TIMEOUT = timedelta(minutes=30)
 
 
 def join(device: torch.device) -> None:
     """Creates the process group of the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Without torchrun, does nothing.
 
-    Call it after the images are loaded. It waits for the slowest process. From then on, if a process does not answer for `TIMEOUT`, on GPUs
-    `GPU_TIMEOUT`, the others end.
+    Call it after the images are loaded. It waits for the slowest process. If a process does not answer for `TIMEOUT`, now or later, the
+    others end.
 
     Raises:
         UserError: a process did not join in time.
     """
     if not _started_together() or dist.is_initialized():  # a program may make several runs
         return
-    with _others():
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    with others():
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
         # torchrun keeps one store for all restarts. With a prefix for each attempt, no process reads keys of the attempt before.
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        store.set(f"here/{rank}", "")
-        store.wait([f"here/{other}" for other in range(world_size)], PATIENCE)
         # Small tensors on the CPU go through gloo, also in runs on GPUs.
-        backend, timeout = ("cpu:gloo,cuda:nccl", GPU_TIMEOUT) if device.type == "cuda" else ("gloo", TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
 
 
@@ -113,6 +110,20 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True)]
 
 
+def data_parallel(model: nn.Module) -> nn.Module:
+    """Returns a module that computes what `model` does, and during `backward` replaces the gradients by their `average`.
+
+    Every forward pass through it must use the same parameters, not necessarily all of them.
+    """
+    if world_size() == 1:
+        return model
+    # They differ for convolutions with one input channel or pixel, where they mean the same memory.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    with warnings.catch_warnings(), others():
+        warnings.simplefilter("ignore", FutureWarning)  # `broadcast_buffers` has another name since PyTorch 2.14
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces the gradients of `parameters` by their `average`. Parameters without a gradient are skipped."""
     gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
@@ -126,8 +137,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
-        with _others():
-            dist.all_reduce(x)
+        dist.all_reduce(x)
         return x
 
     @staticmethod
@@ -161,11 +171,9 @@ class SyncBatchNorm(_BatchNorm):
         if self.training and self.track_running_stats:
             self._advance(mean.detach(), (var * count / (count - 1)).detach())
         scale = torch.rsqrt(var + self.eps)
-        if self.affine:
-            scale = scale * self.weight
         shift = -mean * scale
         if self.affine:
-            shift = shift + self.bias
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
         shape = [-1] + [1] * (input.dim() - 2)  # broadcasts (C,) over (B, C, ...)
         return torch.addcmul(shift.view(shape), input, scale.view(shape)).to(input.dtype)
 
@@ -205,44 +213,34 @@ def convert(model: nn.Module) -> None:
 # ---- Values that all processes share
 
 
-def total(number: int) -> int:
-    """The sum of `number` over the processes."""
-    return _reduced(number, dist.ReduceOp.SUM)
-
-
 def summed(counts: Tensor) -> Tensor:
     """The sum of `counts` over the processes."""
-    if not dist.is_initialized():
-        return counts
-    counts = counts.clone()
-    with _others():
-        dist.all_reduce(counts, dist.ReduceOp.SUM)
-    return counts
+    return _reduced(counts, dist.ReduceOp.SUM)
+
+
+def total(number: int) -> int:
+    """The sum of `number` over the processes."""
+    return int(summed(torch.tensor(number, device="cpu")))
 
 
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
-    return _reduced(number, dist.ReduceOp.MAX)
+    return int(_reduced(torch.tensor(number, device="cpu"), dist.ReduceOp.MAX))
 
 
-def _reduced(number: int, operation: dist.ReduceOp.RedOpType) -> int:
-    if not dist.is_initialized():
-        return number
-    tensor = torch.tensor([number])
-    with _others():
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    if dist.is_initialized():
+        tensor = tensor.clone()
         dist.all_reduce(tensor, operation)
-    return int(tensor)
+    return tensor
 
 
 def broadcast(content: bytes) -> bytes:
     """`content` of process 0, on all processes."""
-    if not dist.is_initialized():
-        return content
-    received = torch.empty(largest(len(content) if rank() == 0 else 0), dtype=torch.uint8)
-    if rank() == 0 and content:
-        received.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    _broadcast(received)
-    return received.numpy().tobytes()
+    contents = [content]
+    if dist.is_initialized():
+        dist.broadcast_object_list(contents, src=0, device=torch.device("cpu"))
+    return contents[0]
 
 
 def synchronize(model: nn.Module) -> None:
@@ -258,7 +256,7 @@ def synchronize(model: nn.Module) -> None:
         buffer.copy_(value)
     mine = [parameter.detach().reshape(-1).view(torch.uint8) for parameter in model.parameters()]
     first = torch.cat(mine)
-    _broadcast(first)
+    dist.broadcast(first, src=0)
     pairs = zip(mine, first.split([len(part) for part in mine]), strict=True)
     if number := largest(max((number for number, pair in enumerate(pairs, 1) if not torch.equal(*pair)), default=0)):
         name = [name for name, _ in model.named_parameters()][number - 1]
@@ -269,7 +267,7 @@ def take_over(model: nn.Module) -> None:
     """Copies weights and running statistics of process 0 to all processes."""
     if dist.is_initialized():
         for tensor in model.state_dict().values():
-            _broadcast(tensor)
+            dist.broadcast(tensor, src=0)
 
 
 def same_random_numbers(device: torch.device) -> None:
@@ -277,11 +275,11 @@ def same_random_numbers(device: torch.device) -> None:
     if not dist.is_initialized():
         return
     state = torch.get_rng_state()
-    _broadcast(state)
+    dist.broadcast(state, src=0)
     torch.set_rng_state(state)
     if device.type == "cuda":
         state = torch.cuda.get_rng_state(device)
-        _broadcast(state)
+        dist.broadcast(state, src=0)
         torch.cuda.set_rng_state(state, device)
 
 
@@ -291,19 +289,14 @@ def own_random_numbers() -> None:
         torch.manual_seed(int(torch.randint(2**62, ())) + rank())
 
 
-def _broadcast(tensor: Tensor) -> None:
-    with _others():
-        dist.broadcast(tensor, src=0)
-
-
 @contextmanager
-def _others() -> Iterator[None]:
-    """Turns torch's errors about a lost or silent process into a `UserError`. Errors of this process's GPU are passed on."""
+def others() -> Iterator[None]:
+    """Turns torch's errors about a lost or silent process into a `UserError`."""
     try:
         yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # which has no class of its own
+            raise
         raise UserError(
             "another process of this run has ended or does not answer, so this one stops, too: "
             f"see what the other said, then go on with --resume ({' '.join(str(error).split())[:200]})"

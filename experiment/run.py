@@ -277,10 +277,11 @@ class Run:
         self._stop(self._asked_to_stop())
 
     def __enter__(self) -> Run:
+        self.closing.enter_context(distributed.others())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.closing.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self.closing.__exit__(kind, *error)
         if kind is None and self._unwritten:
             raise UserError(f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see the log")
 

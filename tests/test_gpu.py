@@ -20,7 +20,6 @@ import genotypes
 import train
 import train_search
 import utils
-from experiment import distributed
 from image_files import datasets, folders
 from nas import networks, search
 from nas.architecture import Architecture
@@ -254,19 +253,6 @@ def test_workers_of_a_forkserver_end_with_a_killed_run(images, tmp_path):
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < end, "the worker lives on"
         time.sleep(0.1)
-
-
-@pytest.mark.parametrize(("device", "least", "most"), [("cpu", 0, 60), ("cuda", 300, 3600)])
-def test_processes_wait_for_minutes_on_gpus(monkeypatch, device, least, most):
-    asked = {}
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr(distributed.dist, "rendezvous", lambda *_, **__: iter([(distributed.dist.HashStore(), 0, 1)]))
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
-    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
-    distributed.join(torch.device(device))
-    assert least < asked["timeout"].total_seconds() <= most
-    assert ("nccl" in asked["backend"]) == (device == "cuda")
 
 
 @pytest.mark.parametrize(
