@@ -213,26 +213,30 @@ def convert(model: nn.Module) -> None:
 # ---- Values that all processes share
 
 
-def summed(counts: Tensor) -> Tensor:
-    """The sum of `counts` over the processes."""
-    return _reduced(counts, dist.ReduceOp.SUM)
-
-
 def total(number: int) -> int:
     """The sum of `number` over the processes."""
-    return int(summed(torch.tensor(number, device="cpu")))
+    return _reduced(number, dist.ReduceOp.SUM)
 
 
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
-    return int(_reduced(torch.tensor(number, device="cpu"), dist.ReduceOp.MAX))
+    return _reduced(number, dist.ReduceOp.MAX)
 
 
-def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+def _reduced(number: int, operation: dist.ReduceOp.RedOpType) -> int:
+    if not dist.is_initialized():
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, operation)
+    return int(tensor)
+
+
+def summed(counts: Tensor) -> Tensor:
+    """The sum of `counts` over the processes."""
     if dist.is_initialized():
-        tensor = tensor.clone()
-        dist.all_reduce(tensor, operation)
-    return tensor
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    return counts
 
 
 def broadcast(content: bytes) -> bytes:
