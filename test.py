@@ -107,7 +107,7 @@ def main() -> None:
         print(errors.printable(note))
     if architecture is not None:
         model = networks.build_discrete(args, images.num_classes, architecture)
-        load_weights(model, args.model_path)
+        load_weights(model, args.model_path, say=lambda line: print(errors.printable(line)))
     elif network is not None:
         model = network.build(args.model_path, trusted=args.space)
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))

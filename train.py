@@ -296,8 +296,9 @@ def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> 
     """Gives `model` the weights of `--init_from`, and returns what the log should say of it."""
     if args.init_from is None:
         return ()
-    kept = load_weights(model, args.init_from, num_classes)
-    return (f"begins with the weights in {args.init_from}" + f"; new, for {num_classes} classes: {', '.join(kept)}" * bool(kept),)
+    notes: list[str] = []
+    kept = load_weights(model, args.init_from, num_classes, say=notes.append)
+    return (*notes, f"begins with the weights in {args.init_from}" + f"; new, for {num_classes} classes: {', '.join(kept)}" * bool(kept))
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:

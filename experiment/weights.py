@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
 
 from experiment import files
-from experiment.errors import UserError, shorten
+from experiment.errors import UserError, shorten, tell
+
+CONTAINERS = ("state_dict", "model_state_dict", "model")  # keys under which checkpoints of other codes hold the weights
+COUNTERS = {"total_ops", "total_params"}  # buffers that thop adds to every module
 
 
 def load_weights(
@@ -19,13 +24,17 @@ def load_weights(
     path: str,
     num_classes: int | None = None,
     hint: str = "check --arch, --network, --init_channels, --layers and the dataset",
+    say: Callable[[str], object] = tell,
 ) -> list[str]:
-    """Loads a `state_dict()` into `model`. It was saved by `write_weights`, by the original authors, or as .safetensors.
+    """Loads a `state_dict()` into `model`. It was saved by `write_weights`, by the original authors since PyTorch 0.3, or as .safetensors.
+
+    It may be part of a checkpoint, its names may share a prefix such as `module.`, and it may contain the counters of FLOP tools.
 
     Args:
         num_classes: allows a classifier for another number of classes in the file: linear layers with `num_classes` outputs then keep their
             own weights. None: all weights must fit.
         hint: what to check, for the message if the weights belong to another network.
+        say: gets one line if the weights are read from a part of the file, or under other names.
 
     Returns:
         The names of the layers that keep their own weights.
@@ -47,12 +56,21 @@ def load_weights(
     except UserError:
         raise
     except Exception as error:  # torch.load raises many types for a damaged file, or a pickle that would run code
+        if needed := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} holds more than tensors, such as a whole module: unpickling {shorten(needed[1])} may run any code, so it is not "
+                "read; save the module's state_dict(): docs/faq.md"
+            ) from None
         raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
     if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
         raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
+    own = model.state_dict()
+    weights, done = _state_dict(weights)
     if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
         raise UserError(f"{path} does not hold a state_dict: a dictionary of names and dense tensors")
-    own = model.state_dict()
+    weights, renamed = _with_names_of(own, weights)
+    if done or renamed:
+        say(f"{path}: {'; '.join([*done, *renamed])}")
     kept = _other_classifiers(model, weights, num_classes)
     weights |= {key: value for key, value in own.items() if key.rpartition(".")[0] in kept}
     # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which are not used here.
@@ -79,6 +97,27 @@ def load_weights(
         raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
     model.load_state_dict(own | weights)
     return kept
+
+
+def _state_dict(content: Any) -> tuple[Any, list[str]]:
+    """The weights in a checkpoint of another code, and a note about it; any other content without a note."""
+    for key in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            return content[key], [f"read its {key}" + (f" of epoch {content['epoch']}" if type(content.get("epoch")) is int else "")]
+    return content, []
+
+
+def _with_names_of(own: Collection[str], weights: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`weights` without counters and without a prefix that all its names share; and notes about both."""
+    counters = {key for key in weights if key.rpartition(".")[2] in COUNTERS and key not in own}
+    notes = [f"left out {', '.join(sorted({key.rpartition('.')[2] for key in counters}))}"] if counters else []
+    weights = {key: value for key, value in weights.items() if key not in counters}
+    first = next(iter(own))
+    prefix = next((key.removesuffix(first) for key in weights if key.endswith(f".{first}")), "")
+    if prefix and all(key.startswith(prefix) for key in weights):
+        notes.append(f"removed the prefix {shorten(prefix)}")
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights, notes
 
 
 def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_classes: int | None) -> list[str]:

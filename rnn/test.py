@@ -4,7 +4,7 @@
 
 Prints the perplexities of a unigram and a bigram model of the same text, the progress, and in the last line the model's perplexities. The
 arguments that define the network and its vocabulary must be the same as in its training; rnn/train.py prints the command at its end. The
-original's files contain pickled models and cannot be loaded.
+authors' file holds a whole module, which docs/faq.md converts.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ import re
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -475,13 +477,84 @@ def network(C=2):
     return NetworkCIFAR(C, 10, 3, True, genotypes.DARTS_V2)
 
 
-def test_weights_of_2018_load(tmp_path):
-    """The authors' files come from before BatchNorm counted its batches."""
-    old = {key: value for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
-    torch.save(old, tmp_path / "weights.pt")
-    model = network()
-    load_weights(model, str(tmp_path / "weights.pt"))
-    assert all(torch.equal(model.state_dict()[key], value) for key, value in old.items())
+class Pickler2018(pickle.Pickler):
+    """Writes tensors as PyTorch 0.3 did on a GPU: without the later `_rebuild_tensor_v2`, and with storages of the type `torch.cuda`."""
+
+    def __init__(self, file):
+        super().__init__(file, protocol=2)
+        self.storages = {}
+
+    def reducer_override(self, value):
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        key = str(len(self.storages))
+        self.storages[key] = value
+        return torch._utils._rebuild_tensor, (SimpleNamespace(key=key, count=value.numel()), 0, tuple(value.shape), value.stride())
+
+    def persistent_id(self, value):
+        storage = isinstance(value, SimpleNamespace)
+        return ("storage", torch.cuda.FloatStorage, value.key, "cuda:0", value.count, None) if storage else None
+
+
+def save_as_in_2018(content, path):
+    """Four pickles (magic number, version, machine, content), then the storages' names, then each one's length and numbers."""
+    with open(path, "wb") as file:
+        for header in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
+            pickle.dump(header, file, protocol=2)
+        pickler = Pickler2018(file)
+        pickler.dump(content)
+        pickle.dump(list(pickler.storages), file, protocol=2)
+        for tensor in pickler.storages.values():
+            file.write(struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes())
+
+
+def beside_counters(weights):
+    return weights | {"total_ops": torch.zeros(1, dtype=torch.float64), "stem.0.total_params": torch.zeros(1, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    ("change", "save", "words"),
+    [
+        (dict, save_as_in_2018, ""),
+        (lambda weights: {"epoch": 12, "state_dict": weights, "best_acc_top1": 73.1, "optimizer": {}}, save_as_in_2018, "of epoch 12"),
+        (lambda weights: {"epoch": 12, "state_dict": weights}, torch.save, "read its state_dict of epoch 12"),
+        (lambda weights: {"model": weights}, torch.save, "read its model"),
+        (lambda weights: {f"module.{key}": value for key, value in weights.items()}, torch.save, "removed the prefix module."),
+        (
+            lambda weights: {"state_dict": {f"module._orig_mod.{key}": value for key, value in beside_counters(weights).items()}},
+            torch.save,
+            "read its state_dict; left out total_ops, total_params; removed the prefix module._orig_mod.",
+        ),
+    ],
+    ids=["of 2018", "checkpoint of 2018", "checkpoint", "model", "prefix", "all"],
+)
+def test_weights_as_others_save_them(tmp_path, change, save, words):
+    """The authors' files come from PyTorch 0.3, before BatchNorm counted its batches."""
+    weights = {key: torch.rand_like(value) for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
+    save(change(weights), tmp_path / "weights.pt")
+    model, said = network(), []
+    load_weights(model, str(tmp_path / "weights.pt"), say=said.append)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.items())
+    assert bool(said) == bool(words)
+    assert words in "".join(said)
+
+
+def test_what_others_saved_is_tested_and_the_output_says_what_was_read(script, images):
+    arguments = [*SMALL_IMAGES, "--data", images, "--auxiliary", "--model_path", "checkpoint.pt"]
+    torch.save({"epoch": 3, "state_dict": NetworkCIFAR(2, 2, 3, True, genotypes.DARTS_V2).state_dict()}, "checkpoint.pt")
+    status, out, error = script("test", *arguments)
+    assert status == 0, error
+    assert "checkpoint.pt: read its state_dict of epoch 3\n" in out
+
+
+def test_a_whole_module_is_not_read_and_converts_as_documented(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(network(), "model.pt")
+    with pytest.raises(errors.UserError, match=r"a whole module: unpickling model\.NetworkCIFAR may run any code.*docs/faq\.md"):
+        load_weights(network(), "model.pt")
+    lines = re.search(r"(    import torch\n\n(    .*\n)+)", (ROOT / "docs" / "faq.md").read_text())[1]
+    exec(textwrap.dedent(lines), {})
+    load_weights(network(), "weights.pt")
 
 
 def test_weights_of_another_network_are_named(tmp_path):
