@@ -87,7 +87,7 @@ def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[S
         tables: (heading, columns, rows) of each.
         state: a sentence about the progress of the protocol.
     """
-    first, *others = [Section(heading, columns=columns, rows=rows, wrap=True) for heading, columns, rows in tables if rows]
+    first, *others = [Section(heading, columns=columns, rows=rows) for heading, columns, rows in tables if rows]
     plots = (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results)))
     drawn = [Section(heading, picture=embedded(curves.save(figure))) for heading, figure in plots if figure is not None]
     found = ((method["title"], cells(method)) for method in results["methods"].values())

@@ -68,7 +68,6 @@ class Section:
     picture: Mapping[str, Any] | None = None  # as `embedded` returns it
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
-    wrap: bool = False  # whether the first column may be broken into lines
     commands: Sequence[tuple[str, str]] = ()  # (purpose, command)
     folded: bool = False
 
@@ -115,7 +114,7 @@ def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
 def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> bytes:
     """The page that compares several runs."""
     rows = [list(row.values()) for row in table]
-    sections = [Section("Results", note=TABLE, columns=list(table[0]), rows=rows, wrap=True), *_pictures(pictures)]
+    sections = [Section("Results", note=TABLE, columns=list(table[0]), rows=rows), *_pictures(pictures)]
     return page(f"{len(runs)} runs side by side", "; ".join(run.caption for run in runs), sections)
 
 

@@ -30,7 +30,7 @@ def in_a_browser(page, tmp_path, width, probe, dark=False):
 CUT_OFF = """<script>addEventListener("load", () => parent.postMessage(
   [...document.querySelectorAll(".scroll, .picture")].map(part => part.scrollWidth - part.clientWidth), "*"))</script>"""
 LINES_OF_NAMES = """<script>addEventListener("load", () => parent.postMessage(
-  [...document.querySelectorAll(".wrap td:first-child")].filter(cell => cell.offsetHeight).map(cell => {
+  [...document.querySelectorAll(".facts td:first-child")].filter(cell => cell.offsetHeight).map(cell => {
     const range = document.createRange(); range.selectNodeContents(cell); return range.getClientRects().length }), "*"))</script>"""
 
 
