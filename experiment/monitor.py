@@ -67,27 +67,32 @@ class Monitor:
             elif self._taken == 1 + FEW:
                 self._run.log("pace: %s", self.expected(*self._length))
         self._synchronize()
-        self._clock.pace(first + count)
-        self._seconds_per_step = (time.perf_counter() - started) / max(1, count)
+        self._seconds_per_step = self._clock.pace(first + count) or time.perf_counter() - started
 
     def _synchronize(self) -> None:
         if self._run.device.type == "cuda":
             torch.cuda.synchronize(self._run.device)  # kernels run asynchronously
 
     def pace(self) -> str:
-        """Text for the log: seconds per step and the time left. To be called after a step, before the run counts it."""
-        epoch, step = self._run.progress.epoch, self._run.progress.step + 1
-        return f" | {self._clock.pace(step):.2f} s/step, {errors.duration(self._clock.left(epoch, step))} left"
+        """Text for the log: seconds per step and the time left. To be called after a step, before the run counts it.
+
+        Empty in the first step of this process, which may wait for a compiler.
+        """
+        told = self._clock.told(self._run.progress.epoch, self._run.progress.step + 1) if self._taken else ""
+        return f" | {told}" if told else ""
 
     def expected(self, epochs: int, steps: int, evaluated: int) -> str:
         """Text for the log: the expected time of a run of this length, by the latest steps, and the peak memory so far."""
-        pace = self._clock.pace(self._run.progress.step)
+        pace = self._clock.pace(self._run.progress.step) or self._seconds_per_step
         whole = errors.duration(pace * epochs * (steps + evaluated * EVALUATION))
         memory = "".join(f"; peak memory {megabytes:,.0f} MB" for megabytes in self._memory().values())
         return f"{pace:.2f} s/step, about {whole} for all {epochs} epochs{memory}"
 
     def measured(self) -> dict[str, float]:
-        """`seconds_per_step` of the last epoch's training, and `memory_mb`, the peak memory of the GPU or else of the process."""
+        """`seconds_per_step` of the last epoch's training, and `memory_mb`, the peak memory of the GPU or else of the process.
+
+        Without this process's first step, unless the epoch has no other.
+        """
         return {"seconds_per_step": self._seconds_per_step} | self._memory()
 
     def _memory(self) -> dict[str, float]:

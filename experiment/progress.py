@@ -58,13 +58,12 @@ class Clock:
         self._epoch_mark = time.monotonic(), step
 
     def forget(self, epoch: int, step: int) -> None:
-        """Ignores the time so far, with `step` steps of `epoch` done. The first step is slower than others."""
-        self.pace(step)
+        """Ignores the time so far, with `step` steps of `epoch` done. The first step is slower than others, and may wait for a compiler."""
         self._run_mark = time.monotonic(), self._work(epoch, step)
         self.begin_epoch(step)
 
     def pace(self, step: int) -> float:
-        """Seconds per step, with `step` steps of the epoch done."""
+        """Seconds per step, with `step` steps of the epoch done; 0 if no step was measured yet."""
         begun, first = self._epoch_mark
         if step > first:
             self._pace = (time.monotonic() - begun) / (step - first)
@@ -77,6 +76,11 @@ class Clock:
         speed = (time.monotonic() - begun) / (now - first) if now > first else self.pace(step)
         return speed * max(0.0, self._total - now)
 
+    def told(self, epoch: int, step: int, unit: str = "step") -> str:
+        """`0.52 s/step, 12 min left` with `step` steps of `epoch` done; empty if no step was measured yet."""
+        pace = self.pace(step)
+        return f"{pace:.2f} s/{unit}, {errors.duration(self.left(epoch, step))} left" if pace else ""
+
     def _work(self, epoch: int, step: int) -> float:
         """The work until then, in steps."""
         return epoch * (self._steps + self._evaluation) + step
@@ -85,18 +89,18 @@ class Clock:
 def reporter(label: str, every: int, batches: int, log: Callable[[str], Any]) -> Callable[[int, object], None]:
     """Returns a function that an evaluation of `batches` batches calls after each, with its number and the meters.
 
-    For every `every`-th batch, it logs a line: `label`, number, meters, seconds per batch, and the time left. The first line uses the time
-    of the first batch. Later lines ignore it, because it is slower than the others.
+    For every `every`-th batch, it logs a line: `label`, number, meters, seconds per batch, and the time left. The times are without the
+    first batch, which is slower than the others: it may start processes or wait for a compiler.
     """
     clock = Clock(epochs=1, steps=batches)
 
     def report(step: int, meters: object) -> None:
         done = step + 1
-        if step % every == 0:
-            left = errors.duration(clock.left(0, done))
-            log(f"{label} {step:03d} {meters} | {clock.pace(done):.2f} s/batch, {left} left to evaluate")
         if done == 1:
             clock.forget(0, 1)
+        if step % every == 0:
+            told = clock.told(0, done, "batch")
+            log(f"{label} {step:03d} {meters}" + (f" | {told} to evaluate" if told else ""))
 
     return report
 
@@ -126,5 +130,5 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, meters: Any
             shown.update()
             if (now := time.monotonic()) - told >= 1 or step == first + 1:
                 told = now
-                told_of = meters.brief() if meters.loss.count else ""
-                shown.set_postfix_str(f"{told_of}, {clock.pace(step):.2f} s/step, {tqdm.format_interval(clock.left(epoch, step))} left")
+                texts = (meters.brief() if meters.loss.count else "", clock.told(epoch, step))
+                shown.set_postfix_str(", ".join(filter(None, texts)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -36,9 +37,10 @@ REGIONS: Regions = {
 }
 
 # `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training batch. On two CPU
-# cores, compiling the search network took one to three minutes and saved a third of each step; eager steps did 2e9 multiply-adds a
-# second. On a CPU, networks without mixed operations are not compiled: their regions are small, and their steps took longer compiled.
-WORTH_COMPILING = 3e12
+# cores, eager steps did 2e9 multiply-adds a second, so this is more than an hour, of which compiled steps save a third. Compiling took
+# from one minute to more than a quarter of an hour, on a slow and busy machine. On a CPU, networks without mixed operations are not
+# compiled: their regions are small, and their steps took longer compiled.
+WORTH_COMPILING = 1e13
 
 # Of the vectors that compiled code computes with, by what a processor can do; the compiler's choice for others.
 VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
@@ -67,6 +69,7 @@ def accelerate(network: nn.Module, args: argparse.Namespace, multiply_adds: floa
         reason = _why_not_compiled(args.compile, 1e6 * multiply_adds * args.batch_size * steps, device)
     batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
     threads = utils.set_threads(args, 1e6 * multiply_adds * batch_size, device)
+    _compiler.passes = _passes(network, args)
     apply(network, device, args.amp, None if reason else batch_size, args.recompute)
     return _line(reason, threads)
 
@@ -127,6 +130,7 @@ def compile_where_worth(
         steps: of the whole run.
     """
     threads = utils.set_threads(args, multiply_adds, device)
+    _compiler.passes = _passes(network, args)
     reason = _why_not_compiled(args.compile, multiply_adds * steps, device)
     if not reason:
         compile_regions(network, args.batch_size, regions)
@@ -144,7 +148,7 @@ def _why_not_compiled(choice: str, work: float, device: torch.device) -> str:
 
 
 def _line(reason: str, threads: str) -> str:
-    line = f"not compiled: {reason}" if reason else "compiled: the first step takes minutes longer"
+    line = f"not compiled: {reason}" if reason else "compiled: the first step and the first evaluation take minutes longer"
     return f"{line}; {threads}" if threads else line
 
 
@@ -153,7 +157,10 @@ def compile_regions(network: nn.Module, batch_size: int, regions: Regions = REGI
 
     A region with a method `rows` gets `rows(batch_size)` rows at once.
     """
-    for region in _outermost(network, regions):
+    found = list(_outermost(network, regions))
+    methods = [(repr(region), name) for region in found for name in regions.get(type(region), ("forward",))]
+    _compiler.methods = len(set(methods))
+    for region in found:
         rows = region.rows(batch_size) if hasattr(region, "rows") else batch_size  # type: ignore[operator]
         for name in regions.get(type(region), ("forward",)):
             setattr(region, name, types.MethodType(_compiled(type(region), name, rows), region))  # type: ignore[arg-type]
@@ -188,6 +195,35 @@ def _is_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not any(True for _ in module.children())
 
 
+def _passes(network: nn.Module, args: argparse.Namespace) -> int:
+    """For how many kinds of passes a region is compiled again: training of weights, evaluation, and in a search those for the alphas."""
+    if not hasattr(network, "arch_parameters"):
+        return 2
+    return 5 if args.unrolled else 3
+
+
+class _Compiler:
+    """Tells on standard error how far the compiler is, about every ten seconds."""
+
+    methods = 0  # of regions that differ
+    passes = 3  # for which each method is compiled again: to train weights and alphas, and to evaluate
+
+    def __init__(self) -> None:
+        self._done, self._seconds, self._told = 0, 0.0, 0.0
+
+    def has_compiled(self, seconds: float) -> None:
+        self._done += 1
+        self._seconds += seconds
+        if self._seconds - self._told >= 10:
+            self._told = self._seconds
+            expected = max(self._done, self.methods * self.passes)
+            left = errors.duration(self._seconds / self._done * (expected - self._done))
+            errors.tell(f"compiling: {self._done} of about {expected} parts in {errors.duration(self._seconds)}, about {left} left")
+
+
+_compiler = _Compiler()
+
+
 @functools.cache
 def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
     """The method `name` of `kind`, compiled. All modules of this type share it; it compiles once for each of their shapes and modes."""
@@ -203,12 +239,16 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
         nonlocal compiled
         if x.size(0) != batch_size:
             return eager(self, x, *others)
+        graphs, started = torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter()
         try:
-            return compiled(self, x, *others)
+            output = compiled(self, x, *others)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = errors.shorten(" ".join(str(error).split()))
             errors.warn(f"cannot compile {kind.__name__}.{name}; it runs without compiled code ({reason})")
             compiled = eager
             return compiled(self, x, *others)
+        if torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs:
+            _compiler.has_compiled(time.perf_counter() - started)
+        return output
 
     return forward

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import genotypes
 import model_search
 import operations
 from architect import HVP, Architect
+from experiment import errors
 from model import NetworkCIFAR
 from speed import acceleration
 from speed.pooling import share_pools
@@ -142,8 +144,6 @@ def test_recomputed_cells_keep_little(double):
 
 
 def test_drop_path_is_recomputed_with_the_same_mask(double):
-    import genotypes
-
     gradients = []
     for recomputing in (False, True):
         torch.manual_seed(0)
@@ -158,8 +158,6 @@ def test_drop_path_is_recomputed_with_the_same_mask(double):
 
 
 def test_regions_are_edges_in_the_search_and_operations_in_training():
-    import genotypes
-
     assert {type(region) for region in acceleration._outermost(supernet())} == {
         nn.Sequential,
         model_search.MixedOp,
@@ -171,9 +169,8 @@ def test_regions_are_edges_in_the_search_and_operations_in_training():
 
 
 def arguments(**given):
-    return Namespace(
-        **{"channels": 3, "batch_size": 4, "amp": False, "threads": None, "compile": "auto", "recompute": False, "sync_bn": False} | given
-    )
+    defaults = {"channels": 3, "batch_size": 4, "amp": False, "recompute": False, "sync_bn": False}
+    return Namespace(**defaults | {"threads": None, "unrolled": False, "compile": "auto"} | given)
 
 
 def test_edges_from_one_node_share_their_pools(double, monkeypatch):
@@ -220,7 +217,6 @@ def test_what_is_not_compiled_says_why(given, steps, says, monkeypatch):
 
 
 def test_on_a_cpu_trainings_and_gdas_are_not_compiled():
-    import genotypes
     from nas.remedies.sampling import SampledNetwork
 
     for network in (NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2), SampledNetwork(2, 5, 3, nn.CrossEntropyLoss())):
@@ -251,6 +247,35 @@ def test_a_region_that_cannot_be_compiled_is_computed_without(monkeypatch, capsy
     told = [line for line in capsys.readouterr().err.splitlines() if "MixedOp" in line]
     assert [line.split(";")[0].split()[-1] for line in told] == ["MixedOp.pool", "MixedOp.mix"]
     assert all("a part that is missing" in line for line in told)
+
+
+def test_how_far_the_compiler_is_is_told(monkeypatch, capsys, double):
+    """Every ten seconds of its time."""
+    now = [0.0]
+
+    def slow(function, **options):
+        compiled_for = set()
+
+        def compiled(module, *arguments):
+            if (repr(module), module.training) not in compiled_for:
+                compiled_for.add((repr(module), module.training))
+                torch._dynamo.utils.counters["stats"]["unique_graphs"] += 1
+                now[0] += 4
+            return function(module, *arguments)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", slow)
+    monkeypatch.setattr(acceleration, "_no_compiler", lambda device: "")
+    monkeypatch.setattr(acceleration, "_compiler", acceleration._Compiler())
+    monkeypatch.setattr(acceleration, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    network = NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
+    acceleration.accelerate(network, arguments(compile="yes", batch_size=9), 0.1, 10, CPU)
+    network(batch(9)[0]), network.eval()(batch(9)[0])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compiling")]
+    parts = int(now[0] / 4)
+    assert [line.split()[1] for line in told] == [str(done) for done in range(3, parts + 1, 3)]
+    assert told[0] == f"compiling: 3 of about {parts} parts in 12 s, about {errors.duration(4 * (parts - 3))} left"
 
 
 class Strided(nn.Module):

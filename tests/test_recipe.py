@@ -271,12 +271,13 @@ def test_time_and_memory_are_told_after_a_few_steps_and_at_every_report(script, 
     lines = [line[18:] for line in out.splitlines()]
     reports = [line for line in lines if line.startswith("train 0")]
     assert len(reports) == 6  # of 8 steps, at 0, 3 and 6, twice
+    assert re.fullmatch(r"train 000 loss \d\.\d{3} top1 \d+\.\d", reports.pop(0))  # the first step may have to compile
     for line in reports:
         assert re.fullmatch(r"train 00\d loss \d\.\d{3} top1 \d+\.\d \| \d+\.\d\d s/step, \d+ s left", line)
     evaluations = [line for line in lines if line.startswith("valid 0")]
     assert evaluations
     for line in evaluations:
-        assert re.fullmatch(r"valid 00\d loss \d\.\d{3} top1 \d+\.\d \| \d+\.\d\d s/batch, \d+ s left to evaluate", line)
+        assert re.fullmatch(r"valid 000 loss \d\.\d{3} top1 \d+\.\d", line)
     [told] = [index for index, line in enumerate(lines) if line.startswith("pace: ")]
     assert re.fullmatch(r"pace: \d+\.\d\d s/step, about \d+ s for all 2 epochs; peak memory [\d,]+ MB", lines[told])
     assert lines[told - 1].startswith("train 003") and lines[told + 1].startswith("train 006")  # noqa: PT018
