@@ -33,7 +33,18 @@ from torchvision import datasets
 from experiment import distributed, errors
 from experiment.errors import UserError
 from image_files import folders
-from image_files.datasets import CroppedImages, FileImages, Images, MemoryImages, Share, decode_all, interleave, loader, plain_errors
+from image_files.datasets import (
+    CroppedImages,
+    FileImages,
+    Images,
+    MemoryImages,
+    Samples,
+    Share,
+    decode_all,
+    interleave,
+    loader,
+    plain_errors,
+)
 from image_files.statistics import Levels, count_levels, mean_std, measure
 
 # A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in every epoch.
@@ -59,6 +70,7 @@ class ImageData:
     image_size: int
     flip: bool
     centre_crop: float = 1.0
+    valid: int = 0  # how many of the training images, the last ones, are those of a folder's own val/
     notes: tuple[str, ...] = ()  # lines for the log of a run
 
     @property
@@ -83,6 +95,7 @@ def load(
     channels: int = 3,
     centre_crop: float = 1.0,
     random_crops: bool = False,
+    valid_folder: bool = False,
 ) -> ImageData:
     """The dataset `name`, in the folder `root`.
 
@@ -90,7 +103,7 @@ def load(
         name: `cifar10`, `cifar100`, `mnist` or `fashion_mnist`, downloaded into `root` if not there; `digits`, 1,797 handwritten digits
             that come with scikit-learn; `folder`, your own images, `root`/train/<class>/* and `root`/test/<class>/*, or else
             `root`/val/<class>/*; or `imagenet`, any number of images, `root`/train/<class>/* and `root`/val/<class>/*, which are never
-            read into memory. The notes of the result say which files were left out.
+            read into memory. `val` may also be `valid` or `validation`. The notes of the result say which files were left out.
         root: the folder of the data; not used for `digits`.
         image_size: height and width in pixels; 32 except for `folder` and `imagenet`.
         workers: processes that decode image files.
@@ -98,14 +111,17 @@ def load(
         channels: 3 for RGB (grey images get three equal channels), or 1 for grey.
         centre_crop: the share of the shorter side of an image file that is kept.
         random_crops: True if the training images are to be cropped at random (see `train_batches`). They then stay in their files.
+        valid_folder: True if the images in `root`/val, beside `root`/test, are the validation side of `search_split` and `hold_out`.
 
     Raises:
         UserError: the name is unknown, the dataset does not have this size, or images are missing or cannot be read.
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    if valid_folder and not (name == "folder" and (Path(root) / "test").is_dir() and folders.valid_part(Path(root))):
+        raise UserError("--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder")
     if name in FOLDERS:
-        return _folder(name, Path(root), image_size, workers, skip_bad_images, channels, centre_crop, random_crops)
+        return _folder(name, Path(root), image_size, workers, skip_bad_images, channels, centre_crop, random_crops, valid_folder)
     if image_size != 32:
         raise UserError(f"{name} has images of 32 pixels, not {image_size}: only --dataset folder has other sizes")
     if skip_bad_images:
@@ -118,7 +134,7 @@ def load(
 def load_test(
     name: str,
     root: str,
-    classes: tuple[str, ...],
+    classes: tuple[str, ...] | None,
     image_size: int,
     mean: Levels,
     std: Levels,
@@ -129,7 +145,7 @@ def load_test(
     """The test images of a dataset, for a trained network. Training images are not loaded, and a `folder` needs none.
 
     Args:
-        classes, image_size, mean, std, centre_crop: those of the network's training.
+        classes, image_size, mean, std, centre_crop: those of the network's training; `classes` None: those of the test images.
         name, root, workers, skip_bad_images: as for `load`.
 
     Raises:
@@ -142,6 +158,8 @@ def load_test(
     else:
         images = load(name, root, image_size, workers, skip_bad_images, len(mean))
         found, notes = images.classes, images.notes
+    if classes is None:
+        classes = found
     if found != classes:
         which = f"only one of both has {errors.first(sorted({*found} ^ {*classes}))}" if {*found} ^ {*classes} else "their order differs"
         raise UserError(f"the classes of {Path(root) / part if name in FOLDERS else name} are not those of the network: {which}")
@@ -176,7 +194,7 @@ def source(images: str | Path | None) -> dict[str, str]:
 def prepare(args: argparse.Namespace, device: torch.device, centre_crop: float = 1.0, random_crops: bool = False) -> ImageData:
     """Loads the images of a run, with these arguments of `load`, then calls `distributed.join`."""
     how = (args.image_size, args.workers, args.skip_bad_images, args.channels, centre_crop, random_crops)
-    images = load(args.dataset, args.data, *how)
+    images = load(args.dataset, args.data, *how, args.valid_folder)
     images = on_device(images, device, args.data_on_device)
     distributed.join(device)  # not earlier: loading may take longer than the processes wait for each other
     return images
@@ -279,7 +297,7 @@ FOLDERS = ("folder", "imagenet")  # of image files of any size
 DATASETS = (*OF_32_PIXELS, *FOLDERS)
 
 # Of ImageNet's training images, in every code that trains on them, the original's included.
-_IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _folder(
@@ -291,36 +309,46 @@ def _folder(
     channels: int,
     centre_crop: float,
     random_crops: bool,
+    valid_folder: bool,
 ) -> ImageData:
-    test_part = folders.test_part(name, root)
-    (classes, samples, left_out, bad), (test_classes, test_samples, test_left_out, test_bad) = (
-        folders.read(name, root, part, image_size, workers, skip_bad_images) for part in ("train", test_part)
-    )
-    if different := set(classes) ^ set(test_classes):
-        raise UserError(
-            f"{root / 'train'} and {root / test_part} must hold the same classes; in only one of them: {', '.join(sorted(different))}"
-        )
+    test_part, valid_part = folders.test_part(name, root), folders.valid_part(root)
+    parts = ["train", test_part, *([valid_part] if valid_folder and valid_part else [])]
+    classes: tuple[str, ...] = ()
+    found, left, bad = [], folders.LeftOut([], [], [], []), list[str]()
+    for part in parts:
+        of_part, samples, left_out, complaints = folders.read(name, root, part, image_size, workers, skip_bad_images)
+        classes = classes or of_part
+        if different := set(classes) ^ set(of_part):
+            only = ", ".join(sorted(different))
+            raise UserError(f"{root / 'train'} and {root / part} must hold the same classes; in only one of them: {only}")
+        # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged during an epoch are
+        # those of the first part, so the classes are interleaved.
+        found.append(samples.part(interleave(samples.labels.numpy())))
+        left += left_out
+        bad += complaints
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
-    notes = (left_out + test_left_out).notes()
-    if test_part == "val" and name == "folder":
-        notes += (f"there is no folder {root / 'test'}: the images in {root / 'val'} are the test set",)
-    elif name == "folder" and (root / "val").is_dir():
-        notes += (f"the test set is {root / 'test'}; the images in {root / 'val'} are not used",)
-    notes += folders.skipped(bad + test_bad, len(samples) + len(test_samples))
-    # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged during an epoch are those
-    # of the first part, so the classes are interleaved.
-    train, test = (FileImages(part, image_size, channels, centre_crop) for part in (samples, test_samples))
-    train, test = (part.part(interleave(part.labels.numpy())) for part in (train, test))
+    notes = left.notes() + folders.skipped(bad, sum(map(len, found)))
+    if valid_part and valid_folder:
+        notes += (f"the {len(found[2])} images in {root / valid_part} are the validation images",)
+    elif name == "folder" and valid_part == test_part:
+        notes += (f"there is no folder {root / 'test'}: the images in {root / test_part} are the test set",)
+    elif name == "folder" and valid_part:
+        notes += (f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used",)
+    valid = sum(map(len, found[2:]))
+    train, test = (
+        FileImages(part, image_size, channels, centre_crop)
+        for part in (Samples.of([*found[0], *found[2]]) if valid else found[0], found[1])
+    )
 
     def images(train: Images, test: Images, mean: Levels, std: Levels) -> ImageData:
-        return ImageData(name, train, test, classes, mean, std, image_size, flip=True, centre_crop=centre_crop, notes=notes)
+        return ImageData(name, train, test, classes, mean, std, image_size, True, centre_crop, valid, notes)
 
     if name == "folder" and not random_crops and train.bytes + test.bytes <= IN_MEMORY_BYTES:
         decoded = decode_all(train, workers)
         return images(decoded, decode_all(test, workers), *mean_std(count_levels(decoded.images)))
     if name == "imagenet" and channels == 3:
-        return images(train, test, *_IMAGENET_STATISTICS)
+        return images(train, test, *IMAGENET_STATISTICS)
     of_crop = "" if centre_crop == 1 else f"-{centre_crop}"
     return images(train, test, *measure(train, root / f"statistics-{image_size}{of_crop}.json", workers))
 
@@ -565,28 +593,29 @@ def search_batches(
 def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
     """(`data` without a portion of its training images, the same with this portion as its test images). For 0, `data` twice.
 
-    The portion is stratified by class. It does not depend on the seed.
+    The portion is stratified by class. It does not depend on the seed. With a `valid_folder`, its images are held out instead.
 
     Raises:
         UserError: the portion is less than one image, or no image is left.
     """
-    if not portion:
+    if not portion and not data.valid:
         return data, data
-    order = interleave(data.train.labels.cpu().numpy())
-    count = round(portion * len(order))
+    order, count = interleave(data.train.labels.cpu().numpy()), round(portion * len(data.train))
+    if data.valid:
+        order, count = np.arange(len(data.train))[::-1], data.valid
     if not 0 < count < len(order):
         raise UserError(
             f"--valid_portion {portion} of {len(order)} training images is {count}: one at least must be held out, and one left"
         )
     held_out, rest = np.sort(order[:count]), np.sort(order[count:])
     notes = (f"{count} of {len(order)} training images are held out, to choose the best epoch on", *one_sided(data, held_out, rest))
-    left = replace(data, train=data.train.part(rest), notes=data.notes + notes)
+    left = replace(data, train=data.train.part(rest), valid=0, notes=data.notes + notes)
     return left, replace(left, test=data.train.part(held_out))
 
 
 def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training images for w, and for alpha."""
-    split = math.floor(train_portion * len(data.train))
+    """The indices of the training images for w, and for alpha, which are those of a `valid_folder` if there is one."""
+    split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
     return np.arange(split), np.arange(split, len(data.train))
 
 
@@ -594,7 +623,8 @@ def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
     """A warning for the log if some classes are not in all of these parts of the training images."""
     present = [{data.classes[label] for label in data.train.labels[torch.from_numpy(part)].unique()} for part in parts]
     lacking = sorted(set.union(*present) - set.intersection(*present))
-    return [f"warning: in one part only of the split, having too few images: {errors.first(lacking)}"] if lacking else []
+    advice = "add images of them, or choose another portion"
+    return [f"warning: all images of these classes are on one side of the split: {errors.first(lacking)}: {advice}"] if lacking else []
 
 
 def train_batches(

@@ -30,7 +30,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 import data
 import utils
 from experiment.errors import UserError
-from image_files import decoding
+from image_files import decoding, folders
 from nas import registry, trained
 from nas.trained import Trained
 from speed import acceleration
@@ -98,8 +98,14 @@ class Classifier:
             top: how many classes; limited to the number of classes.
 
         Raises:
-            UserError: a file cannot be read or decoded.
+            UserError: a file cannot be read or decoded, or an image is none of these.
         """
+        images = list(images)
+        for x in images:
+            if not isinstance(x, Image.Image | Tensor | str | os.PathLike):
+                raise UserError(
+                    f"an image is a path, an opened image or a tensor, not {type(x).__name__}: PIL.Image.fromarray opens an array"
+                )
         batch = [self.preprocess(x) if isinstance(x, Image.Image) else x if isinstance(x, Tensor) else self.read(x) for x in images]
         if not batch:
             return []
@@ -132,6 +138,8 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
     """(files, others): the files in `paths`, with folders replaced by their images, sorted; the number of other files in these folders.
 
+    Hidden folders are left out, and hidden files are others.
+
     Raises:
         UserError: a folder cannot be read, or holds no image.
     """
@@ -145,8 +153,12 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
         if not os.path.isdir(path):
             found.append(path)
             continue
-        files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=refuse) for name in names)
-        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+        files: list[str] = []
+        for folder, below, names in os.walk(path, onerror=refuse):
+            below[:] = [name for name in below if not folders.hidden(name)]
+            files += (os.path.join(folder, name) for name in names)
+        files.sort()
+        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS) and not folders.hidden(os.path.basename(file))]
         if not images:
             raise UserError(f"the folder {path} holds no image ({', '.join(IMG_EXTENSIONS)}); other kinds can be named one by one")
         found += images
@@ -173,7 +185,7 @@ def main() -> None:
     acceleration.set_memory_format(net.model, device)
     paths, others = find_images(args.images)
     if others:
-        errors.tell(f"left out {others} files that are not {', '.join(IMG_EXTENSIONS)}")
+        errors.tell(f"left out {others} files that are hidden or not {', '.join(IMG_EXTENSIONS)}")
     columns = max(len(errors.printable(path)) for path in paths), max(len(errors.printable(name)) for name in net.classes)
     failures = 0
     for start in range(0, len(paths), args.batch_size):

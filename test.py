@@ -89,6 +89,9 @@ def _images_and_device(run: str) -> dict[str, str | int | bool]:
 
 def load_images(args: argparse.Namespace, network: Trained | None) -> data.ImageData:
     """The images to measure on. Size, classes and statistics are those of `network` if it is known, otherwise those of the dataset."""
+    if network is None and args.dataset == "imagenet" and args.channels == 3:  # its statistics are known: no training images are needed
+        known = None, args.image_size, *data.IMAGENET_STATISTICS
+        return data.load_test(args.dataset, args.data, *known, args.workers, args.skip_bad_images, args.centre_crop)
     if network is None:
         how = (args.image_size, args.workers, args.skip_bad_images, args.channels, args.centre_crop)
         return data.load(args.dataset, args.data, *how)

@@ -130,10 +130,17 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--valid_portion", type=cli.probability, default=0.0, help="of the training images, held out to choose the best epoch on; 0: none"
     )
     group.add_argument(
+        "--valid_folder",
+        action="store_true",
+        help="choose the best epoch on the images in val/, beside test/, instead of a --valid_portion",
+    )
+    group.add_argument(
         "--keep", choices=["last", "best"], default="last", help="best: also keep the weights of the epoch best on the test set, in best.pt"
     )
     args = cli.parse(parser, "eval", arguments)
     cli.check_learning_rates(args)
+    if args.valid_portion and args.valid_folder:
+        raise UserError("--valid_portion and --valid_folder both say which images are held out: leave one of them out")
     if args.decay_period and args.learning_rate_min:
         raise UserError("--learning_rate_min is of the cosine schedule, and --decay_period asks for another: leave one of them out")
     if args.lr_warmup_epochs >= args.epochs:
@@ -223,7 +230,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
             run.write_json(architecture.file_name, architecture.json)
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         run.log("multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
-        part = "valid" if args.valid_portion else "test"  # that every epoch is measured on
+        part = "valid" if holds_out(args) else "test"  # that every epoch is measured on
         progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
         evaluated = len(range(len(valid_batches))[:limit])
@@ -246,7 +253,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
             distributed.synchronize(model)
             report = run.reporter("valid", args.report_freq, evaluated)
             measured = utils.evaluate(model, islice(valid_batches, limit), F.cross_entropy, report)
-            run.log("valid_acc %f (%s)", measured.top1.avg, "held-out images" if args.valid_portion else "test set")
+            run.log("valid_acc %f (%s)", measured.top1.avg, "held-out images" if holds_out(args) else "test set")
             top5 = images.num_classes > 5
             if top5:
                 run.log("valid_top5 %f", measured.top5.avg)
@@ -264,22 +271,22 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
                 **({f"{part}_top5": measured.top5.avg} if top5 else {}),
                 **watch.measured(),
             }
-            chosen = args.valid_portion or args.keep == "best"
+            chosen = holds_out(args) or args.keep == "best"
             best = chosen and all(measured.top1.avg > before[f"{part}_acc"] for before in progress.metrics)
             if best:
                 run.write_weights(model, "best.pt")
             if epoch == epochs - 1:
-                if args.valid_portion:
+                if holds_out(args):
                     measured = measure_best(model, test_batches, limit, run)
                     row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
                     row |= {"test_top5": measured.top5.avg} if top5 else {}
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
-            if best or epoch == epochs - 1 or not args.valid_portion:
-                held_out = args.valid_portion and epoch < epochs - 1
-                measured_on = (
-                    f"{measured.top1.count} {'held-out training' if held_out else 'test'} images, after epoch {epoch + 1} of {epochs}"
-                )
-                weights = "best.pt" if args.valid_portion else "weights.pt"
+            if best or epoch == epochs - 1 or not holds_out(args):
+                which = "test"
+                if holds_out(args) and epoch < epochs - 1:
+                    which = "validation" if args.valid_folder else "held-out training"
+                measured_on = f"{measured.top1.count} {which} images, after epoch {epoch + 1} of {epochs}"
+                weights = "best.pt" if holds_out(args) else "weights.pt"
                 run.write_json(trained.FILE, trained.describe(args, images, architecture, weights, measured.top1.avg, measured_on))
             watch.record(row)
             run.complete_epoch(row)
@@ -287,9 +294,14 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         if args.fast_dev_run:
             run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
         finish(args, run)
-        if args.valid_portion:
+        if holds_out(args):
             load_best(model, run)
         return Result(progress.metrics[-1]["test_acc"], run.folder, model.eval())
+
+
+def holds_out(args: argparse.Namespace) -> bool:
+    """Whether the best epoch is chosen on held-out images, and the test set measured once."""
+    return args.valid_folder or args.valid_portion > 0
 
 
 def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> tuple[str, ...]:
@@ -348,7 +360,7 @@ def finish(args: argparse.Namespace, run: Run) -> None:
     accuracy = rows[-1]["test_acc"]
     if args.fast_dev_run:
         run.log("test accuracy %.2f%% after two batches: --fast_dev_run only tries whether everything runs", accuracy)
-    elif args.valid_portion:
+    elif holds_out(args):
         best = max(rows, key=lambda row: row["valid_acc"])
         run.log("best accuracy on the held-out images %.2f%%, in epoch %d: its weights are in best.pt", best["valid_acc"], best["epoch"])
         run.log("test accuracy %.2f%% of these weights, measured once: the result", accuracy)

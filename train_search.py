@@ -82,6 +82,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument(
         "--train_portion", type=cli.proportion, default=0.5, help="of the training images for the weights; the rest for alphas"
     )
+    group.add_argument(
+        "--valid_folder", action="store_true", help="learn alphas on the images in val/, beside test/, and weights on all training images"
+    )
     group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="of Adam, in every epoch")
     group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="of the alphas")
     group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")

@@ -264,7 +264,8 @@ def plain_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tens
         yield from loader
     except UserError as error:
         error.__traceback__ = None  # it would keep the loader alive, with idle workers that take seconds to end
-        raise UserError(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]) from None
+        hint = "; --skip_bad_images leaves out such images" if isinstance(error, BadImage) else ""
+        raise UserError(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1] + hint) from None
 
 
 def _unchanged(batch: Any) -> Any:

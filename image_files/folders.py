@@ -24,7 +24,18 @@ from image_files.datasets import Complaints, FileImages, Sample, Samples, stream
 
 def test_part(name: str, root: Path) -> str:
     """The folder of the test images. ImageNet's own `test` has no classes."""
-    return "val" if name == "imagenet" or ((root / "val").is_dir() and not (root / "test").is_dir()) else "test"
+    valid = valid_part(root)
+    return valid or "val" if name == "imagenet" else "test" if (root / "test").is_dir() else valid or "test"
+
+
+def valid_part(root: Path) -> str | None:
+    """The folder of the validation images; None if there is none."""
+    return next((part for part in ("val", "valid", "validation") if (root / part).is_dir()), None)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that programs leave behind, such as `.ipynb_checkpoints`, and on a Mac `._x.jpg`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def read(
@@ -62,7 +73,7 @@ def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
         raise UserError(f"cannot use {root / 'meta.bin'}: {error or type(error).__name__}; remove it to name classes by folders") from None
 
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a folder gives it another time on every file system
 
 
@@ -159,6 +170,7 @@ class LeftOut(NamedTuple):
 
     links: list[str]  # to folders
     devices: list[str]
+    hidden: list[str]  # files and folders
     others: list[str]  # files that are not images
 
     def __add__(self, more: LeftOut) -> LeftOut:  # type: ignore[override]  # only with its own type
@@ -173,6 +185,8 @@ class LeftOut(NamedTuple):
             )
         if self.devices:
             notes.append(f"left out pipes, sockets and devices ({len(self.devices)}): {errors.first(self.devices)}")
+        if self.hidden:
+            notes.append(f"left out hidden files and folders ({len(self.hidden)}): {errors.first(self.hidden)}")
         if self.others:
             kinds = Counter(os.path.splitext(path)[1].lower() or "without a suffix" for path in self.others)
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) + (", ..." if len(kinds) > 5 else "")
@@ -188,20 +202,20 @@ def walk(root: Path, part: str, times: dict[str, int] | None = None) -> tuple[tu
     Links are followed, but no folder is visited twice, and no folder that contains `part`: links may form cycles, or lead from one class to
     another.
     """
-    layout = (
-        f"--dataset folder needs {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
-    )
+    layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
     if not (root / part).is_dir():
-        raise UserError(f"there is no folder {root / part}: {layout}")
+        missing = root / part if root.is_dir() else root
+        raise UserError(f"there is no folder {missing}; {missing.parent} holds {_content(missing.parent)}: {layout}")
     try:
         times = {} if times is None else times
         times[part] = os.stat(root / part).st_mtime_ns
         top = (root / part).resolve()
         visited = {_identity(folder) for folder in (top, *top.parents)}
-        entries = sorted((entry for entry in os.scandir(root / part) if entry.is_dir()), key=lambda entry: entry.name)
+        folders = sorted((entry for entry in os.scandir(root / part) if entry.is_dir()), key=lambda entry: entry.name)
+        entries = [entry for entry in folders if not hidden(entry.name)]
         classes = tuple(entry.name for entry in entries)
         samples: list[Sample] = []
-        left_out = LeftOut([], [], [])
+        left_out = LeftOut([], [], [entry.path for entry in folders if hidden(entry.name)], [])
         # Folders to visit. Links come last, so that a folder inside a class belongs to this class, even if another class links to it.
         own = [(label, entry.path) for label, entry in enumerate(entries) if not entry.is_symlink()]
         linked = [(label, entry.path) for label, entry in enumerate(entries) if entry.is_symlink()]
@@ -213,7 +227,9 @@ def walk(root: Path, part: str, times: dict[str, int] | None = None) -> tuple[tu
             visited.add(identity)
             times[os.path.relpath(folder, root)] = os.stat(folder).st_mtime_ns  # before it is read
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                if entry.is_dir():
+                if hidden(entry.name):
+                    left_out.hidden.append(entry.path)
+                elif entry.is_dir():
                     (linked if entry.is_symlink() else own).append((label, entry.path))
                 elif not entry.is_file() and os.path.exists(entry.path):
                     left_out.devices.append(entry.path)
@@ -224,12 +240,29 @@ def walk(root: Path, part: str, times: dict[str, int] | None = None) -> tuple[tu
     except OSError as error:
         raise UserError(f"cannot use the folder {root / part}: cannot read {error.filename}: {error.strerror} ({layout})") from None
     if not classes:
-        raise UserError(f"cannot use the folder {root / part}: it holds no folders ({layout})")
+        of_imagenet = (
+            "; ImageNet's validation images come without: torchvision.datasets.ImageNet(root, 'val') sorts them into classes, given "
+            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in root"
+        )
+        raise UserError(
+            f"cannot use the folder {root / part}: it holds {_content(root / part)}, and no folders of classes ({layout})"
+            + of_imagenet * (part == valid_part(root))
+        )
     if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):
         reasons = "".join(f"; {note}" for note in left_out.notes())
         names = ", ".join(classes[label] for label in empty)
         raise UserError(f"cannot use the folder {root / part}: it has no image of {names}{reasons} ({layout})")
     return classes, sorted(samples, key=lambda sample: (sample[1], *os.path.split(sample[0]))), left_out
+
+
+def _content(folder: Path) -> str:
+    """What a folder holds, for a message: folders first."""
+    try:
+        entries = sorted((not entry.is_dir(), entry.name) for entry in os.scandir(folder))
+    except OSError as error:
+        return f"what cannot be read ({error.strerror})"
+    names = [name if is_file else f"{name}/" for is_file, name in entries]
+    return ", ".join(names[:8] + ["..."] * (len(names) > 8)) or "nothing"
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -519,17 +519,44 @@ def test_every_part_of_a_folder_holds_the_classes_in_proportion():
     assert list(within) != sorted(within)  # nor are the files of a class in the order of their names
 
 
-def test_val_takes_the_place_of_test(folder):
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_val_takes_the_place_of_test(folder, val):
     tested = data.load("folder", str(folder), image_size=16, workers=0)
-    (folder / "test").rename(folder / "val")
+    (folder / "test").rename(folder / val)
     images = data.load("folder", str(folder), image_size=16, workers=0)
     assert torch.equal(images.test.images, tested.test.images)
-    assert [*tested.notes, *images.notes] == [f"there is no folder {folder}/test: the images in {folder}/val are the test set"]
+    assert [*tested.notes, *images.notes] == [f"there is no folder {folder}/test: the images in {folder}/{val} are the test set"]
     save(folder / "test" / "cat" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
     save(folder / "test" / "dog" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
     images = data.load("folder", str(folder), image_size=16, workers=0)
     assert len(images.test) == 2
-    assert images.notes == (f"the test set is {folder}/test; the images in {folder}/val are not used",)
+    assert images.notes == (f"the test set is {folder}/test; without --valid_folder, the images in {folder}/{val} are not used",)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memory):
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    with pytest.raises(UserError, match=r"--valid_folder needs --dataset folder with val/ beside train/ and test/"):
+        data.load("folder", str(folder), image_size=16, workers=0, valid_folder=True)
+    for name, count in (("cat", 2), ("dog", 3)):
+        for number in range(count):
+            save(folder / "valid" / name / f"{number}.png", np.full((16, 16, 3), 100 + number, dtype=np.uint8))
+    images = data.load("folder", str(folder), image_size=16, workers=0, valid_folder=True)
+    assert images.notes == (f"the 5 images in {folder}/valid are the validation images",)
+    left, held_out = data.hold_out(images, 0.0)
+    plain = data.load("folder", str(folder), image_size=16, workers=0)
+    assert [len(part) for part in (left.train, left.test, held_out.test)] == [16, 6, 5]
+    for part, expected in ((left.train, plain.train), (left.test, plain.test)):
+        assert all(torch.equal(part[index][0], expected[index][0]) for index in range(len(part)))
+    assert sorted((int(x.max()), y) for x, y in (held_out.test[index] for index in range(5))) == [
+        (100, 0),
+        (100, 1),
+        (101, 0),
+        (101, 1),
+        (102, 1),
+    ]
+    for_weights, _, for_alphas = search(images)
+    assert (len(flat(labels(for_weights))), sorted(flat(labels(for_alphas)))) == (16, [0, 0, 1, 1, 1])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -593,8 +620,9 @@ def test_a_portion_of_no_image(portion):
 def test_a_class_in_one_part_only_is_named():
     images = imbalanced((40, 40, 1))
     _, held_out = data.hold_out(images, 0.1)
-    assert held_out.notes[-1] == "warning: in one part only of the split, having too few images: c"
-    assert data.one_sided(images, *data.search_split(images, 0.5)) == [held_out.notes[-1].replace(": c", ": a; b; c")]
+    advice = "add images of them, or choose another portion"
+    assert held_out.notes[-1] == f"warning: all images of these classes are on one side of the split: c: {advice}"
+    assert data.one_sided(images, *data.search_split(images, 0.5)) == [held_out.notes[-1].replace(": c:", ": a; b; c:")]
     assert data.one_sided(imbalanced((2, 2, 2)), np.arange(0, 6, 2), np.arange(1, 6, 2)) == []
 
 
@@ -732,21 +760,34 @@ def test_files_of_other_kinds_are_counted_and_named(folder):
     assert note.endswith("; ...")
 
 
+def test_hidden_files_and_folders_are_left_out_counted_and_named(folder):
+    plain = data.load("folder", str(folder), image_size=16, workers=0)
+    for path in (".ipynb_checkpoints/0.png", "__MACOSX/cat/0.png", "cat/.ipynb_checkpoints/0.png", "dog/__MACOSX/0.png"):
+        save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
+    for path in ("train/cat/._0.png", "test/dog/.DS_Store"):
+        (folder / path).write_bytes(b"\0\5\x16\7")
+    images = data.load("folder", str(folder), image_size=16, workers=0)
+    assert (images.classes, same(search(images)[0], search(plain)[0])) == (plain.classes, True)
+    [note] = images.notes
+    assert note.startswith(f"left out hidden files and folders (6): {folder}/train/.ipynb_checkpoints; {folder}/train/__MACOSX; ")
+
+
 def break_no_root(root):
     for path in sorted(root.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    return "there is no folder .*train"
+    return "there is no folder .*train; .* holds nothing: "
 
 
 def break_no_test(root):
-    (root / "test").rename(root / "validation")
-    return "there is no folder .*test"
+    (root / "test").rename(root / "Testing")
+    return "there is no folder .*/test; .* holds Testing/, train/: needed are .*/train/<class>/"
 
 
 def break_no_classes(root):
     for name in ("cat", "dog"):
         (root / "train" / name).rename(root / name)
-    return "cannot use the folder .*train"
+    (root / "train" / "readme.txt").touch()
+    return "cannot use the folder .*train: it holds readme.txt, and no folders of classes "
 
 
 def break_empty_class(root):
@@ -768,7 +809,7 @@ def break_one_class(root):
 def break_truncated(root):
     path = root / "train" / "cat" / "4.png"
     path.write_bytes(path.read_bytes()[:200])
-    return "^cannot decode the image .*train/cat/4.png: "
+    return "^cannot decode the image .*train/cat/4.png: .*; --skip_bad_images leaves out such images$"
 
 
 def break_no_image(root):

@@ -494,6 +494,30 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
     assert script("train", "--resume", "run")[0] == 0
 
 
+@pytest.mark.parametrize("val", ["val", "validation"])
+def test_bare_weights_are_tested_with_the_validation_images_alone(script, wide, tmp_path, val):
+    (wide / "val").rename(wide / val)
+    flags = ["--preset", "imagenet", "--data", wide, "--gpu", -1, "--workers", 0, "--arch", "DARTS_V2"]
+    flags += ["--image_size", 64, "--init_channels", 4, "--layers", 3]
+    status, _, err = script("train", *flags, "--epochs", 1, "--batch_size", 8, "--run_dir", "run")
+    assert status == 0, err
+    shutil.rmtree(wide / "train")
+    shutil.copy("run/weights.pt", "weights.pt")
+    status, out, err = script("test", *flags, "--model_path", "weights.pt")
+    assert status == 0, err
+    [row] = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert measured(out) == pytest.approx(row["test_loss"], rel=1e-5)
+
+    for path in [*(wide / val).glob("*/*.JPEG")]:
+        path.rename(wide / val / path.name)
+    shutil.rmtree(wide / "test")
+    for folder in [path for path in (wide / val).iterdir() if path.is_dir()]:
+        folder.rmdir()
+    status, _, err = script("test", *flags, "--model_path", "weights.pt")
+    assert status == 2
+    assert "ImageNet's validation images come without: torchvision.datasets.ImageNet(root, 'val') sorts them into classes" in err
+
+
 # ---- The search
 
 

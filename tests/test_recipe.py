@@ -34,7 +34,17 @@ def rows_of(folder):
 # ---- The best epoch, chosen on held-out images
 
 
-def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_once(script, images, monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "kind", "note"),
+    [
+        (["--valid_portion", "0.25"], "held-out training", "8 of 32 training images are held out, to choose the best epoch on"),
+        (["--valid_folder"], "validation", "the 8 images in images/val are the validation images"),
+    ],
+)
+def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_once(script, images, monkeypatch, flags, kind, note):
+    shutil.copytree(images, "images")
+    if kind == "validation":
+        shutil.copytree(images / "test", "images/val")
     module, seen, stems, measured = load("train"), [], [], iter([50.0, 75.0, 75.0, 25.0])
     evaluate = utils.evaluate
 
@@ -44,13 +54,13 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
         seen.append(sum(len(y) for _, y in batches))
         stems.append(model.stem[0].weight.detach().clone())
         if len(seen) > 1:  # the description of best.pt while the run goes on
-            assert "held-out training images" in Path("run/network.json").read_text()
+            assert f" {kind} images" in Path("run/network.json").read_text()
         if seen[-1] == 8 and len(seen) < 5:  # the held-out images
             meters.top1.sum, meters.top1.count = next(measured), 1
         return meters
 
     kept = []
-    arguments = [*TRAIN, "--data", str(images), "--epochs", "4", "--valid_portion", "0.25", "--run_dir", "run"]
+    arguments = [*TRAIN, "--data", "images", "--epochs", "4", *flags, "--run_dir", "run"]
     with monkeypatch.context() as context:
         context.setattr(module.utils, "evaluate", evaluated)
         context.setattr(module.Run, "write_weights", recorded(kept, module.Run.write_weights))
@@ -67,7 +77,7 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
         assert torch.equal(saved["stem.0.weight"], stems[at])
     assert not torch.equal(stems[1], stems[3])
     lines = log_lines(Path("run"))
-    assert "8 of 32 training images are held out, to choose the best epoch on" in lines
+    assert note in lines
     assert "best accuracy on the held-out images 75.00%, in epoch 1: its weights are in best.pt" in lines
     assert f"test accuracy {rows[-1]['test_acc']:.2f}% of these weights, measured once: the result" in lines
     assert not any("not a result" in line for line in lines)
@@ -357,9 +367,14 @@ def test_imbalanced_classes_and_one_with_a_single_image(script, tmp_path, images
     (tmp_path / "images" / "test").rename(tmp_path / "images" / "val")
     status, _, error = script("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--run_dir", "search")
     assert status == 0, error
-    assert "warning: in one part only of the split, having too few images: rare" in log_lines(Path("search"))
+    assert any("on one side of the split: rare: add images of them" in line for line in log_lines(Path("search")))
     status, _, error = script("train", *TRAIN, "--data", "images", "--epochs", "1", "--valid_portion", "0.2", "--run_dir", "eval")
     assert status == 0, error
-    assert "warning: in one part only of the split, having too few images: rare" in log_lines(Path("eval"))
+    assert any("on one side of the split: rare: add images of them" in line for line in log_lines(Path("eval")))
     assert list(rows_of("eval")[-1]["class_acc"]) == ["dark", "light", "rare"]
     assert data.load("folder", "images", 8, 0).notes[-1].endswith("are the test set")
+    shutil.copytree("images/val", "images/test")  # with images for both sides there is nothing to split
+    status, _, error = script("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--valid_folder", "--run_dir", "both")
+    assert status == 0, error
+    assert "the 9 images in images/val are the validation images" in log_lines(Path("both"))
+    assert not any("on one side of the split" in line for line in log_lines(Path("both")))

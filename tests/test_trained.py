@@ -212,6 +212,8 @@ def test_from_python(run, photos):
     assert dict(prediction) == pytest.approx(dict(zip(CLASSES, logits[0].softmax(0).tolist(), strict=True)), abs=1e-6)
     assert net.predict([paths[0]], top=1) == [prediction[:1]]
     assert net.predict([]) == []
+    with pytest.raises(UserError, match=r"a path, an opened image or a tensor, not ndarray: PIL\.Image\.fromarray"):
+        net.predict([np.zeros((16, 16, 3), dtype=np.uint8)])
 
 
 def test_predictions_are_what_was_measured(run, photos):
@@ -319,12 +321,15 @@ def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script,
     image = Image.new("RGB", (9, 7), "red")
     (tmp_path / "folder").mkdir()
     image.save(tmp_path / "folder" / "a.jpg")
+    (tmp_path / "folder" / ".hidden").mkdir()
+    image.save(tmp_path / "folder" / ".hidden" / "a.jpg")
+    (tmp_path / "folder" / "._a.jpg").touch()
     (tmp_path / "folder" / "notes.txt").touch()
     image.save(tmp_path / "b.gif")
     status, out, err = script("predict", "run", "folder", "b.gif", "--gpu", "-1")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
-    assert re.fullmatch(r"left out 1 files that are not .*\n", err)
+    assert re.fullmatch(r"left out 2 files that are hidden or not .*\n", err)
     (tmp_path / "folder" / "a.jpg").unlink()
     status, _, err = script("predict", "run", "folder", "--gpu", "-1")
     assert (status, err.count("\n")) == (2, 1)
