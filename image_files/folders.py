@@ -240,14 +240,9 @@ def walk(root: Path, part: str, times: dict[str, int] | None = None) -> tuple[tu
     except OSError as error:
         raise UserError(f"cannot use the folder {root / part}: cannot read {error.filename}: {error.strerror} ({layout})") from None
     if not classes:
-        of_imagenet = (
-            "; ImageNet's validation images come without: torchvision.datasets.ImageNet(root, 'val') sorts them into classes, given "
-            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in root"
-        )
-        raise UserError(
-            f"cannot use the folder {root / part}: it holds {_content(root / part)}, and no folders of classes ({layout})"
-            + of_imagenet * (part == valid_part(root))
-        )
+        if part == valid_part(root):
+            layout += "; ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes"
+        raise UserError(f"cannot use the folder {root / part}: it holds {_content(root / part)}, and no folders of classes ({layout})")
     if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):
         reasons = "".join(f"; {note}" for note in left_out.notes())
         names = ", ".join(classes[label] for label in empty)
