@@ -1,5 +1,6 @@
 """docs/own_operation.md, done exactly as it says in a copy of the project; and operations that do not work."""
 
+import itertools
 import json
 import re
 import shutil
@@ -7,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import genotypes
 import operations
+import train_search
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "own_operation.md").read_text()
@@ -123,6 +127,37 @@ def candidates():
     before = list(genotypes.PRIMITIVES)
     yield genotypes.PRIMITIVES
     genotypes.PRIMITIVES[:] = before
+
+
+class Halves(nn.Module):
+    """Of a normal cell: the input plus its product with its other half, from left to right, normalised."""
+
+    def __init__(self, C, stride, affine):
+        super().__init__()
+        self.stride, self.norm = stride, nn.BatchNorm2d(C, affine=affine)
+
+    def forward(self, x):
+        return self.norm(x + x * x.roll(x.size(-1) // 2, -1) if self.stride == 1 else x[:, :, ::2, ::2])
+
+
+@pytest.mark.parametrize("unrolled", [False, True], ids=["first order", "second order"])
+def test_the_only_operation_that_tells_the_classes_apart_is_found(tmp_path, monkeypatch, candidates, unrolled):
+    """In images of noise whose halves are alike in one class and opposite in the other; all other operations see neighbours only."""
+    rng = np.random.default_rng(0)
+    for part, number, sign in itertools.product(("train", "test"), range(256), (1, -1)):
+        left, noise = rng.normal(size=(2, 16, 8, 3))
+        pixels = 128 + 40 * np.concatenate([left, 0.5 * sign * left + 0.9 * noise], axis=1)
+        (tmp_path / part / str(sign)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / part / str(sign) / f"{number}.png")
+    monkeypatch.setitem(operations.OPS, "halves", Halves)
+    candidates[:] = ["none", "skip_connect", "max_pool_3x3", "halves"]
+    size = {"nodes": 1, "init_channels": 2, "layers": 3, "epochs": 4, "batch_size": 16, "learning_rate": 0.05, "arch_learning_rate": 0.1}
+    options = {"image_size": 16, "gpu": -1, "workers": 0, "unrolled": unrolled, "seed": 4, "run_dir": str(tmp_path / "run")}
+    found = train_search.search(images=tmp_path, **options, **size)
+
+    assert [operation for operation, _ in found.genotype.normal] == ["halves", "halves"]
+    alphas = metrics(tmp_path / "run")[-1]["alphas"]
+    assert min(alphas[edge]["halves"] for edge in ("normal_n2_p0", "normal_n2_p1")) > 0.5
 
 
 class Unstrided(nn.Conv2d):
