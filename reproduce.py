@@ -41,11 +41,13 @@ from protocol.plan import PRESETS, Job, Plan, configured, run_of
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Search, select and train by the paper's protocol, with several seeds, into one table.")
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes and numbers of runs")
-    parser.add_argument("--out", help="folder for all runs and results; None: protocol-<preset>")
+    parser.add_argument("--out", type=cli.path, help="folder for all runs and results; None: protocol-<preset>")
     parser.add_argument("--methods", help="separated by commas; None: those of the preset")
     parser.add_argument("--seeds", type=cli.positive_int, help="searches for each method; None: the preset's")
     parser.add_argument("--trainings", type=cli.positive_int, help="trainings of each selected architecture; None: the preset's")
-    parser.add_argument("--data", default="../data", help="folder of the images; for --preset small: with train/<class>/ and test/<class>/")
+    parser.add_argument(
+        "--data", type=cli.path, default="../data", help="folder of the images; for --preset small: with train/<class>/ and test/<class>/"
+    )
     parser.add_argument("--config", help="a JSON file, or with PyYAML a YAML file, with flags for the stages and your own methods")
     parser.add_argument("--gpus", help="numbers of GPUs, separated by commas, a job on each; None: the CPU")
     parser.add_argument("--jobs", type=cli.positive_int, default=1, help="runs at a time on the CPU; they share its cores")
@@ -98,7 +100,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.config is not None:
         protocol = configured(protocol, read_config(args.config), args.config)
     counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
-    out = Path(args.out or f"protocol-{args.preset}")
+    out = Path(args.out or f"protocol-{args.preset}").absolute()
     images = args.data if protocol.images_per_class is None else str(out / "images")
     protocol = replace(protocol, **counts, common={**protocol.common, "data": images})
     given = args.methods.split(",") if args.methods else protocol.methods
@@ -134,6 +136,7 @@ def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
     """Writes the protocol to its folder. Raises `UserError` if the folder holds another protocol."""
     path = plan.out / "protocol.json"
     recorded = {"preset": args.preset, **{key: value for key, value in vars(plan.protocol).items() if key not in ("methods", "own")}}
+    recorded["common"] = {key: value for key, value in plan.protocol.common.items() if key != "data"}  # may have moved
     recorded["own"] = {name: vars(method) for name, method in plan.protocol.own.items()}
     now = json.loads(json.dumps(recorded))
     if not path.exists():

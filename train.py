@@ -84,7 +84,10 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group.add_argument(
-        "--init_from", metavar="WEIGHTS", help="begin with these saved weights; the classifier may be one for another number of classes"
+        "--init_from",
+        type=cli.path,
+        metavar="WEIGHTS",
+        help="begin with these saved weights; the classifier may be one for another number of classes",
     )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=cli.positive_int, default=600, help="passes over the training images")

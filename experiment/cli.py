@@ -380,10 +380,13 @@ def jitter(text: str) -> list[float]:
     return [float(value) for value in text.split(",")]
 
 
+# The argument type of a path that is recorded, so that it also holds for a command in another folder.
+path = os.path.abspath
+
+
 def output_file(text: str) -> str:
     """An argument type: the name of a file that can be created. A wrong name is then reported before the work, not after it."""
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if os.path.isdir(text) or not Path(text).absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, or its folder does not exist")
     return text
 
@@ -399,6 +402,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     )
     group.add_argument(
         "--data",
+        type=path,
         default="../data",
         help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/; imagenet: val",
     )
@@ -454,8 +458,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, images: bool = True) -> N
     add_speed_arguments(parser, images)
     group = parser.add_argument_group("run")
     group.add_argument("--save", default="EXP", help="part of the name of the run's default folder")
-    group.add_argument("--run_dir", help="the run's folder, instead of the default one")
-    group.add_argument("--resume", metavar="RUN_DIR", help="continue this run, with its arguments")
+    group.add_argument("--run_dir", type=path, help="the run's folder, instead of the default one")
+    group.add_argument("--resume", type=path, metavar="RUN_DIR", help="continue this run, with its arguments")
     group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="minutes between two checkpoints within an epoch")
     group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
     if images:

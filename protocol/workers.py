@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import filelock
 
 from experiment.errors import UserError, printable, shorten
-from protocol.plan import Job, Plan
+from protocol.plan import Job, Plan, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIES = 2
@@ -53,6 +53,8 @@ def run(plan: Plan, workers: Workers, tell: Callable[[str], None], changed: Call
         for handle, reason in workers.wait(list(running)).items():
             job = running.pop(handle)
             tried[job.name] = tried.get(job.name, 0) + 1
+            if not reason and run_of(job) is None:
+                reason = f"{job.folder} does not hold a complete run"
             if not reason:
                 tell(f"done: {job.name}")
             elif tried[job.name] < TRIES:
@@ -70,9 +72,10 @@ def execute(job: Job, gpu: int, threads: int | None, started: Callable[[Popen], 
         # A process that an earlier protocol started may still be running: wait until it releases the folder.
         with filelock.FileLock(job.folder / ".lock"):
             pass
+    script, *arguments = job.command(gpu)
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     process = Popen(
-        [sys.executable, *job.command(gpu)], cwd=ROOT, env=environment, stdout=DEVNULL, stderr=PIPE, text=True,
+        [sys.executable, str(ROOT / script), *arguments], env=environment, stdout=DEVNULL, stderr=PIPE, text=True,
         errors="replace",
     )  # fmt: skip
     started(process)

@@ -36,7 +36,10 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=data.DATASETS, default="ptb", help="pydoc needs no files; text reads your own")
     group.add_argument(
-        "--data", default="../data/penn/", help="folder with train.txt, valid.txt and test.txt; for --dataset text, a file or a folder"
+        "--data",
+        type=cli.path,
+        default="../data/penn/",
+        help="folder with train.txt, valid.txt and test.txt; for --dataset text, a file or a folder",
     )
     group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help="largest number of words, for --dataset text and pydoc")
 

@@ -55,7 +55,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
 
     if strategy == "enas":  # what follows depends on the space alone
         command = said(out.splitlines(), "train what was found: ")
-        assert command[:4] == ["python", "train.py", "--arch", "run"]
+        assert command[:4] == ["python", "train.py", "--arch", str(tmp_path / "run")]
         arguments = [*command[2:], *tiny, *SPACES[space], "--run_dir", "trained"]
         status, out, error = script("train", *arguments)
         assert (status, error) == (0, "")
@@ -268,7 +268,7 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
         patched.setattr(experiment.run.Run, "complete_step", stop)
         status, out, error = script("train_search", *command, "--run_dir", "half")
     assert (status, error) == (128 + signal.SIGTERM, "")
-    assert said(out.splitlines(), "go on with: ") == ["python", "train_search.py", "--resume", "half", *code]
+    assert said(out.splitlines(), "go on with: ") == ["python", "train_search.py", "--resume", str(tmp_path / "half"), *code]
 
     (tmp_path / "imported").unlink()
     for named in ([], code[:2], [*code[:2], "--strategy", "other.py:Small"]):  # a folder may be untrusted
@@ -278,7 +278,7 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
         assert not (tmp_path / "imported").exists()
     status, out, error = script("train_search", "--resume", "half", *code)
     assert (status, error) == (0, "")
-    assert "going on from half/checkpoint.pt: epoch 1, step 2" in out
+    assert f"going on from {tmp_path}/half/checkpoint.pt: epoch 1, step 2" in out
 
     metrics = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "half")]
     for whole, half in zip(*metrics, strict=True):

@@ -38,7 +38,7 @@ def test_it_goes_on_from_the_step_at_which_it_stopped(script, folder):
     recorded = (folder / "metrics.jsonl").read_text()
     status, out, error = script("train_search", "--resume", "run")
     assert (status, error) == (0, "")
-    assert "going on from run/checkpoint.pt: epoch 1, step 7" in out
+    assert f"going on from {folder}/checkpoint.pt: epoch 1, step 7" in out
     metrics = (folder / "metrics.jsonl").read_text()
     assert metrics.startswith(recorded)
     before, after = map(json.loads, metrics.splitlines())

@@ -90,7 +90,7 @@ def test_two_edits_make_an_operation_work_everywhere(tmp_path):
         ["visualize.py", "search1", "search3", "trained"],
         ["visualize.py", "trained/genotype.json", "--format", "svg"],
     )
-    assert "going on from search0/checkpoint.prev.pt" in out
+    assert f"going on from {tmp_path}/search0/checkpoint.prev.pt" in out
     assert "test_acc" in out
     assert {"alphas.png", "cells.gif", "operations.png", "report.html"} <= {path.name for path in (tmp_path / "search0").iterdir()}
     assert (tmp_path / "normal.svg").read_text().count(f">{name}<") == 3

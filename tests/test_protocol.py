@@ -119,6 +119,15 @@ def test_what_is_done_is_not_done_again(whole, tmp_path):
     assert finished(*SMALL, "--out", folder, "--trainings", "3").count("begins: ") == 2
 
 
+def test_paths_are_those_of_the_folder_that_it_is_called_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("cells.json").write_text(json.dumps(Architecture(genotypes.DARTS_V1).json))
+    Path("own.json").write_text('{"methods": {"mine": {"arch": "cells.json"}}}')
+    own = ["--methods", "mine", "--config", "own.json", "--trainings", "1", "--out", "out"]
+    assert finished(*SMALL, *own).count("begins: ") == 1
+    assert table(tmp_path / "out")["methods"]["mine"]["test_acc"]["n"] == 1
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", 1))))
 def test_killed_at_random_moments(whole, tmp_path, seed):
     """Killed twice, its runs with it or not: the same table."""
@@ -276,25 +285,28 @@ def test_a_space_in_a_file_is_named_again_where_a_run_goes_on(tmp_path):
 
 
 class Failing:
+    """Workers whose jobs end with this `reason`, and leave nothing."""
+
     slots = 2
 
-    def __init__(self):
-        self.given = []
+    def __init__(self, reason):
+        self.given, self.reason = [], reason
 
     def submit(self, job):
         self.given.append(job.name)
         return job
 
     def wait(self, handles):
-        return dict.fromkeys(handles, "no room")
+        return dict.fromkeys(handles, self.reason)
 
 
-def test_a_failed_run_is_tried_again_once(tmp_path):
-    todo, failing, lines = plan(tmp_path), Failing(), []
+@pytest.mark.parametrize(("reason", "words"), [("no room", "no room"), ("", "{}/first/search-0 does not hold a complete run")])
+def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting):
+    todo, failing, lines = plan(tmp_path), Failing(reason), []
     workers.run(todo, failing, lines.append, lambda: None)
     assert sorted(failing.given) == sorted(2 * ["first/search-0", "first/search-1", "DARTS_V2/train-0", "DARTS_V2/train-1"])
     assert todo.failed == set(failing.given)
-    assert "failed twice: first/search-0 (no room)" in lines
+    assert f"failed twice: first/search-0 ({words.format(tmp_path)})" in lines
     assert results.collect(todo, "smoke")["failed"] == sorted(todo.failed)
 
 
@@ -346,7 +358,7 @@ def test_without_a_terminal_it_asks_for_yes(script, monkeypatch):
 def test_a_method_given_twice_runs_once(script):
     status, out, _ = script("reproduce", "--preset", "smoke", "--methods", "DARTS_V2,darts-v2", "--dry_run", "--out", "out")
     assert status == 0
-    assert sum("--run_dir out/DARTS_V2/train-0 " in line for line in out.splitlines()) == 1
+    assert sum(f"--run_dir {Path.cwd()}/out/DARTS_V2/train-0 " in line for line in out.splitlines()) == 1
 
 
 def test_a_dry_run_prints_every_command(script):
@@ -354,9 +366,8 @@ def test_a_dry_run_prints_every_command(script):
     commands = [line for line in out.splitlines() if not line.startswith("#")]
     assert status == 0
     assert len(commands) == 4 + 4 + 10 + 10
-    assert (
-        commands[0] == "python train_search.py --dataset cifar10 --data ../data --unrolled --seed 0 --run_dir out/second/search-0 --gpu 0"
-    )
+    data, folder = Path.cwd().parent / "data", Path.cwd() / "out/second/search-0"
+    assert commands[0] == f"python train_search.py --dataset cifar10 --data {data} --unrolled --seed 0 --run_dir {folder} --gpu 0"
     assert not Path("out").exists()
 
 
@@ -369,7 +380,7 @@ def test_a_dry_run_names_the_subset_of_the_images(script):
     status, out, _ = script("reproduce", "--preset", "small", "--methods", "first", "--data", "all", "--dry_run", "--out", "out")
     first, *lines = out.splitlines()
     assert (status, first) == (0, "# first, --collect, which copies the images")
-    assert all("--data out/images" in line for line in lines if line.startswith("python"))
+    assert all(f"--data {Path.cwd()}/out/images" in line for line in lines if line.startswith("python"))
 
 
 def test_another_protocol_in_the_same_folder_is_refused(script, whole, tmp_path):

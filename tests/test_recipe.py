@@ -82,7 +82,7 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
     assert f"test accuracy {rows[-1]['test_acc']:.2f}% of these weights, measured once: the result" in lines
     assert not any("not a result" in line for line in lines)
     command = said(lines, "test the weights again: ")
-    assert command == ["python", "test.py", "run"]
+    assert command == ["python", "test.py", str(Path.cwd() / "run")]
     described = json.loads(Path("run/network.json").read_text())
     assert (described["weights"], described["accuracy"]) == ("best.pt", rows[-1]["test_acc"])
     status, out, _ = script("test", *command[2:], "--workers", "0")

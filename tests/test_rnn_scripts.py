@@ -160,7 +160,7 @@ def test_another_text_is_refused_on_resuming(text, tmp_path):
         (["--bptt", "3"], "--bptt 3 is too short"),
         (["--dataset", "ptb", "--data", "nowhere"], "is missing: put the files of Penn Treebank"),
         (["--dataset", "wikitext2", "--data", "nowhere"], "is missing: put the files of WikiText-2"),
-        (["--data", "nowhere.txt"], "cannot read the text nowhere.txt"),
+        (["--data", "nowhere.txt"], "nowhere.txt: No such file"),
         (["--data", "empty.txt"], "empty.txt holds no words"),
         (["--data", "latin.txt"], "latin.txt is not text in UTF-8 (byte 3)"),
         (["--data", "folder"], "folder holds no .txt file"),

@@ -139,12 +139,12 @@ def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
     status, _, err = script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
     assert (status, err) == (0, "")
     lines = log_lines(tmp_path / "run")
-    assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", "run"]
+    assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", str(tmp_path / "run")]
     assert lines[-1].startswith("no pictures: ")
 
 
-def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images, double):
-    """On images of noise, whose class can only be guessed, so that most changes of the network show."""
+def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images, double, monkeypatch):
+    """On images of noise, whose class can only be guessed, so that most changes of the network show. Also from another folder."""
     shutil.copytree(images / "train", tmp_path / "images" / "train")
     noise = np.random.default_rng(1).integers(0, 256, (2, 100, 8, 8, 3), dtype=np.uint8)
     for label, pictures in zip(("dark", "light"), noise, strict=True):
@@ -157,9 +157,14 @@ def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images,
     assert [row["drop_path_prob"] for row in metrics] == [0.0, pytest.approx(0.15)]
     assert [row["lr"] for row in metrics] == [pytest.approx(0.025), pytest.approx(0.0125)]
     command = said(log_lines(tmp_path / "eval"), "test the weights again: ")
-    _, out, _ = script("test", *command[2:], "--batch_size", "160", "--workers", "0")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, out, err = script("test", *command[2:], "--batch_size", "160", "--workers", "0")
+    assert err == ""
     assert 0 < metrics[-1]["test_acc"] < 100
     assert float(re.search(r"test_acc (\S+)", out).group(1)) == pytest.approx(metrics[-1]["test_acc"], abs=1e-6)
+    for name, *more in (("export", "../eval", "--format", "torch"), ("train", "--resume", "../eval")):
+        assert script(name, *more)[::2] == (0, "")
 
 
 def test_learning_rate_of_the_search_and_xi(images, tmp_path, monkeypatch):
@@ -201,8 +206,8 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
     status, most, _ = script("test", *said(more.splitlines(), "test the weights again: ")[2:])
     assert status == 0
     for text in (out, more, *((tmp_path / name / "log.txt").read_text() for name in ("search", "eval"))):
-        assert text.count("skipped 2 of 40 images, which cannot be decoded: images/train/dark/0.png: ") == 1
-    assert most.count("skipped 1 of 8 images, which cannot be decoded: images/test/dark/0.png: ") == 1
+        assert text.count(f"skipped 2 of 40 images, which cannot be decoded: {tmp_path}/images/train/dark/0.png: ") == 1
+    assert most.count(f"skipped 1 of 8 images, which cannot be decoded: {tmp_path}/images/test/dark/0.png: ") == 1
 
 
 def test_names_give_the_terminal_no_orders(script, tmp_path, images):
@@ -239,7 +244,7 @@ def test_same_seed_same_log(script, tmp_path, images, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         script("train_search", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", "run", "--cutout")
-        logs.append(log_lines(tmp_path / name / "run"))
+        logs.append([line.replace(str(tmp_path / name), "") for line in log_lines(tmp_path / name / "run")])
     assert logs[0] == logs[1]
     monkeypatch.chdir(tmp_path)
     script("train_search", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", "other", "--cutout", "--seed", "3")
