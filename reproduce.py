@@ -29,10 +29,9 @@ from typing import Any
 import filelock
 
 import data
-import genotypes
 from experiment import errors, files
 from experiment.errors import UserError
-from nas.architecture import canonical
+from nas.architecture import canonical, names
 from pictures import protocol as pictures
 from protocol import results, workers
 from protocol.plan import PRESETS, Job, Plan, configured, run_of
@@ -223,7 +222,7 @@ def _measured(jobs: list[Job], images: data.ImageData, pool: workers.LocalWorker
         kind = (job.method if job.stage == "search" else "", job.stage)
         if kind not in kinds:
             with tempfile.TemporaryDirectory() as folder:
-                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in genotypes.KNOWN else "DARTS_V2"}
+                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in names("darts") else "DARTS_V2"}
                 probe = replace(job, folder=Path(folder) / "probe", flags={**job.flags, **arch, "fast_dev_run": True})
                 handle = pool.submit(probe)
                 if reason := pool.wait([handle])[handle]:

@@ -21,13 +21,12 @@ from pathlib import Path
 from torch import nn
 
 import data
-import genotypes
 import utils
 from experiment import progress
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from nas import networks, registry, trained
-from nas.architecture import canonical
+from nas.architecture import canonical, names
 from nas.trained import Trained
 from speed import acceleration
 
@@ -49,7 +48,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
         "--arch",
         type=canonical,
         default="DARTS",
-        help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a run's folder; or Genotype(...) from a log",
+        help=f"{', '.join(names('darts'))}; a file with JSON or Genotype(...); a run's folder; or such a text",
     )
     parser.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")

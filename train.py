@@ -33,14 +33,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
-import genotypes
 import utils
 from experiment import distributed, metrics, monitor
 from experiment.errors import UserError
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
 from nas import networks, registry, trained
-from nas.architecture import Architecture, canonical
+from nas.architecture import Architecture, canonical, names
 from speed import acceleration, capture
 
 # The authors' train_imagenet.py, for 250 epochs as in the paper.
@@ -76,7 +75,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--arch",
         type=canonical,
         default="DARTS",
-        help=f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log",
+        help=f"{', '.join(names('darts'))}; a file with JSON or Genotype(...); a search's folder; or such a text",
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")

@@ -23,6 +23,7 @@ from experiment import cli, errors
 if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
+import os
 from pathlib import Path
 
 from experiment.errors import UserError
@@ -35,7 +36,7 @@ def _name_and_folder(arch: str) -> tuple[str, str]:
     """Default caption and folder for the pictures of `arch`, a valid architecture."""
     if arch in names():
         return arch, "."
-    if "Genotype(" in arch:
+    if not os.path.lexists(arch):  # a text
         return "", "."
     path = Path(arch).resolve()
     return (path.parent if path.name in ("genotype.json", "architecture.json") else path).name, arch if path.is_dir() else "."

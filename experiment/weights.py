@@ -112,7 +112,7 @@ def _with_names_of(own: Collection[str], weights: dict[str, Any]) -> tuple[dict[
     counters = {key for key in weights if key.rpartition(".")[2] in COUNTERS and key not in own}
     notes = [f"left out {', '.join(sorted({key.rpartition('.')[2] for key in counters}))}"] if counters else []
     weights = {key: value for key, value in weights.items() if key not in counters}
-    first = next(iter(own))
+    first = next(iter(own), "")
     prefix = next((key.removesuffix(first) for key in weights if key.endswith(f".{first}")), "")
     if prefix and all(key.startswith(prefix) for key in weights):
         notes.append(f"removed the prefix {shorten(prefix)}")

@@ -3,25 +3,30 @@
     Architecture.read("DARTS_V2").cells["normal"].edges
     Architecture.read("search-EXP/").distance(Architecture.read("DARTS_V1"))
 
-An architecture is given as the name of a published cell, the text `Genotype(...)`, JSON or a JSON file, or a run's folder. In JSON, the
-cells of DARTS are the fields of `Genotype`, NNI's flat dictionary, or choices; in other spaces, JSON is {key of a choice: what was chosen}.
+An architecture is given as the name of a published cell, a text or a file of it, or a run's folder. The text is `Genotype(...)`, JSON, or
+a Python dictionary. There, the cells of DARTS are the fields of `Genotype`, NNI's flat dictionary, or choices; the architectures of other
+spaces are {key of a choice: what was chosen}, and those of NAS-Bench-201 also the benchmark's strings.
 This file does not import torch.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import genotypes
 from experiment import files
 from experiment.errors import UserError, shorten, shown
-from genotypes import CELLS, KNOWN, OPERATIONS, PRIMITIVES, Genotype, edge_key, edge_of, to_nni
+from genotypes import CELLS, PRIMITIVES, Genotype, edge_key, edge_of, to_nni
+from nas import published
 from rnn import genotypes as rnn
 
 # Most intermediate nodes of a cell: more than in any published cell, but few enough to build a network in seconds.
@@ -85,8 +90,8 @@ class Architecture:
         """The architecture that `arch` names.
 
         Args:
-            arch: JSON or a JSON file (see `of`), or the folder of a run. For cells, also one of `names` in any spelling (see `canonical`),
-                or a line of a log with `Genotype(normal=[...], ...)`.
+            arch: one of `names` in any spelling (see `canonical`), the folder of a run, or a text or a file of what `of` takes: in JSON, in
+                Python's notation, or with other text around it, such as a log. Of several `Genotype(...)`, the last one is read.
             space: see `of`.
 
         Raises:
@@ -94,11 +99,9 @@ class Architecture:
         """
         cells, known = space in _CELL_SPACES, names(space)
         if arch in known or (arch := canonical(arch, space)) in known:
-            return cls(known[arch])
-        if arch[:1] + arch[-1:] == "{}":
-            return cls.of(_json(arch, arch), space)
-        if cells and "Genotype(" in arch:
-            return cls(parse(arch[arch.index("Genotype(") :]))
+            return cls.of(known[arch]._asdict(), space)
+        if re.match(r"\s*[{|]|.*Genotype\(", arch, re.DOTALL) and not os.path.lexists(arch):
+            return cls.of(_decode(arch, arch, space), space)
         path = Path(arch)
         try:
             if path.is_dir():
@@ -108,7 +111,7 @@ class Architecture:
             content = files.read(path)
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
-        return cls.of(_json(content, str(path)), space)
+        return cls.of(_decode(content.decode(json.detect_encoding(content), "replace"), str(path), space), space)
 
     @classmethod
     def recorded(cls, folder: str | Path, space: str | None = None) -> Architecture | None:
@@ -125,7 +128,8 @@ class Architecture:
                 `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
                 [...]}`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`;
                 the dictionary of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch":
-                ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in no switch may be `[]`; or the choices of another space.
+                ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in no switch may be `[]`, and NNI 1's indices or masks may
+                replace names; or the choices of another space. For lists of edges in other notations, see `_in_pairs`.
             space: `darts` for cells, `rnn` for a recurrent cell, the name of another space for choices; None to detect it from the keys.
 
         Raises:
@@ -139,7 +143,8 @@ class Architecture:
                 "and reduce_concat"
             )
         keys = [str(key) for key in content]
-        if space == "rnn" or (space is None and set(keys) == set(rnn.Genotype._fields)):
+        recurrent = set(keys) == set(rnn.Genotype._fields)
+        if (space == "rnn" and set(keys) != set(Genotype._fields)) or (space in _CELL_SPACES and recurrent):
             return cls(_of_fields(rnn.Genotype, check_recurrent, content))
         if space is None and content and not any(key in Genotype._fields or key.startswith(_NNI_KEYS + _CHOICE_KEYS) for key in keys):
             return cls(content)
@@ -200,7 +205,7 @@ class Architecture:
     def recurrent(self) -> rnn.Genotype:
         """The recurrent cell. Raises `UserError` if it is not a recurrent cell."""
         if not isinstance(self._genotype, rnn.Genotype):
-            raise UserError(f"this is not a recurrent cell: name one of {', '.join(rnn.KNOWN)}, or the folder of a search by rnn/")
+            raise UserError(f"this is not a recurrent cell: name one of {', '.join(names('rnn'))}, or the folder of a search by rnn/")
         return self._genotype
 
     @property
@@ -435,11 +440,27 @@ def _is_index(chosen: Any, length: int) -> bool:
 _CELL_SPACES = ("darts", "rnn", None)
 
 
-def names(space: str | None = None) -> Mapping[str, Genotype | rnn.Genotype]:
-    """{name: published cell} for this space; for None those of both, with the prefix `rnn.` for recurrent cells."""
-    recurrent = {f"rnn.{name}": genotype for name, genotype in rnn.KNOWN.items()}
-    spaces: dict[str | None, Mapping[str, Genotype | rnn.Genotype]] = {"darts": KNOWN, "rnn": rnn.KNOWN, None: {**KNOWN, **recurrent}}
+def names(space: str | None = None) -> Mapping[str, Any]:
+    """{name: published cell} for this space; for None those of both, with the prefix `rnn.` for recurrent cells.
+
+    These are all genotypes in `genotypes.py` and `nas/published.py`, or in `rnn/genotypes.py`.
+    """
+    cells = {name: value for name, value in [*vars(genotypes).items(), *vars(published).items()] if isinstance(value, Genotype)}
+    recurrent = {name: value for name, value in vars(rnn).items() if isinstance(value, rnn.Genotype)}
+    both = cells | {f"rnn.{name}": value for name, value in recurrent.items()}
+    spaces: dict[str | None, Mapping[str, Any]] = {"darts": cells, "rnn": recurrent, None: both}
     return spaces.get(space, {})
+
+
+# All operations that a genotype may contain: the candidates, and others that the named cells use.
+OPERATIONS = list(
+    dict.fromkeys(
+        [
+            *PRIMITIVES,
+            *(edge[0] for cells in names("darts").values() for edge in [*cells.normal, *cells.reduce] if isinstance(edge[0], str)),
+        ]
+    )
+)
 
 
 def canonical(arch: str, space: str | None = None) -> str:
@@ -449,13 +470,6 @@ def canonical(arch: str, space: str | None = None) -> str:
     """
     spelt = {_spelling(name): name for name in names(space)}.get(_spelling(arch))
     return arch if spelt is None or os.path.lexists(arch) else spelt
-
-
-def _json(content: str | bytes, name: str) -> Any:
-    try:
-        return files.parse_json(content)
-    except ValueError as error:
-        raise UserError(f"{shorten(name)} does not hold JSON: {error}") from None
 
 
 def _spelling(name: str) -> str:
@@ -468,8 +482,8 @@ def _of_fields(kind: Any, check: Callable[..., Any], content: dict[Any, Any]) ->
     unknown = [key for key in content if key not in kind._fields]
     if missing or unknown:
         fields = ", ".join(kind._fields)
-        raise UserError(f"an architecture's JSON needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
-    return check(**content)
+        raise UserError(f"an architecture needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
+    return check(**(_in_pairs(content) if kind is Genotype else content))
 
 
 _CELLS_FILE, _CHOICES_FILE, _NNI_FILE = "genotype.json", "architecture.json", "nni.json"
@@ -482,43 +496,108 @@ def _files(folder: Path, space: str | None) -> list[Path]:
     return [folder / name for name in ([_CELLS_FILE, _CHOICES_FILE] if space in _CELL_SPACES else [_CHOICES_FILE])]
 
 
-def parse(text: str) -> Genotype | rnn.Genotype:
-    """The genotype in the text that `repr` prints. The text is parsed as a literal, never evaluated.
+def _in_pairs(fields: dict[str, Any]) -> dict[str, Any]:
+    """These fields of a `Genotype` with two pairs (operation, source) per node, as `check` takes them.
+
+    Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two edges: missing ones
+    become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
+    """
+    found = dict(fields)
+    for cell in CELLS:
+        edges, concat = fields[cell], fields[f"{cell}_concat"]
+        if not (_is_list(edges) and edges and _is_list(concat)):
+            continue  # `check` says what is wrong
+        if all(_is_list(edge) and len(edge) == 3 and type(edge[1]) is int for edge in edges):
+            nodes = [[(name, source) for name, head, source in edges if head == node] for node in range(2, MOST_NODES + 2)]
+            if sum(map(len, nodes)) < len(edges):
+                raise UserError(f"the {cell} cell has an edge (operation, node, source) to no node from 2 to {MOST_NODES + 1}")
+            while not nodes[-1]:
+                nodes.pop()
+        elif all(_is_list(node) and all(_is_list(edge) and len(edge) == 2 for edge in node) for node in edges):
+            nodes = [list(map(tuple, node)) for node in edges]
+        else:
+            continue
+        empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
+        nodes = [[pair for pair in pairs if not (type(pair[1]) is int and pair[1] in empty)] for pairs in nodes]
+        if crowded := [node for node, pairs in enumerate(nodes, 2) if len(pairs) > 2]:
+            raise UserError(f"node {crowded[0]} of the {cell} cell has {len(nodes[crowded[0] - 2])} edges: each node takes two")
+        found[cell] = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
+        found[f"{cell}_concat"] = [node for node in concat if node not in empty]
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | range)
+
+
+def _decode(text: str, name: str, space: str | None) -> Any:
+    """What `text` holds: a string of NAS-Bench-201, JSON, or the last `Genotype(...)` or the first dictionary in Python's notation.
 
     Args:
-        text: `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=[2, 3, 4, 5])`, or
-            `Genotype(recurrent=[('tanh', 0), ...], concat=range(1, 9))`.
-
-    Raises:
-        UserError: `text` is not of this form.
+        name: of the text, for messages.
     """
+    if space in ("nasbench201", None) and (strings := re.findall(r"\|\w+~\d[\w~|+]*", text)):
+        from nas.spaces import nasbench201  # imports torch
+
+        return nasbench201.from_string(strings[-1])
+    start = text.rfind("Genotype(")
+    if start < 0:
+        try:
+            return files.parse_json(text.removeprefix("\ufeff"))
+        except ValueError as error:
+            broken, start = f"{shorten(name)} does not hold JSON: {error}", text.find("{")
+    else:
+        broken = f"cannot read {shorten(text[start:])}: a bracket, a quote or a comma is missing or too many, or quotes are not straight"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's, about "\\d" for example: the error is enough
-            call = ast.parse(text.strip(), mode="eval").body
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
-            raise ValueError("it is not one Genotype(...)")
-        given = len(call.args) + len(call.keywords)
-        names, checked = (rnn.Genotype._fields, check_recurrent) if given == 2 else (Genotype._fields, check)
-        fields = dict(zip(names, map(_literal, call.args), strict=False))
-        fields |= {keyword.arg or "**": _literal(keyword.value) for keyword in call.keywords}
-        if given != len(names) or set(fields) != set(names):
-            raise ValueError(f"it needs {', '.join(Genotype._fields)}, or {', '.join(rnn.Genotype._fields)}, each once")
-    except UserError:
-        raise
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise UserError(f"cannot parse the genotype {shorten(text)}: {error}") from None
-    return checked(**fields)
+            return _value(ast.parse(_bracketed(text[max(start, 0) :]), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise UserError(broken) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cannot read {shorten(text[max(start, 0) :])}: {error}") from None
 
 
-def _literal(node: ast.expr) -> Any:
-    """A Python literal, or `range` of integers, as the original prints `*_concat`."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-        bounds = [ast.literal_eval(argument) for argument in node.args]
-        if not all(type(bound) is int and abs(bound) <= 1000 for bound in bounds):
-            raise ValueError("range() takes small integers")
-        return list(range(*bounds))
-    return ast.literal_eval(node)
+def _bracketed(text: str) -> str:
+    """`text` up to the bracket that closes its first one; all of it if none does."""
+    depth = 0
+    for bracket in re.finditer(r"[()\[\]{}]", text):
+        depth += 1 if bracket[0] in "([{" else -1
+        if depth == 0:
+            return text[: bracket.end()]
+    return text
+
+
+_WRAPPERS = {"array", "int", "int32", "int64", "list", "str_", "tuple"}  # as in np.int64(0) and list(range(2, 6))
+
+
+def _value(node: ast.AST | None) -> Any:
+    """The value of a literal, of `range` of integers, or of `Genotype(...)` as the dictionary of its fields. Nothing is evaluated."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.List() | ast.Tuple():
+            return [_value(element) for element in node.elts]
+        case ast.Dict():
+            return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+        case ast.Call(func=ast.Name(id="Genotype")):
+            given = len(node.args) + len(node.keywords)
+            fields = rnn.Genotype._fields if given == 2 else Genotype._fields
+            found = dict(zip(fields, map(_value, node.args), strict=False))
+            found |= {keyword.arg or "**": _value(keyword.value) for keyword in node.keywords}
+            if given != len(fields) or set(found) != set(fields):
+                raise ValueError(f"it needs {', '.join(Genotype._fields)}, or {', '.join(rnn.Genotype._fields)}, each once")
+            return found
+        case ast.Call(func=ast.Name(id="range"), keywords=[]):
+            bounds = [_value(argument) for argument in node.args]
+            if not all(type(bound) is int and abs(bound) <= 1000 for bound in bounds):
+                raise ValueError("range() takes small integers")
+            return list(range(*bounds))
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[only], keywords=[]) if name in _WRAPPERS:
+            return _value(only)
+        case ast.Name():
+            raise ValueError(f"{shorten(node.id)} has no quotes: write '{shorten(node.id)}'")
+    raise ValueError("it may contain only names in quotes, numbers, lists and range()")
 
 
 def _from_nni(content: dict[str, Any]) -> Genotype:
@@ -553,22 +632,34 @@ def _from_choices(content: dict[str, Any]) -> Genotype:
                 raise UserError(f"the {cell} cell has more nodes than a cell can have, {MOST_NODES}")
             keys = [edge_key(cell, node, source) for source in range(node)]
             operations = [remaining.pop(key, None) for key in keys]
-            chosen = remaining.pop(switch)
-            if not isinstance(chosen, list) or len(chosen) != 2 or not all(key in keys for key in chosen) or chosen[0] == chosen[1]:
-                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(chosen)}")
+            given = remaining.pop(switch)
+            chosen = _picked(given, keys)
+            if len(chosen) != 2 or not all(key in keys for key in chosen) or chosen[0] == chosen[1]:
+                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(given)}")
             for source in map(keys.index, chosen):
-                operation = operations[source]
-                if isinstance(operation, list) and len(operation) == 1:
-                    operation = operation[0]
-                if not isinstance(operation, str) or operation not in known:
-                    raise UserError(f"{keys[source]} is {shown(operation)}: known are {', '.join(known)}")
-                edges.append((known[operation], source))
+                picked = _picked(operations[source], list(CHOICES))
+                if len(picked) != 1 or not isinstance(picked[0], str) or picked[0] not in known:
+                    raise UserError(f"{keys[source]} is {shown(operations[source])}: known are {', '.join(known)}")
+                edges.append((known[picked[0]], source))
             node += 1
         cells[cell] = edges
         cells[f"{cell}_concat"] = list(range(2, node))
     if remaining:
         raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
     return check(**cells)
+
+
+def _picked(chosen: Any, candidates: Sequence[str]) -> list[Any]:
+    """The names of what was chosen: one or several names, indices as NNI 1 writes them, or a mask (see `unmasked`)."""
+    listed = unmasked(chosen if isinstance(chosen, list) else [chosen], len(candidates))
+    return [candidates[entry] if _is_index(entry, len(candidates)) else entry for entry in listed]
+
+
+def unmasked(values: list[Any], count: int) -> list[Any]:
+    """The indices in a mask over `count` candidates, as NNI 1 writes it: all booleans, or all floats. Other `values` are returned."""
+    if len(values) == count and {type(on) for on in values} in ({bool}, {float}):
+        return [index for index, on in enumerate(values) if on]
+    return values
 
 
 def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
@@ -600,7 +691,7 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
     """
 
     def edges(cell: str, pairs: Any) -> list[tuple[str, int]]:
-        if not isinstance(pairs, list | tuple) or not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        if not _is_list(pairs) or not pairs or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
             raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
         if len(pairs) > 2 * MOST_NODES:
             raise UserError(f"the {cell} cell has {len(pairs)} edges: it can have {2 * MOST_NODES}, two for each of {MOST_NODES} nodes")
@@ -618,7 +709,7 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
 
     def concat(cell: str, nodes: Any, edge_count: int) -> list[int]:
         last = edge_count // 2 + 1
-        if not isinstance(nodes, list | tuple) or not nodes or not all(type(node) is int and 2 <= node <= last for node in nodes):
+        if not _is_list(nodes) or not nodes or not all(type(node) is int and 2 <= node <= last for node in nodes):
             raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {shown(nodes)}")
         if len(set(nodes)) != len(nodes):
             raise UserError(f"{cell}_concat names a node twice: {shown(nodes)}")
@@ -655,7 +746,7 @@ def check_recurrent(recurrent: Any, concat: Any) -> rnn.Genotype:
         if type(source) is not int or not 0 <= source < node:
             raise UserError(f"node {node} of the recurrent cell takes node {shown(source)}; it can only take nodes 0 to {node - 1}")
     known = range(len(recurrent) + 1)
-    if not isinstance(concat, list | tuple) or not concat or not all(type(node) is int and node in known for node in concat):
+    if not _is_list(concat) or not concat or not all(type(node) is int and node in known for node in concat):
         raise UserError(f"concat must list nodes from 0 to {len(recurrent)}, not {shown(concat)}")
     if len(set(concat)) != len(concat):
         raise UserError(f"concat names a node twice: {shown(concat)}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from experiment import checkpoint
 from experiment.errors import UserError, shown
-from nas.architecture import Architecture
+from nas.architecture import Architecture, unmasked
 from nas.mutables import ArgumentError, Choice, InputChoice, LayerChoice, Mutable, MutableScope, SpaceError, pick_inputs, reduce
 
 Decisions = dict[str, Tensor]
@@ -363,9 +363,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
 
 def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
     """The indices of the candidates that `value`, an entry of an architecture, names."""
-    values = value if isinstance(value, list) else [value]
-    if len(values) == len(mutable) and all(isinstance(on, bool) for on in values):  # a mask, as NNI 1 wrote it
-        values = [index for index, on in enumerate(values) if on]
+    values = unmasked(value if isinstance(value, list) else [value], len(mutable))
     names = mutable.names if isinstance(mutable, LayerChoice) else mutable.choose_from
     chosen = []
     for entry in values:

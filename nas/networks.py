@@ -12,9 +12,8 @@ from torch import nn
 import operations
 from experiment import cli
 from experiment.errors import UserError, shorten
-from genotypes import KNOWN
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import Architecture
+from nas.architecture import Architecture, names
 from nas.mutables import reset_mutable_counter
 from nas.mutators import apply_fixed_architecture
 from nas.registry import constructor_arguments, load_space
@@ -112,7 +111,7 @@ def read(args: argparse.Namespace) -> Architecture:
     Raises:
         UserError: it is not an architecture of the space, or is the folder of a run in another one.
     """
-    if args.space != "darts" and args.arch in KNOWN and not Path(args.arch).exists():
+    if args.space != "darts" and args.arch in names("darts") and not Path(args.arch).exists():
         raise UserError(f"--arch {args.arch} belongs to --space darts: name a JSON file or a search's folder of --space {args.space}")
     try:
         space = cli.read_config(args.arch)["arguments"].get("space")

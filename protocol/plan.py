@@ -19,7 +19,7 @@ import genotypes
 from experiment import files
 from experiment.errors import UserError, shorten, shown
 from nas import collapse
-from nas.architecture import Architecture
+from nas.architecture import Architecture, names
 from pictures import history
 from pictures.history import History
 
@@ -78,7 +78,7 @@ class Protocol:
             return self.own[name]
         if name in METHODS:
             return METHODS[name]
-        if name in genotypes.KNOWN:
+        if name in names("darts"):
             return Method(name, arch=name)
         raise UserError(f"unknown method {shorten(name)}: {', '.join([*METHODS, *self.own])}, a published cell, or one of a --config file")
 

@@ -18,14 +18,14 @@ from experiment import cli, files
 from experiment.checkpoint import check_like
 from experiment.errors import UserError
 from experiment.run import Run
-from nas.architecture import canonical
-from rnn import data, genotypes
+from nas.architecture import canonical, names
+from rnn import data
 from rnn.model import DARTSCell, Decoder, Dropouts, RNNModel
 
 REGIONS = {DARTSCell: ("forward",), Decoder: ("loss",)}  # the methods that are compiled
 EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
 VOCABULARY = "vocabulary.json"  # in a run's folder
-ARCH_HELP = f"{', '.join(genotypes.KNOWN)}; a JSON file; a search's folder; or Genotype(...) from a log"
+ARCH_HELP = f"{', '.join(names('rnn'))}; a file with JSON or Genotype(...); a search's folder; or such a text"
 
 
 # ---- Arguments

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from PIL import Image
 from scripts import assert_same, log_lines, result
 
+import genotypes
 import train
 import train_search
 import utils
 from experiment import cli
 from experiment.errors import UserError
-from genotypes import KNOWN
-from nas.architecture import Architecture, canonical
+from nas.architecture import Architecture, canonical, names
 from pictures import drawing
 from rnn import genotypes as rnn
 
@@ -167,7 +167,7 @@ def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):
 
 def test_published_cells_by_any_spelling(tmp_path, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
-    for space, known in (("darts", KNOWN), ("rnn", rnn.KNOWN)):
+    for space, known in (("darts", names("darts")), ("rnn", names("rnn"))):
         for name in known:
             for spelt in (name.lower().replace("_", "-"), name.upper()):
                 assert canonical(spelt, space) in known
@@ -187,7 +187,7 @@ def test_a_folder_comes_before_another_spelling_of_a_name(tmp_path, monkeypatch)
 
 def test_an_architecture_of_any_space_is_text():
     choices = Architecture({"conv": "large", "skip": [0]})
-    for architecture, space in ((choices, "my.py:Net"), (Architecture(KNOWN["NASNet"]), "darts"), (Architecture(rnn.KNOWN["ENAS"]), "rnn")):
+    for architecture, space in ((choices, "my.py:Net"), (Architecture(genotypes.NASNet), "darts"), (Architecture(rnn.ENAS), "rnn")):
         assert Architecture.read(json.dumps(architecture.json), space) == architecture
 
 

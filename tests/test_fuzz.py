@@ -30,8 +30,7 @@ import utils
 from experiment import checkpoint, cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from nas.architecture import CHOICES, NASBENCH201_EDGES, Architecture, check
-from nas.architecture import parse as parse_genotype
+from nas.architecture import CHOICES, NASBENCH201_EDGES, OPERATIONS, Architecture, check, names
 from nas.mutables import InputChoice, LayerChoice
 from nas.mutators import apply_fixed_architecture
 from nas.spaces import nasbench201
@@ -61,7 +60,7 @@ def only_user_errors(parse, *arguments):
 
 
 # Texts: words that mean something here among those that do not.
-WORDS = [*genotypes.KNOWN, *genotypes.OPERATIONS, *CHOICES, *genotypes.Genotype._fields, "normal/op_2_0", "normal_n2_switch", ""]
+WORDS = [*names("darts"), *OPERATIONS, *CHOICES, *genotypes.Genotype._fields, "normal/op_2_0", "normal_n2_switch", ""]
 TEXT = st.one_of(st.sampled_from(WORDS), st.text(max_size=8), st.characters())
 INTEGERS = st.one_of(st.integers(-2, 7), st.integers(), st.sampled_from([10**4000]))
 SCALARS = st.one_of(st.none(), st.booleans(), INTEGERS, st.floats(), TEXT)
@@ -136,7 +135,7 @@ def assert_builds(architecture):
         genotype = architecture.genotype
         assert Architecture.of(architecture.json, "darts") == architecture
         assert check(*genotype) == genotype
-        assert parse_genotype(repr(genotype)) == genotype
+        assert Architecture.read(repr(genotype), "darts").genotype == genotype
 
 
 @fuzz(1200, seed=SEEDS, value=JSON)

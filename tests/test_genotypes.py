@@ -11,27 +11,29 @@ from experiment.errors import UserError
 from genotypes import DARTS_V2, PRIMITIVES, Genotype
 from model import NetworkCIFAR
 from model_search import Network, derive_cell
-from nas.architecture import Architecture, check
+from nas import published
+from nas.architecture import OPERATIONS, Architecture, check, names
 from operations import OPS
+from rnn import genotypes as rnn
 
 NNI = golden.load("nni_tutorial_cells.json")
 
 
 def test_known_cells():
     for name, cells in golden.load("genotypes.json").items():
-        assert Architecture(genotypes.KNOWN[name]).json == cells
-    assert Architecture.of(NNI["basic"]).genotype == genotypes.NNI_BASIC
-    assert Architecture.of(NNI["full"]).genotype == genotypes.NNI_FULL
-    assert Architecture.read("DARTS").genotype is DARTS_V2
-    for genotype in genotypes.KNOWN.values():
+        assert Architecture(names("darts")[name]).json == cells
+    assert Architecture.of(NNI["basic"]).genotype == published.NNI_BASIC
+    assert Architecture.of(NNI["full"]).genotype == published.NNI_FULL
+    assert Architecture.read("DARTS").genotype == DARTS_V2
+    for genotype in names("darts").values():
         assert check(*genotype) == genotype
 
 
 def test_operations_that_a_genotype_may_name_are_those_that_exist():
-    assert set(genotypes.OPERATIONS) == set(OPS)
+    assert set(OPERATIONS) == set(OPS)
 
 
-@pytest.mark.parametrize("genotype", genotypes.KNOWN.values(), ids=genotypes.KNOWN)
+@pytest.mark.parametrize("genotype", names("darts").values(), ids=names("darts"))
 def test_every_known_cell_builds_and_runs(genotype):
     model = NetworkCIFAR(2, 7, 3, True, genotype)
     logits, auxiliary = model(torch.randn(2, 3, 32, 32))
@@ -46,9 +48,104 @@ def test_all_forms_of_one_genotype(tmp_path):
     for form in ("DARTS_V2", str(tmp_path / "genotype.json"), str(tmp_path), repr(DARTS_V2), logged, positional):
         assert Architecture.read(form).genotype == DARTS_V2
     assert Architecture.read(f"12/31 01:02:03 AM genotype = {logged}\n").genotype == DARTS_V2
-    assert Architecture.read(str(tmp_path / "nni.json")).genotype == genotypes.NNI_FULL
+    assert Architecture.read(str(tmp_path / "nni.json")).genotype == published.NNI_FULL
     nested = {key: [value] if "input" in key else value for key, value in NNI["full"].items()}
-    assert Architecture.of(nested).genotype == genotypes.NNI_FULL
+    assert Architecture.of(nested).genotype == published.NNI_FULL
+
+
+def per_node(edges):
+    return [list(edges[index : index + 2]) for index in range(0, len(edges), 2)]
+
+
+def as_triples(edges):
+    return [(operation, index // 2 + 2, source) for index, (operation, source) in enumerate(edges)]
+
+
+NESTED = DARTS_V2._replace(normal=per_node(DARTS_V2.normal), reduce=per_node(DARTS_V2.reduce))
+TRIPLES = DARTS_V2._replace(normal=as_triples(DARTS_V2.normal), reduce=as_triples(DARTS_V2.reduce))
+CHOICES = Architecture(DARTS_V2).choices
+
+
+def numbered(key, chosen, candidates):
+    return [candidates.index(name) for name in (chosen if isinstance(chosen, list) else [chosen])]
+
+
+def mask(key, chosen, candidates):
+    return [index in numbered(key, chosen, candidates) for index in range(len(candidates))]
+
+
+def of_nni_1(form):
+    """The choices of DARTS_V2 with indices or masks in place of names, candidates in NNI's order."""
+    operations = ["maxpool", "avgpool", "skipconnect", "sepconv3x3", "sepconv5x5", "dilconv3x3", "dilconv5x5"]
+    inputs = {f"{cell}_n{node}_switch": [f"{cell}_n{node}_p{i}" for i in range(node)] for cell in ("normal", "reduce") for node in range(6)}
+    return {key: form(key, chosen, inputs.get(key, operations)) for key, chosen in CHOICES.items()}
+
+
+LOG = f"epoch 0 genotype = {genotypes.DARTS_V1}\nepoch 1 genotype = {DARTS_V2!r} (valid_acc 87.2)\n12/31 01:02:03 AM lr 0.01\n"
+FOREIGN = {
+    "nested": repr(NESTED),
+    "nested JSON": json.dumps(NESTED._asdict()),
+    "triples": repr(TRIPLES),
+    "NumPy": repr(DARTS_V2).replace("0)", "np.int64(0))").replace("[2, 3, 4, 5]", "list(range(np.int64(2), 6))"),
+    "dictionary": repr(DARTS_V2._replace(normal_concat=range(2, 6))._asdict()),
+    "assigned dictionary": f"found = {DARTS_V2._asdict()}  # epoch 49",
+    "text behind": f"{DARTS_V2!r}.  Epoch 01:02",
+    "log": LOG,
+    "UTF-16": LOG.encode("utf-16"),  # as PowerShell's > writes
+    "NNI 1, indices": json.dumps(of_nni_1(numbered)),
+    "NNI 1, masks": json.dumps(of_nni_1(mask)),
+    "NNI 1, masks of floats": json.dumps({key: list(map(float, chosen)) for key, chosen in of_nni_1(mask).items()}),
+}
+
+
+@pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+def test_what_other_codes_write_is_read_as_it_is_meant(tmp_path, text):
+    (tmp_path / "found.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = Architecture.read(str(tmp_path / "found.txt"), "darts")
+    assert found.distance(Architecture(DARTS_V2)) == 0
+    if isinstance(text, str) and not text.startswith("found"):
+        assert Architecture.read(text, "darts") == found
+
+
+def test_nodes_with_fewer_than_two_edges(tmp_path):
+    """As FairDARTS writes its cells."""
+    normal = "[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('max_pool_3x3', 4, 0), ('sep_conv_3x3', 5, 0)]"
+    reduce = Architecture(published.FAIR_DARTS_A).json["reduce"]
+    found = Architecture.read(f"Genotype(normal={normal}, normal_concat=range(2, 6), reduce={reduce}, reduce_concat=range(2, 6))")
+    assert found == Architecture(published.FAIR_DARTS_A)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (repr(DARTS_V2)[:-1], "a bracket, a quote or a comma is missing"),
+        (repr(DARTS_V2).replace("2)]", "2]", 1), "a bracket, a quote or a comma is missing"),
+        (repr(DARTS_V2).replace("'", "\N{RIGHT SINGLE QUOTATION MARK}"), "quotes are not straight"),
+        (repr(DARTS_V2).replace("'", ""), "sep_conv_3x3 has no quotes"),
+        (repr(DARTS_V2).replace("('sep_conv_3x3'", "('sep_conv_3x3", 1), "a bracket, a quote or a comma is missing"),
+        (repr(DARTS_V2).replace("1)", "01)", 1), "is missing or too many"),
+        (repr(DARTS_V2).replace("0)", "f(0))", 1), "names in quotes, numbers, lists"),
+        (repr(NESTED._replace(normal=[[("skip_connect", 0)] * 3])), "node 2 of the normal cell has 3 edges"),
+        (repr(TRIPLES._replace(normal=[("skip_connect", 10**9, 0)])), "to no node from 2 to 33"),
+    ],
+)
+def test_broken_texts_end_in_one_plain_sentence(text, words):
+    with pytest.raises(UserError, match=words) as raised:
+        Architecture.read(text, "darts")
+    assert not any(jargon in str(raised.value) for jargon in ("ast.", "0x", "literal", "leading zeros"))
+
+
+@pytest.mark.parametrize("module", [genotypes, rnn], ids=["genotypes", "rnn"])
+def test_a_genotype_of_one_s_own_is_a_name(monkeypatch, module):
+    """As if `MY_NET = Genotype(...)` had been pasted at the end of the file."""
+    space = "rnn" if module is rnn else "darts"
+    monkeypatch.setattr(module, "MY_NET", module.DARTS_V1._replace(), raising=False)
+    assert Architecture.read("my-net", space) == Architecture(module.DARTS_V1)
+    assert "MY_NET" in names(space)
+    pasted = module.Genotype(*([] for _ in module.Genotype._fields))
+    monkeypatch.setattr(module, "MY_NET", pasted)
+    with pytest.raises(UserError, match="cell"):
+        Architecture.read("MY_NET", space)
 
 
 @pytest.mark.parametrize("edges", [[("none", 0), ("skip_connect", 1)], [("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)]])

@@ -12,7 +12,7 @@ import genotypes
 import model_search
 from architect import Architect
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import Architecture
+from nas.architecture import Architecture, names
 from speed import acceleration
 
 GOLDEN = golden.load("darts_cnn.json")
@@ -81,7 +81,7 @@ def test_three_search_steps(case, way, order, tolerance):
 
 @pytest.mark.parametrize("case", GOLDEN["discrete"], ids=lambda case: f"{case['arch']}-{case['imagenet']}")
 def test_discrete_network(case):
-    network = NetworkCIFAR(case["C"], case["num_classes"], case["layers"], True, genotypes.KNOWN[case["arch"]])
+    network = NetworkCIFAR(case["C"], case["num_classes"], case["layers"], True, names("darts")[case["arch"]])
     golden.fill(network)
     x, y = golden.batch(case["seed"], case["batch"], case["num_classes"])
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_discrete_network(case):
 def test_sizes_and_names(case):
     build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
     with torch.device("meta"):
-        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], genotypes.KNOWN[case["arch"]])
+        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names("darts")[case["arch"]])
     shapes = golden.keys_shapes(network)
     assert len(shapes) == case["keys"]
     assert golden.sha256(shapes) == case["keys_shapes_sha256"]

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import inspect
 import itertools
+import json
 from pathlib import Path
 
 import golden
@@ -16,11 +17,11 @@ import genotypes
 import utils
 from architect import Architect
 from experiment.errors import UserError
-from genotypes import KNOWN, PRIMITIVES
+from genotypes import PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network
 from nas import spaces
-from nas.architecture import CHOICES, Architecture
+from nas.architecture import CHOICES, Architecture, names
 from nas.mutables import reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
@@ -30,6 +31,7 @@ from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetw
 from nas.spaces.nasbench201 import NASBench201Cell, NASBench201Network
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
+KNOWN = names("darts")
 DEFAULT_GENOTYPES = [name for name in KNOWN if name not in ("NASNet", "AmoebaNet") and not name.startswith("FAIR_DARTS")]
 
 
@@ -195,9 +197,15 @@ ARCHITECTURE = {
 STRING = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
 
 
-def test_the_benchmark_s_string_there_and_back():
+def test_the_benchmark_s_string_there_and_back(tmp_path):
     assert nasbench201.to_string(ARCHITECTURE) == STRING
     assert nasbench201.from_string(STRING) == ARCHITECTURE
+    for text in (STRING, f"Structure(4 nodes with {STRING})", json.dumps({"arch": STRING})):
+        (tmp_path / "found.txt").write_text(text)
+        assert Architecture.read(str(tmp_path / "found.txt"), "nasbench201").choices == ARCHITECTURE
+    assert Architecture.read(STRING, "nasbench201").choices == Architecture.read(STRING).choices == ARCHITECTURE
+    with pytest.raises(UserError, match="is not an edge to node"):
+        Architecture.read(STRING.replace("~1", "~7", 1), "nasbench201")
     torch.manual_seed(0)
     for _ in range(20):
         architecture = RandomMutator(NASBench201Cell("cell", 2, 2, 1)).export()

@@ -14,7 +14,7 @@ import genotypes
 import model_search
 from genotypes import CELLS
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import Architecture
+from nas.architecture import Architecture, names
 from nas.remedies import cells, sampling, supernet
 from nas.remedies.edges import PartialChannels
 from nas.remedies.supernet import Remedied, Supernet, ZeroOneLoss, onto_simplex
@@ -49,8 +49,8 @@ def batch(case, number):
 def check_search(case, make):
     """A pass in training mode with its gradients, one in evaluation mode, and the names."""
     network, (x, y) = make(), batch(case, 1)
-    names = golden.keys_shapes(network)
-    assert (len(names), golden.sha256(names)) == (case["keys"], case["keys_shapes_sha256"])
+    shapes = golden.keys_shapes(network)
+    assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
     assert sum(weight.numel() for weight in network.weight_parameters()) == case["params"]
     logits = network(x)
     loss = F.cross_entropy(logits, y) if "loss_parts" not in case else network.criterion(logits, y)
@@ -158,8 +158,8 @@ def test_pc_darts_size():
     case = PC["supernets"][0]  # the other's stem is that for ImageNet
     with torch.device("meta"):
         network = Supernet(case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss(), partial_channels=case["K"])
-    names = golden.keys_shapes(network)
-    assert (len(names), golden.sha256(names)) == (case["keys"], case["keys_shapes_sha256"])
+    shapes = golden.keys_shapes(network)
+    assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
     assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(case["params_M"], abs=1e-9)
 
 
@@ -168,18 +168,16 @@ KNOWN = {"PC_DARTS_cifar": "PC_DARTS_CIFAR", "PC_DARTS_image": "PC_DARTS_IMAGENE
 
 def test_the_published_cells_of_pc_darts():
     for name, cell in PC["published_genotypes"].items():
-        assert Architecture(genotypes.KNOWN[KNOWN[name]]).json == cell
+        assert Architecture(names("darts")[KNOWN[name]]).json == cell
 
 
 @pytest.mark.parametrize("case", PC["sizes"], ids=lambda case: case["arch"])
 def test_the_published_networks_of_pc_darts(case):
     build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
     with torch.device("meta"):
-        network = build(
-            case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], genotypes.KNOWN[KNOWN[case["arch"]]]
-        )
-    names = golden.keys_shapes(network)
-    assert (len(names), golden.sha256(names)) == (case["keys"], case["keys_shapes_sha256"])
+        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names("darts")[KNOWN[case["arch"]]])
+    shapes = golden.keys_shapes(network)
+    assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
 
 
 # ---- DARTS-
@@ -246,7 +244,7 @@ def test_fair_darts_genotypes(case, without_none):
 
 @pytest.mark.parametrize("name", FAIR["published_genotypes"])
 def test_the_published_cells_of_fair_darts(name):
-    genotype = genotypes.KNOWN[name.replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    genotype = names("darts")[name.replace("FairDARTS_", "FAIR_DARTS_").upper()]
     for cell in CELLS:
         edges = FAIR["published_genotypes"][name][cell]
         nodes = {node for _, node, _ in edges}
@@ -263,7 +261,7 @@ def test_the_published_cells_of_fair_darts(name):
 @pytest.mark.parametrize("case", FAIR["discrete"], ids=lambda case: case["arch"])
 def test_a_discrete_network_of_fair_darts(case):
     """Names differ: theirs are by node and input."""
-    genotype = genotypes.KNOWN[case["arch"].replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    genotype = names("darts")[case["arch"].replace("FairDARTS_", "FAIR_DARTS_").upper()]
     network = NetworkCIFAR(case["C"], 10, case["layers"], True, genotype)
 
     def theirs(key):

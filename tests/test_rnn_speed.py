@@ -11,7 +11,7 @@ from golden import close
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 from benchmarks.recurrent_step import PlainCell, PlainCellSearch
-from rnn import genotypes
+from nas.architecture import names
 from rnn.model import Dropouts, RNNModel
 from rnn.model_search import RNNModelSearch
 
@@ -25,7 +25,7 @@ def both(kind):
     models = []
     for plain in (False, True):
         torch.manual_seed(1)
-        model = RNNModelSearch(V, H, P) if kind == "search" else RNNModel(V, H, P, genotypes.KNOWN[kind])
+        model = RNNModelSearch(V, H, P) if kind == "search" else RNNModel(V, H, P, names("rnn")[kind])
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(10)
@@ -35,7 +35,7 @@ def both(kind):
     return *models, torch.randint(V, (2, T, B)), torch.randn(1, B, H)
 
 
-@pytest.mark.parametrize("kind", ["search", *genotypes.KNOWN])
+@pytest.mark.parametrize("kind", ["search", *names("rnn")])
 def test_edges_computed_together_are_the_original_s_operations(kind):
     model, plain, (x, y), hidden = both(kind)
     masks = model.draw_masks(B)
@@ -60,7 +60,7 @@ import rnn.model, rnn.model_search
 rnn.model.Decoder.rows = staticmethod(lambda batch_size: 4 * batch_size)  # so that of 6 time steps, 4 are compiled and 2 are not
 # Fewer nodes compile sooner.
 rnn.model.STEPS = rnn.model_search.STEPS = 2
-rnn.genotypes.KNOWN["short"] = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
+rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
 from golden import close
 from test_rnn_speed import B, H, T, V, both
 from rnn.architect import Architect

@@ -129,7 +129,7 @@ def test_skip_connections_of_every_kind_of_architecture():
 
 
 def test_distance_counts_edges():
-    cells = genotypes.KNOWN["DARTS_V2"]
+    cells = genotypes.DARTS_V2
     one = Architecture(cells)
     normal = list(cells.normal)
     assert one.distance(one) == 0
@@ -213,12 +213,12 @@ def test_a_long_run_has_no_more_frames_bars_and_cells_than_a_picture_can_show(tm
 
 
 def test_a_training_has_no_animation(tmp_path):
-    assert animation.animation(history.read(training_run(tmp_path / "run", genotypes.KNOWN["DARTS_V2"]))) is None
+    assert animation.animation(history.read(training_run(tmp_path / "run", genotypes.DARTS_V2))) is None
 
 
 def test_a_run_of_changing_spaces_is_a_users_error(tmp_path):
     rows = [losses(epoch, "valid") | {"alphas": {}, "architecture": {"a": 1}} for epoch in range(2)]
-    rows[0]["genotype"] = Architecture(genotypes.KNOWN["DARTS_V2"]).json
+    rows[0]["genotype"] = Architecture(genotypes.DARTS_V2).json
     with pytest.raises(UserError, match="several spaces"):
         animation.animation(history.read(write_run(tmp_path / "run", rows)))
 
@@ -232,7 +232,7 @@ def test_a_run_of_changing_spaces_is_a_users_error(tmp_path):
         (search_run, {"curves", "alphas", "operations"}),
         (nasbench201_run, {"curves", "alphas", "operations"}),
         (macro_run, {"curves", "operations"}),
-        (lambda folder, epochs: training_run(folder, genotypes.KNOWN["DARTS_V2"], epochs), {"curves"}),
+        (lambda folder, epochs: training_run(folder, genotypes.DARTS_V2, epochs), {"curves"}),
     ],
 )
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -297,7 +297,7 @@ def cells_of(run):
 
 def with_classes(folder, counts, names):
     """A training whose last epoch tells of every class."""
-    training_run(folder, genotypes.KNOWN["DARTS_V2"])
+    training_run(folder, genotypes.DARTS_V2)
     first, last = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     last |= metrics.of_classes(counts, names)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, last)))
@@ -353,7 +353,7 @@ def test_numbers_of_operations_get_their_names(tmp_path):
 
 
 def test_the_table(tmp_path):
-    v1, v2 = genotypes.KNOWN["DARTS_V1"], genotypes.KNOWN["DARTS_V2"]
+    v1, v2 = genotypes.DARTS_V1, genotypes.DARTS_V2
     paths = [
         training_run(tmp_path / "a" / "run", v2, init_channels=36, layers=20),
         training_run(tmp_path / "b" / "run", v1, init_channels=4, layers=3),
@@ -374,7 +374,7 @@ def test_sizes_are_those_of_the_network_itself(tmp_path):
     import utils
     from model import NetworkCIFAR
 
-    v2 = genotypes.KNOWN["DARTS_V2"]
+    v2 = genotypes.DARTS_V2
     [row] = compare.table([history.read(training_run(tmp_path / "run", v2, init_channels=4, layers=3))])
     network = NetworkCIFAR(4, 10, 3, True, v2)
     assert row["params, M"] == f"{utils.count_parameters_in_MB(network):.3f}"
@@ -402,7 +402,7 @@ def test_code_that_only_a_folder_names_is_not_run_to_compare_it(tmp_path):
     ],
 )
 def test_what_fits_no_network_costs_only_a_cell_of_the_table(wrong, tmp_path):
-    training = training_run(tmp_path, genotypes.KNOWN["DARTS_V2"], init_channels=4, layers=3)
+    training = training_run(tmp_path, genotypes.DARTS_V2, init_channels=4, layers=3)
     config = json.loads((training / "config.json").read_text())
     config["arguments"] |= wrong
     (training / "config.json").write_text(json.dumps(config))

@@ -17,11 +17,12 @@ import pytest
 
 import visualize
 from experiment.errors import UserError
-from genotypes import KNOWN, OPERATIONS, Genotype
-from nas.architecture import Architecture, check
+from genotypes import Genotype
+from nas.architecture import OPERATIONS, Architecture, check, names
 from pictures import drawing
 
 SCRIPT = Path(visualize.__file__)
+KNOWN = names("darts")
 V2 = Architecture(KNOWN["DARTS_V2"])
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-1.", "svg": b"<?xml "}
 

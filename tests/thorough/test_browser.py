@@ -37,7 +37,7 @@ LINES_OF_NAMES = """<script>addEventListener("load", () => parent.postMessage(
 def test_nothing_of_a_comparison_is_cut_off(tmp_path):
     """On 1200 pixels: neither a column of the table nor a part of a picture."""
     paths = [search_run(tmp_path / "search-EXP-20260101-120000"), nasbench201_run(tmp_path / "two")]
-    paths += [training_run(tmp_path / "eval-EXP-20260102-120000", genotypes.KNOWN["NASNet"], init_channels=36, layers=20)]
+    paths += [training_run(tmp_path / "eval-EXP-20260102-120000", genotypes.NASNet, init_channels=36, layers=20)]
     runs = [history.read(path) for path in paths]
     page = report.of_runs(runs, compare.table(runs), visualize.picture_runs(runs, "png")).decode()
     assert in_a_browser(page, tmp_path, 1200, CUT_OFF) == [0, 0, 0]
