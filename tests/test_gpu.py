@@ -19,12 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import genotypes
+import rnn.architect
+import rnn.train_search
+import rnn.utils
 import train
 import train_search
 import utils
 from image_files import datasets, folders
 from nas import networks, search
 from nas.architecture import Architecture
+from rnn.model import Dropouts
+from rnn.model_search import RNNModelSearch
 from speed import capture
 
 META = torch.device("meta")
@@ -40,19 +45,14 @@ class OneDevice(TorchDispatchMode):
 
 
 @pytest.fixture
-def on_meta(monkeypatch):
-    """Trains an epoch on `meta`, whose tensors have no values: reading one raises, wherever the steps of a GPU would wait for it."""
+def meta_run(monkeypatch):
+    """A run for epochs on `meta`, whose tensors have no values: reading one raises, wherever the CPU would wait for a GPU."""
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *others, **options: autocast("cpu", *others, **options))  # `meta` has none
-    monkeypatch.setattr(utils.FiniteCheck, "check", lambda check: None)  # once per line of the log, and before a checkpoint
-
-    def train_epoch(model, batches, step):
-        progress = SimpleNamespace(epoch=0, step=1)  # after the first line of the log
-        run = SimpleNamespace(args=arguments(), progress=progress, complete_step=lambda: 0, save=lambda: 0)
-        with OneDevice():
-            utils.train_epoch(model, batches, step, 0.025, utils.Meters(), run)
-
-    return train_epoch
+    monkeypatch.setattr(utils.FiniteCheck, "check", lambda check: None)  # reads once per line of the log, and before a checkpoint
+    nothing = dict.fromkeys(("log", "complete_step", "save"), lambda *values: None)
+    with OneDevice():
+        yield SimpleNamespace(args=arguments(), progress=SimpleNamespace(epoch=0, step=0), **nothing)
 
 
 def random_images(device=CPU):
@@ -87,7 +87,7 @@ reads = pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="the C
         pytest.param({"strategy": "enas"}, id="enas", marks=reads),
     ],
 )
-def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, on_meta):
+def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, meta_run):
     args = arguments(nodes=1, **given)
     model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), META)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
@@ -95,19 +95,31 @@ def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, on_meta):
     architect.begin_epoch(0)
     pairs = islice(zip(train_batches, alpha_batches, strict=True), 2)  # SGD has a momentum in the second
     step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
-    on_meta(model, ((*pair, *drawn) for pair, drawn in pairs), step)
+    utils.train_epoch(model, ((*pair, *drawn) for pair, drawn in pairs), step, 0.025, utils.Meters(), meta_run)
 
 
 @pytest.mark.parametrize(("amp", "images_on"), [(False, CPU), (True, META)])
-def test_the_steps_of_a_training_read_nothing_and_mix_no_devices(amp, images_on, on_meta):
+def test_the_steps_of_a_training_read_nothing_and_mix_no_devices(amp, images_on, meta_run):
     args = arguments(amp=amp)
     model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts")).to(META)
     model.drop_path_prob = 0.2
     optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
     step = train.training_step(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, args)
-    on_meta(model, islice(batches(data.train_batches, META, images_on), 2), step)
-    with OneDevice():
-        utils.evaluate(model, islice(batches(data.train_batches, META, images_on), 1), nn.CrossEntropyLoss())
+    utils.train_epoch(model, islice(batches(data.train_batches, META, images_on), 2), step, 0.025, utils.Meters(), meta_run)
+    utils.evaluate(model, islice(batches(data.train_batches, META, images_on), 1), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_the_steps_of_a_recurrent_search_read_nothing_and_mix_no_devices(unrolled, meta_run):
+    args = arguments(
+        unrolled=unrolled, lr=1.0, bptt=3, arch_lr=1e-3, arch_wdecay=1e-3, wdecay=1e-6, clip=1.0, alpha=1.0, beta=1.0, faithful=True
+    )
+    with META:
+        model, words = RNNModelSearch(7, 4, Dropouts(0.1, 0.1, 0.1, 0.1, 0.1)), torch.zeros(40, 2, dtype=torch.long)
+    architect, place = rnn.architect.Architect(model, args), rnn.utils.Place(*(model.init_hidden(2) for _ in range(2)))
+    optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
+    pieces = islice(rnn.utils.pieces(words, place, args.bptt), 2)
+    rnn.train_search.train(pieces, words, model, architect, optimizer, place, rnn.utils.Meters(), args, meta_run)
 
 
 @pytest.mark.parametrize(("unrolled", "expected"), [(False, [True, False]), (True, [False, True, True, True, False])])
