@@ -187,10 +187,15 @@ class Architect:
     def _exact_product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor) -> list[Tensor]:
         """The same product, exact: the derivative of L_train along v in forward mode, then one backward pass to alpha.
 
-        Arguments as for `_hessian_vector_product`. Does not update the running statistics.
+        Arguments as for `_hessian_vector_product`. Does not update the buffers.
         """
+
+        def loss(w: Tensor) -> Tensor:
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # forward mode must not change the model's
+            return self._loss(input, target, self._state(w) | buffers, amp=False)
+
         with _differentiable_twice(cast(nn.Module, self.model)):
-            along_v = torch.func.jvp(lambda w: self._loss(input, target, self._state(w), amp=False), (w,), (v,))[1]
+            along_v = torch.func.jvp(loss, (w,), (v,))[1]
             return _grad(along_v, self.model.arch_parameters())
 
     def _loss(self, input: Tensor, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import Genotype, reductions
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, drop_path, imagenet_stem
+from operations import FactorizedReduce, Identity, ReLUConvBN, build, drop_path, imagenet_stem
 
 
 class Cell(nn.Module):
@@ -25,7 +25,7 @@ class Cell(nn.Module):
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
         edges, concat = (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
-        self._ops = nn.ModuleList(OPS[name](C, 2 if reduction and source < 2 else 1, True) for name, source in edges)
+        self._ops = nn.ModuleList(build(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges)
         self._indices = [source for _, source in edges]
         self._concat = list(concat)
         self.multiplier = len(self._concat)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key, reductions
-from operations import OPS, FactorizedReduce, ReLUConvBN, Zero, imagenet_stem
+from operations import FactorizedReduce, ReLUConvBN, Zero, build, imagenet_stem
 
 
 class MixedOp(nn.Module):
@@ -24,34 +24,16 @@ class MixedOp(nn.Module):
         super().__init__()
         self._ops = nn.ModuleList()
         for primitive in PRIMITIVES:
-            op = OPS[primitive](C, stride, False)
+            op = build(primitive, C, stride, False)
             if "pool" in primitive:  # convolutions end in BatchNorm; pooling gets one too, so that all outputs have the same scale
                 op = nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
             self._ops.append(op)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
-        return self.mix(x, self.pool(x), weights)
-
-    def pool(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the poolings. They have no parameters, so all edges from one node can share them (speed/pooling.py)."""
-        return [op(x) for op in self._ops if is_pooling(op)]
-
-    def mix(self, x: Tensor, pooled: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """The weighted sum, given the outputs of `pool`."""
-        outputs = iter(pooled)
         # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of shape (), keep
         # the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
-        return sum(
-            weight * (next(outputs) if is_pooling(op) else op(x))
-            for weight, op in zip(weights[:, None], self._ops, strict=True)
-            if not isinstance(op, Zero)
-        )
-
-
-def is_pooling(op: nn.Module) -> bool:
-    """Whether this candidate of a `MixedOp` is a pooling."""
-    return isinstance(op, nn.Sequential) and isinstance(op[0], nn.AvgPool2d | nn.MaxPool2d)
+        return sum(weight * op(x) for weight, op in zip(weights[:, None], self._ops, strict=True) if not isinstance(op, Zero))
 
 
 class Cell(nn.Module):

@@ -7,8 +7,8 @@ operation that can scale its own output would change the meaning of its alpha, a
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,28 +46,31 @@ def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequentia
     return stem0, nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C))
 
 
-def check(names: Iterable[str], C: int) -> None:
-    """Builds and runs each of these operations once, so that a faulty one is reported before a run begins.
-
-    Does not change the random state.
+def build(name: str, C: int, stride: int, affine: bool) -> nn.Module:
+    """`OPS[name](C, stride, affine)`. The first of its kind is tried, so that a faulty operation is reported before a run begins.
 
     Raises:
-        UserError: an operation is not in `OPS`, fails with C channels, or returns a wrong shape.
+        UserError: the operation is not in `OPS`, fails, or returns a wrong shape.
     """
+    if name not in OPS:
+        raise UserError(f"the operation {name} is not in OPS of operations.py: add a line that builds it, or leave the name out")
+    _try(name, OPS[name], C, stride, affine)
+    return OPS[name](C, stride, affine)
+
+
+@functools.cache
+def _try(name: str, make: Callable[[int, int, bool], nn.Module], C: int, stride: int, affine: bool) -> None:
+    given, expected = (2, C, 8, 8), (2, C, 8 // stride, 8 // stride)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for name, stride, affine in itertools.product(names, (1, 2), (False, True)):
-            if name not in OPS:
-                raise UserError(f"the operation {name} is not in OPS of operations.py: add a line that builds it, or leave the name out")
-            try:
-                shape = tuple(OPS[name](C, stride, affine)(torch.zeros(2, C, 8, 8)).shape)
-            except Exception as error:  # a user's own code may fail in any way
-                raise UserError(
-                    f"the operation {name} of operations.py fails with {C} channels, stride {stride} and affine={affine}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-            if shape != (2, C, 8 // stride, 8 // stride):
-                expected = (2, C, 8 // stride, 8 // stride)
-                raise UserError(f"the operation {name} of operations.py makes {shape} of {(2, C, 8, 8)} at stride {stride}, not {expected}")
+        try:
+            shape = tuple(make(C, stride, affine)(torch.zeros(given)).shape)
+        except Exception as error:  # a user's own code may fail in any way
+            raise UserError(
+                f"the operation {name} of operations.py fails with {C} channels, stride {stride} and affine={affine}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if shape != expected:
+        raise UserError(f"the operation {name} of operations.py makes {shape} of {given} at stride {stride}, not {expected}")
 
 
 class ReLUConvBN(nn.Module):

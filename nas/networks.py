@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import nn
 
-import operations
 from experiment import cli
 from experiment.errors import UserError, shorten
 from model import NetworkCIFAR, NetworkImageNet
@@ -27,10 +26,8 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
     """
     if args.space == "darts":
         constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
-        genotype = architecture.genotype
-        operations.check(dict.fromkeys(operation for operation, _ in [*genotype.normal, *genotype.reduce]), args.init_channels)
         network = NetworkImageNet if args.network == "imagenet" else NetworkCIFAR
-        return network(args.init_channels, num_classes, args.layers, args.auxiliary, genotype, args.channels)
+        return network(args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels)
     if args.auxiliary:
         raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)

@@ -7,11 +7,9 @@ import argparse
 import torch
 from torch import nn
 
-import operations
 from architect import HVP
 from experiment import cli
 from experiment.errors import UserError
-from genotypes import PRIMITIVES
 from model_search import Network
 from nas.architecture import MOST_NODES, check_candidates
 from nas.networks import build_network, check_imagenet_stem
@@ -58,9 +56,6 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
     strategy = load_strategy(args.strategy)
     if args.space == "darts":
         check_candidates()
-        # With partial channels, an edge has as few as C / K of them, but at stride 2 never less than 2 C / K.
-        channels = args.init_channels if args.partial_channels == 1 else 2 * args.init_channels // args.partial_channels
-        operations.check(PRIMITIVES, channels)
     reserved = ("model", "args")
     of_strategy, of_mutator = constructor_arguments(
         "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), reserved

@@ -14,6 +14,7 @@ import functools
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,15 +25,14 @@ import model_search
 import operations
 import utils
 from experiment import distributed, errors
-from speed import products
+from speed import pooling, products
 from speed.convolutions import use_fast_gradients
-from speed.pooling import share_pools
 from speed.recomputation import recompute
 
 Regions = Mapping[type[nn.Module], tuple[str, ...]]  # {type: the methods to compile}; of a subclass, only `forward` is compiled
-# The poolings of a `MixedOp` are computed apart, because several edges may share them.
 REGIONS: Regions = {
-    model_search.MixedOp: ("pool", "mix"),
+    pooling.Edge: ("pool", "mix"),
+    model_search.MixedOp: ("forward",),
     **dict.fromkeys((operations.SepConv, operations.DilConv, operations.ReLUConvBN, operations.FactorizedReduce), ("forward",)),
 }
 
@@ -85,11 +85,11 @@ def apply(network: nn.Module, device: torch.device, amp: bool = False, compiled_
         recomputed: whether its cells recompute their activations in the backward pass.
     """
     set_memory_format(network, device, amp)
+    pooling.share_pools(network)
     if compiled_for is not None:
         compile_regions(network, compiled_for)
     if recomputed:
         recompute(network)
-    share_pools(network)
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
@@ -166,6 +166,30 @@ def compile_regions(network: nn.Module, batch_size: int, regions: Regions = REGI
             setattr(region, name, types.MethodType(_compiled(type(region), name, rows), region))  # type: ignore[arg-type]
 
 
+def compiled_methods(network: nn.Module) -> list[tuple[nn.Module, str, types.MethodType]]:
+    """(region, name, method): what `compile_regions` has done to `network`."""
+    items = [(module, name, value) for module in network.modules() for name, value in vars(module).items()]
+    return [item for item in items if isinstance(item[2], types.MethodType) and hasattr(item[2].__func__, "eager")]
+
+
+def uncompile(network: nn.Module) -> None:
+    """The inverse of `compile_regions`."""
+    for region, name, _ in compiled_methods(network):
+        delattr(region, name)
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Takes the compiled code off `network` for a while."""
+    methods = compiled_methods(network)
+    uncompile(network)
+    try:
+        yield
+    finally:
+        for region, name, method in methods:
+            setattr(region, name, method)
+
+
 def _no_compiler(device: torch.device) -> str:
     """The reason why `torch.compile` does not work for `device`; empty if it works."""
     try:
@@ -233,7 +257,9 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
     # that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
     torch._inductor.config.cpp.simdlen = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
     eager = getattr(kind, name)
-    compiled = torch.compile(eager, fullgraph=True, dynamic=False, options=products.options())
+    # It draws the random numbers that plain code draws, so that the two can be compared (verification.py).
+    options = {**products.options(), "fallback_random": True}
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False, options=options)
 
     def forward(self: nn.Module, x: Tensor, *others: Any) -> Any:
         nonlocal compiled
@@ -251,4 +277,5 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
             _compiler.has_compiled(time.perf_counter() - started)
         return output
 
+    forward.eager = eager  # type: ignore[attr-defined]
     return forward

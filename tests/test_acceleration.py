@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import steps
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import genotypes
 import model_search
@@ -19,7 +22,9 @@ import operations
 from architect import HVP, Architect
 from experiment import errors
 from model import NetworkCIFAR
+from nas import architecture
 from speed import acceleration
+from speed.pooling import Edge as SharingEdge
 from speed.pooling import share_pools
 from speed.recomputation import recompute
 
@@ -73,25 +78,25 @@ def in_a_child(test):
     return run
 
 
-class Edge(nn.Module):
-    """A search model of one mixed operation, so that there is little to compile."""
+class SmallCell(nn.Module):
+    """A search model of one cell with one node, so that there is little to compile."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.edge = model_search.MixedOp(4, 1)
+        self.cell = model_search.Cell(1, 1, 4, 4, 4, False, False)
         self.classifier = nn.Linear(4, 5)
-        self.alphas = nn.Parameter(torch.randn(1, len(model_search.PRIMITIVES)))
+        self.alphas = nn.Parameter(torch.randn(2, len(model_search.PRIMITIVES)))
 
     def arch_parameters(self):
         return [self.alphas]
 
     def weight_parameters(self):
-        return [*self.edge.parameters(), *self.classifier.parameters()]
+        return [*self.cell.parameters(), *self.classifier.parameters()]
 
     def forward(self, x):
         x = F.pad(x, (0, 0, 0, 0, 0, 1))
-        return self.classifier(self.edge(x, self.alphas.softmax(-1)[0]).square().mean((2, 3)))
+        return self.classifier(self.cell(x, x, self.alphas.softmax(-1)).square().mean((2, 3)))
 
 
 @in_a_child
@@ -101,9 +106,9 @@ def test_compiled_regions_are_equal_to_the_network(double, monkeypatch):
         pytest.skip()
     monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"])
     for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
-        plain, compiled = Edge(), Edge()
-        acceleration.set_memory_format(compiled, CPU)
-        acceleration.compile_regions(compiled, 4)
+        plain, compiled = SmallCell(), SmallCell()
+        acceleration.apply(compiled, CPU, compiled_for=4)
+        assert all(type(edge) is SharingEdge for edge in compiled.cell._ops)
         ran = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         equal(learn(compiled, unrolled, hvp), learn(plain, unrolled, hvp), 1e-9 if hvp == "exact" or not unrolled else 1e-7)
         assert unrolled or torch._dynamo.utils.counters["stats"]["unique_graphs"] > ran
@@ -116,7 +121,7 @@ def test_compiled_regions_are_equal_to_the_network(double, monkeypatch):
 def test_the_compilers_cache_tells_processors_apart(monkeypatch, capability, bits):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with torch._inductor.config.patch({"cpp.simdlen": None}):
-        acceleration._compiled.__wrapped__(model_search.MixedOp, "mix", 4)
+        acceleration._compiled.__wrapped__(model_search.MixedOp, "forward", 4)
         assert torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits  # which the cache's keys are made from
 
 
@@ -173,8 +178,80 @@ def arguments(**given):
     return Namespace(**defaults | {"threads": None, "unrolled": False, "compile": "auto"} | given)
 
 
-def test_edges_from_one_node_share_their_pools(double, monkeypatch):
-    monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3"])
+class Counted(nn.Module):
+    """Strided, with a buffer that counts its passes."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        return 2 * x[:, :, :: self.stride, :: self.stride]
+
+
+OWN = {
+    "counted": lambda C, stride, affine: Counted(stride),
+    "pool_then_convolve": lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(3, stride, 1), nn.Conv2d(C, C, 1, bias=False)),
+    "smooth": lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(3, stride, 1), nn.Conv2d(C, C, 1, bias=False)),
+    "smooth_bn": lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(3, stride, 1), nn.BatchNorm2d(C)),
+    "gelu_conv": lambda C, stride, affine: nn.Sequential(nn.GELU(), nn.Conv2d(C, C, 3, stride, 1), nn.BatchNorm2d(C, affine=affine)),
+}
+CANDIDATES = [
+    ["none", "counted"],
+    ["counted", "smooth"],
+    ["smooth_bn", "skip_connect"],
+    ["pool_then_convolve", "max_pool_3x3", "none"],
+    ["none", "gelu_conv", "skip_connect", "sep_conv_3x3"],
+    ["none", "max_pool_3x3", "avg_pool_3x3", "gelu_conv"],
+]
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Makes these the candidates, operations of one's own among them."""
+    for name, build in OWN.items():
+        monkeypatch.setitem(operations.OPS, name, build)
+    monkeypatch.setattr(architecture, "OPERATIONS", [*architecture.OPERATIONS, *OWN])
+    before = list(model_search.PRIMITIVES)
+    yield lambda names: model_search.PRIMITIVES.__setitem__(slice(None), names)
+    model_search.PRIMITIVES[:] = before
+
+
+@pytest.mark.parametrize("names", CANDIDATES, ids=",".join)
+def test_any_candidates_are_computed_fast_and_right(double, own, monkeypatch, names):
+    """Compiled (by a compiler that changes nothing), recomputed, captured (what a CPU can of it), in every order."""
+    own(names)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(acceleration, "_compiled", acceleration._compiled.__wrapped__)
+    for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
+        plain = learn(supernet(), unrolled, hvp)
+        for compiled_for, recomputed in ((None, False), (4, True)):
+            fast = supernet()
+            acceleration.apply(fast, CPU, compiled_for=compiled_for, recomputed=recomputed)
+            equal(learn(fast, unrolled, hvp), plain)
+        given = {"unrolled": unrolled, "hvp": hvp}
+        for one, other in zip(
+            pytree.tree_leaves(steps.learn(2, captured=True, **given)), pytree.tree_leaves(steps.learn(2, **given)), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("names", [CANDIDATES[1], CANDIDATES[4]], ids=",".join)
+def test_any_candidates_run_through_every_script(script, own, names):
+    own(names)
+    tiny = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "3", "--layers", "3", "--batch_size", "8", "--fast_dev_run"]
+    assert script("train_search", *tiny, "--unrolled", "--recompute", "--run_dir", "found")[0] == 0
+    Path("found/checkpoint.pt").rename("found/checkpoint.prev.pt")
+    assert script("train_search", "--resume", "found")[0] == 0
+    assert script("train_search", *tiny, "--capture", "--run_dir", "captured")[0] == 0
+    assert script("train", "--arch", "found", *tiny, "--run_dir", "trained")[0] == 0
+    assert script("test", "trained")[0] == 0
+    assert script("visualize", "found")[0] == 0
+
+
+def test_edges_from_one_node_share_their_pools(monkeypatch):
     pools = []
     for name in ("max_pool2d", "avg_pool2d"):
         original = getattr(F, name)
@@ -188,17 +265,10 @@ def test_edges_from_one_node_share_their_pools(double, monkeypatch):
         counts.append(len(pools))
     edges, nodes = 2 + 3, 3  # of each of the three cells; no edge leaves the last node
     assert counts == [2 * edges * 3, 2 * nodes * 3]
-    for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
-        equal(learn(shared, unrolled, hvp), learn(plain, unrolled, hvp))
     assert shared.state_dict().keys() == plain.state_dict().keys()
     before = {name: value.clone() for name, value in shared.state_dict().items()}
-    equal(learn(copy.deepcopy(shared), False), learn(copy.deepcopy(plain), False))
+    copy.deepcopy(shared)(batch(4)[0])
     equal(shared.state_dict(), before, 0)  # the copy pooled on its own
-    recomputed = supernet()
-    recompute(recomputed)
-    share_pools(recomputed)
-    recomputed.load_state_dict(shared.state_dict())
-    equal(learn(recomputed, True, HVP[0]), learn(plain, True, HVP[0]))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +315,7 @@ def test_a_region_that_cannot_be_compiled_is_computed_without(monkeypatch, capsy
     x, _ = batch(7)
     torch.testing.assert_close(network(x), plain(x))
     told = [line for line in capsys.readouterr().err.splitlines() if "MixedOp" in line]
-    assert [line.split(";")[0].split()[-1] for line in told] == ["MixedOp.pool", "MixedOp.mix"]
+    assert [line.split(";")[0].split()[-1] for line in told] == ["MixedOp.forward"]
     assert all("a part that is missing" in line for line in told)
 
 

@@ -15,8 +15,10 @@ from PIL import Image
 from torch import nn
 
 import genotypes
+import model_search
 import operations
 import train_search
+from model import NetworkCIFAR
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "own_operation.md").read_text()
@@ -167,7 +169,7 @@ class Unstrided(nn.Conv2d):
 
 MISTAKES = {
     "missing": (None, "the operation mine is not in OPS of operations.py"),
-    "shape": (lambda C, stride, affine: Unstrided(C), r"mine of operations.py makes \(2, 2, 8, 8\) of \(2, 2, 8, 8\) at stride 2"),
+    "shape": (lambda C, stride, affine: Unstrided(C), r"mine of operations.py makes \(2, 4, 8, 8\) of \(2, 4, 8, 8\) at stride 2"),
     "channels": (lambda C, stride, affine: nn.Conv2d(C, C, 1, groups=3), "mine of operations.py fails with 2 channels, stride 1"),
     "no module": (lambda C, stride, affine: None, "mine of operations.py fails with 2 channels.*not callable"),
     "no tensor": (lambda C, stride, affine: nn.LSTM(8, 8), "mine of operations.py fails with 2 channels"),
@@ -214,8 +216,19 @@ def test_a_search_does_not_go_on_among_other_candidates(script, candidates):
     assert script("train_search", "--resume", "run")[0] == 0
 
 
-def test_checking_operations_draws_no_random_numbers():
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    operations.check(operations.OPS, 4)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_trying_operations_draws_no_random_numbers():
+    drawn = []
+    for _ in range(2):  # the second finds them tried
+        torch.manual_seed(0)
+        operations.build("sep_conv_3x3", 5, 2, True)
+        drawn.append(torch.rand(1))
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("channels", [3, 33])
+def test_an_odd_number_of_channels(channels):
+    """Only reduction cells hold skip connections of stride 2, and they have twice the channels."""
+    network = NetworkCIFAR(channels, 10, 3, True, genotypes.DARTS_V2)
+    assert network(torch.zeros(2, 3, 8, 8))[0].shape == (2, 10)
+    supernet = model_search.Network(channels, 10, 3, nn.CrossEntropyLoss(), steps=2, multiplier=2)
+    assert supernet(torch.zeros(2, 3, 8, 8)).shape == (2, 10)

@@ -14,7 +14,7 @@ from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key, reductions
 from nas.architecture import choice_of, switch_key
 from nas.mutables import InputChoice, LayerChoice
-from operations import OPS, DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, drop_path
+from operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, build, drop_path
 
 __all__ = ["DartsCell", "DartsNetwork", "DilConv", "PoolBN", "SepConv"]
 
@@ -154,7 +154,7 @@ def _candidates(channels: int, stride: int) -> OrderedDict[str, nn.Module]:
     candidates: OrderedDict[str, nn.Module] = OrderedDict()
     for primitive in PRIMITIVES:
         if primitive != "none":  # mutators with alphas have an alpha for it
-            op = OPS[primitive](channels, stride, False)
+            op = build(primitive, channels, stride, False)
             op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in primitive else op
             candidates[choice_of(primitive)] = op
     return candidates
