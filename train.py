@@ -40,7 +40,7 @@ from experiment.run import Callback, Run
 from experiment.weights import load_weights
 from nas import networks, registry, trained
 from nas.architecture import Architecture, canonical, names
-from speed import acceleration, capture
+from speed import acceleration, capture, verification
 
 # The authors' train_imagenet.py, for 250 epochs as in the paper.
 IMAGENET = cli.IMAGENET | {
@@ -221,9 +221,8 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     notes += utils.long_run(model, args, size, multiply_adds, epochs * steps, 1, device)
     optimizer = build_optimizer(model, args)
     scheduler = build_scheduler(optimizer, args)
-    step: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
-    if args.capture:
-        step = capture.CapturedStep(step, model, [optimizer], args.batch_size)
+    plain: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
+    fast = capture.CapturedStep(plain, model, [optimizer], args.batch_size) if args.capture else plain
     meters = utils.Meters()
 
     with Run("eval", args, device, callbacks, images.record()) as run:
@@ -237,6 +236,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         utils.advance(scheduler, progress.epoch)
         evaluated = len(range(len(valid_batches))[:limit])
         watch = monitor.Monitor(run, epochs, steps, evaluated)
+        step = verification.checked_step(fast, plain, model, [optimizer], args.batch_size, run.log)
         distributed.own_random_numbers()  # for drop path
         for epoch in range(progress.epoch, epochs):
             lr = float(scheduler.get_last_lr()[0])

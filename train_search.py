@@ -42,7 +42,7 @@ from nas.remedies import options
 from nas.search import build, check
 from nas.strategies import Strategy
 from pictures import drawing
-from speed import acceleration, capture
+from speed import acceleration, capture, verification
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -165,10 +165,11 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
-    step: capture.Step = search_step(model, architect, criterion, optimizer, args)
+    plain: capture.Step = search_step(model, architect, criterion, optimizer, args)
+    fast = plain
     if args.capture:
         assert isinstance(architect, Architect)  # the learner of --strategy darts
-        step = capture.CapturedStep(step, model, [optimizer, architect.optimizer], args.batch_size)
+        fast = capture.CapturedStep(plain, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
     with Run("search", args, device, callbacks, images.record()) as run:
@@ -179,6 +180,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         utils.advance(scheduler, progress.epoch)
         evaluated = len(range(len(valid_batches))[:limit])
         watch = monitor.Monitor(run, epochs, steps, evaluated)
+        step = verification.checked_step(fast, plain, model, [architect, optimizer], args.batch_size, run.log)
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in range(progress.epoch, epochs if stop is None else 0):
             lr = float(scheduler.get_last_lr()[0])

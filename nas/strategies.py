@@ -80,14 +80,14 @@ class Darts(Architect, Strategy):
 
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         super().__init__(model, args)
-        self._warmup, self._resting = getattr(args, "arch_warmup", 0), False
+        self._warmup, self.resting = getattr(args, "arch_warmup", 0), False
 
     def begin_epoch(self, epoch: int) -> None:
-        self._resting = epoch < self._warmup
+        self.resting = epoch < self._warmup
 
     def step(self, *batches: Any, **options: Any) -> None:
         """`Architect.step`, except during the warm-up."""
-        if not self._resting:
+        if not self.resting:
             super().step(*batches, **options)
 
 
