@@ -22,7 +22,7 @@ from torch import nn
 
 import data
 import utils
-from experiment import progress
+from experiment import console
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from nas import networks, registry, trained
@@ -118,7 +118,7 @@ def main() -> None:
     utils.set_threads(args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
-    report = progress.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))
+    report = console.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))
     meters = utils.evaluate(model, test_batches, nn.CrossEntropyLoss(), report)
     print(f"test_loss {meters.loss.avg:f}")
     print(f"test_acc {meters.top1.avg:f}")

@@ -24,7 +24,6 @@ import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +33,9 @@ from torch import Tensor, nn
 
 import data
 import utils
-from experiment import distributed, metrics, monitor
+from experiment import distributed, metrics
 from experiment.errors import UserError
+from experiment.loop import Loop, length
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
 from nas import networks, registry, trained
@@ -211,19 +211,23 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     valid_batches, test_batches = (
         data.test_batches(part, batch_size=args.batch_size, workers=args.workers, device=device) for part in (selection, images)
     )
-    epochs, steps, limit = utils.length(args, len(train_batches))
+    epochs, steps, _ = length(args, len(train_batches))
 
     model = networks.build_discrete(args, images.num_classes, architecture).to(device)
     notes = initialise(model, args, images.num_classes)
     size = images.image_size
     multiply_adds = utils.count_multiply_adds(model, size, images.channels)
     speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
-    notes += utils.long_run(model, args, size, multiply_adds, epochs * steps, 1, device)
     optimizer = build_optimizer(model, args)
     scheduler = build_scheduler(optimizer, args)
     plain: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
     fast = capture.CapturedStep(plain, model, [optimizer], args.batch_size) if args.capture else plain
     meters = utils.Meters()
+
+    def train_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits, norm, *auxiliary_loss = step(x, y)
+        meters.update(loss, logits, y, *auxiliary_loss)
+        return loss, norm
 
     with Run("eval", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, network, *notes, speed, architecture)
@@ -234,71 +238,66 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         part = "valid" if holds_out(args) else "test"  # that every epoch is measured on
         progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        evaluated = len(range(len(valid_batches))[:limit])
-        watch = monitor.Monitor(run, epochs, steps, evaluated)
         step = verification.checked_step(fast, plain, model, [optimizer], args.batch_size, run.log)
+        loop = Loop(run, len(train_batches), len(valid_batches))
         distributed.own_random_numbers()  # for drop path
-        for epoch in range(progress.epoch, epochs):
+        for epoch in loop.epochs():
             lr = float(scheduler.get_last_lr()[0])
-            drop_path = {}
+            row = {"lr": lr}
             if hasattr(model, "drop_path_prob"):  # the networks of other spaces have none
-                drop_path["drop_path_prob"] = model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+                row["drop_path_prob"] = model.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
 
             train_batches.set_epoch(epoch, progress.step)
-            batches = islice(train_batches, limit and max(0, limit - progress.step))
-            utils.train_epoch(model, watch.batches(batches, meters), step, lr, meters, run, watch.pace)
+            loop.train(model, train_batches, train_step, meters, lr)
             run.log("train_acc %f", meters.top1.avg)
 
             distributed.synchronize(model)
-            report = run.reporter("valid", args.report_freq, evaluated)
-            measured = utils.evaluate(model, islice(valid_batches, limit), F.cross_entropy, report)
+            measured = utils.evaluate(model, loop.limited(valid_batches), F.cross_entropy, loop.reporter("valid"))
             run.log("valid_acc %f (%s)", measured.top1.avg, "held-out images" if holds_out(args) else "test set")
-            top5 = images.num_classes > 5
-            if top5:
+            if images.num_classes > 5:
                 run.log("valid_top5 %f", measured.top5.avg)
             utils.advance(scheduler)
 
+            row |= {"train_loss": meters.loss.avg, "train_acc": meters.top1.avg}
+            if meters.auxiliary.count:
+                row["train_auxiliary_loss"] = meters.auxiliary.avg
+            row |= accuracies(part, measured, images.num_classes)
             run.write_weights(model)
-            row = {
-                "lr": lr,
-                **drop_path,
-                "train_loss": meters.loss.avg,
-                "train_acc": meters.top1.avg,
-                **({"train_auxiliary_loss": meters.auxiliary.avg} if meters.auxiliary.count else {}),
-                f"{part}_loss": measured.loss.avg,
-                f"{part}_acc": measured.top1.avg,
-                **({f"{part}_top5": measured.top5.avg} if top5 else {}),
-                **watch.measured(),
-            }
-            chosen = holds_out(args) or args.keep == "best"
-            best = chosen and all(measured.top1.avg > before[f"{part}_acc"] for before in progress.metrics)
-            if best:
+            best = all(row[f"{part}_acc"] > before[f"{part}_acc"] for before in progress.metrics)
+            if best and (holds_out(args) or args.keep == "best"):
                 run.write_weights(model, "best.pt")
-            if epoch == epochs - 1:
-                if holds_out(args):
-                    measured = measure_best(model, test_batches, limit, run)
-                    row |= {"test_loss": measured.loss.avg, "test_acc": measured.top1.avg}
-                    row |= {"test_top5": measured.top5.avg} if top5 else {}
+            last = epoch == epochs - 1
+            if last and holds_out(args):
+                measured = measure_best(model, test_batches, loop, run)
+                row |= accuracies("test", measured, images.num_classes)
+            if last:
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
-            if best or epoch == epochs - 1 or not holds_out(args):
-                which = "test"
-                if holds_out(args) and epoch < epochs - 1:
-                    which = "validation" if args.valid_folder else "held-out training"
-                measured_on = f"{measured.top1.count} {which} images, after epoch {epoch + 1} of {epochs}"
+            if last or best or not holds_out(args):
                 weights = "best.pt" if holds_out(args) else "weights.pt"
+                measured_on = f"{measured.top1.count} {measured_images(args, last)} images, after epoch {epoch + 1} of {epochs}"
                 run.write_json(trained.FILE, trained.describe(args, images, architecture, weights, measured.top1.avg, measured_on))
-            watch.record(row)
-            run.complete_epoch(row)
+            loop.complete(row)
 
-        if args.fast_dev_run:
-            run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
         finish(args, run)
         if holds_out(args):
             load_best(model, run)
         return Result(progress.metrics[-1]["test_acc"], run.folder, model.eval())
+
+
+def accuracies(part: str, measured: utils.Meters, classes: int) -> dict[str, float]:
+    """The entries of an epoch's metrics about the images of `part`."""
+    found = {f"{part}_loss": measured.loss.avg, f"{part}_acc": measured.top1.avg}
+    return found | {f"{part}_top5": measured.top5.avg} if classes > 5 else found
+
+
+def measured_images(args: argparse.Namespace, last: bool) -> str:
+    """Which images the accuracy in network.json was measured on."""
+    if last or not holds_out(args):
+        return "test"
+    return "validation" if args.valid_folder else "held-out training"
 
 
 def holds_out(args: argparse.Namespace) -> bool:
@@ -339,12 +338,11 @@ def build_scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) 
     return schedules.SequentialLR(optimizer, [warmup, main], [args.lr_warmup_epochs])
 
 
-def measure_best(model: nn.Module, batches: data.Batches, limit: int | None, run: Run) -> utils.Meters:
-    """Loss and accuracy of the best epoch's weights on the first `limit` batches, or on all; `model` keeps its own weights."""
+def measure_best(model: nn.Module, batches: data.Batches, loop: Loop, run: Run) -> utils.Meters:
+    """Loss and accuracy of the best epoch's weights on `batches`; `model` keeps its own weights."""
     last = {name: value.clone() for name, value in model.state_dict().items()}
     load_best(model, run)
-    report = run.reporter("test", run.args.report_freq, len(range(len(batches))[:limit]))
-    measured = utils.evaluate(model, islice(batches, limit), F.cross_entropy, report)
+    measured = utils.evaluate(model, loop.limited(batches), F.cross_entropy, loop.reporter("test", len(batches)))
     model.load_state_dict(last)
     return measured
 

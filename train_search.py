@@ -22,7 +22,6 @@ if __name__ == "__main__":
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from torch import Tensor, nn
 import data
 import utils
 from architect import HVP, Architect, Searchable
-from experiment import distributed, monitor
+from experiment import distributed
 from experiment.errors import UserError
+from experiment.loop import Loop, length
 from experiment.run import Callback, Run
 from nas import collapse, registry
 from nas.architecture import Architecture
@@ -151,16 +151,13 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         workers=args.workers,
         device=device,
     )
-    epochs, steps, limit = utils.length(args, len(train_batches))
+    epochs, steps, _ = length(args, len(train_batches))
 
+    # The supernet, and what learns its alphas.
     criterion = nn.CrossEntropyLoss()
     model, architect = build(args, images.num_classes, criterion, device)
     multiply_adds = utils.count_multiply_adds(model, images.image_size, images.channels)
     speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
-    passes = {"darts": 5 if args.unrolled else 2}.get(args.strategy, 1)  # DARTS, sections 2.3 and 2.4
-    notes = utils.long_run(model, args, images.image_size, multiply_adds, epochs * steps, passes, device)
-    if args.space == "darts" and args.layers < 3:
-        notes += ("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random",)
     optimizer = utils.optimizer(
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )
@@ -172,17 +169,23 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         fast = capture.CapturedStep(plain, model, [optimizer, architect.optimizer], args.batch_size)
     meters = utils.Meters()
 
+    def train_step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits, norm = step(x, y, x_valid, y_valid)
+        meters.update(loss, logits, y)
+        return loss, norm
+
     with Run("search", args, device, callbacks, images.record()) as run:
-        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)), *notes, speed)
+        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)), speed)
+        if args.space == "darts" and args.layers < 3:
+            run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random")
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
-        evaluated = len(range(len(valid_batches))[:limit])
-        watch = monitor.Monitor(run, epochs, steps, evaluated)
         step = verification.checked_step(fast, plain, model, [architect, optimizer], args.batch_size, run.log)
+        loop = Loop(run, len(train_batches), len(valid_batches))
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
-        for epoch in range(progress.epoch, epochs if stop is None else 0):
+        for epoch in loop.epochs() if stop is None else ():
             lr = float(scheduler.get_last_lr()[0])
             architect.begin_epoch(epoch)
             if progress.step == 0:
@@ -193,17 +196,15 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
 
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
-            pairs = islice(zip(train_batches, alpha_batches, strict=True), limit and max(0, limit - progress.step))
-            batches = ((x, y, x_valid, y_valid) for (x, y), (x_valid, y_valid) in watch.batches(pairs, meters))
-            utils.train_epoch(model, batches, step, lr, meters, run, watch.pace)
+            pairs = ((*train, *valid) for train, valid in zip(train_batches, alpha_batches, strict=True))
+            loop.train(model, pairs, train_step, meters, lr)
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
             distributed.synchronize(model)
             valid_batches.set_epoch(epoch)
             architect.settle(valid_batches)
-            report = run.reporter("valid", args.report_freq, evaluated)
-            valid_meters = utils.evaluate(model, islice(valid_batches, limit), criterion, report)
-            run.log("valid_acc %f (supernet)", valid_meters.top1.avg)
+            measured = utils.evaluate(model, loop.limited(valid_batches), criterion, loop.reporter("valid"))
+            run.log("valid_acc %f (supernet)", measured.top1.avg)
             utils.advance(scheduler)
 
             architecture = Architecture.of(model.export(), args.space)
@@ -213,24 +214,20 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
                 "lr": lr,
                 "train_loss": meters.loss.avg,
                 "train_acc": meters.top1.avg,
-                "valid_loss": valid_meters.loss.avg,
-                "valid_acc": valid_meters.top1.avg,
+                "valid_loss": measured.loss.avg,
+                "valid_acc": measured.top1.avg,
                 **collapse.describe(architecture, model.alphas_by_edge()),
                 **architect.metrics(),
                 **architecture.record(),
-                **watch.measured(),
             }
             if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
                 metrics["eigenvalue"] = collapse.dominant_eigenvalue(model, *next(iter(valid_batches)))
                 run.log("eigenvalue %e", metrics["eigenvalue"])
             if (warning := collapse.warning(metrics, progress.metrics)) is not None:
                 run.log("%s", warning)
-            watch.record(metrics, architecture, drawing.previews)
-            run.complete_epoch(metrics)
+            loop.complete(metrics, architecture, drawing.previews)
             if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
                 break
-        if args.fast_dev_run:
-            run.log("the whole run: %s", watch.expected(args.epochs, len(train_batches), len(valid_batches)))
         return finish(args, run, len(images.train), Architecture.of(model.export(), args.space), stop)
 
 

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import random
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiment import checkpoint, distributed, errors
 from experiment.errors import UserError
-from experiment.run import Run, most_threads
+from experiment.run import most_threads
 
 
 def select_device(gpu: int, tf32: bool = False) -> torch.device:
@@ -76,12 +75,6 @@ def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.de
     threads = args.threads or min(most_threads(), max(1, math.ceil(multiply_adds / MULTIPLY_ADDS_OF_A_THREAD)))
     torch.set_num_threads(threads)
     return f"threads: {threads}"
-
-
-def length(args: argparse.Namespace, batches: int) -> tuple[int, int, int | None]:
-    """(epochs, steps of an epoch, batches to stop an epoch after or None), where an epoch has this many batches."""
-    limit = 2 if args.fast_dev_run else None
-    return 1 if args.fast_dev_run else args.epochs, limit or batches, limit
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
@@ -176,33 +169,6 @@ class Meters:
         return shown + (f" auxiliary loss {self.auxiliary.avg:.3f}" if self.auxiliary.count else "")
 
 
-class FiniteCheck:
-    """Ends a run that diverges, while its last checkpoint is a good one.
-
-    The steps of an epoch are noted on their device; only `check` waits for it. Call it before anything is saved.
-    """
-
-    def __init__(self, epoch: int, lr: float, flags: str = "--learning_rate or --grad_clip") -> None:
-        self._epoch, self._lr, self._flags = epoch, lr, flags
-        self._noted: Tensor | None = None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
-
-    def note(self, loss: Tensor, gradient_norm: Tensor, step: int) -> None:
-        """Takes note of a step's loss and of its gradient's norm."""
-        now = torch.stack([loss.detach().double(), gradient_norm.double(), torch.full_like(loss, step, dtype=torch.float64)])
-        self._noted = now if self._noted is None else torch.where(self._noted.sum().isfinite(), now, self._noted)
-
-    def check(self) -> None:
-        """Raises `UserError` if the loss or the gradient's norm of a step was infinite or not a number."""
-        if self._noted is None or self._noted.sum().isfinite():
-            return
-        loss, norm, step = self._noted.tolist()
-        raise UserError(
-            f"the loss is {loss:g} and its gradient's norm {norm:g} at epoch {self._epoch}, step {step:.0f}, "
-            f"learning rate {self._lr:g}: stopped, with the last checkpoint from before. "
-            f"What usually helps: a lower {self._flags}, a larger --batch_size"
-        )
-
-
 # What an optimizer's state tells of the device that it was saved on.
 _WAYS = ("foreach", "fused", "capturable")
 
@@ -264,39 +230,6 @@ def constant(parameters: Sequence[Tensor]) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, ...]],
-    step: Callable[..., tuple[Tensor, ...]],
-    lr: float,
-    meters: Meters,
-    run: Run,
-    pace: Callable[[], str] = str,
-) -> None:
-    """One epoch of steps, or what is left of it, and a checkpoint after it.
-
-    Args:
-        batches: the step's arguments: images (B, 3, H, W), classes (B,) and perhaps more.
-        step: gives loss, logits and the gradient's norm on images and classes, and the auxiliary head's loss where there is one. The
-            meters show these losses.
-        lr: learning rate, for messages.
-        pace: what the log's lines end with.
-    """
-    model.train()
-    finite = FiniteCheck(run.progress.epoch, lr)
-    run.before_saving = finite.check
-    for number, batch in enumerate(batches, run.progress.step):
-        loss, logits, norm, *auxiliary_loss = step(*batch)
-        finite.note(loss, norm, number)
-        meters.update(loss, logits, batch[1], *auxiliary_loss)
-        if number % run.args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s%s", number, meters, pace())
-        run.complete_step()
-    finite.check()
-    run.save()
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -321,48 +254,6 @@ def evaluate(
     if confusion is not None:
         meters.confusion = distributed.summed(confusion)
     return meters
-
-
-DAY = 24 * 60 * 60  # seconds
-
-
-@torch.no_grad()
-def long_run(
-    model: nn.Module, args: argparse.Namespace, image_size: int, multiply_adds: float, steps: int, passes: int, device: torch.device
-) -> tuple[str, ...]:
-    """What the log should say of a run that will take more than a day; nothing of a shorter one.
-
-    Estimated by the time of a forward pass, which is measured only for runs that are long on any machine.
-
-    Args:
-        model: from images (B, C, S, S).
-        args: `channels` and `batch_size` are read.
-        image_size: S.
-        multiply_adds: millions, for one image.
-        steps: of the whole run.
-        passes: forward and backward passes over a batch that a step makes.
-        device: the model's.
-    """
-    forward_passes = 3 * passes * args.batch_size * steps  # of an image; a backward pass is worth two
-    if 1e6 * multiply_adds * forward_passes < 1e13:  # minutes on a GPU, hours on a CPU
-        return ()
-    share = len(range(args.batch_size)[distributed.share(args.batch_size)])
-    # Another number than in training: for that a compiler might have to run first.
-    images = torch.zeros(max(1, min(share - 1, 8 if device.type == "cpu" else share)), args.channels, image_size, image_size, device=device)
-    training = model.training
-    model.eval()
-    for _ in range(2):  # the first pass may have to prepare things
-        started = time.perf_counter()
-        float(forward(model, images)[0].sum())  # waits for the device
-        seconds = time.perf_counter() - started
-    model.train(training)
-    seconds *= forward_passes / len(images) * share / args.batch_size
-    if seconds < DAY:
-        return ()
-    return (
-        f"warning: this run will take about {errors.duration(seconds)} here, by the time of a forward pass that is not compiled: "
-        "--fast_dev_run measures it",
-    )
 
 
 def count_parameters_in_MB(model: nn.Module) -> float:

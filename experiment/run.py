@@ -30,8 +30,8 @@ import torchvision
 from torch import nn
 
 from experiment import checkpoint, cli, distributed, errors, files, metrics
+from experiment.console import Console, Lines, reporter
 from experiment.errors import UserError, shorten
-from experiment.progress import Console, Lines, reporter
 from genotypes import PRIMITIVES
 
 # Signals that stop a run: from a scheduler, from Ctrl-C, and when the terminal is closed (not on Windows).

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import utils
-from experiment import progress
+from experiment import console
 from experiment.weights import load_weights
 from nas.architecture import Architecture
 from rnn import data
@@ -55,7 +55,7 @@ def main() -> None:
     found = []
     for part, columns in (("valid", text.EVAL_BATCH), ("test", text.TEST_BATCH)):
         stream = data.batchify(getattr(corpus, part), columns, part).to(device)
-        report = progress.reporter(part, REPORT_FREQ, len(text.sequences(stream, args.bptt)), partial(print, flush=True))
+        report = console.reporter(part, REPORT_FREQ, len(text.sequences(stream, args.bptt)), partial(print, flush=True))
         found.append(f"{part} ppl {text.perplexity(text.evaluate(model, stream, args.bptt, args.faithful, report)):.2f}")
     print(f"model: {', '.join(found)}")
 

@@ -17,15 +17,14 @@ if __name__ == "__main__":
 
 import argparse
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 import utils
-from experiment import monitor
+from experiment.loop import Loop, Step, length
 from experiment.run import Run
 from experiment.weights import load_weights
 from nas.architecture import Architecture
@@ -59,7 +58,7 @@ def main() -> None:
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
     test_text = data.batchify(corpus.test, text.TEST_BATCH, "test").to(device)
-    epochs, steps, limit = utils.length(args, text.expected_pieces(train_text, args.bptt))
+    epochs, steps, _ = length(args, text.expected_pieces(train_text, args.bptt))
 
     genotype = architecture.recurrent
     model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
@@ -80,8 +79,8 @@ def main() -> None:
         run.log_each(*text.baseline_lines(corpus))
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
         evaluated = len(text.sequences(valid_text, args.bptt))
-        watch = monitor.Monitor(run, epochs, steps, evaluated)
-        for epoch in range(progress.epoch, epochs):
+        loop = Loop(run, steps, evaluated)
+        for epoch in loop.epochs():
             before = [row["valid_loss"] for row in progress.metrics]
             averages = averaging(before, args.nonmono)
             optimizer = asgd if averages else sgd
@@ -90,15 +89,13 @@ def main() -> None:
                 place.begin()
                 run.log("epoch %d lr %e, %s", epoch, args.lr, "ASGD" if averages else "SGD")
 
-            batches = islice(
-                text.pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta), limit and max(0, limit - progress.step)
-            )
-            train(watch.batches(batches, meters), model, optimizer, place, meters, args, run)
-            run.save()
+            pieces = text.pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta)
+            step = training_step(model, optimizer, place, meters, args)
+            loop.train(model, pieces, step, meters, args.lr, "--lr or --clip")
             run.log("train %s", meters)
 
             with averaged(model, asgd):
-                valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq, evaluated))
+                valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
                 run.log("valid loss %5.2f ppl %8.2f", valid_loss, text.perplexity(valid_loss))
                 if valid_loss < min(before, default=float("inf")):
                     run.write_weights(model)
@@ -109,10 +106,8 @@ def main() -> None:
                 "train_ppl": text.perplexity(meters.loss.avg),
                 "valid_loss": valid_loss,
                 "valid_ppl": text.perplexity(valid_loss),
-                **watch.measured(),
             }
-            watch.record(metrics)
-            run.complete_epoch(metrics)
+            loop.complete(metrics)
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
         load_weights(model, str(run.folder / "weights.pt"))
@@ -122,20 +117,10 @@ def main() -> None:
         run.propose({"test the weights again": test_command(args, run)})
 
 
-def train(
-    batches: Iterable[tuple[int, int, Tensor, Tensor]],
-    model: RNNModel,
-    optimizer: torch.optim.Optimizer,
-    place: Place,
-    meters: Meters,
-    args: argparse.Namespace,
-    run: Run,
-) -> None:
-    """One epoch, or the rest of it. `meters` get the loss without regularisation."""
-    model.train()
-    finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")
-    run.before_saving = finite.check
-    for step, (_, length, x, y) in enumerate(batches, run.progress.step):
+def training_step(model: RNNModel, optimizer: torch.optim.Optimizer, place: Place, meters: Meters, args: argparse.Namespace) -> Step:
+    """A step on a sequence. `meters` get the loss without regularisation."""
+
+    def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         loss, regularised, hidden = text.losses(model, x, y, place.hidden[0], args.alpha, args.beta)
         regularised.backward()
@@ -144,14 +129,10 @@ def train(
         optimizer.step()
         text.set_lr(optimizer, args.lr)  # the value in checkpoints
         place.hidden = [hidden]
-
-        finite.note(regularised, norm, step)
         meters.update_loss(loss, y.numel())
-        if step % args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s", step, meters)
-        run.complete_step()
-    finite.check()
+        return regularised, norm
+
+    return step
 
 
 def averaging(losses: Sequence[float], nonmono: int) -> bool:

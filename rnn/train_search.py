@@ -17,16 +17,14 @@ if __name__ == "__main__":
 
 import argparse
 import shlex
-from collections.abc import Iterable
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 import utils
 from architect import HVP
-from experiment import monitor
 from experiment.errors import UserError
+from experiment.loop import Loop, Step, length
 from experiment.run import Run
 from nas import collapse
 from nas.architecture import Architecture
@@ -67,7 +65,7 @@ def main() -> None:
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     alpha_text = data.batchify(corpus.valid, args.batch_size, "validation").to(device)
     valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
-    epochs, steps, limit = utils.length(args, text.expected_pieces(train_text, args.bptt))
+    epochs, steps, _ = length(args, text.expected_pieces(train_text, args.bptt))
 
     model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
     architect = Architect(model, args)
@@ -87,8 +85,9 @@ def main() -> None:
             epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
         )
         evaluated = len(text.sequences(valid_text, args.bptt))
-        watch = monitor.Monitor(run, epochs, steps, evaluated)
-        for epoch in range(progress.epoch, epochs):
+        step = search_step(alpha_text, model, architect, optimizer, place, meters, args)
+        loop = Loop(run, steps, evaluated)
+        for epoch in loop.epochs():
             if progress.step == 0:
                 meters.reset()
                 place.begin()
@@ -96,12 +95,10 @@ def main() -> None:
                 run.log("%s", Architecture(model.genotype()))
                 run.log_each(*model.alpha_lines())
 
-            batches = islice(text.pieces(train_text, place, args.bptt), limit and max(0, limit - progress.step))
-            train(watch.batches(batches, meters), alpha_text, model, architect, optimizer, place, meters, args, run)
-            run.save()
+            loop.train(model, text.pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
             run.log("train %s (supernet)", meters)
 
-            valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, run.reporter("valid", args.report_freq, evaluated))
+            valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
             run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, text.perplexity(valid_loss))
 
             architecture = Architecture(model.genotype())
@@ -115,10 +112,8 @@ def main() -> None:
                 "valid_ppl": text.perplexity(valid_loss),
                 **collapse.describe(architecture, model.alphas_by_edge()),
                 "genotype": architecture.json,
-                **watch.measured(),
             }
-            watch.record(metrics, architecture)
-            run.complete_epoch(metrics)
+            loop.complete(metrics, architecture)
 
         architecture = Architecture(model.genotype())
         run.log("%s", architecture)
@@ -130,8 +125,7 @@ def main() -> None:
             run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
 
 
-def train(
-    batches: Iterable[tuple[int, int, Tensor, Tensor]],
+def search_step(
     alpha_text: Tensor,
     model: RNNModelSearch,
     architect: Architect,
@@ -139,14 +133,11 @@ def train(
     place: Place,
     meters: Meters,
     args: argparse.Namespace,
-    run: Run,
-) -> None:
-    """One epoch, or the rest of it: alpha steps on sequences of `alpha_text`, weight steps on those of the training text."""
-    model.train()
+) -> Step:
+    """The step of algorithm 1 on a sequence of the training text and one of `alpha_text`."""
     weights = model.weight_parameters()
-    finite = utils.FiniteCheck(run.progress.epoch, args.lr, "--lr or --clip")
-    run.before_saving = finite.check
-    for step, (row, length, x, y) in enumerate(batches, run.progress.step):
+
+    def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         lr = args.lr * length / args.bptt
         hidden, hidden_valid = place.hidden
 
@@ -164,14 +155,10 @@ def train(
         optimizer.step()
         text.set_lr(optimizer, args.lr)  # the value in checkpoints
         place.hidden = [hidden, hidden_valid]
-
-        finite.note(regularised, norm, step)
         meters.update_loss(loss, y.numel())
-        if step % args.report_freq == 0:
-            finite.check()
-            run.log("train %03d %s", step, meters)
-        run.complete_step()
-    finite.check()
+        return regularised, norm
+
+    return step
 
 
 def train_command(args: argparse.Namespace, run: Run) -> str:

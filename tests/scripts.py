@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from experiment import cli
-from experiment.monitor import MEASURED
+from experiment.loop import MEASURED
 
 KILLS = int(os.environ.get("KILLS", "1"))
 

@@ -148,14 +148,23 @@ class Recorder:
         pass
 
 
+def epoch(model, batches, step, meters, recorder):
+    """Takes all steps of an epoch."""
+    model.train()
+    for x, y, *others in batches:
+        loss, logits, _, *auxiliary_loss = step(x, y, *others)
+        meters.update(loss, logits, y, *auxiliary_loss)
+        recorder.complete_step()
+
+
 def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     """An epoch of a search, and its accuracy: every state on the way."""
     args = Namespace(
         strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net", channels=3, space_arg=None,
         strategy_arg=None, stem="cifar", init_channels=4,
         layers=None,
-        momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5, report_freq=1000,
-        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, capture=False, **recipes.NONE,
+        momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5,
+        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, **recipes.NONE,
     )  # fmt: skip
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
@@ -171,7 +180,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     script = load("train_search")
     step = script.search_step(model, architect, criterion, optimizer, args)
     batches = ((*pair, *drawn) for pair, drawn in zip(train, draws, strict=True))
-    utils.train_epoch(model, batches, step, 0.1, meters, recorder)
+    epoch(model, batches, step, meters, recorder)
     architect.settle(valid)
     measured = utils.evaluate(model, valid, criterion)
     found = "" if strategy == "cells" else model.export()
@@ -180,7 +189,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
 
 def train_steps():
     """An epoch of training, with the auxiliary head, and with operations that nothing uses: every state on the way, and the accuracy."""
-    args = Namespace(auxiliary_weight=0.4, grad_clip=5, report_freq=1000, amp=False)
+    args = Namespace(auxiliary_weight=0.4, grad_clip=5, amp=False)
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
     edges = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_3x3", 2)]
@@ -192,7 +201,7 @@ def train_steps():
     batches = data.train_batches(noise, batch_size=26, cutout_length=4, seed=0, workers=0, device="cpu")
     meters, recorder = utils.Meters(), Recorder(model, optimizer)
     script = load("train")
-    utils.train_epoch(model, batches, script.training_step(model, criterion, optimizer, args), 0.1, meters, recorder)
+    epoch(model, batches, script.training_step(model, criterion, optimizer, args), meters, recorder)
     measured = utils.evaluate(model, data.test_batches(noise, batch_size=13, workers=0, device="cpu"), criterion)
     return recorder.states, meters.state_dict(), measured.state_dict()
 
@@ -212,7 +221,7 @@ def train_steps():
 )
 def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, processes, double):
     expected = function(*arguments)
-    assert len(expected[0]) == 4  # a line of the log, and three steps
+    assert len(expected[0]) == 3  # steps
     first, *others = together(processes, function, *arguments)
     assert_close(first, expected)
     for other in others:

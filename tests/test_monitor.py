@@ -17,8 +17,8 @@ from scripts import load, log_lines, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import genotypes
-import utils
-from experiment import errors, monitor, progress
+from experiment import console, errors, tensorboard
+from experiment.loop import MEASURED
 from nas import collapse
 from nas.architecture import Architecture, entropies
 from pictures import drawing
@@ -80,7 +80,7 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
         genotype = Architecture.of(row["genotype"]).genotype
         assert row["skips_normal"] == sum(operation == "skip_connect" for operation, _ in genotype.normal)
         assert row["skips_reduce"] == sum(operation == "skip_connect" for operation, _ in genotype.reduce)
-        assert all(row[key] > 0 for key in monitor.MEASURED)
+        assert all(row[key] > 0 for key in MEASURED)
         assert row["seconds_per_step"] < row["seconds"]
 
 
@@ -134,7 +134,7 @@ def test_watching_changes_nothing(searched, images, tmp_path):
     ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (watched, plain))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     for left, right in zip(metrics_of(watched), metrics_of(plain), strict=True):
-        for key in (*monitor.MEASURED, "eigenvalue"):
+        for key in (*MEASURED, "eigenvalue"):
             left.pop(key, None), right.pop(key, None)
         assert left == right
     lines = (plain / "log.txt").read_text()
@@ -230,19 +230,14 @@ class Terminal(io.StringIO):
 
 def epoch_with_bar(monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
-    meters, clock = utils.Meters(), progress.Clock(epochs=2, steps=3)
-    seen = []
-    for batch in progress.bar("abc", 1, 0, 3, meters, clock):
-        meters.update(torch.tensor(0.5), torch.eye(10), torch.arange(10))
-        seen.append(batch)
-    assert seen == ["a", "b", "c"]
+    assert list(console.bar("abc", 1, 0, 3, lambda: "loss 0.500, 2.00 s/step, 6 s left")) == ["a", "b", "c"]
     return stream.getvalue()
 
 
 def test_a_bar_on_a_terminal(monkeypatch):
     shown = epoch_with_bar(monkeypatch, Terminal())
     assert "epoch 1" in shown
-    assert re.search(r"loss 0\.500, acc 100\.0%, \d\.\d\d s/step, \d+ s left", shown)
+    assert "loss 0.500, 2.00 s/step, 6 s left" in shown
 
 
 def test_no_bar_in_a_file(monkeypatch):
@@ -254,53 +249,32 @@ def test_log_lines_stand_above_the_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", terminal)
     logger = logging.Logger("test")
-    logger.addHandler(progress.Console())
-    for _ in progress.bar("ab", 0, 0, 2, utils.Meters(), progress.Clock(1, 2)):
+    logger.addHandler(console.Console())
+    for _ in console.bar("ab", 0, 0, 2, str):
         logger.info("a line")
     # What a terminal shows of a line is what follows its last carriage return.
     shown = [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
     assert shown.count("a line") == 2
 
 
-def test_time_left_is_that_of_the_whole_run(monkeypatch):
+def test_time_left_is_without_the_first_step(monkeypatch):
+    """It may wait for a compiler."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock = progress.Clock(epochs=4, steps=10, done=5)
-    now[0] += 30.0  # fifteen steps, so two seconds each, and twenty more to go
-    assert clock.left(epoch=2, step=0) == 40.0
-
-
-def test_time_left_counts_evaluation(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock = progress.Clock(epochs=2, steps=10, evaluation=5)
-    clock.begin_epoch(0)
-    now[0] += 20.0
-    assert (clock.pace(10), clock.left(0, 10)) == (2.0, 2.0 * (5 + 10 + 5))
-    now[0] += 40.0  # the evaluation took four times as long as expected
-    clock.begin_epoch(0)
-    assert clock.pace(0) == 2.0
-    assert clock.left(1, 0) == 60.0
-
-
-def test_a_slow_first_step_is_not_counted(monkeypatch):
-    """As one that waits for a compiler. Neither in an evaluation (below)."""
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock = progress.Clock(epochs=1, steps=100)
-    clock.begin_epoch(0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    clock = console.Clock(40)
     now[0] += 60.0
-    clock.forget(0, 1)
-    assert clock.told(0, 1) == ""  # nothing is known yet
-    now[0] += 4.0
-    assert clock.told(0, 3) == "2.00 s/step, 3 min left"
+    clock.tick(6)  # of a run that goes on: five were done before
+    assert (clock.pace, clock.left) == (0.0, 0.0)  # nothing is known yet
+    now[0] += 28.0
+    clock.tick(20)
+    assert (clock.pace, clock.left) == (2.0, 40.0)
 
 
 def test_time_left_of_an_evaluation(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     lines = []
-    report = progress.reporter("valid", 2, 10, lines.append)
+    report = console.reporter("valid", 2, 10, lines.append)
     now[0] += 6.0  # the first batch starts workers
     report(0, "loss 1.5")
     assert lines.pop() == "valid 000 loss 1.5"
@@ -326,7 +300,7 @@ def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script
     def failing(*_, **__):
         raise error
 
-    monkeypatch.setattr(monitor.SummaryWriter, name, failing)
+    monkeypatch.setattr(tensorboard.SummaryWriter, name, failing)
     status, out, _ = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "2", "--run_dir", "run")
     assert status == 0
     reason = "No space left on device" if isinstance(error, OSError) else "RuntimeError('a fault')"
@@ -346,7 +320,7 @@ def test_a_picture_s_failure_does_not_end_a_search(images, script, monkeypatch):
 
 def test_tensorboard_s_file_is_closed(images, script, monkeypatch):
     closed = []
-    monkeypatch.setattr(monitor.SummaryWriter, "close", lambda self: closed.append(self.log_dir))
+    monkeypatch.setattr(tensorboard.SummaryWriter, "close", lambda self: closed.append(self.log_dir))
     script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
     assert closed == ["run"]
 

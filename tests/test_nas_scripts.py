@@ -11,7 +11,7 @@ import torch
 from scripts import said
 
 import experiment.run
-from experiment import monitor
+from experiment.loop import MEASURED
 from nas.architecture import Architecture
 from nas.registry import Space, constructor_arguments
 from nas.spaces import nasbench201
@@ -282,7 +282,7 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
 
     metrics = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "half")]
     for whole, half in zip(*metrics, strict=True):
-        assert {key: whole[key] for key in whole.keys() - monitor.MEASURED} == {key: half[key] for key in half.keys() - monitor.MEASURED}
+        assert {key: whole[key] for key in whole.keys() - MEASURED} == {key: half[key] for key in half.keys() - MEASURED}
     weights = [torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "half")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 

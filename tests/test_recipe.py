@@ -18,7 +18,8 @@ from torch import nn
 import data
 import genotypes
 import utils
-from experiment import errors, metrics, monitor
+from experiment import errors, metrics
+from experiment.loop import Loop
 from experiment.weights import load_weights
 from model import NetworkCIFAR
 
@@ -294,12 +295,11 @@ def test_time_and_memory_are_told_after_a_few_steps_and_at_every_report(script, 
 
 
 def test_the_whole_run_s_time_by_the_latest_steps(monkeypatch):
-    run = Namespace(progress=Namespace(epoch=0, step=0), device=torch.device("cpu"), folder=Path("nowhere"))
-    monkeypatch.setattr(monitor.Monitor, "__init__", lambda *_: None)
-    watch = monitor.Monitor()
-    watch._run, watch._clock = run, Namespace(pace=lambda step: 2.0)
-    watch._memory = lambda: {"memory_mb": 1234.4}
-    assert watch.expected(600, 100, 60) == "2.00 s/step, about 1 day 16 h for all 600 epochs; peak memory 1,234 MB"
+    monkeypatch.setattr(Loop, "__init__", lambda *_: None)
+    loop = Loop()
+    loop._clock = Namespace(pace=2.0)
+    loop._memory = lambda: {"memory_mb": 1234.4}
+    assert loop._expected(600, 100, 60) == "2.00 s/step, about 1 day 16 h for all 600 epochs; peak memory 1,234 MB"
 
 
 def test_a_dev_run_tells_the_time_of_the_whole_run(script, images):
@@ -307,17 +307,6 @@ def test_a_dev_run_tells_the_time_of_the_whole_run(script, images):
         status, out, _ = script(name, *arguments, "--data", images, "--fast_dev_run", "--epochs", "123", "--run_dir", name)
         assert status == 0
         assert re.search(r"the whole run: \d+\.\d\d s/step, about \d.* for all 123 epochs; peak memory [\d,]+ MB\n", out)
-
-
-def test_a_long_run_is_warned_of_before_it_starts(script, images, monkeypatch):
-    monkeypatch.setattr(utils, "DAY", 0.0)
-    monkeypatch.setattr(utils, "count_multiply_adds", lambda *_: 1e12)
-    for name, arguments in (("train", TRAIN), ("train_search", SEARCH)):
-        status, _, error = script(name, *arguments, "--data", images, "--fast_dev_run", "--compile", "no", "--run_dir", name)
-        assert status == 0, error
-        lines = log_lines(Path(name))
-        [warned] = [index for index, line in enumerate(lines) if line.startswith("warning: this run will take about ")]
-        assert warned < lines.index("epoch 0 lr 2.500000e-02")
 
 
 @pytest.mark.parametrize(

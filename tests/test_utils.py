@@ -56,29 +56,6 @@ def test_evaluation_counts_what_is_taken_for_what():
     assert measured.top1.avg == pytest.approx(100 * 4 / 7)
 
 
-def test_a_run_of_more_than_a_day_is_known_before_it_starts(monkeypatch):
-    """A forward pass over 8 images takes 4 seconds: a step on 16, with its backward pass, 24, and 3600 steps a day."""
-    now = [0.0]
-    monkeypatch.setattr(utils.time, "perf_counter", lambda: now[0])
-
-    class Slow(Guess):
-        def forward(self, x):
-            now[0] += len(x) / 2
-            return super().forward(x)
-
-    args, cpu = Namespace(channels=3, batch_size=16), torch.device("cpu")
-    million = 100.0
-    assert utils.long_run(Slow(), args, 8, million, 3500, 1, cpu) == ()
-    [warning] = utils.long_run(Slow(), args, 8, million, 4000, 1, cpu)
-    assert warning.startswith("warning: this run will take about 1 day 2 h here")
-    assert "--fast_dev_run" in warning
-    [warning] = utils.long_run(Slow(), args, 8, million, 4000, 5, cpu)
-    assert "about 5 days 13 h" in warning
-    now[0] = 0.0
-    assert utils.long_run(Slow(), args, 8, million, 20, 1, cpu) == ()
-    assert now[0] == 0.0  # nothing is measured for a run that is short anywhere
-
-
 def test_multiply_adds_by_hand():
     class Small(nn.Module):
         def __init__(self):
