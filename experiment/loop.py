@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -92,7 +93,7 @@ class Loop:
         finite = FiniteCheck(epoch, lr, flags)
         run.before_saving = finite.check
         model.train()
-        timed = console.Clock(self._steps)  # of this epoch
+        timed, started = console.Clock(self._steps), time.monotonic()  # of this epoch
 
         def told() -> str:
             return f"{timed.pace or clock.pace:.2f} s/step, {errors.duration(clock.left)} left" if clock.pace else ""
@@ -114,7 +115,7 @@ class Loop:
             run.complete_step()
         finite.check()
         self._synchronize()
-        self._seconds_per_step = timed.pace or clock.pace
+        self._seconds_per_step = timed.pace or clock.pace or time.monotonic() - started
         run.save()
 
     def reporter(self, label: str, batches: int | None = None) -> Callable[[int, object], None]:

@@ -10,6 +10,7 @@ import genotypes
 import train
 import train_search
 import utils
+from experiment.loop import FiniteCheck
 from nas import networks, search
 from nas.architecture import Architecture
 from nas.remedies import recipes
@@ -89,3 +90,15 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
     state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
     states = [optimizer.state_dict()["state"] for optimizer in optimizers]
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, (state, states, results))
+
+
+def take_epoch(model, batches, step, after_step=lambda: None):
+    """Takes a step on every batch, as `experiment.loop.Loop` does, without a run. Returns the meters."""
+    model.train()
+    meters, finite = utils.Meters(), FiniteCheck(0, 0.1, "")
+    for number, (x, y, *others) in enumerate(batches):
+        loss, logits, norm, *auxiliary_loss = step(x, y, *others)
+        finite.note(loss, norm, number)
+        meters.update(loss, logits, y, *auxiliary_loss)
+        after_step()
+    return meters

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from scripts import assert_same, finish, load, result, start
+from steps import take_epoch
 from torch import nn
 
 import data
@@ -148,15 +149,6 @@ class Recorder:
         pass
 
 
-def epoch(model, batches, step, meters, recorder):
-    """Takes all steps of an epoch."""
-    model.train()
-    for x, y, *others in batches:
-        loss, logits, _, *auxiliary_loss = step(x, y, *others)
-        meters.update(loss, logits, y, *auxiliary_loss)
-        recorder.complete_step()
-
-
 def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     """An epoch of a search, and its accuracy: every state on the way."""
     args = Namespace(
@@ -176,11 +168,11 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     distributed.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
     train, draws, valid = data.search_batches(dataset(), batch_size=12, train_portion=0.5, cutout_length=4, seed=0, workers=0, device="cpu")
-    meters, recorder = utils.Meters(), Recorder(model, optimizer)
+    recorder = Recorder(model, optimizer)
     script = load("train_search")
     step = script.search_step(model, architect, criterion, optimizer, args)
     batches = ((*pair, *drawn) for pair, drawn in zip(train, draws, strict=True))
-    epoch(model, batches, step, meters, recorder)
+    meters = take_epoch(model, batches, step, recorder.complete_step)
     architect.settle(valid)
     measured = utils.evaluate(model, valid, criterion)
     found = "" if strategy == "cells" else model.export()
@@ -199,9 +191,9 @@ def train_steps():
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
     noise = dataset()
     batches = data.train_batches(noise, batch_size=26, cutout_length=4, seed=0, workers=0, device="cpu")
-    meters, recorder = utils.Meters(), Recorder(model, optimizer)
+    recorder = Recorder(model, optimizer)
     script = load("train")
-    epoch(model, batches, script.training_step(model, criterion, optimizer, args), meters, recorder)
+    meters = take_epoch(model, batches, script.training_step(model, criterion, optimizer, args), recorder.complete_step)
     measured = utils.evaluate(model, data.test_batches(noise, batch_size=13, workers=0, device="cpu"), criterion)
     return recorder.states, meters.state_dict(), measured.state_dict()
 

@@ -8,11 +8,10 @@ from copy import deepcopy
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from steps import BATCH, CLASSES, CPU, REMEDIES, SIZE, arguments, learn
+from steps import BATCH, CLASSES, CPU, REMEDIES, SIZE, arguments, learn, take_epoch
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,10 +48,8 @@ def meta_run(monkeypatch):
     """A run for epochs on `meta`, whose tensors have no values: reading one raises, wherever the CPU would wait for a GPU."""
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *others, **options: autocast("cpu", *others, **options))  # `meta` has none
-    monkeypatch.setattr(utils.FiniteCheck, "check", lambda check: None)  # reads once per line of the log, and before a checkpoint
-    nothing = dict.fromkeys(("log", "complete_step", "save"), lambda *values: None)
     with OneDevice():
-        yield SimpleNamespace(args=arguments(), progress=SimpleNamespace(epoch=0, step=0), **nothing)
+        yield
 
 
 def random_images(device=CPU):
@@ -95,7 +92,7 @@ def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, meta_run):
     architect.begin_epoch(0)
     pairs = islice(zip(train_batches, alpha_batches, strict=True), 2)  # SGD has a momentum in the second
     step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
-    utils.train_epoch(model, ((*pair, *drawn) for pair, drawn in pairs), step, 0.025, utils.Meters(), meta_run)
+    take_epoch(model, ((*pair, *drawn) for pair, drawn in pairs), step)
 
 
 @pytest.mark.parametrize(("amp", "images_on"), [(False, CPU), (True, META)])
@@ -105,7 +102,7 @@ def test_the_steps_of_a_training_read_nothing_and_mix_no_devices(amp, images_on,
     model.drop_path_prob = 0.2
     optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
     step = train.training_step(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, args)
-    utils.train_epoch(model, islice(batches(data.train_batches, META, images_on), 2), step, 0.025, utils.Meters(), meta_run)
+    take_epoch(model, islice(batches(data.train_batches, META, images_on), 2), step)
     utils.evaluate(model, islice(batches(data.train_batches, META, images_on), 1), nn.CrossEntropyLoss())
 
 
@@ -119,7 +116,9 @@ def test_the_steps_of_a_recurrent_search_read_nothing_and_mix_no_devices(unrolle
     architect, place = rnn.architect.Architect(model, args), rnn.utils.Place(*(model.init_hidden(2) for _ in range(2)))
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
     pieces = islice(rnn.utils.pieces(words, place, args.bptt), 2)
-    rnn.train_search.train(pieces, words, model, architect, optimizer, place, rnn.utils.Meters(), args, meta_run)
+    step = rnn.train_search.search_step(words, model, architect, optimizer, place, rnn.utils.Meters(), args)
+    for piece in pieces:
+        step(*piece)
 
 
 @pytest.mark.parametrize(("unrolled", "expected"), [(False, [True, False]), (True, [False, True, True, True, False])])

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import sys
 from functools import partial
@@ -322,7 +323,7 @@ def test_tensorboard_s_file_is_closed(images, script, monkeypatch):
     closed = []
     monkeypatch.setattr(tensorboard.SummaryWriter, "close", lambda self: closed.append(self.log_dir))
     script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
-    assert closed == ["run"]
+    assert closed == [os.path.abspath("run")]
 
 
 def test_drop_path_is_recorded_where_there_is_some(images, script):
