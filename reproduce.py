@@ -112,7 +112,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def read_config(path: str) -> Any:
     """The decoded content of a JSON or YAML file."""
     try:
-        content = files.read(path)
+        content = Path(path).read_bytes()
         if not path.endswith((".yaml", ".yml")):
             return files.parse_json(content)
         try:
@@ -142,7 +142,7 @@ def keep_protocol(plan: Plan, args: argparse.Namespace) -> None:
         files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
         return
     try:
-        before = files.read_json(path)
+        before = files.parse_json(path.read_bytes())
         if not isinstance(before, dict):
             raise ValueError("it does not hold an object")
     except (OSError, ValueError) as error:

@@ -145,12 +145,6 @@ MAY_CHANGE = {
 
 SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
 
-# Arguments that earlier versions lack, and their values for the runs and networks of these versions.
-EARLIER = {"network": "cifar", "centre_crop": 1.0}
-
-# Arguments of earlier versions that did not change results. They are ignored when a run is resumed.
-RETIRED = {"engine"}
-
 
 def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """The arguments of the command line; with `--resume`, those of the resumed run, with `run_dir` set to its folder.
@@ -183,10 +177,6 @@ def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, A
         resume = args.run_dir
     if resume is None:
         return args
-    try:
-        files.check_folder(resume)
-    except OSError as error:
-        raise UserError(f"--resume {resume}: cannot use this folder ({error.strerror or error})") from None
     if args.run_dir is not None and Path(args.run_dir).resolve() != Path(resume).resolve():
         raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {args.run_dir}")
     recorded = _recorded(resume, stage, known=vars(args))
@@ -242,8 +232,7 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
             f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
             "restore it, or begin a new search"
         )
-    recorded = {name: value for name, value in EARLIER.items() if name in known and name not in config["arguments"]}
-    recorded |= {name: value for name, value in _given(config["arguments"]).items() if name not in RETIRED}
+    recorded = _given(config["arguments"])
     for name, value in recorded.items():
         if name not in known:
             raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
@@ -260,7 +249,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: it is not the config.json of a run. The message says why.
     """
     try:
-        config = files.read_json(Path(folder) / "config.json")
+        config = files.parse_json((Path(folder) / "config.json").read_bytes())
     except ValueError as error:
         raise ValueError(f"it does not hold JSON ({error})") from None
     arguments = config.get("arguments") if isinstance(config, dict) else None

@@ -139,10 +139,11 @@ class Run:
             raise UserError(f"the folder's name {self.folder} is not valid UTF-8, which TensorBoard needs: choose another") from None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for path in filter(Path.is_symlink, self.folder.iterdir()):
+                raise UserError(f"{path} is a link, and a run writes only in its folder: put a copy of the file in its place")
             lock = filelock.FileLock(self.folder / ".lock")  # the system releases it when the process ends, for any reason
             lock.acquire(timeout=0)
             self.closing.callback(lock.release)
-            files.check_folder(self.folder)
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
                 raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
             if not self._resumed:  # first: from here on, the run can be resumed
@@ -331,7 +332,7 @@ class Run:
         reason = ""
         for path in found:
             try:
-                content = files.read(path)
+                content = path.read_bytes()
                 self._take(content)
             except (OSError, ValueError) as error:
                 reason = shorten(" ".join(str(error).split()), 200)
@@ -389,10 +390,7 @@ def _holds_something(path: Path) -> bool:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file. On a full disk, lines are dropped without a traceback for each. Never opens a link."""
-
-    def _open(self) -> Any:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=files.open_to_append)
+    """A log file. On a full disk, lines are dropped without a traceback for each."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -7,12 +7,12 @@ import io
 import os
 import re
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from experiment import files
 from experiment.errors import UserError, shorten, tell
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")  # keys under which checkpoints of other codes hold the weights
@@ -45,7 +45,7 @@ def load_weights(
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name its weights.pt")
     try:
-        content = files.read(path)
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
     try:
@@ -138,7 +138,7 @@ def read_metadata(path: str) -> dict[str, str]:
         UserError: it cannot be read, or is not a .safetensors file.
     """
     try:
-        files.open_file(path).close()
+        open(path, "rb").close()
         with optional("safetensors").safe_open(path, "pt") as file:
             return file.metadata() or {}
     except UserError:

@@ -11,7 +11,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
-from experiment import files
 from experiment.errors import UserError
 
 
@@ -101,7 +100,7 @@ def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
             # Pillow warns about metadata, once per image. Only the warning about decompression bombs, which may fill the memory, matters.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with files.open_file(path) as file, Image.open(file) as image:
+            with Image.open(path) as image:
                 return use(image)
     except MemoryError:
         raise

@@ -65,7 +65,7 @@ def _complaints(samples: Samples, image_size: int, workers: int) -> dict[int, st
 def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     """Names of ImageNet's classes, "n01440764 tench, Tinca tinca", by the `meta.bin` that torchvision makes of the devkit, where it is."""
     try:
-        known, _ = torch.load(io.BytesIO(files.read(root / "meta.bin")), weights_only=True)
+        known, _ = torch.load(io.BytesIO((root / "meta.bin").read_bytes()), weights_only=True)
         return tuple(f"{name} {', '.join(known[name])}" if name in known else name for name in classes)
     except FileNotFoundError:
         return classes
@@ -132,7 +132,7 @@ def _packed(index: _Index) -> memoryview:
 def _read_index(cache: Path, root: Path, part: str) -> _Index | None:
     """What `_indexed` keeps; None where there is no such file, it is not one of ours, or a folder has changed since."""
     try:
-        with np.load(io.BytesIO(files.read(cache)), allow_pickle=False) as content:
+        with np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False) as content:
             header = files.parse_json(content["header"].tobytes())
             names, ends, labels = (content[name] for name in ("names", "ends", "labels"))
         times, classes, complaints = header["times"], tuple(header["classes"]), header["complaints"]

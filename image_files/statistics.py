@@ -22,7 +22,7 @@ def measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Leve
     except OSError as error:
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
     try:
-        known = files.read_json(cache)
+        known = files.parse_json(cache.read_bytes())
         mean, std = tuple(known["mean"]), tuple(known["std"])
         fractions = all(type(value) is float and 0 <= value <= 1 for value in mean + std)
         complete = len(mean) == len(std) == images.channels

@@ -108,7 +108,7 @@ class Architecture:
                 path = next((file for file in _files(path, space) if file.exists()), _files(path, space)[0])
             elif cells and path.suffix != ".json" and not path.is_file():
                 raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or Genotype(...)")
-            content = files.read(path)
+            content = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None
         return cls.of(_decode(content.decode(json.detect_encoding(content), "replace"), str(path), space), space)

@@ -57,7 +57,6 @@ class Trained:
         """
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
-        content = cli.EARLIER | content
         if differing := sorted(content.keys() ^ _FIELDS.keys()):
             raise ValueError(f"it belongs to another version: {shown(differing)} are missing or unknown")
         for name, (accepted, description) in _FIELDS.items():
@@ -141,7 +140,7 @@ def read(run: str | Path) -> Trained:
     if not path.exists():
         raise UserError(f"{shorten(str(run))} {_instead(folder)}")
     try:
-        content = files.read(path)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     return _parsed(content, path)
@@ -184,7 +183,7 @@ def _instead(folder: Path) -> str:
         return f"holds no {FILE}: it is not the folder of a training run"
     if stage == "search":
         return "is a search, not a training: train its architecture with train.py --arch, and name the folder of that run"
-    return f"holds no {FILE}: train.py writes it after its first epoch, and before November 2026 did not; test.py also takes --model_path"
+    return f"holds no {FILE}: train.py writes it after its first epoch; test.py also takes --model_path"
 
 
 def _is_text(value: Any) -> bool:

@@ -90,8 +90,7 @@ def read(path: str | Path) -> History:
     if not folder.is_dir():
         raise UserError(f"{path} is not a folder: name the folder of a run")
     try:
-        files.check_folder(folder)
-        lines = files.read(folder / "metrics.jsonl").splitlines(keepends=True)
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         config = cli.read_config(folder)
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None

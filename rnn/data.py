@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiment import files
 from experiment.errors import UserError
 
 DATASETS = ("ptb", "wikitext2", "text", "pydoc")
@@ -90,7 +89,7 @@ def _part(folder: Path, part: str, name: str) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        text = files.read(path).decode()
+        text = Path(path).read_bytes().decode()
     except OSError as error:
         raise UserError(f"cannot read the text {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

@@ -142,7 +142,7 @@ def check_vocabulary(corpus: data.Corpus, weights: Path) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return files.read_json(path)
+        return files.parse_json(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
