@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import collapse
 import data
 import utils
 from architect import HVP, Architect, Searchable
@@ -35,7 +36,7 @@ from experiment import distributed
 from experiment.errors import UserError
 from experiment.loop import Loop, length
 from experiment.run import Callback, Run
-from nas import collapse, registry
+from nas import registry
 from nas.architecture import Architecture
 from nas.networks import set_sizes
 from nas.remedies import options

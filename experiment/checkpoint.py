@@ -35,34 +35,6 @@ def check_like(value: Any, like: Any, what: str) -> None:
             check_like(value[index], part, f"{what}, {index}")
 
 
-def rename(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: Any) -> None:
-    """Renames entries of a `state_dict()` that an earlier version saved to their current names, in place.
-
-    Args:
-        module: the module to load into. Its attribute `former_names`, if it has one, is {former name: current name}.
-        state_dict: the entries to rename.
-        prefix: the prefix of the module's names in `state_dict`.
-    """
-    former = {prefix + old: prefix + new for old, new in getattr(module, "former_names", {}).items()}
-    if not state_dict.keys() >= set(former.values()):  # a current name may be the former name of another entry
-        renamed = {former.get(name, name): value for name, value in state_dict.items()}
-        state_dict.clear()
-        state_dict.update(renamed)
-
-
-def rename_all(model: torch.nn.Module, state_dict: Any) -> Any:
-    """A copy of `state_dict` with current names for every module of `model` (see `rename`).
-
-    Anything but a dictionary is returned as it is.
-    """
-    if not isinstance(state_dict, dict):
-        return state_dict
-    renamed = dict(state_dict)
-    for name, module in model.named_modules():
-        rename(module, renamed, f"{name}." if name else "")
-    return renamed
-
-
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Loads an optimizer's state, such as its momentum. Learning rate and other arguments of the run do not change.
 

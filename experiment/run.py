@@ -352,7 +352,6 @@ class Run:
         for name, part in self._parts.items():
             saved = state["parts"].get(name)
             if isinstance(part, nn.Module):
-                saved = checkpoint.rename_all(part, saved)
                 checkpoint.check_like(saved, part.state_dict(), "the weights")
             if isinstance(part, torch.optim.Optimizer):
                 checkpoint.load_optimizer(part, saved)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,8 +34,6 @@ class EnasMutator(Mutator):
     Raises:
         ArgumentError: `entropy_reduction` is neither.
     """
-
-    former_names: Mapping[str, str] = {"lstm.weight_ih": "lstm.0.weight_ih", "lstm.weight_hh": "lstm.0.weight_hh"}
 
     def __init__(
         self,

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiment import checkpoint
 from experiment.errors import UserError, shown
 from nas.architecture import Architecture, unmasked
 from nas.mutables import ArgumentError, Choice, InputChoice, LayerChoice, Mutable, MutableScope, SpaceError, pick_inputs, reduce
@@ -106,12 +105,8 @@ class Mutator(nn.Module):
     dense = False
     """Whether all candidates with a weight run, without a check for zeros. A forward pass then does not wait for the GPU."""
 
-    former_names: Mapping[str, str] = {}
-    """{name in the `state_dict()` of an earlier version: current name}."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(checkpoint.rename)
         self.__dict__["model"] = model  # bypasses `nn.Module.__setattr__`, which would register it as a submodule
         self._space = find_space(model)
         self._by_key: dict[str, Mutable] = {}
@@ -289,7 +284,6 @@ class DartsMutator(Mutator):
         if len(self.alphas) < len(self.layer_choices):
             keys = ", ".join(repr(mutable.key) for mutable in self.layer_choices)
             raise SpaceError(f"two keys differ only in dots and slashes, so their alphas would have one name: rename one of {keys}")
-        self.former_names = {f"alphas.{index}": f"alphas.{name}" for index, name in enumerate(self.alphas)}
 
     @property
     def choices(self) -> dict[str, nn.Parameter]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import collapse
 import genotypes
 from experiment import files
 from experiment.errors import UserError, shorten, shown
-from nas import collapse
 from nas.architecture import Architecture, names
 from pictures import history
 from pictures.history import History

@@ -21,12 +21,12 @@ import shlex
 import torch
 from torch import Tensor, nn
 
+import collapse
 import utils
 from architect import HVP
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
-from nas import collapse
 from nas.architecture import Architecture
 from pictures import drawing
 from rnn import data

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import collapse
 from model_search import Network
-from nas import collapse
 from nas.mutators import DartsMutator
 from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network

@@ -17,10 +17,10 @@ from PIL import Image
 from scripts import load, log_lines, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import collapse
 import genotypes
 from experiment import console, errors, tensorboard
 from experiment.loop import MEASURED
-from nas import collapse
 from nas.architecture import Architecture, entropies
 from pictures import drawing
 

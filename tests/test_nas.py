@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import checkpoint
 from experiment.errors import UserError
 from nas.architecture import Architecture
 from nas.controller import EnasMutator, Reinforce
@@ -364,9 +363,8 @@ def test_a_model_with_its_mutator_can_be_copied_and_saved():
     assert twin(ONE).item() == pytest.approx(model(ONE).item())
 
 
-@pytest.mark.parametrize("wrap", [lambda mutator: mutator, lambda mutator: SearchModel(mutator.model, mutator)])
-def test_alphas_are_saved_by_their_keys_and_read_by_position_as_well(wrap):
-    """As versions until 2026 saved them. Whatever the keys are: nothing about them has to suit PyTorch."""
+def test_alphas_are_saved_by_their_keys():
+    """Whatever the keys are: nothing about them has to suit PyTorch."""
 
     def model():
         keys = ("1", "0", "a.b", "half", "")
@@ -377,15 +375,6 @@ def test_alphas_are_saved_by_their_keys_and_read_by_position_as_well(wrap):
     assert list(state) == ["alphas.1", "alphas.0", "alphas.a/b", "alphas.half/", "alphas./"]
     second.load_state_dict(state)
     assert all(torch.equal(first.choices[key], second.choices[key]) for key in first.choices)
-    by_position = {f"alphas.{index}": 2 * alpha for index, alpha in enumerate(state.values())}
-    part = wrap(second)
-    prefix = "" if part is second else "mutator."
-    saved = part.state_dict() | {prefix + name: alpha for name, alpha in by_position.items()}
-    for name in state.keys() - by_position.keys():
-        del saved[prefix + name]
-    part.load_state_dict(saved)
-    assert all(torch.equal(2 * first.choices[key], second.choices[key]) for key in first.choices)
-    checkpoint.check_like(checkpoint.rename_all(part, saved), part.state_dict(), "the weights")
 
 
 def test_export_names_what_was_chosen():
@@ -630,14 +619,6 @@ def test_the_controller_s_arguments():
     # `any` has two candidates with a coin each, of almost ln 2; every other choice is one draw.
     assert entropies[0] - entropies[1] == pytest.approx(math.log(2), abs=0.02)
     assert summed.sample_log_prob.item() == mean.sample_log_prob.item()
-
-
-def test_a_controller_s_checkpoint_from_before_it_could_have_several_lstms():
-    mutator = EnasMutator(Chain())
-    state = {name.replace("lstm.0.", "lstm."): 2 * value for name, value in mutator.state_dict().items()}
-    before = mutator.lstm[0].weight_hh.clone()
-    mutator.load_state_dict(state)
-    assert torch.equal(mutator.lstm[0].weight_hh, 2 * before)
 
 
 # Fixed architectures
