@@ -20,7 +20,6 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 import collapse
 import data
+import proposals
 import utils
 from architect import HVP, Architect, Searchable
 from experiment import distributed
@@ -249,16 +249,8 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
         architecture, epoch = before, stop + 1
         run.write_architecture(architecture.files())
     run.log("%s", architecture)
-    commands = {"train what was found": train_command(args, run, proportional_sizes(args, images))}
-    if args.space == "darts" and (papers := train_command(args, run, {})) not in commands.values():
-        commands["by the paper's recipe, which is made for days on a GPU"] = papers
-    run.propose(commands)
-    if distributed.rank() == 0:
-        try:
-            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epoch}, seed {args.seed}")
-            run.log("pictures: %s", ", ".join(map(str, pictures)))
-        except Exception as error:  # the search is complete, with or without
-            run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
+    run.propose(proposals.train_commands(args, run.folder, images))
+    drawing.draw_result(architecture, run, epoch)
     return architecture
 
 
@@ -285,38 +277,6 @@ def search_step(
         return loss.detach(), logits.detach(), norm
 
     return step
-
-
-# The sizes of the paper's search and training.
-PAPER = {"init_channels": (16, 36), "layers": (8, 20), "epochs": (50, 600), "batch_size": (64, 96)}
-
-
-def proportional_sizes(args: argparse.Namespace, images: int) -> dict[str, int]:
-    """{argument of train.py: value}: as the paper's training is to the paper's search, so is this training to the search with `args`.
-
-    A network outside of the space of DARTS keeps the search's channels and cells, which the found architecture may depend on.
-
-    Args:
-        images: to train on.
-    """
-    searched = {name: getattr(args, name) for name in PAPER if getattr(args, name) is not None}
-    scaled = {name: round(value * PAPER[name][1] / PAPER[name][0]) for name, value in searched.items()}
-    scaled["batch_size"] = min(scaled["batch_size"], images)
-    if args.space != "darts":
-        scaled |= {name: searched[name] for name in ("init_channels", "layers") if name in searched}
-    return {name: value for name, value in scaled.items() if value != PAPER[name][1] or args.space != "darts"}
-
-
-def train_command(args: argparse.Namespace, run: Run, sizes: dict[str, int]) -> str:
-    """The command that trains the found network on the same data, at these sizes; all others, and the recipe, are the paper's."""
-    command = ["python", "train.py", "--arch", str(run.folder), "--cutout", "--gpu", str(args.gpu)]
-    command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    command += ["--skip_bad_images"][: args.skip_bad_images] + (["--channels", "1"] if args.channels == 1 else [])
-    command += ["--network", "imagenet"] if args.stem == "imagenet" else []
-    command += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
-    if args.space_arg and args.space != "darts":
-        command += ["--space_arg", args.space_arg]
-    return shlex.join([*command, *(text for name, value in sizes.items() for text in (f"--{name}", str(value)))])
 
 
 if __name__ == "__main__":

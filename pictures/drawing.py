@@ -15,13 +15,16 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import graphviz
 
 from experiment import files
 from experiment.errors import UserError, shorten, shown
 from nas.architecture import TITLES, Architecture, Cell
+
+if TYPE_CHECKING:
+    from experiment.run import Run
 
 # Based on the palette of Okabe and Ito, darkened until the contrast with white is at least 4.5. The colours differ in lightness, so that
 # people with a red-green colour deficiency can distinguish them.
@@ -282,6 +285,19 @@ def draw(architecture: Architecture, folder: str | Path, format: str = "png", ca
         UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is written.
     """
     return write({f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}, folder)
+
+
+def draw_result(architecture: Architecture, run: Run, epoch: int) -> None:
+    """Draws what a search has found in its folder, and logs the pictures. The search is complete, with or without them."""
+    from experiment import distributed  # imports torch, which drawing does not need
+
+    if distributed.rank() > 0:
+        return
+    try:
+        pictures = draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epoch}, seed {run.args.seed}")
+        run.log("pictures: %s", ", ".join(map(str, pictures)))
+    except Exception as error:
+        run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
 
 
 def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:

@@ -118,11 +118,7 @@ def main() -> None:
         architecture = Architecture(model.genotype())
         run.log("%s", architecture)
         run.propose({"train what was found": train_command(args, run)})
-        try:
-            pictures = drawing.draw(architecture, run.folder, caption=f"{run.folder.name}, epoch {epochs}, seed {args.seed}")
-            run.log("pictures: %s", ", ".join(map(str, pictures)))
-        except Exception as error:  # the search is complete, with or without pictures
-            run.log("no pictures: %s", error if isinstance(error, UserError) else repr(error))
+        drawing.draw_result(architecture, run, epochs)
 
 
 def search_step(

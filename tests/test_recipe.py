@@ -17,6 +17,7 @@ from torch import nn
 
 import data
 import genotypes
+import proposals
 import utils
 from experiment import errors, metrics
 from experiment.loop import Loop
@@ -323,14 +324,14 @@ def test_the_training_is_in_proportion_to_the_search(given, images, expected):
     args = Namespace(**{"space": "darts", "init_channels": 16, "layers": 8, "epochs": 50, "batch_size": 64} | given)
     if isinstance(expected, list):
         expected = dict(zip(("init_channels", "layers", "epochs", "batch_size"), expected, strict=True))
-    assert load("train_search").proportional_sizes(args, images) == expected
+    assert proposals.proportional_sizes(args, images) == expected
 
 
 def test_a_search_prints_both_commands(script, images):
     script("train_search", *SEARCH, "--data", images, "--fast_dev_run", "--epochs", "5", "--run_dir", "run")
     lines = log_lines(Path("run"))
     ours = said(lines, "train what was found: ")
-    papers = said(lines, "by the paper's recipe, which is made for days on a GPU: ")
+    papers = said(lines, "train it by the paper's recipe, which takes days on a GPU: ")
     assert ours[:-8] == papers
     assert ours[-8:] == ["--init_channels", "4", "--layers", "8", "--epochs", "60", "--batch_size", "6"]
 

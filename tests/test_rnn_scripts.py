@@ -212,7 +212,7 @@ def test_weights_of_another_vocabulary(text, tmp_path):
 
 def test_every_form_of_a_recurrent_cell(tmp_path):
     one = Architecture.read("rnn.DARTS_V2")
-    assert one.recurrent is genotypes.DARTS_V2
+    assert one.recurrent == genotypes.DARTS_V2
     (tmp_path / "genotype.json").write_text(json.dumps(one.json))
     logged = repr(genotypes.DARTS_V2._replace(concat=range(1, 9)))
     for form in (str(tmp_path), str(tmp_path / "genotype.json"), repr(genotypes.DARTS_V2), logged, f"01/02 genotype = {logged}"):

@@ -1,0 +1,59 @@
+"""The commands that a finished run proposes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+# The sizes of the paper's search and training.
+PAPER = {"init_channels": (16, 36), "layers": (8, 20), "epochs": (50, 600), "batch_size": (64, 96)}
+
+
+def train_commands(args: argparse.Namespace, run: Path, images: int) -> dict[str, str]:
+    """{purpose: command} that trains what a search has found, at a size that fits the search, and at the paper's size.
+
+    Args:
+        args: the arguments of the search.
+        run: its folder.
+        images: the number of images to train on.
+    """
+    commands = {"train what was found": train_command(args, run, proportional_sizes(args, images))}
+    papers = train_command(args, run, {})
+    if args.space == "darts" and papers not in commands.values():
+        commands["train it by the paper's recipe, which takes days on a GPU"] = papers
+    return commands
+
+
+def proportional_sizes(args: argparse.Namespace, images: int) -> dict[str, int]:
+    """{argument of train.py: value}: the search's sizes, multiplied as the paper's training multiplies those of its search.
+
+    A network outside of the space of DARTS keeps the search's channels and cells, which the found architecture may depend on.
+    """
+    searched = {name: getattr(args, name) for name in PAPER if getattr(args, name) is not None}
+    scaled = {name: round(value * PAPER[name][1] / PAPER[name][0]) for name, value in searched.items()}
+    scaled["batch_size"] = min(scaled["batch_size"], images)
+    if args.space != "darts":
+        return scaled | {name: searched[name] for name in ("init_channels", "layers") if name in searched}
+    return {name: value for name, value in scaled.items() if value != PAPER[name][1]}
+
+
+def train_command(args: argparse.Namespace, run: Path, sizes: dict[str, int]) -> str:
+    """The command that trains the found network on the search's images, at these sizes."""
+    command = ["python", "train.py", "--arch", str(run), "--cutout", "--gpu", str(args.gpu)]
+    command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
+    if args.skip_bad_images:
+        command.append("--skip_bad_images")
+    if args.channels == 1:
+        command += ["--channels", "1"]
+    if args.stem == "imagenet":
+        command += ["--network", "imagenet"]
+    if args.space == "darts":
+        command.append("--auxiliary")
+    else:
+        command += ["--space", args.space]
+        if args.space_arg:
+            command += ["--space_arg", args.space_arg]
+    for name, value in sizes.items():
+        command += [f"--{name}", str(value)]
+    return shlex.join(command)
