@@ -139,7 +139,7 @@ class Network(nn.Module):
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W), H and W multiples of 4, behind the stem for ImageNet of 32, to logits (B, num_classes)."""
+        """Images (B, in_channels, H, W) to logits (B, num_classes). H and W are multiples of 4, with the stem for ImageNet of 32."""
         weights_normal, weights_reduce = self.mixing_weights()
         s0 = self.stem0(x) if hasattr(self, "stem0") else self.stem(x)
         s1 = self.stem1(s0) if hasattr(self, "stem1") else s0

@@ -3,14 +3,12 @@
     python train.py --arch DARTS_V2 --auxiliary --cutout --gpu 0      # CIFAR-10: the paper's setting, 600 epochs, 97.24 +- 0.09% there
     python train.py --arch search-EXP-20260101-120000/genotype.json --auxiliary --cutout --gpu 0
 
-Expect weights.pt in the run's folder after every epoch, and the accuracy on the test set, measured after every epoch. The last one is the
-result. The best one is printed as well, as what it is: picked on the test set, so too good.
-
     python train.py --arch DARTS_V2 --valid_portion 0.1 --auxiliary --cutout --gpu 0
-
     python train.py --preset imagenet --arch DARTS_V2 --auxiliary --gpu 0      # docs/imagenet.md
 
-With some of the training images held out, the best epoch is chosen on those, its weights are in best.pt, and the test set is measured once.
+After every epoch, weights.pt in the run's folder holds the weights, and the log the test accuracy. The last one is the result. The best one
+is printed too, but it was picked on the test set, so it is too high. With --valid_portion, the best epoch is chosen on held-out training
+images, its weights are in best.pt, and the test set is measured once.
 """
 
 from __future__ import annotations
@@ -67,8 +65,8 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path")
-    cli.accept_unread(parser, "--parallel", nargs=0)  # torchrun's affair
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of weights, data order, augmentation and drop path")
+    cli.accept_unread(parser, "--parallel", nargs=0)  # torchrun starts several processes
+    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument(
@@ -88,56 +86,60 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         metavar="WEIGHTS",
         help="begin with these saved weights; the classifier may be one for another number of classes",
     )
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=cli.positive_int, default=600, help="passes over the training images")
-    group.add_argument("--batch_size", type=cli.positive_int, default=CIFAR_BATCH, help="images in a step")
+    group = cli.add_weights_arguments(parser, epochs=600, batch_size=CIFAR_BATCH, learning_rate_min=0.0)
+    group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="weight of the auxiliary head's loss")
+    group.add_argument(
+        "--drop_path_prob",
+        type=cli.probability,
+        default=0.2,
+        help="probability of drop path in the last epoch; it grows linearly from 0",
+    )
+    group = parser.add_argument_group("held-out images and best epoch")
+    group.add_argument(
+        "--valid_portion",
+        type=cli.probability,
+        default=0.0,
+        help="hold out this part of the training images, and choose the best epoch on it",
+    )
+    group.add_argument("--valid_folder", action="store_true", help="choose the best epoch on the images in val/, beside test/")
+    group.add_argument(
+        "--keep",
+        choices=["last", "best"],
+        default="last",
+        help="best: also write the weights of the epoch with the best test accuracy to best.pt",
+    )
+    group = parser.add_argument_group("other recipes (docs/imagenet.md)")
     group.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="adam needs a far lower --learning_rate, such as 1e-3")
-    group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch")
-    group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.0, help="that the cosine schedule descends to")
     group.add_argument(
         "--decay_period",
         type=cli.non_negative_int,
         default=0,
-        help="epochs after which the learning rate is multiplied by --gamma; 0: cosine",
+        help="multiply the learning rate by --gamma every so many epochs; 0: cosine schedule",
     )
-    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="of --decay_period")
+    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="factor of the learning rate, see --decay_period")
     group.add_argument(
         "--scale_lr",
         action="store_true",
         help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / {IMAGENET['batch_size']}",
     )
     group.add_argument(
-        "--lr_warmup_epochs", type=cli.non_negative_int, default=0, help="first epochs, in which the learning rate grows from a hundredth"
+        "--lr_warmup_epochs",
+        type=cli.non_negative_int,
+        default=0,
+        help="raise the learning rate linearly from a hundredth during the first epochs",
     )
-    group.add_argument("--momentum", type=cli.probability, default=0.9, help="of SGD; Adam's first beta")
-    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4, help="of all weights")
-    group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
-    group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="of the training loss")
-    group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="of the auxiliary head's loss")
-    group.add_argument(
-        "--drop_path_prob", type=cli.probability, default=0.2, help="that drop path grows to, linearly with the epochs; in cells"
-    )
+    group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="smooth the labels of the training loss by this share")
     group.add_argument(
         "--crop",
         choices=["pad", "resized"],
         default="pad",
-        help="pad: a border, and back to the size; resized: torchvision's RandomResizedCrop, of --dataset folder or imagenet",
+        help="pad: pad by an eighth and crop; resized: torchvision's RandomResizedCrop, for --dataset folder or imagenet",
     )
     group.add_argument(
-        "--color_jitter", type=cli.color_jitter, default="0,0,0,0", help="brightness, contrast, saturation, hue; with --crop resized"
-    )
-    group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument("--cutout_length", type=cli.positive_int, default=16, help="the square's side in pixels")
-    group.add_argument(
-        "--valid_portion", type=cli.probability, default=0.0, help="of the training images, held out to choose the best epoch on; 0: none"
-    )
-    group.add_argument(
-        "--valid_folder",
-        action="store_true",
-        help="choose the best epoch on the images in val/, beside test/, instead of a --valid_portion",
-    )
-    group.add_argument(
-        "--keep", choices=["last", "best"], default="last", help="best: also keep the weights of the epoch best on the test set, in best.pt"
+        "--color_jitter",
+        type=cli.color_jitter,
+        default="0,0,0,0",
+        help="change brightness, contrast, saturation and hue at random by these shares; needs --crop resized",
     )
     args = cli.parse(parser, "eval", arguments)
     cli.check_learning_rates(args)

@@ -7,9 +7,8 @@
     python train_search.py --space nasbench201 --strategy enas --gpu 0
     python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
-Expect architecture.json, for cells genotype.json and nni.json as well, and pictures in the run's folder, and at the end the command that
-trains them.
-The accuracies on the way are the supernet's; what the found network is worth, only train.py can tell.
+The run's folder then holds genotype.json, architecture.json, nni.json and pictures of the cells. The log ends with the command that trains
+them. Accuracies in the log are those of the supernet. They do not predict the accuracy of the found network, which train.py measures.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
-    parser.add_argument("--seed", type=cli.seed, default=2, help="of weights, alphas, data order and augmentation")
+    parser.add_argument("--seed", type=cli.seed, default=2, help="seed of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument("--strategy", default="darts", help=f"how the architecture is learned: {registry.STRATEGY_HELP}")
@@ -67,27 +66,21 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help="before the cells of --space darts; imagenet divides height and width by 8, for images of 64 pixels and more",
     )
     cli.add_space_argument(group, "--strategy_arg", "strategy")
-    group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=cli.positive_int, default=50, help="passes over the images for the weights")
-    group.add_argument("--batch_size", type=cli.positive_int, default=64, help="images in a step, of each half")
-    group.add_argument("--learning_rate", type=cli.positive_float, default=0.025, help="in the first epoch")
-    group.add_argument("--learning_rate_min", type=cli.non_negative_float, default=0.001, help="that the cosine schedule descends to")
-    group.add_argument("--momentum", type=cli.probability, default=0.9, help="of SGD")
-    group.add_argument("--weight_decay", type=cli.non_negative_float, default=3e-4, help="of all weights")
-    group.add_argument("--grad_clip", type=cli.positive_float, default=5.0, help="largest norm of the gradient")
-    group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument("--cutout_length", type=cli.positive_int, default=16, help="the square's side in pixels")
+    cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
     group = parser.add_argument_group("alphas")
-    group.add_argument("--unrolled", action="store_true", help="second order: the validation loss after one step of the weights")
-    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
+    group.add_argument("--unrolled", action="store_true", help="second order: virtual step of the weights before the validation loss")
+    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order computes its Hessian-vector product")
     group.add_argument(
-        "--train_portion", type=cli.proportion, default=0.5, help="of the training images for the weights; the rest for alphas"
+        "--train_portion",
+        type=cli.proportion,
+        default=0.5,
+        help="part of the images that trains the weights; the rest trains the alphas",
     )
     group.add_argument(
         "--valid_folder", action="store_true", help="learn alphas on the images in val/, beside test/, and weights on all training images"
     )
-    group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="of Adam, in every epoch")
-    group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="of the alphas")
+    group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam")
+    group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam")
     group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
     options.add_arguments(parser)
     group = parser.add_argument_group("collapse (Zela et al. 2020)")

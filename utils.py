@@ -1,4 +1,4 @@
-"""Small things with no better home: the device, the seeds, accuracy, meters, evaluation, and the size of a network."""
+"""Device, threads and seeds of a run; accuracy, meters and evaluation; the size of a network."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ _WAYS = ("foreach", "fused", "capturable")
 def optimizer(kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any) -> torch.optim.Optimizer:
     """`kind(parameters, **options)`; on a GPU one that steps in few kernels, without waiting for them, and that a CUDA graph can hold.
 
-    It steps in its own way even where it loads the state of one on another device.
+    A loaded state does not change how it steps, even if that state was saved on another device.
     """
     if any(parameter.is_cuda for parameter in parameters):
         options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
@@ -193,7 +193,7 @@ def _keep_ways(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[
 
 
 def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) -> None:
-    """The learning rate of so many epochs later. A run that goes on takes no steps before, which torch would warn of."""
+    """Moves the learning rate on by `epochs`. A resumed run takes no optimizer steps before, so torch's warning about that is silenced."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
         for _ in range(epochs):

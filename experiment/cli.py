@@ -338,7 +338,7 @@ IMAGENET: dict[str, Any] = {
 def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
     """`--network` and what goes with larger images: the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
     parser.presets = {"imagenet": preset}
-    group.add_argument("--preset", choices=parser.presets, help="the authors' setting for ImageNet; what else is given replaces its values")
+    group.add_argument("--preset", choices=parser.presets, help="the authors' settings for ImageNet; other arguments override them")
     group.add_argument(
         "--network",
         choices=["auto", *NETWORKS],
@@ -409,6 +409,26 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         default=2,
         help="processes that decode images, at most the number of cores; does not change results",
     )
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float) -> Any:
+    """Adds the arguments for training weights, the same for both stages but for these defaults. Returns their group."""
+    group = parser.add_argument_group("weights")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training images")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images in a step; in a search, of each half")
+    group.add_argument("--learning_rate", type=positive_float, default=0.025, help="learning rate in the first epoch")
+    group.add_argument(
+        "--learning_rate_min",
+        type=non_negative_float,
+        default=learning_rate_min,
+        help="learning rate at the end of the cosine schedule",
+    )
+    group.add_argument("--momentum", type=probability, default=0.9, help="momentum of SGD")
+    group.add_argument("--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of all weights")
+    group.add_argument("--grad_clip", type=positive_float, default=5.0, help="clip the gradient to this norm")
+    group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
+    group.add_argument("--cutout_length", type=positive_int, default=16, help="side of that square in pixels")
+    return group
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:

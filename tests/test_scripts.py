@@ -275,7 +275,7 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
     ("name", "arguments", "words"),
     [
         ("train", ["--arch", "DARTS_V3"], "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
-        ("train", ["--arch", "Genotype(1)"], "cannot parse"),
+        ("train", ["--arch", "Genotype(1)"], "cannot read"),
         ("train", ["--epochs", "-1"], "--epochs"),
         ("train", ["--batch_size", "0"], "--batch_size"),
         ("train", ["--auxiliary", "--batch_size", "1"], "--auxiliary needs a --batch_size of at least 2"),
