@@ -60,16 +60,19 @@ class _AuxiliaryPool(nn.Module):
 class AuxiliaryHeadCIFAR(nn.Module):
     """A second classifier at 2/3 of the depth: (B, C, S, S), S at least 2, to logits (B, num_classes). S = 8 in the original."""
 
+    share = 3 / 8  # of an 8x8 map: windows of 5x5 at stride 3
+    second_norm = True
+
     def __init__(self, C: int, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.ReLU(),
-            _AuxiliaryPool(3 / 8),  # on 8x8: 5x5, at stride 3
+            _AuxiliaryPool(self.share),
             nn.Conv2d(C, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768),
+            *([nn.BatchNorm2d(768)] if self.second_norm else []),
             nn.ReLU(),
         )
         self.classifier = nn.Linear(768, num_classes)
@@ -78,27 +81,11 @@ class AuxiliaryHeadCIFAR(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-class AuxiliaryHeadImageNet(nn.Module):
-    """A second classifier at 2/3 of the depth: (B, C, S, S), S >= 2, to logits (B, num_classes). On 7x7 the original's head.
+class AuxiliaryHeadImageNet(AuxiliaryHeadCIFAR):
+    """The same for ImageNet, where S = 7. There is no BatchNorm after the second convolution, as in the authors' code."""
 
-    There is no BatchNorm after the second convolution, as in the authors' code.
-    """
-
-    def __init__(self, C: int, num_classes: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.ReLU(),
-            _AuxiliaryPool(2 / 7),  # on 7x7: 5x5, at stride 2
-            nn.Conv2d(C, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False),
-            nn.ReLU(),
-        )
-        self.classifier = nn.Linear(768, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
+    share = 2 / 7  # of a 7x7 map: windows of 5x5 at stride 2
+    second_norm = False
 
 
 class _Network(nn.Module):
