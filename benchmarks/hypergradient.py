@@ -17,7 +17,6 @@ import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -94,7 +93,7 @@ def measure(
     (x, y), (x_valid, y_valid) = batches[-2:]
     architect = Architect(model, argparse.Namespace(**vars(args), hvp=hvp))
     if r is not None:
-        architect._hessian_vector_product = partial(architect._hessian_vector_product, r=r)  # type: ignore[method-assign]  # only here
+        architect.r = r
     _synchronize(device)
     started = time.perf_counter()
     architect.step(x.to(dtype), y, x_valid.to(dtype), y_valid, args.learning_rate, optimizer, unrolled)

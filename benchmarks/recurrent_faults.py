@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from rnn import data, utils
-from rnn.architect import FAULTS, Architect
+from rnn.architect import FAULTS, alpha_step, learner
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
 
@@ -97,9 +97,8 @@ def _gradient(model: RNNModelSearch, state: dict, pieces: list, hvp: str, faults
     model.load_state_dict(state)
     model.train()
     torch.manual_seed(seed)
-    architect = Architect(model, SimpleNamespace(clip=args.clip, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp=hvp, faithful=False))
-    architect.faults = frozenset(faults)
-    architect.step_text(pieces[0], pieces[1], args.lr, torch.optim.SGD(model.weight_parameters(), args.lr), unrolled=True)
+    given = SimpleNamespace(clip=args.clip, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp=hvp, unrolled=True)
+    alpha_step(learner(model, given), model, pieces[0], pieces[1], args.lr, given, faults)
     assert model.alphas.grad is not None
     return model.alphas.grad.flatten().clone()
 

@@ -38,7 +38,7 @@ import turns
 from torch import Tensor
 
 from rnn import genotypes, utils
-from rnn.architect import Architect
+from rnn.architect import alpha_step, learner
 from rnn.genotypes import CONCAT, PRIMITIVES
 from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
@@ -92,8 +92,8 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         acceleration.compile_regions(model, batch_size, utils.REGIONS)
     weights = model.weight_parameters() if isinstance(model, RNNModelSearch) else list(model.parameters())
     optimizer = torch.optim.SGD(weights, 20.0, weight_decay=5e-7)
-    settings = SimpleNamespace(clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", faithful=False)
-    architect = Architect(model, settings) if isinstance(model, RNNModelSearch) else None
+    given = SimpleNamespace(clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", unrolled=stage == "second")
+    architect = learner(model, given) if isinstance(model, RNNModelSearch) else None
     train, valid = (
         (*torch.randint(args.words, (2, args.bptt, batch_size), device=args.device), model.init_hidden(batch_size)) for _ in range(2)
     )
@@ -101,8 +101,8 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
     x, y, hidden = train
 
     def step() -> None:
-        if architect is not None:
-            architect.step_text(train, valid, 20.0, optimizer, stage == "second")
+        if architect is not None and isinstance(model, RNNModelSearch):
+            alpha_step(architect, model, train, valid, 20.0, given)
         optimizer.zero_grad()
         with constant(model.arch_parameters() if isinstance(model, RNNModelSearch) and way != "plain" else ()):
             _, loss, _ = utils.losses(model, x, y, hidden, alpha=0.0, beta=1e-3)

@@ -148,10 +148,6 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         return _Sum.apply(gradient)
 
-    @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:
-        return _Sum.apply(tangent)
-
 
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm over the batches of all processes, which may differ in size. Unlike torch's, it runs on CPUs and is differentiable twice.

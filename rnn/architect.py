@@ -1,20 +1,20 @@
-"""Training of the alphas of a recurrent cell: `architect.Architect` for a model with hidden states, clipped gradients and dropout.
+"""The alpha step for text: the losses that `architect.Architect` needs, with hidden states, dropout and clipped gradients.
 
-The virtual step is the step that SGD is about to make, with its clipping: w' = w - xi (c d/dw L_train(w, alpha) + weight_decay w). The
-clipping coefficient c is treated as a constant, like xi. All passes use the same dropout masks. The authors' code differs in four places,
-`FAULTS`; docs/recurrent.md has measurements of their effects.
+The virtual step is the step that SGD is about to make, with its clipping: w' = w - xi (c d/dw L_train(w, alpha) +
+weight_decay w). The clipping coefficient c is treated as a constant, like xi. All passes use the same dropout masks. The
+authors' code differs in four places, `FAULTS`; docs/recurrent.md has measurements of their effects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
-import architect
+from architect import Architect, State
 from rnn.model_search import RNNModelSearch
 
 EPSILON = 1e-6  # as in clip_grad_norm_
@@ -26,63 +26,66 @@ FAULTS = (
     "masks",  # every pass draws new dropout masks
 )
 
+Piece = tuple[Tensor, Tensor, Tensor]  # words (T, B), next words (T, B), hidden state before them (1, B, H)
 
-class Architect(architect.Architect):
-    """Trains the alphas of `model` on validation text.
+
+def learner(model: RNNModelSearch, args: Any) -> Architect:
+    """What learns the alphas of `model`; `wdecay`, `arch_lr`, `arch_wdecay` and `hvp` of `args` are read."""
+    alphas = {"arch_learning_rate": args.arch_lr, "arch_weight_decay": args.arch_wdecay, "arch_beta1": 0.9}
+    return Architect(model, SimpleNamespace(momentum=0.0, weight_decay=args.wdecay, hvp=args.hvp, **alphas))
+
+
+def alpha_step(
+    architect: Architect,
+    model: RNNModelSearch,
+    train: Piece,
+    valid: Piece,
+    eta: float | Tensor,
+    args: Any,
+    faults: Collection[str] = (),
+) -> Tensor:
+    """`Architect.step` on two pieces of text.
 
     Args:
-        model: the search network.
-        args: any object with `clip` and `wdecay` (of the weights' SGD), `arch_lr` and `arch_wdecay` (of the alphas' Adam), `hvp`, and
-            `faithful`: whether to compute all of `FAULTS`, as the authors' code.
+        architect: as from `learner`.
+        model: its search network.
+        train, valid: the text of the next weight step, read only if `args.unrolled`; and validation text.
+        eta: the learning rate of the virtual step.
+        args: `clip` and `wdecay` of the weights' SGD, and `unrolled` are read.
+        faults: those of `FAULTS` that are computed.
+
+    Returns:
+        The hidden state after the validation text, (1, B, H); with `unrolled`, computed with the unrolled weights.
     """
+    masks = None if "masks" in faults else model.draw_masks(train[0].size(1))
+    carried = valid[2]
 
-    betas = (0.9, 0.999)
+    def train_loss(state: State) -> Tensor:
+        x, y, hidden = train
+        return functional_call(model, state, (x, hidden, masks, y))[0]
 
-    def __init__(self, model: RNNModelSearch, args: Any) -> None:
-        self.clip = args.clip
-        self.faults = frozenset(FAULTS if args.faithful else ())
-        names = {"weight_decay": args.wdecay, "arch_learning_rate": args.arch_lr, "arch_weight_decay": args.arch_wdecay, "hvp": args.hvp}
-        super().__init__(cast(Any, model), SimpleNamespace(momentum=0.0, **names))
-        self._network = model
-
-    def step_text(
-        self,
-        train: tuple[Tensor, Tensor, Tensor],
-        valid: tuple[Tensor, Tensor, Tensor],
-        eta: float | Tensor,
-        network_optimizer: torch.optim.Optimizer,
-        unrolled: bool,
-    ) -> Tensor:
-        """`step` on two sequences, each (words (T, B), next words (T, B), hidden state before it (1, B, H)).
-
-        Returns:
-            The hidden state after the validation sequence, (1, B, H); with `unrolled`, computed with the unrolled weights.
-        """
-        (x, y, hidden), (x_valid, y_valid, hidden_valid) = train, valid
-        masks = None if "masks" in self.faults else self._network.draw_masks(x.size(1))
-        self._valid = (x_valid, hidden_valid, masks)
-        self.step(cast(Any, (x, hidden, masks)), y, cast(Any, self._valid), y_valid, eta, network_optimizer, unrolled)
-        return self._hidden
-
-    def _loss(self, input: Any, target: Tensor, state: dict[str, Tensor] | None = None, amp: bool = True) -> Tensor:
-        """`input`: words, state and masks, the arguments of the model before the target."""
-        loss, hidden, *_ = functional_call(cast(nn.Module, self.model), state or {}, (*input, target))
-        if input is self._valid:
-            self._hidden = hidden.detach()
+    def valid_loss(state: State) -> Tensor:
+        nonlocal carried
+        x, y, hidden = valid
+        loss, carried, *_ = functional_call(model, state, (x, hidden, masks, y))
         return loss
 
-    def _virtual_step(
-        self, w: Tensor, dw: Tensor, eta: float | Tensor, network_optimizer: torch.optim.Optimizer
-    ) -> tuple[Tensor, float | Tensor]:
-        coefficient = self.clip / (dw.norm() + EPSILON)
+    def virtual_step(w: Tensor, dw: Tensor) -> tuple[Tensor, Tensor]:
+        coefficient = args.clip / (dw.norm() + EPSILON)
         capped = coefficient.clamp(max=1)
-        w_virtual, _ = super()._virtual_step(w, dw * capped, eta, network_optimizer)
-        if "tied" in self.faults:
-            shared = self._network.encoder.weight.numel()  # the first of the weights
-            w_virtual = torch.cat([w[:shared], w_virtual[shared:]])
-        return w_virtual, eta * (coefficient if "coefficient" in self.faults else capped)
+        w_virtual = w - eta * (capped * dw + args.wdecay * w)
+        if "tied" in faults:
+            shared = model.encoder.weight.numel()  # the first of the weights
+            w_virtual[:shared] = w[:shared]
+        return w_virtual, eta * (coefficient if "coefficient" in faults else capped)
 
-    def _product(self, w: Tensor, v: Tensor, input: Tensor, target: Tensor) -> list[Tensor]:
-        if "vector" in self.faults:
-            v = v * (self.clip / (v.norm() + EPSILON)).clamp(max=1)
-        return super()._product(w, v, input, target)
+    def product(w: Tensor, v: Tensor) -> list[Tensor]:
+        if "vector" in faults:
+            v = v * (args.clip / (v.norm() + EPSILON)).clamp(max=1)
+        return architect.product(train_loss, w, v)
+
+    if args.unrolled:
+        architect.descend(architect.unrolled_gradient(train_loss, valid_loss, virtual_step, product))
+    else:
+        architect.descend(architect.first_order_gradient(valid_loss))
+    return carried.detach()

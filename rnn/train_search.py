@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import collapse
 import utils
-from architect import HVP
+from architect import HVP, Architect
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
@@ -31,7 +31,7 @@ from nas.architecture import Architecture
 from pictures import drawing
 from rnn import data
 from rnn import utils as text
-from rnn.architect import Architect
+from rnn.architect import FAULTS, alpha_step, learner
 from rnn.model_search import RNNModelSearch
 from rnn.utils import Meters, Place
 from speed import acceleration
@@ -68,7 +68,7 @@ def main() -> None:
     epochs, steps, _ = length(args, text.expected_pieces(train_text, args.bptt))
 
     model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
-    architect = Architect(model, args)
+    architect = learner(model, args)
     multiply_adds = text.multiply_adds(model, len(model.alphas), args.batch_size * args.bptt)
     speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, text.REGIONS)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
@@ -132,6 +132,7 @@ def search_step(
 ) -> Step:
     """The step of algorithm 1 on a sequence of the training text and one of `alpha_text`."""
     weights = model.weight_parameters()
+    faults = FAULTS if args.faithful else ()
 
     def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         lr = args.lr * length / args.bptt
@@ -139,7 +140,7 @@ def search_step(
 
         # 1. Update the alphas by descending the validation loss.
         valid = *data.get_batch(alpha_text, row % (len(alpha_text) - 1), args.bptt), hidden_valid
-        hidden_valid = architect.step_text((x, y, hidden), valid, lr, optimizer, args.unrolled)
+        hidden_valid = alpha_step(architect, model, (x, y, hidden), valid, lr, args, faults)
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()

@@ -21,9 +21,6 @@ Tensors that are not on a CPU and in `channels_last` use `F.conv2d`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,10 +67,9 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dila
 
 def _fast(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """Computes `convolve` with the gradients of this file. The result is in `channels_last`."""
-    convolution = _Depthwise if torch.compiler.is_compiling() else _DepthwiseForwardMode
     # PyTorch's fast kernels return this format, so `contiguous` copies nothing. It is called outside of the function, because PyTorch 2.11
     # computes zero gradients for a compiled function that ends with it.
-    return convolution.apply(x, weight, stride, padding).contiguous(memory_format=torch.channels_last)
+    return _Depthwise.apply(2, x, weight, None, stride, padding).contiguous(memory_format=torch.channels_last)
 
 
 def split(x: Tensor) -> Tensor:
@@ -88,19 +84,6 @@ def join(x: Tensor) -> Tensor:
     B, C, H, W = x.shape
     parts = x.permute(0, 2, 3, 1).reshape(2, 2, B // 4, H, W, C).permute(2, 3, 0, 4, 1, 5)
     return parts.reshape(B // 4, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
-
-
-def vector_jacobian(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Any], grads: Any, needed: Sequence[bool]
-) -> list:
-    """The gradients of `function`, which can be differentiated again: for a custom backward under `create_graph`."""
-    with torch.enable_grad():
-        # Views of the inputs, so that gradients stop at them, even if one input was computed from another.
-        aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
-        outputs = function(*aliases)
-    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
-    return [next(found) if need else None for need in needed]
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -138,49 +121,29 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
     return result
 
 
+def derivative(by: int, x: Tensor, weight: Tensor, grad: Tensor | None, stride: int, padding: int) -> Tensor:
+    """The derivative of T = sum(convolve(x, weight) * grad) by x (0), weight (1), or grad (2): that is the convolution itself."""
+    if grad is None or by == 2:
+        return convolve(x, weight, stride, padding)
+    return (weight_gradient if by == 1 else input_gradient)(x, weight, grad, stride, padding)
+
+
 class _Depthwise(torch.autograd.Function):
-    """`convolve`, with the gradients above."""
+    """`derivative`. T is linear in x, weight and grad, so the derivatives of a derivative are of the same kind."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return convolve(x, weight, stride, padding)
+    def forward(ctx, by: int, x: Tensor, weight: Tensor, grad: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight, grad)
+        ctx.by, ctx.geometry = by, (stride, padding)
+        return derivative(by, x, weight, grad, stride, padding)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        geometry = ctx.stride, ctx.padding
-        need_x, need_weight, *_ = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return *vector_jacobian(lambda x, weight: convolve(x, weight, *geometry), (x, weight), grad, (need_x, need_weight)), None, None
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = input_gradient(x, weight, grad, *geometry) if need_x else None
-        grad_weight = weight_gradient(x, weight, grad, *geometry) if need_weight else None
-        return grad_x, grad_weight, None, None
-
-
-class _DepthwiseForwardMode(torch.autograd.Function):
-    """`_Depthwise` with a forward-mode derivative. A separate class, because functions with `jvp` cannot be compiled."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        return convolve(x, weight, stride, padding)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
-        x, weight, ctx.stride, ctx.padding = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
-
-    backward = _Depthwise.backward
-
-    @staticmethod
-    def jvp(ctx, dx: Tensor | None, dweight: Tensor | None, *_: None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        pairs = [(dx, weight)] * (dx is not None) + [(x, dweight)] * (dweight is not None)
-        terms = [_DepthwiseForwardMode.apply(image, kernels, ctx.stride, ctx.padding) for image, kernels in pairs]
-        return sum(terms[1:], terms[0])
+    def backward(ctx, vector: Tensor):
+        compute = _Depthwise.apply if torch.is_grad_enabled() else derivative
+        inputs = list(ctx.saved_tensors)
+        inputs[ctx.by] = vector if ctx.by == 1 else vector.contiguous(memory_format=torch.channels_last)
+        needed = [need and by != ctx.by for by, need in enumerate(ctx.needs_input_grad[1:4])]
+        return None, *(compute(by, *inputs, *ctx.geometry) if need else None for by, need in enumerate(needed)), None, None
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], mask: list[bool]):

@@ -29,8 +29,7 @@ def _recomputed(cell: nn.Module) -> Callable[..., Tensor]:
     forward, inside = cell.forward, False
 
     def recomputed(*inputs: Any) -> Tensor:
-        # `checkpoint` does not support forward-mode derivatives (`--hvp exact`): that pass stores its activations.
-        if inside or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if inside or not torch.is_grad_enabled():
             return forward(*inputs)
         # Those of this pass: under `functional_call` they differ from the cell's own, which the backward pass would use.
         parameters, buffers = dict(cell.named_parameters()), dict(cell.named_buffers())

@@ -64,15 +64,16 @@ def test_exact_is_the_gradient_of_the_unrolled_loss(build, sgd_steps):
 
 
 def test_finite_difference_approaches_the_exact_product():
-    model = Toy()
-    (x, y), _ = batches(model)
-    architect = Architect(model, ARGS)
-    weights = model.weight_parameters()
-    flat = torch.cat([w.detach().flatten() for w in weights])
-    v = torch.randn_like(flat)
-    dw = torch.autograd.grad(F.cross_entropy(model(x), y), weights, create_graph=True, allow_unused=True, materialize_grads=True)
-    product = torch.autograd.grad(torch.cat([g.flatten() for g in dw]) @ v, model.arch_parameters())
-    errors = [relative_error(architect._hessian_vector_product(flat, v, x, y, r), product) for r in (1e-1, 1e-2, 1e-3)]
+    errors = []
+    for r in (1e-1, 1e-2, 1e-3):
+        model = Toy()
+        train, valid = batches(model)
+        optimizer = sgd(model, train)
+        expected = direct_gradient(model, train, valid, optimizer)
+        architect = Architect(model, ARGS)
+        architect.r = r
+        architect.step(*train, *valid, ETA, optimizer, unrolled=True)
+        errors.append(relative_error([model.alpha.grad], expected))
     # Central differences: the error falls with the square of the step.
     assert errors[0] > 50 * errors[1] > 50 * 50 * errors[2]
     assert errors[2] < 1e-6
@@ -106,45 +107,3 @@ def test_first_order_is_the_gradient_of_the_models_own_criterion(criterion):
     expected = torch.autograd.grad(criterion(model(x), y), model.arch_parameters())
     Architect(model, ARGS).step(None, None, x, y, ETA, None, unrolled=False)  # and reads neither training batch nor optimizer
     assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-12
-
-
-def test_unknown_hvp():
-    with pytest.raises(ValueError, match=r"finite_difference.*exact"):
-        Architect(Toy(), SimpleNamespace(**vars(ARGS), hvp="forward"))
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [
-        torch.nn.BatchNorm2d(4),
-        torch.nn.BatchNorm2d(4, affine=False, track_running_stats=False),
-        torch.nn.GroupNorm(2, 4),
-        torch.nn.InstanceNorm2d(4, affine=True),
-        torch.nn.LayerNorm([4, 8, 8]),
-        torch.nn.RMSNorm([8]),
-    ],
-    ids=lambda norm: type(norm).__name__,
-)
-def test_exact_with_every_normalisation(norm):
-    """The forward-mode derivatives of most of PyTorch's own cannot be differentiated again: they give wrong numbers without an error."""
-
-    class Normalised(Toy):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3, padding=1), norm.double()
-            self.maps = torch.nn.ModuleList(torch.nn.Linear(4, 10) for _ in range(2))
-
-        def weight_parameters(self):
-            return [parameter for parameter in self.parameters() if parameter is not self.alpha]
-
-        def forward(self, x):
-            strength = F.softmax(self.alpha, -1)[0]
-            x = F.gelu(self.norm(strength * self.conv(x[:, :, :8, :8]))).square().mean((2, 3))
-            return super().forward(x)
-
-    model = Normalised()
-    optimizer = torch.optim.SGD(model.weight_parameters(), ETA)
-    train, valid = [golden.batch(seed, 3) for seed in (1, 2)]
-    expected = direct_gradient(model, train, valid, optimizer)
-    Architect(model, EXACT).step(*train, *valid, ETA, optimizer, unrolled=True)
-    assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-10

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from gradients import relative_error
 from torch.func import functional_call
 
-from rnn.architect import EPSILON, FAULTS, Architect
+from rnn.architect import EPSILON, FAULTS, alpha_step, learner
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
 
@@ -16,6 +16,10 @@ pytestmark = pytest.mark.usefixtures("double")
 
 T, B, V, H, ETA = 4, 3, 12, 5, 0.7
 ARGS = {"wdecay": 1e-2, "arch_lr": 3e-3, "arch_wdecay": 1e-3}
+
+
+def arguments(clip, hvp="exact", unrolled=True):
+    return SimpleNamespace(**ARGS, clip=clip, hvp=hvp, unrolled=unrolled)
 
 
 def text(seed):
@@ -51,18 +55,18 @@ def directly(model, train, valid, clip):
 
 @pytest.mark.parametrize("clip", [0.05, 100.0], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize(("hvp", "tolerance"), [("exact", 1e-10), ("finite_difference", 1e-4)])
-def test_the_second_order_is_the_gradient_of_the_unrolled_loss(hvp, tolerance, clip, monkeypatch):
+def test_the_second_order_is_the_gradient_of_the_unrolled_loss(hvp, tolerance, clip):
     """The finite difference by a small step: at that of the paper, ReLU's kinks cost half a percent in this tiny cell."""
-    difference = Architect._hessian_vector_product
-    monkeypatch.setattr(Architect, "_hessian_vector_product", lambda *arguments: difference(*arguments, r=1e-5))
     model, train, valid = network(), text(1), text(2)
     torch.manual_seed(5)
     expected, c = directly(model, train, valid, clip)
     assert (c < 1) == (clip < 1)
     torch.manual_seed(5)
-    architect = Architect(model, SimpleNamespace(**ARGS, clip=clip, hvp=hvp, faithful=False))
+    args = arguments(clip, hvp)
+    architect = learner(model, args)
+    architect.r = 1e-5
     before = [weight.clone() for weight in model.weight_parameters()]
-    architect.step_text(train, valid, ETA, torch.optim.SGD(model.weight_parameters(), ETA), unrolled=True)
+    alpha_step(architect, model, train, valid, ETA, args)
     assert relative_error([model.alphas.grad], expected) < tolerance
     assert all(map(torch.equal, model.weight_parameters(), before))
 
@@ -74,9 +78,7 @@ def test_each_fault_of_the_original_moves_the_gradient(fault):
     def gradient(faults, clip):
         model = network()
         torch.manual_seed(5)
-        architect = Architect(model, SimpleNamespace(**ARGS, clip=clip, hvp="exact", faithful=False))
-        architect.faults = frozenset(faults)
-        architect.step_text(text(1), text(2), ETA, torch.optim.SGD(model.weight_parameters(), ETA), unrolled=True)
+        alpha_step(learner(model, arguments(clip)), model, text(1), text(2), ETA, arguments(clip), faults)
         return [model.alphas.grad]
 
     clip = 100.0 if fault == "coefficient" else 0.05
@@ -87,9 +89,9 @@ def test_the_state_after_the_validation_text_is_given_back():
     """First order: by the weights as they are."""
     model, train, valid = network(Dropouts()), text(1), text(2)
     x, _, hidden = valid
-    architect = Architect(model, SimpleNamespace(**ARGS, clip=1.0, hvp="exact", faithful=False))
+    args = arguments(1.0, unrolled=False)
     with torch.no_grad():
         expected = model(x, hidden)[1]
-    given = architect.step_text(train, valid, ETA, torch.optim.SGD(model.weight_parameters(), ETA), unrolled=False)
+    given = alpha_step(learner(model, args), model, train, valid, ETA, args)
     assert torch.allclose(given, expected, rtol=1e-12)
     assert not given.requires_grad

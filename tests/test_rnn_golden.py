@@ -13,7 +13,7 @@ import rnn.utils
 from experiment.run import Progress
 from nas.architecture import names
 from rnn import data, train, train_search
-from rnn.architect import Architect
+from rnn.architect import FAULTS, alpha_step, learner
 from rnn.genotypes import Genotype
 from rnn.model import Dropouts, Masks, RNNModel
 from rnn.model_search import RNNModelSearch
@@ -127,18 +127,18 @@ def both_texts(case):
     return train, valid
 
 
-def arguments(case, faithful, hvp="finite_difference"):
-    names = ("clip", "wdecay", "arch_lr", "arch_wdecay")
-    return SimpleNamespace(faithful=faithful, hvp=hvp, **{name: case[name] for name in names})
+def alphas_step(case, model, unrolled, faults=FAULTS):
+    """The hidden state after a step of the alphas on both texts."""
+    given = {name: case[name] for name in ("clip", "wdecay", "arch_lr", "arch_wdecay")}
+    args = SimpleNamespace(hvp="finite_difference", unrolled=unrolled, **given)
+    return alpha_step(learner(model, args), model, *both_texts(case), case["lr"], args, faults)
 
 
 @pytest.mark.parametrize("order", ["first_order", "second_order"])
 @pytest.mark.parametrize("case", GOLDEN["architect"], ids=lambda case: f"lr{case['lr']}-clip{case['clip']}")
 def test_a_step_of_the_alphas(case, order):
     model, expected, tolerance = search_model(case), case[order], 1e-8 if order == "first_order" else 1e-6
-    architect = Architect(model, arguments(case, faithful=True))
-    optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])
-    hidden = architect.step_text(*both_texts(case), case["lr"], optimizer, order == "second_order")
+    hidden = alphas_step(case, model, order == "second_order")
     close(model.alphas.grad, expected["alpha_grad"], tolerance)
     close(model.alphas.detach(), expected["alphas_after"], tolerance)
     close(hidden[0], expected["hidden_next"], tolerance)
@@ -155,10 +155,7 @@ def test_a_step_of_the_alphas_without_one_fault(case, fault, name):
     if name not in case["not_the_original"]:
         pytest.skip("the coefficient of this case is below 1")
     model = search_model(case)
-    architect = Architect(model, arguments(case, faithful=True))
-    architect.faults -= {fault}
-    optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])
-    architect.step_text(*both_texts(case), case["lr"], optimizer, unrolled=True)
+    alphas_step(case, model, True, set(FAULTS) - {fault})
     close(model.alphas.grad, case["not_the_original"][name]["alpha_grad"], 1e-6)
 
 
@@ -170,9 +167,7 @@ def test_a_step_of_the_alphas_with_dropout(kind, monkeypatch):
     seeds = iter([first, first + 1, first + 2, first + 2 if "same_masks" in kind else first + 3])
     model = search_model(case, p)
     monkeypatch.setattr(model, "draw_masks", lambda B: make_masks(next(seeds), p, case["ntokens"], B, case["size"]))
-    architect = Architect(model, arguments(case, faithful=True))
-    optimizer = torch.optim.SGD(model.weight_parameters(), case["lr"], weight_decay=case["wdecay"])
-    hidden = architect.step_text(*both_texts(case), case["lr"], optimizer, kind != "first_order")
+    hidden = alphas_step(case, model, kind != "first_order")
     close(model.alphas.grad, expected["alpha_grad"], 1e-8 if kind == "first_order" else 1e-6)
     close(hidden[0], expected["hidden_next"], 1e-8)
 
@@ -194,8 +189,8 @@ def test_names_and_their_order():
     sizes = case["ntokens"], case["size"], Dropouts()
     search = RNNModelSearch(*sizes)
     assert golden.keys_shapes(search) == case["search"]
-    names = {id(parameter): name for name, parameter in search.named_parameters()}
-    assert [names[id(weight)] for weight in search.weight_parameters()] == GOLDEN["parameter_order"]
+    known = {id(parameter): name for name, parameter in search.named_parameters()}
+    assert [known[id(weight)] for weight in search.weight_parameters()] == GOLDEN["parameter_order"]
     for name in ("ENAS", "DARTS_V1", "DARTS_V2"):
         assert golden.keys_shapes(RNNModel(*sizes, names("rnn")[name])) == case[name]
         assert json_form(names("rnn")[name]) == GOLDEN["facts"]["genotypes"][name]
@@ -285,15 +280,9 @@ def test_an_epoch_of_the_search(case, monkeypatch):
     model, args, steps, gradients = search_model(case), loop_arguments(case, hvp="finite_difference"), [], []
     train_text, alpha_text, valid_text = texts(case)
     assert [list(text.shape) for text in (train_text, alpha_text, valid_text)] == case["shapes"]
-    architect = Architect(model, args)
-    step_text = architect.step_text
-
-    def noted_step(*arguments):
-        hidden = step_text(*arguments)
-        gradients.append(model.alphas.grad.clone())
-        return hidden
-
-    monkeypatch.setattr(architect, "step_text", noted_step)
+    architect = learner(model, args)
+    descend = architect.descend
+    monkeypatch.setattr(architect, "descend", lambda gradient: (gradients.append(gradient[0].clone()), descend(gradient)))
     watched(steps, monkeypatch)
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
     place = rnn.utils.Place(*(model.init_hidden(case["batch"]) for _ in range(2)))

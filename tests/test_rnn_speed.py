@@ -63,7 +63,7 @@ rnn.model.STEPS = rnn.model_search.STEPS = 2
 rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
 from golden import close
 from test_rnn_speed import B, H, T, V, both
-from rnn.architect import Architect
+from rnn.architect import alpha_step, learner
 from rnn.utils import REGIONS
 from speed import acceleration, products
 
@@ -81,10 +81,10 @@ for kind in ("search", "short"):
     if kind == "search":
         model.zero_grad(), plain.zero_grad()
         for hvp in ("finite_difference", "exact"):
-            args = SimpleNamespace(clip=0.25, wdecay=0.0, arch_lr=3e-3, arch_wdecay=0.0, hvp=hvp, faithful=False)
+            args = SimpleNamespace(clip=0.25, wdecay=0.0, arch_lr=3e-3, arch_wdecay=0.0, hvp=hvp, unrolled=True)
             for one in (model, plain):
                 torch.manual_seed(2)
-                Architect(one, args).step_text((*text, hidden), (*text, hidden), 0.5, torch.optim.SGD(one.weight_parameters(), 1.0), True)
+                alpha_step(learner(one, args), one, (*text, hidden), (*text, hidden), 0.5, args)
             close(model.alphas.grad, plain.alphas.grad, 1e-6 if hvp == "finite_difference" else 1e-9)
 
 # In float32, compiled products are those of oneDNN.
