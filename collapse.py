@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from architect import Searchable
+from architecture import Alphas, Architecture, entropies
 from experiment import distributed
-from nas.architecture import Alphas, Architecture, entropies
 
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared

@@ -32,11 +32,12 @@ import torch
 from torch import Tensor
 
 import data
+import registry
+import trained
 import utils
 from experiment import files
 from experiment.errors import UserError, printable
 from experiment.weights import optional
-from nas import registry, trained
 from predict import Classifier, find_images, load
 
 TOLERANCE = 1e-5  # of probabilities

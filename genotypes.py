@@ -4,13 +4,12 @@ A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and
 edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that it is applied to. The outputs of the
 nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1).
 
-Every `Genotype` in this file, also one of your own, is a name for `--arch`. `nas/architecture.py` reads and writes genotypes;
-`nas/published.py` has the cells of other papers. This file does not import torch.
+Every `Genotype` in this file, also one of your own, is a name for `--arch`. `cells.py` reads and writes genotypes; `published.py` has the
+cells of other papers. This file does not import torch.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ class Genotype(NamedTuple):
     reduce_concat: Sequence[int]
 
 
+CELLS = ("normal", "reduce")
+
 # The candidates of every edge in the search, in the order of the alphas' columns (DARTS, section 3.1). Each is a key of `operations.OPS`.
 PRIMITIVES = [
     "none",
@@ -36,122 +37,6 @@ PRIMITIVES = [
     "dil_conv_5x5",
 ]
 
-# Zoph et al. 2018 (1707.07012), the cell NASNet-A.
-NASNet = Genotype(
-    normal=[
-        ("sep_conv_5x5", 1),
-        ("sep_conv_3x3", 0),
-        ("sep_conv_5x5", 0),
-        ("sep_conv_3x3", 0),
-        ("avg_pool_3x3", 1),
-        ("skip_connect", 0),
-        ("avg_pool_3x3", 0),
-        ("avg_pool_3x3", 0),
-        ("sep_conv_3x3", 1),
-        ("skip_connect", 1),
-    ],
-    normal_concat=[2, 3, 4, 5, 6],
-    reduce=[
-        ("sep_conv_5x5", 1),
-        ("sep_conv_7x7", 0),
-        ("max_pool_3x3", 1),
-        ("sep_conv_7x7", 0),
-        ("avg_pool_3x3", 1),
-        ("sep_conv_5x5", 0),
-        ("skip_connect", 3),
-        ("avg_pool_3x3", 2),
-        ("sep_conv_3x3", 2),
-        ("max_pool_3x3", 1),
-    ],
-    reduce_concat=[4, 5, 6],
-)
-
-# Real et al. 2019 (1802.01548), the cell AmoebaNet-A.
-AmoebaNet = Genotype(
-    normal=[
-        ("avg_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("sep_conv_5x5", 2),
-        ("sep_conv_3x3", 0),
-        ("avg_pool_3x3", 3),
-        ("sep_conv_3x3", 1),
-        ("skip_connect", 1),
-        ("skip_connect", 0),
-        ("avg_pool_3x3", 1),
-    ],
-    normal_concat=[4, 5, 6],
-    reduce=[
-        ("avg_pool_3x3", 0),
-        ("sep_conv_3x3", 1),
-        ("max_pool_3x3", 0),
-        ("sep_conv_7x7", 2),
-        ("sep_conv_7x7", 0),
-        ("avg_pool_3x3", 1),
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-        ("conv_7x1_1x7", 0),
-        ("sep_conv_3x3", 5),
-    ],
-    reduce_concat=[3, 4, 6],
-)
-
-# Liu et al. 2019 (1806.09055), first order.
-DARTS_V1 = Genotype(
-    normal=[
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("skip_connect", 0),
-        ("sep_conv_3x3", 1),
-        ("skip_connect", 0),
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("skip_connect", 2),
-    ],
-    normal_concat=[2, 3, 4, 5],
-    reduce=[
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-        ("skip_connect", 2),
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 0),
-        ("skip_connect", 2),
-        ("skip_connect", 2),
-        ("avg_pool_3x3", 0),
-    ],
-    reduce_concat=[2, 3, 4, 5],
-)
-
-# The same, second order: the cell of the paper's 2.76% test error (Figures 4 and 5).
-DARTS_V2 = Genotype(
-    normal=[
-        ("sep_conv_3x3", 0),
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 1),
-        ("skip_connect", 0),
-        ("skip_connect", 0),
-        ("dil_conv_3x3", 2),
-    ],
-    normal_concat=[2, 3, 4, 5],
-    reduce=[
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-        ("skip_connect", 2),
-        ("max_pool_3x3", 1),
-        ("max_pool_3x3", 0),
-        ("skip_connect", 2),
-        ("skip_connect", 2),
-        ("max_pool_3x3", 1),
-    ],
-    reduce_concat=[2, 3, 4, 5],
-)
-
-DARTS = DARTS_V2
-
-CELLS = ("normal", "reduce")
-
 
 def reductions(layers: int) -> tuple[int, int]:
     """The first and the second reduction cell of so many cells, counted from 0. Fewer than 3 cells are all reduction cells."""
@@ -163,23 +48,67 @@ def edge_key(cell: str, node: int, source: int) -> str:
     return f"{cell}_n{node}_p{source}"
 
 
-def edge_of(key: str) -> tuple[str, int, int] | None:
-    """(cell, node, source): the inverse of `edge_key`; None if `key` is not such a name."""
-    match = re.fullmatch(r"(normal|reduce|recurrent)_n(\d{1,3})_p(\d{1,3})", key, re.ASCII)
-    return (match[1], int(match[2]), int(match[3])) if match else None
+# A line for each node.
+# fmt: off
 
+# Zoph et al. 2018 (1707.07012), the cell NASNet-A.
+NASNet = Genotype(
+    normal=[("sep_conv_5x5", 1), ("sep_conv_3x3", 0),
+            ("sep_conv_5x5", 0), ("sep_conv_3x3", 0),
+            ("avg_pool_3x3", 1), ("skip_connect", 0),
+            ("avg_pool_3x3", 0), ("avg_pool_3x3", 0),
+            ("sep_conv_3x3", 1), ("skip_connect", 1)],
+    normal_concat=[2, 3, 4, 5, 6],
+    reduce=[("sep_conv_5x5", 1), ("sep_conv_7x7", 0),
+            ("max_pool_3x3", 1), ("sep_conv_7x7", 0),
+            ("avg_pool_3x3", 1), ("sep_conv_5x5", 0),
+            ("skip_connect", 3), ("avg_pool_3x3", 2),
+            ("sep_conv_3x3", 2), ("max_pool_3x3", 1)],
+    reduce_concat=[4, 5, 6],
+)
 
-def to_nni(genotype: Genotype) -> dict[str, str | int]:
-    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1.
+# Real et al. 2019 (1802.01548), the cell AmoebaNet-A.
+AmoebaNet = Genotype(
+    normal=[("avg_pool_3x3", 0), ("max_pool_3x3", 1),
+            ("sep_conv_3x3", 0), ("sep_conv_5x5", 2),
+            ("sep_conv_3x3", 0), ("avg_pool_3x3", 3),
+            ("sep_conv_3x3", 1), ("skip_connect", 1),
+            ("skip_connect", 0), ("avg_pool_3x3", 1)],
+    normal_concat=[4, 5, 6],
+    reduce=[("avg_pool_3x3", 0), ("sep_conv_3x3", 1),
+            ("max_pool_3x3", 0), ("sep_conv_7x7", 2),
+            ("sep_conv_7x7", 0), ("avg_pool_3x3", 1),
+            ("max_pool_3x3", 0), ("max_pool_3x3", 1),
+            ("conv_7x1_1x7", 0), ("sep_conv_3x3", 5)],
+    reduce_concat=[3, 4, 6],
+)
 
-    Raises:
-        ValueError: not all nodes are concatenated. This dictionary cannot express that.
-    """
-    found: dict[str, str | int] = {}
-    for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
-        if sorted(concat) != list(range(2, len(edges) // 2 + 2)):
-            raise ValueError(f"NNI's dictionary needs cells that concatenate all their nodes: the {cell} cell concatenates {list(concat)}")
-        for index, (operation, source) in enumerate(edges):
-            edge = f"{index // 2 + 2}_{index % 2}"
-            found |= {f"{cell}/op_{edge}": operation, f"{cell}/input_{edge}": source}
-    return found
+# Liu et al. 2019 (1806.09055), first order.
+DARTS_V1 = Genotype(
+    normal=[("sep_conv_3x3", 1), ("sep_conv_3x3", 0),
+            ("skip_connect", 0), ("sep_conv_3x3", 1),
+            ("skip_connect", 0), ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 0), ("skip_connect", 2)],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[("max_pool_3x3", 0), ("max_pool_3x3", 1),
+            ("skip_connect", 2), ("max_pool_3x3", 0),
+            ("max_pool_3x3", 0), ("skip_connect", 2),
+            ("skip_connect", 2), ("avg_pool_3x3", 0)],
+    reduce_concat=[2, 3, 4, 5],
+)
+
+# The same, second order: the cell of the paper's 2.76% test error (Figures 4 and 5).
+DARTS_V2 = Genotype(
+    normal=[("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 1), ("skip_connect", 0),
+            ("skip_connect", 0), ("dil_conv_3x3", 2)],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[("max_pool_3x3", 0), ("max_pool_3x3", 1),
+            ("skip_connect", 2), ("max_pool_3x3", 1),
+            ("max_pool_3x3", 0), ("skip_connect", 2),
+            ("skip_connect", 2), ("max_pool_3x3", 1)],
+    reduce_concat=[2, 3, 4, 5],
+)
+
+DARTS = DARTS_V2

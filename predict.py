@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import data
+import registry
+import trained
 import utils
 from experiment.errors import UserError
 from image_files import decoding, folders
-from nas import registry, trained
-from nas.trained import Trained
 from speed import acceleration
+from trained import Trained
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the most probable first
 

@@ -29,9 +29,9 @@ from typing import Any
 import filelock
 
 import data
+from cells import Cells
 from experiment import errors, files
 from experiment.errors import UserError
-from nas.architecture import canonical, names
 from pictures import protocol as pictures
 from protocol import results, workers
 from protocol.plan import PRESETS, Job, Plan, configured, run_of
@@ -103,7 +103,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     images = args.data if protocol.images_per_class is None else str(out / "images")
     protocol = replace(protocol, **counts, common={**protocol.common, "data": images})
     given = args.methods.split(",") if args.methods else protocol.methods
-    methods = tuple(dict.fromkeys(name if name in protocol.own else canonical(name, "darts") for name in given))
+    methods = tuple(dict.fromkeys(name if name in protocol.own else Cells.canonical(name) for name in given))
     for method in methods:
         protocol.method(method)
     return Plan(protocol, methods, out)
@@ -222,7 +222,7 @@ def _measured(jobs: list[Job], images: data.ImageData, pool: workers.LocalWorker
         kind = (job.method if job.stage == "search" else "", job.stage)
         if kind not in kinds:
             with tempfile.TemporaryDirectory() as folder:
-                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in names("darts") else "DARTS_V2"}
+                arch = {} if job.stage == "search" else {"arch": job.flags["arch"] if job.flags["arch"] in Cells.names() else "DARTS_V2"}
                 probe = replace(job, folder=Path(folder) / "probe", flags={**job.flags, **arch, "fast_dev_run": True})
                 handle = pool.submit(probe)
                 if reason := pool.wait([handle])[handle]:

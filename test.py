@@ -21,14 +21,16 @@ from pathlib import Path
 from torch import nn
 
 import data
+import networks
+import registry
+import trained
 import utils
+from cells import Cells
 from experiment import console
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from nas import networks, registry, trained
-from nas.architecture import canonical, names
-from nas.trained import Trained
 from speed import acceleration
+from trained import Trained
 
 # Arguments that define the network and its images. For a run's folder, they cannot be changed.
 FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "centre_crop", "channels")
@@ -46,9 +48,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--report_freq", type=cli.positive_int, default=50, help="steps between two printed lines")
     parser.add_argument(
         "--arch",
-        type=canonical,
+        type=Cells.canonical,
         default="DARTS",
-        help=f"{', '.join(names('darts'))}; a file with JSON or Genotype(...); a run's folder; or such a text",
+        help=f"{', '.join(Cells.names())}; a file with JSON or Genotype(...); a run's folder; or such a text",
     )
     parser.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
@@ -102,7 +104,7 @@ def load_images(args: argparse.Namespace, network: Trained | None) -> data.Image
 
 def main() -> None:
     args, network = parse_arguments()
-    architecture = None if args.run else networks.read(args)
+    architecture = None if args.run else registry.read(args.arch, args.space)
     device = utils.select_device(args.gpu)
     images = data.on_device(load_images(args, network), device, args.data_on_device)
     for note in images.notes:

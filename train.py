@@ -30,14 +30,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
+import networks
+import registry
+import trained
 import utils
+from architecture import Architecture
+from cells import Cells
 from experiment import distributed, metrics
 from experiment.errors import UserError
 from experiment.loop import Loop, length
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
-from nas import networks, registry, trained
-from nas.architecture import Architecture, canonical, names
 from speed import acceleration, capture, verification
 
 # The authors' train_imagenet.py, for 250 epochs as in the paper.
@@ -71,9 +74,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
     group.add_argument(
         "--arch",
-        type=canonical,
+        type=Cells.canonical,
         default="DARTS",
-        help=f"{', '.join(names('darts'))}; a file with JSON or Genotype(...); a search's folder; or such a text",
+        help=f"{', '.join(Cells.names())}; a file with JSON or Genotype(...); a search's folder; or such a text",
     )
     group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
     group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
@@ -195,8 +198,8 @@ def train(
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
     networks.set_sizes(args, init_channels=36, layers=20)
     network = networks.choose_network(args)
-    recorded = Architecture.recorded(args.resume, args.space) if args.resume else None
-    architecture = recorded or networks.read(args)
+    recorded = registry.load_space(args.space).recorded(args.resume) if args.resume else None
+    architecture = recorded or registry.read(args.arch, args.space)
     device = utils.begin(args)
     random_crops = args.crop == "resized"
     images, selection = data.hold_out(data.prepare(args, device, args.centre_crop, random_crops), args.valid_portion)
@@ -234,7 +237,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     with Run("eval", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, network, *notes, speed, architecture)
         if recorded is None:
-            run.write_json(architecture.file_name, architecture.json)
+            run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         run.log("multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
         part = "valid" if holds_out(args) else "test"  # that every epoch is measured on

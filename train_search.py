@@ -29,18 +29,18 @@ from torch import Tensor, nn
 import collapse
 import data
 import proposals
+import registry
 import utils
 from architect import HVP, Architect, Searchable
+from architecture import Architecture
 from experiment import distributed
 from experiment.errors import UserError
 from experiment.loop import Loop, length
 from experiment.run import Callback, Run
-from nas import registry
-from nas.architecture import Architecture
-from nas.networks import set_sizes
 from nas.remedies import options
 from nas.search import build, check
 from nas.strategies import Strategy
+from networks import set_sizes
 from pictures import drawing
 from speed import acceleration, capture, verification
 
@@ -132,6 +132,7 @@ def search(
 
 
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
+    space = registry.load_space(args.space)
     set_sizes(args, init_channels=16, layers=8)
     check(args)  # before images are loaded
     device = utils.begin(args)
@@ -174,7 +175,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random")
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
-        progress = run.restore(epochs, steps, "valid_acc", Architecture.of_epoch, **parts)
+        progress = run.restore(epochs, steps, "valid_acc", space.of_epoch, **parts)
         utils.advance(scheduler, progress.epoch)
         step = verification.checked_step(fast, plain, model, [architect, optimizer], args.batch_size, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))
@@ -185,7 +186,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             if progress.step == 0:
                 meters.reset()
                 run.log("epoch %d lr %e", epoch, lr)
-                run.log("%s", Architecture.of(model.export(), args.space))
+                run.log("%s", space.of(model.export()))
                 run.log_each(*model.alpha_lines())
 
             train_batches.set_epoch(epoch, progress.step)
@@ -201,7 +202,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             run.log("valid_acc %f (supernet)", measured.top1.avg)
             utils.advance(scheduler)
 
-            architecture = Architecture.of(model.export(), args.space)
+            architecture = space.of(model.export())
             run.write_weights(model)
             run.write_architecture(architecture.files())
             metrics = {
@@ -222,7 +223,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             loop.complete(metrics, architecture, drawing.previews)
             if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
                 break
-        return finish(args, run, len(images.train), Architecture.of(model.export(), args.space), stop)
+        return finish(args, run, len(images.train), space.of(model.export()), stop)
 
 
 def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None) -> Architecture:
@@ -235,7 +236,7 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
     """
     epoch = len(run.progress.metrics)
     if stop is not None:
-        before = Architecture.of_epoch(run.progress.metrics[stop])
+        before = registry.load_space(args.space).of_epoch(run.progress.metrics[stop])
         assert before is not None  # a search records one in every epoch
         run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
         run.log("weights.pt is still the supernet of epoch %d", epoch - 1)

@@ -26,10 +26,11 @@ if __name__ == "__main__":
 import os
 from pathlib import Path
 
+from architecture import Architecture
 from experiment.errors import UserError
-from nas.architecture import Architecture, canonical, names
 from pictures import animation, compare, curves, drawing, history, report
 from pictures.history import History
+from registry import canonical, names, read_any
 
 
 def _name_and_folder(arch: str) -> tuple[str, str]:
@@ -96,7 +97,7 @@ def main() -> None:
     elif args.report:
         raise UserError(f"{args.what[0]} is not the folder of a run: there is nothing to report on")
     else:
-        architecture, page = Architecture.read(args.what[0]), None
+        architecture, page = read_any(args.what[0]), None
         name, folder = _name_and_folder(args.what[0])
         files = picture_architecture(architecture, args.caption or name, args.format)
     if page is not None:

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 import turns
 
 import utils
+from cells import names
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import names
 from speed import acceleration
 
 WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
@@ -38,7 +38,7 @@ WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Time a step of the final training, computed in several ways.")
-    parser.add_argument("--arch", choices=names("darts"), default="DARTS_V2")
+    parser.add_argument("--arch", choices=names(), default="DARTS_V2")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:3])
     parser.add_argument("--batch_size", type=cli.positive_int, default=96)
     parser.add_argument("--init_channels", type=cli.positive_int, default=36)
@@ -64,7 +64,7 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     """A network on random images, and the step that trains it."""
     torch.manual_seed(0)
     build, classes = (NetworkImageNet, 1000) if args.network == "imagenet" else (NetworkCIFAR, 10)
-    network = build(args.init_channels, classes, args.layers, True, names("darts")[args.arch]).to(args.device)
+    network = build(args.init_channels, classes, args.layers, True, names()[args.arch]).to(args.device)
     network.drop_path_prob = 0.1 if args.network == "cifar" else 0.0
     if way != "plain":
         compiled = way in ("default", "recompute", "bfloat16")

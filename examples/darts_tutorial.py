@@ -5,7 +5,7 @@
 On digits, at a small size: see docs/nni_tutorial.md, which goes through it, for what it prints and for the tutorial's own sizes.
 """
 
-from genotypes import to_nni
+from cells import to_nni
 from pictures import drawing
 from train import train
 from train_search import search

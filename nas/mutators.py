@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from architecture import Architecture, unmasked
 from experiment.errors import UserError, shown
-from nas.architecture import Architecture, unmasked
 from nas.mutables import ArgumentError, Choice, InputChoice, LayerChoice, Mutable, MutableScope, SpaceError, pick_inputs, reduce
 
 Decisions = dict[str, Tensor]
@@ -336,7 +336,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
         SpaceError: the architecture is not one of this space.
     """
     if isinstance(architecture, str | Path):
-        architecture = Architecture.read(str(architecture), space="any").choices  # as written, whatever the keys
+        architecture = Architecture.read(str(architecture)).choices  # as written, whatever the keys
     if not isinstance(architecture, Mapping):
         raise SpaceError("an architecture must be a dictionary, {key of a choice: what was chosen}")
     space = list(find_space(model))

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from architect import HVP
+from cells import MOST_NODES, check_candidates
 from experiment import cli
 from experiment.errors import UserError
 from model_search import Network
-from nas.architecture import MOST_NODES, check_candidates
-from nas.networks import build_network, check_imagenet_stem
-from nas.registry import constructor_arguments, load_strategy
 from nas.remedies import options
 from nas.search_model import SearchModel
 from nas.strategies import Strategy
+from networks import build_network, check_imagenet_stem
+from registry import constructor_arguments, load_strategy
 
 
 def check(args: argparse.Namespace) -> None:

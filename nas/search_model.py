@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.architecture import operation_of
+from cells import operation_of
 from nas.mutators import DartsMutator, Mutator
 
 

@@ -6,11 +6,11 @@ import io
 
 import graphviz
 
-from experiment.errors import UserError
-from nas.architecture import Alphas, Architecture, Cell, cell_of, edge_ends
+from architecture import Alphas, Architecture, Cell, cell_of
 from pictures import drawing, history
 from pictures.drawing import RelaxedEdge
 from pictures.history import History
+from registry import load_space
 
 DPI = 64  # 970 pixels of width for the cells of DARTS
 SECONDS = 0.4  # per epoch; less if there are many epochs; two seconds more for the last one
@@ -22,7 +22,7 @@ def animation(run: History) -> bytes | None:
     """The GIF, or None for a run without architectures, such as a training.
 
     Raises:
-        UserError: the pictures cannot be drawn, or the metrics are damaged.
+        UserError: the pictures cannot be drawn.
     """
     from PIL import Image
 
@@ -49,7 +49,7 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
     weakest, strongest = strength_range(run)
     epochs = []
     for row in run.thinned(MOST_FRAMES)[0]:
-        architecture, alphas = Architecture.of_epoch(row), history.named_alphas(run, row)
+        architecture, alphas = load_space(run.space).of_epoch(row), history.named_alphas(run, row)
         if architecture is None:
             continue
         caption = run.caption_at(row)
@@ -65,14 +65,12 @@ def _graphs(run: History) -> list[list[graphviz.Digraph]]:
             ]
             or list(drawing.graphs(architecture, caption).values())
         )
-    if len({len(graphs) for graphs in epochs}) > 1:
-        raise UserError(f"{run.folder / 'metrics.jsonl'} holds architectures of several spaces")
     return epochs
 
 
 def strength_range(run: History) -> tuple[float, float]:
     """The smallest and the largest strength of an edge in the whole run. They correspond to the thinnest and the widest line."""
-    cells = [relaxed_cells(Architecture.of_epoch(row), history.named_alphas(run, row), row.get("betas")) for row in run.epochs]
+    cells = [relaxed_cells(load_space(run.space).of_epoch(row), history.named_alphas(run, row), row.get("betas")) for row in run.epochs]
     strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
     return min(strengths, default=0.0), max(strengths, default=0.0)
 
@@ -93,7 +91,7 @@ def relaxed_cells(
         for key, weights in alphas.items():
             if cell_of(key) != name:
                 continue
-            if (ends := edge_ends(key)) is None:
+            if (ends := architecture.ends(key)) is None:
                 return {}
             operation, strength = strongest(weights)
             if chosen.get(key) == "none":  # possible in spaces whose architectures contain every edge

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from architecture import TITLES, Alphas, Architecture, cell_of
+from cells import edge_of
 from experiment import errors
-from genotypes import edge_of
-from nas.architecture import TITLES, Alphas, Architecture, cell_of, edge_ends
 from pictures import history
 from pictures.animation import strongest
 from pictures.drawing import COLOURS, colour
 from pictures.history import History
+from registry import load_space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -239,7 +240,8 @@ def alphas(run: History) -> Figure | None:
     weights = [weight for series in edges.values() for operations in series for weight in operations.values()]
     low, high = min(weights), max(weights)
     span = high - low or 1.0
-    architecture = Architecture.of_epoch(rows[-1][0])
+    space = load_space(run.space)
+    architecture = space.of_epoch(rows[-1][0])
     chosen = architecture.chosen if architecture is not None else {}
     places, columns = _places(list(edges))
     tall = max(len(series[0]) for series in edges.values())
@@ -262,7 +264,7 @@ def alphas(run: History) -> Figure | None:
                 block[index] = 1 - share * (1 - np.array(to_rgb(colour(name))))
             first, last = rows[0][0]["epoch"] + 1 - stride / 2, rows[-1][0]["epoch"] + 1 + stride / 2
             axes.imshow(block, aspect="auto", interpolation="nearest", extent=(first, last, len(names) - 0.5, -0.5))
-            axes.set_title(_edge_name(edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3)
+            axes.set_title(_edge_name(space, edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3)
             axes.grid(visible=False)
             axes.set_xticks(sorted({rows[0][0]["epoch"] + 1, rows[-1][0]["epoch"] + 1}))
             axes.tick_params(length=2, labelsize=7, pad=1)
@@ -297,8 +299,8 @@ def _places(edges: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
     return {edge: divmod(index, columns) for index, edge in enumerate(edges)}, columns
 
 
-def _edge_name(edge: str) -> str:
-    ends, cell = edge_ends(edge), cell_of(edge)
+def _edge_name(space: type[Architecture], edge: str) -> str:
+    ends, cell = space.ends(edge), cell_of(edge)
     if ends is None:
         return edge
     return f"{TITLES[cell].removesuffix(' cell')}: " * bool(cell) + f"{ends[0]} \N{RIGHTWARDS ARROW} {ends[1]}"

@@ -1,4 +1,4 @@
-"""Draws architectures as graphs: cells, a network of ENAS's macro space, or a table of choices. Every operation has its own colour.
+"""Draws architectures as graphs of their cells, or as a table of choices. Every operation has its own colour.
 
 Uses Graphviz's `dot` if it is installed, otherwise the program of the package graphviz-pure.
 """
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import graphviz
 
+from architecture import TITLES, Architecture, Cell
 from experiment import files
 from experiment.errors import UserError, shorten, shown
-from nas.architecture import TITLES, Architecture, Cell
 
 if TYPE_CHECKING:
     from experiment.run import Run
@@ -51,7 +51,7 @@ COLOURS = OPERATION_COLOURS | {
     "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
 }
 
-# Limits of a picture, which Graphviz can lay out within seconds: rows of a table, edges of a macro network.
+# Limits of a picture, which Graphviz can lay out within seconds: rows of a table, edges.
 MOST_ROWS, MOST_EDGES = 200, 300
 
 FORMATS = ("png", "pdf", "svg")
@@ -180,33 +180,11 @@ def _label(operation: str) -> str:
     return _plain(shorten(operation))
 
 
-def network(architecture: Architecture, caption: str) -> graphviz.Digraph:
-    """A graph of an architecture without cells: a network of ENAS's macro space, otherwise a table of its choices."""
-    graph = _graph(caption)
-    if (layers := architecture.layers) and sum(1 + len(skips) for _, skips in layers) <= MOST_EDGES:
-        _macro(graph, layers)
-    else:
-        _table(graph, architecture.choices)
-    return graph
-
-
-def _macro(graph: graphviz.Digraph, layers: list[tuple[str, list[int]]]) -> None:
-    """A chain of layers. `layer_i` means the input of layer i, so a skip connection starts at the layer before it."""
-    names = ["stem", *(f"layer{layer}" for layer in range(len(layers)))]
-    graph.node("stem", **_INPUT)
-    for layer, (branch, skips) in enumerate(layers):
-        _operation(graph, names[layer + 1], branch)
-        graph.edge(names[layer], names[layer + 1], weight="10")
-        for source in skips:
-            graph.edge(names[source], names[layer + 1], color="#8C8C8C", penwidth="1.2")
-    graph.node("classifier", **_OUTPUT)
-    graph.edge(names[-1], "classifier", weight="10")
-
-
-def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
+def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
     """A row for every choice and what was chosen, in the order of the file, at most `MOST_ROWS`."""
+    graph = _graph(caption)
     graph.attr(rankdir="TB", ranksep="0.15")
-    entries = list(architecture.items())
+    entries = list(choices.items())
     if (more := len(entries) - MOST_ROWS) > 0:
         entries[MOST_ROWS:] = [("...", f"{more} more")]
     for row, (key, entry) in enumerate(entries):
@@ -220,13 +198,15 @@ def _table(graph: graphviz.Digraph, architecture: dict[str, Any]) -> None:
         if row:  # one row below the other
             graph.edge(f"key{row - 1}", f"key{row}", style="invis")
             graph.edge(f"chosen{row - 1}", f"chosen{row}", style="invis")
+    return graph
 
 
 def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.Digraph]:
     """{name: graph}: `normal` and `reduction`, `recurrent`, or `architecture` if there are no such cells."""
-    cells = architecture.cells if len(architecture.json) <= MOST_ROWS else {}
-    drawn = {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
-    return drawn or {"architecture": network(architecture, caption)}
+    cells = architecture.cells
+    if not cells or sum(len(graph.edges) + len(graph.fixed) for graph in cells.values()) > MOST_EDGES:
+        return {"architecture": table(architecture.choices, caption)}
+    return {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
 
 
 def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
@@ -238,9 +218,10 @@ def both(architecture: Architecture, caption: str = "") -> bytes:
     """The normal and the reduction cell of DARTS side by side, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary.
 
     Raises:
-        UserError: the architecture is not made of cells of DARTS, Graphviz is not installed, or it fails.
+        UserError: the architecture has no cells, Graphviz is not installed, or it fails.
     """
-    cells = Architecture(architecture.genotype).cells
+    if not (cells := architecture.cells):
+        raise UserError("this architecture has no cells to draw side by side")
     return joined([render(cell(graph, title(name, caption), first_node=2)) for name, graph in cells.items()], side_by_side=True)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from architecture import Alphas, Architecture
 from experiment import cli, files, metrics
 from experiment.errors import UserError, warn
-from nas.architecture import NUMBERED, Alphas, Architecture
+from registry import load_space
 
 
 @dataclass
@@ -54,14 +55,14 @@ class History:
     @property
     def architecture(self) -> Architecture | None:
         """The architecture in the folder. For a search, it is the last one, or the one that early stopping has returned."""
-        space = self.arguments.get("space")
-        return Architecture.recorded(self.folder, space if isinstance(space, str) else None)
+        return load_space(self.space).recorded(self.folder)
 
     @property
     def architecture_caption(self) -> str:
         """Name, epoch and seed for `architecture`: the last epoch that has found it."""
         architecture = self.architecture
-        found = [row for row in self.epochs if Architecture.of_epoch(row) == architecture]
+        space = load_space(self.space)
+        found = [row for row in self.epochs if space.of_epoch(row) == architecture]
         return self.caption_at(found[-1] if found else self.epochs[-1])
 
     def thinned(self, most: int) -> tuple[list[dict[str, Any]], int]:
@@ -97,10 +98,11 @@ def read(path: str | Path) -> History:
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not that of a run: {error}") from None
     epochs: list[dict[str, Any]] = []
+    run = History(folder, config, epochs)
     for number, line in enumerate(lines):
         try:
             row = metrics.check(files.parse_json(line), number, epochs[0] if epochs else None)
-            Architecture.of_epoch(row)
+            load_space(run.space).of_epoch(row)
             epochs.append(row)
         except ValueError as error:
             if line.endswith(b"\n"):
@@ -108,7 +110,7 @@ def read(path: str | Path) -> History:
             warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is ignored")
     if not epochs:
         raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
-    return History(folder, config, epochs)
+    return run
 
 
 # ---- Alphas
@@ -116,7 +118,7 @@ def read(path: str | Path) -> History:
 
 def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
     """The alphas of an epoch, with names of operations if the run's space has names. Empty if the strategy has no alphas."""
-    names = dict(enumerate(NUMBERED.get(str(run.arguments.get("space")), ())))
+    names = dict(enumerate(load_space(run.space).NUMBERED))
     return {
         edge: {names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()}
         for edge, weights in row.get("alphas", {}).items()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nas.architecture import Architecture
 from pictures import curves, drawing, report
 from pictures.curves import INK, LINES
 from pictures.report import Section, embedded
+from registry import load_space
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def cells(method: Results) -> bytes | None:
     """The architecture that the method has selected, with its cells below each other, as a PNG; None if there is none."""
     for search in method["searches"]:
         if search["seed"] == method["selected"] and search["genotype"] is not None:
-            architecture = Architecture.of(search["genotype"], search["space"])
+            architecture = load_space(search["space"]).of(search["genotype"])
             graphs = drawing.graphs(architecture, f"{method['title']}, seed {search['seed']}").values()
             return drawing.joined([drawing.render(graph, "png", dpi=90) for graph in graphs])
     return None

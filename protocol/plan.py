@@ -17,11 +17,13 @@ from typing import Any
 
 import collapse
 import genotypes
+from architecture import Architecture
+from cells import Cells
 from experiment import files
 from experiment.errors import UserError, shorten, shown
-from nas.architecture import Architecture, names
 from pictures import history
 from pictures.history import History
+from registry import load_space
 
 STAGES = {"search": "train_search.py", "select": "train.py", "train": "train.py"}
 Flags = dict[str, Any]
@@ -78,7 +80,7 @@ class Protocol:
             return self.own[name]
         if name in METHODS:
             return METHODS[name]
-        if name in names("darts"):
+        if name in Cells.names():
             return Method(name, arch=name)
         raise UserError(f"unknown method {shorten(name)}: {', '.join([*METHODS, *self.own])}, a published cell, or one of a --config file")
 
@@ -273,7 +275,7 @@ class Plan:
         if seed is None:
             return False
         [search] = [job for job in self.searches(method) if job.index == seed]
-        architecture = Architecture.recorded(search.folder, _space(search.flags))
+        architecture = load_space(_space(search.flags)).recorded(search.folder)
         assert architecture is not None  # the search is complete
         self._write(self.out / method / "selected.json", architecture)
         return True
@@ -321,10 +323,10 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
     """A random architecture of the method's space, with equal probabilities for every choice."""
     flags = {**protocol.common, **protocol.train, **method.train}
     if _space(flags) == "darts":
-        return Architecture(_random_cells(random.Random(seed), int(protocol.search.get("nodes", 4))))
+        return Cells(_random_cells(random.Random(seed), int(protocol.search.get("nodes", 4))))
     import torch
 
-    from nas import networks
+    import networks
     from nas.mutators import RandomMutator
 
     args = Namespace(
@@ -335,7 +337,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
         torch.manual_seed(seed)
         mutator = RandomMutator(networks.build_network(args, num_classes=10))
         mutator.reset()
-        return Architecture.of(mutator.current(), args.space)
+        return load_space(args.space).of(mutator.current())
 
 
 def _random_cells(draw: random.Random, nodes: int) -> genotypes.Genotype:

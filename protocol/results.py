@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from nas.architecture import Architecture
 from pictures import compare
 from pictures.history import History
 from protocol.plan import Job, Plan, run_of
+from registry import load_space
 
 Results = dict[str, Any]
 
@@ -201,5 +201,5 @@ def tex(results: Results) -> bytes:
 def distances(results: Results, name: str) -> list[tuple[int, int, int | None]]:
     """(seed, seed, distance) for every pair of architectures that the searches of a method have found."""
     searches = [search for search in results["methods"][name]["searches"] if search["genotype"]]
-    found = [(search["seed"], Architecture.of(search["genotype"], search["space"])) for search in searches]
+    found = [(search["seed"], load_space(search["space"]).of(search["genotype"])) for search in searches]
     return [(a, b, one.distance(other)) for (a, one), (b, other) in itertools.combinations(found, 2)]

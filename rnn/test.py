@@ -21,9 +21,9 @@ from pathlib import Path
 import utils
 from experiment import console
 from experiment.weights import load_weights
-from nas.architecture import Architecture
 from rnn import data
 from rnn import utils as text
+from rnn.cells import RecurrentCell
 from rnn.model import Dropouts, RNNModel
 
 REPORT_FREQ = 200  # sequences
@@ -43,11 +43,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    architecture = Architecture.read(args.arch, "rnn")
+    architecture = RecurrentCell.read(args.arch)
     device = utils.select_device(args.gpu)
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     text.check_vocabulary(corpus, Path(args.model_path))
-    model = RNNModel(len(corpus.words), args.emsize, Dropouts(), architecture.recurrent)
+    model = RNNModel(len(corpus.words), args.emsize, Dropouts(), architecture.genotype)
     load_weights(model, args.model_path, hint="check --arch, --emsize, --dataset, --data and --vocabulary")
     model.to(device)
     for line in text.baseline_lines(corpus):

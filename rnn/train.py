@@ -27,9 +27,9 @@ import utils
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
 from experiment.weights import load_weights
-from nas.architecture import Architecture
 from rnn import data
 from rnn import utils as text
+from rnn.cells import RecurrentCell
 from rnn.model import RNNModel
 from rnn.utils import Meters, Place
 from speed import acceleration
@@ -51,8 +51,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    recorded = Architecture.recorded(args.resume, "rnn") if args.resume else None
-    architecture = recorded or Architecture.read(args.arch, "rnn")
+    recorded = RecurrentCell.recorded(args.resume) if args.resume else None
+    architecture = recorded or RecurrentCell.read(args.arch)
     device = utils.begin(args)
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
@@ -60,7 +60,7 @@ def main() -> None:
     test_text = data.batchify(corpus.test, text.TEST_BATCH, "test").to(device)
     epochs, steps, _ = length(args, text.expected_pieces(train_text, args.bptt))
 
-    genotype = architecture.recurrent
+    genotype = architecture.genotype
     model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
     multiply_adds = text.multiply_adds(model, len(genotype.recurrent), args.batch_size * args.bptt)
     speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, text.REGIONS)
@@ -74,7 +74,7 @@ def main() -> None:
         text.keep_vocabulary(corpus, run)
         run.log_each(speed, architecture)
         if recorded is None:
-            run.write_json(architecture.file_name, architecture.json)
+            run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         run.log_each(*text.baseline_lines(corpus))
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)

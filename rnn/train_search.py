@@ -27,11 +27,11 @@ from architect import HVP, Architect
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
-from nas.architecture import Architecture
 from pictures import drawing
 from rnn import data
 from rnn import utils as text
 from rnn.architect import FAULTS, alpha_step, learner
+from rnn.cells import RecurrentCell
 from rnn.model_search import RNNModelSearch
 from rnn.utils import Meters, Place
 from speed import acceleration
@@ -92,7 +92,7 @@ def main() -> None:
                 meters.reset()
                 place.begin()
                 run.log("epoch %d lr %e", epoch, args.lr)
-                run.log("%s", Architecture(model.genotype()))
+                run.log("%s", RecurrentCell(model.genotype()))
                 run.log_each(*model.alpha_lines())
 
             loop.train(model, text.pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
@@ -101,9 +101,9 @@ def main() -> None:
             valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
             run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, text.perplexity(valid_loss))
 
-            architecture = Architecture(model.genotype())
+            architecture = RecurrentCell(model.genotype())
             run.write_weights(model)
-            run.write_json(architecture.file_name, architecture.json)
+            run.write_json(architecture.FILES[0], architecture.json)
             metrics = {
                 "lr": args.lr,
                 "train_loss": meters.loss.avg,
@@ -115,7 +115,7 @@ def main() -> None:
             }
             loop.complete(metrics, architecture)
 
-        architecture = Architecture(model.genotype())
+        architecture = RecurrentCell(model.genotype())
         run.log("%s", architecture)
         run.propose({"train what was found": train_command(args, run)})
         drawing.draw_result(architecture, run, epochs)

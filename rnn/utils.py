@@ -18,14 +18,14 @@ from experiment import cli, files
 from experiment.checkpoint import check_like
 from experiment.errors import UserError
 from experiment.run import Run
-from nas.architecture import canonical, names
 from rnn import data
+from rnn.cells import RecurrentCell
 from rnn.model import DARTSCell, Decoder, Dropouts, RNNModel
 
 REGIONS = {DARTSCell: ("forward",), Decoder: ("loss",)}  # the methods that are compiled
 EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
 VOCABULARY = "vocabulary.json"  # in a run's folder
-ARCH_HELP = f"{', '.join(names('rnn'))}; a file with JSON or Genotype(...); a search's folder; or such a text"
+ARCH_HELP = f"{', '.join(RecurrentCell.names())}; a file with JSON or Genotype(...); a search's folder; or such a text"
 
 
 # ---- Arguments
@@ -46,7 +46,7 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
 
 def arch(given: str) -> str:
     """The value of `--arch`, a published cell by its canonical name."""
-    return canonical(given, "rnn")
+    return RecurrentCell.canonical(given)
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:

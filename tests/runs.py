@@ -3,8 +3,9 @@
 import json
 import random
 
+from architecture import entropies
+from cells import Cells
 from genotypes import PRIMITIVES, Genotype, edge_key
-from nas.architecture import Architecture, entropies
 
 
 def cell_alphas(rng):
@@ -70,9 +71,9 @@ def search_run(folder, epochs=3, seed=0):
     rng, rows = random.Random(seed), []
     for epoch in range(epochs):
         alphas, genotype = cell_alphas(rng), some_genotype(rng)
-        skips = {f"skips_{cell}": count for cell, count in Architecture(genotype).skips().items()}
+        skips = {f"skips_{cell}": count for cell, count in Cells(genotype).skips().items()}
         entropy = {f"entropy_{cell}": value for cell, value in entropies(alphas).items()}
-        found = {"genotype": Architecture(genotype).json, "architecture": Architecture(genotype).choices}
+        found = {"genotype": Cells(genotype).json, "architecture": Cells(genotype).choices}
         rows.append(losses(epoch, "valid") | {"alphas": alphas, "eigenvalue": 0.1 * epoch} | skips | entropy | found)
     return write_run(folder, rows)
 
@@ -99,5 +100,5 @@ def macro_run(folder, epochs=2):
 def training_run(folder, genotype, epochs=2, **arguments):
     """A training of a genotype."""
     write_run(folder, [losses(epoch, "test") for epoch in range(epochs)], "eval", **arguments)
-    (folder / "genotype.json").write_text(json.dumps(Architecture(genotype).json))
+    (folder / "genotype.json").write_text(json.dumps(Cells(genotype).json))
     return folder

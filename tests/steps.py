@@ -7,12 +7,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import genotypes
+import networks
 import train
 import train_search
 import utils
+from cells import Cells
 from experiment.loop import FiniteCheck
-from nas import networks, search
-from nas.architecture import Architecture
+from nas import search
 from nas.remedies import recipes
 from speed import acceleration, capture
 
@@ -61,7 +62,7 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
     torch.manual_seed(0)
     args, criterion = arguments(unrolled=unrolled, **given), nn.CrossEntropyLoss()
     if unrolled is None:
-        model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts")).to(device)
+        model = networks.build_discrete(args, CLASSES, Cells.of(genotypes.DARTS_V2)).to(device)
         optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
         step, optimizers = train.training_step(model, criterion, optimizer, args), [optimizer]
     else:

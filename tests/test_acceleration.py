@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
+import cells
 import genotypes
 import model_search
 import operations
 from architect import HVP, Architect
 from experiment import errors
 from model import NetworkCIFAR
-from nas import architecture
 from speed import acceleration
 from speed.pooling import Edge as SharingEdge
 from speed.pooling import share_pools
@@ -213,7 +213,7 @@ def own(monkeypatch):
     """Makes these the candidates, operations of one's own among them."""
     for name, build in OWN.items():
         monkeypatch.setitem(operations.OPS, name, build)
-    monkeypatch.setattr(architecture, "OPERATIONS", [*architecture.OPERATIONS, *OWN])
+    monkeypatch.setattr(cells, "OPERATIONS", [*cells.OPERATIONS, *OWN])
     before = list(model_search.PRIMITIVES)
     yield lambda names: model_search.PRIMITIVES.__setitem__(slice(None), names)
     model_search.PRIMITIVES[:] = before

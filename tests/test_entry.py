@@ -19,11 +19,14 @@ import genotypes
 import train
 import train_search
 import utils
+from architecture import Architecture
+from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
-from nas.architecture import Architecture, canonical, names
 from pictures import drawing
+from registry import canonical, read_any
 from rnn import genotypes as rnn
+from rnn.cells import RecurrentCell
 
 SMALL = {"image_size": 8, "gpu": -1, "workers": 0, "init_channels": 2, "layers": 3}
 SEARCH = SMALL | {"epochs": 1, "batch_size": 8, "arch_learning_rate": 0.01}
@@ -72,7 +75,7 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
     assert [re.sub(r"/b\b", "/a", line) for line in log_lines(Path("b"))] == log_lines(Path("a"))
     assert {path.name for path in Path("b").iterdir()} >= {"normal.png", "reduction.png", "nni.json"}
     assert seen == [(row["epoch"], row) for row in rows_of("b")]
-    assert found == Architecture.read("a")
+    assert found == Cells.read("a")
 
     assert script("train", *flags(TRAIN, images), "--arch", "a", "--run_dir", "c")[0] == 0
     trained = in_a_thread(train.train, found, images, [keep], run_dir=Path("d"), **TRAIN)
@@ -151,7 +154,7 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
         (lambda: train_search.search("dart", images="digits"), UserError, "unknown space 'dart'"),
         (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
         (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
-        (lambda: train.train("{1}", "digits"), UserError, r"\{1\} does not hold JSON"),
+        (lambda: train.train("{1}", "digits"), UserError, r"cannot read \{1\}"),
     ],
 )
 def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):
@@ -167,12 +170,13 @@ def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):
 
 def test_published_cells_by_any_spelling(tmp_path, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
-    for space, known in (("darts", names("darts")), ("rnn", names("rnn"))):
+    for space in (Cells, RecurrentCell):
+        known = space.names()
         for name in known:
             for spelt in (name.lower().replace("_", "-"), name.upper()):
-                assert canonical(spelt, space) in known
-                assert Architecture.read(spelt, space) == Architecture.read(name, space) == Architecture(known[name])
-    assert canonical("RNN.darts-v1") == "rnn.DARTS_V1"
+                assert space.canonical(spelt) in known
+                assert space.read(spelt) == space.read(name) == space(known[name])
+    assert canonical("rnn.darts-v1") == "rnn.DARTS_V1"
     assert [canonical(other) for other in ("darts v2", "darts-v2/", "")] == ["darts v2", "darts-v2/", ""]
     assert script("visualize", "darts-v2", "--format", "svg")[0] == 0
     assert "DARTS_V2: normal cell" in Path("normal.svg").read_text()
@@ -181,14 +185,14 @@ def test_published_cells_by_any_spelling(tmp_path, monkeypatch, script):
 def test_a_folder_comes_before_another_spelling_of_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("darts_v2").mkdir()
-    Path("darts_v2/genotype.json").write_text(json.dumps(Architecture.read("DARTS_V1").json))
-    assert Architecture.read("darts_v2") == Architecture.read("DARTS_V1") != Architecture.read("darts-v2")
+    Path("darts_v2/genotype.json").write_text(json.dumps(Cells.read("DARTS_V1").json))
+    assert Cells.read("darts_v2") == Cells.read("DARTS_V1") != Cells.read("darts-v2")
 
 
 def test_an_architecture_of_any_space_is_text():
     choices = Architecture({"conv": "large", "skip": [0]})
-    for architecture, space in ((choices, "my.py:Net"), (Architecture(genotypes.NASNet), "darts"), (Architecture(rnn.ENAS), "rnn")):
-        assert Architecture.read(json.dumps(architecture.json), space) == architecture
+    for architecture in (choices, Cells(genotypes.NASNet), RecurrentCell(rnn.ENAS)):
+        assert type(architecture).read(json.dumps(architecture.json)) == read_any(json.dumps(architecture.json)) == architecture
 
 
 # ---- The auxiliary head's loss
@@ -246,7 +250,7 @@ def test_a_checkpoint_from_before_the_auxiliary_loss_was_logged():
 
 
 def test_both_cells_side_by_side_with_the_numbers_of_genotypes(monkeypatch):
-    architecture, drawn, render = Architecture.read("DARTS_V2"), [], drawing.render
+    architecture, drawn, render = Cells.read("DARTS_V2"), [], drawing.render
     single = [Image.open(io.BytesIO(render(graph, "png"))) for graph in drawing.graphs(architecture).values()]
     monkeypatch.setattr(drawing, "render", lambda graph: drawn.append(graph.source) or render(graph))
     picture = Image.open(io.BytesIO(drawing.both(architecture)))
@@ -254,7 +258,7 @@ def test_both_cells_side_by_side_with_the_numbers_of_genotypes(monkeypatch):
     for source, cell in zip(drawn, ("normal", "reduction"), strict=True):
         assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [("0", "2"), ("1", "3"), ("2", "4"), ("3", "5")]
         assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4
-    with pytest.raises(UserError, match="made of choices"):
+    with pytest.raises(UserError, match="no cells"):
         drawing.both(Architecture({"conv": 1}))
 
 
@@ -279,5 +283,5 @@ def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch,
     assert "train_auxiliary_loss" in printed[-2]
     exported = ast.literal_eval(printed[1])
     assert exported == json.loads(Path("runs/tutorial/search/nni.json").read_text())
-    assert Architecture.of(exported) == Architecture.read("runs/tutorial/plain") == Architecture.read("runs/tutorial/recipe")
+    assert Cells.of(exported) == Cells.read("runs/tutorial/plain") == Cells.read("runs/tutorial/recipe")
     assert Image.open("runs/tutorial/cells.png").width > Image.open("runs/tutorial/cells.png").height

@@ -7,25 +7,26 @@ import pytest
 import torch
 
 import genotypes
+import published
+from cells import OPERATIONS, Cells, check, names
 from experiment.errors import UserError
 from genotypes import DARTS_V2, PRIMITIVES, Genotype
 from model import NetworkCIFAR
 from model_search import Network, derive_cell
-from nas import published
-from nas.architecture import OPERATIONS, Architecture, check, names
 from operations import OPS
 from rnn import genotypes as rnn
+from rnn.cells import RecurrentCell
 
 NNI = golden.load("nni_tutorial_cells.json")
 
 
 def test_known_cells():
     for name, cells in golden.load("genotypes.json").items():
-        assert Architecture(names("darts")[name]).json == cells
-    assert Architecture.of(NNI["basic"]).genotype == published.NNI_BASIC
-    assert Architecture.of(NNI["full"]).genotype == published.NNI_FULL
-    assert Architecture.read("DARTS").genotype == DARTS_V2
-    for genotype in names("darts").values():
+        assert Cells(names()[name]).json == cells
+    assert Cells.of(NNI["basic"]).genotype == published.NNI_BASIC
+    assert Cells.of(NNI["full"]).genotype == published.NNI_FULL
+    assert Cells.read("DARTS").genotype == DARTS_V2
+    for genotype in names().values():
         assert check(*genotype) == genotype
 
 
@@ -33,7 +34,7 @@ def test_operations_that_a_genotype_may_name_are_those_that_exist():
     assert set(OPERATIONS) == set(OPS)
 
 
-@pytest.mark.parametrize("genotype", names("darts").values(), ids=names("darts"))
+@pytest.mark.parametrize("genotype", names().values(), ids=names())
 def test_every_known_cell_builds_and_runs(genotype):
     model = NetworkCIFAR(2, 7, 3, True, genotype)
     logits, auxiliary = model(torch.randn(2, 3, 32, 32))
@@ -41,16 +42,16 @@ def test_every_known_cell_builds_and_runs(genotype):
 
 
 def test_all_forms_of_one_genotype(tmp_path):
-    (tmp_path / "genotype.json").write_text(json.dumps(Architecture(DARTS_V2).json))
+    (tmp_path / "genotype.json").write_text(json.dumps(Cells(DARTS_V2).json))
     (tmp_path / "nni.json").write_text(json.dumps(NNI["full"]))
     logged = repr(DARTS_V2._replace(normal_concat=range(2, 6)))
     positional = f"Genotype({', '.join(repr(list(field)) for field in DARTS_V2)})"
     for form in ("DARTS_V2", str(tmp_path / "genotype.json"), str(tmp_path), repr(DARTS_V2), logged, positional):
-        assert Architecture.read(form).genotype == DARTS_V2
-    assert Architecture.read(f"12/31 01:02:03 AM genotype = {logged}\n").genotype == DARTS_V2
-    assert Architecture.read(str(tmp_path / "nni.json")).genotype == published.NNI_FULL
+        assert Cells.read(form).genotype == DARTS_V2
+    assert Cells.read(f"12/31 01:02:03 AM genotype = {logged}\n").genotype == DARTS_V2
+    assert Cells.read(str(tmp_path / "nni.json")).genotype == published.NNI_FULL
     nested = {key: [value] if "input" in key else value for key, value in NNI["full"].items()}
-    assert Architecture.of(nested).genotype == published.NNI_FULL
+    assert Cells.of(nested).genotype == published.NNI_FULL
 
 
 def per_node(edges):
@@ -63,7 +64,7 @@ def as_triples(edges):
 
 NESTED = DARTS_V2._replace(normal=per_node(DARTS_V2.normal), reduce=per_node(DARTS_V2.reduce))
 TRIPLES = DARTS_V2._replace(normal=as_triples(DARTS_V2.normal), reduce=as_triples(DARTS_V2.reduce))
-CHOICES = Architecture(DARTS_V2).choices
+CHOICES = Cells(DARTS_V2).choices
 
 
 def numbered(key, chosen, candidates):
@@ -101,18 +102,18 @@ FOREIGN = {
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
 def test_what_other_codes_write_is_read_as_it_is_meant(tmp_path, text):
     (tmp_path / "found.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    found = Architecture.read(str(tmp_path / "found.txt"), "darts")
-    assert found.distance(Architecture(DARTS_V2)) == 0
+    found = Cells.read(str(tmp_path / "found.txt"))
+    assert found.distance(Cells(DARTS_V2)) == 0
     if isinstance(text, str) and not text.startswith("found"):
-        assert Architecture.read(text, "darts") == found
+        assert Cells.read(text) == found
 
 
 def test_nodes_with_fewer_than_two_edges(tmp_path):
     """As FairDARTS writes its cells."""
     normal = "[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('max_pool_3x3', 4, 0), ('sep_conv_3x3', 5, 0)]"
-    reduce = Architecture(published.FAIR_DARTS_A).json["reduce"]
-    found = Architecture.read(f"Genotype(normal={normal}, normal_concat=range(2, 6), reduce={reduce}, reduce_concat=range(2, 6))")
-    assert found == Architecture(published.FAIR_DARTS_A)
+    reduce = Cells(published.FAIR_DARTS_A).json["reduce"]
+    found = Cells.read(f"Genotype(normal={normal}, normal_concat=range(2, 6), reduce={reduce}, reduce_concat=range(2, 6))")
+    assert found == Cells(published.FAIR_DARTS_A)
 
 
 @pytest.mark.parametrize(
@@ -131,21 +132,21 @@ def test_nodes_with_fewer_than_two_edges(tmp_path):
 )
 def test_broken_texts_end_in_one_plain_sentence(text, words):
     with pytest.raises(UserError, match=words) as raised:
-        Architecture.read(text, "darts")
+        Cells.read(text)
     assert not any(jargon in str(raised.value) for jargon in ("ast.", "0x", "literal", "leading zeros"))
 
 
 @pytest.mark.parametrize("module", [genotypes, rnn], ids=["genotypes", "rnn"])
 def test_a_genotype_of_one_s_own_is_a_name(monkeypatch, module):
     """As if `MY_NET = Genotype(...)` had been pasted at the end of the file."""
-    space = "rnn" if module is rnn else "darts"
+    space = RecurrentCell if module is rnn else Cells
     monkeypatch.setattr(module, "MY_NET", module.DARTS_V1._replace(), raising=False)
-    assert Architecture.read("my-net", space) == Architecture(module.DARTS_V1)
-    assert "MY_NET" in names(space)
+    assert space.read("my-net") == space(module.DARTS_V1)
+    assert "MY_NET" in space.names()
     pasted = module.Genotype(*([] for _ in module.Genotype._fields))
     monkeypatch.setattr(module, "MY_NET", pasted)
     with pytest.raises(UserError, match="cell"):
-        Architecture.read("MY_NET", space)
+        space.read("MY_NET")
 
 
 @pytest.mark.parametrize("edges", [[("none", 0), ("skip_connect", 1)], [("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)]])
@@ -156,7 +157,7 @@ def test_a_cell_may_have_none_on_the_way(edges):
 
 
 def edit(**fields):
-    return json.dumps(Architecture(DARTS_V2._replace(**fields)).json)
+    return json.dumps(Cells(DARTS_V2._replace(**fields)).json)
 
 
 def long_choices(nodes):
@@ -194,7 +195,7 @@ def test_bad_files(tmp_path, text, words):
     path = tmp_path / "arch.json"
     path.write_text(text)
     with pytest.raises(UserError, match=words):
-        Architecture.read(str(path), "darts")
+        Cells.read(str(path))
 
 
 @pytest.mark.parametrize(
@@ -216,26 +217,26 @@ def test_bad_files(tmp_path, text, words):
 )
 def test_bad_literals(text):
     with pytest.raises(UserError):
-        Architecture.read(text, "darts")
+        Cells.read(text)
 
 
 def test_a_literal_is_never_evaluated(tmp_path):
     trap = tmp_path / "trap"
     with pytest.raises(UserError):
-        Architecture.read(f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])", "darts")
+        Cells.read(f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])")
     assert not trap.exists()
 
 
 def test_unknown_names_and_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"unknown architecture DARTS_V3.*DARTS_V2"):
-        Architecture.read("DARTS_V3", "darts")
+        Cells.read("DARTS_V3")
     with pytest.raises(UserError, match="No such file"):
-        Architecture.read(str(tmp_path / "missing.json"), "darts")
+        Cells.read(str(tmp_path / "missing.json"))
     with pytest.raises(UserError, match=r"cannot read.*No such file"):
-        Architecture.read(str(tmp_path), "darts")
+        Cells.read(str(tmp_path))
     (tmp_path / "binary.json").write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="does not hold JSON"):
-        Architecture.read(str(tmp_path / "binary.json"), "darts")
+        Cells.read(str(tmp_path / "binary.json"))
 
 
 # ---- From alphas to a cell
@@ -273,7 +274,7 @@ def test_the_softmax_of_a_strong_none_changes_which_edges_win():
 
 def test_an_edge_that_is_chosen_twice_is_refused():
     """The space has a node take two inputs, of which one is not two."""
-    choices = Architecture(genotypes.DARTS_V2).choices
+    choices = Cells(genotypes.DARTS_V2).choices
     choices["normal_n3_switch"] = ["normal_n3_p1", "normal_n3_p1"]
     with pytest.raises(UserError, match="normal_n3_switch must name two of normal_n3_p0, normal_n3_p1, normal_n3_p2, not "):
-        Architecture.of(choices, "darts")
+        Cells.of(choices)

@@ -11,8 +11,8 @@ from golden import close
 import genotypes
 import model_search
 from architect import Architect
+from cells import Cells, names
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import Architecture, names
 from speed import acceleration
 
 GOLDEN = golden.load("darts_cnn.json")
@@ -81,7 +81,7 @@ def test_three_search_steps(case, way, order, tolerance):
 
 @pytest.mark.parametrize("case", GOLDEN["discrete"], ids=lambda case: f"{case['arch']}-{case['imagenet']}")
 def test_discrete_network(case):
-    network = NetworkCIFAR(case["C"], case["num_classes"], case["layers"], True, names("darts")[case["arch"]])
+    network = NetworkCIFAR(case["C"], case["num_classes"], case["layers"], True, names()[case["arch"]])
     golden.fill(network)
     x, y = golden.batch(case["seed"], case["batch"], case["num_classes"])
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_discrete_network(case):
 def test_sizes_and_names(case):
     build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
     with torch.device("meta"):
-        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names("darts")[case["arch"]])
+        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[case["arch"]])
     shapes = golden.keys_shapes(network)
     assert len(shapes) == case["keys"]
     assert golden.sha256(shapes) == case["keys_shapes_sha256"]
@@ -136,4 +136,4 @@ def test_names_of_the_small_discrete_network():
 def test_genotypes_derived_from_alphas(case):
     network = model_search.Network(2, 10, 3, torch.nn.CrossEntropyLoss())
     golden.fill_alphas(network, case["seed"], scale=1.0)
-    assert Architecture(network.genotype()).json == {field: case[field] for field in genotypes.Genotype._fields}
+    assert Cells(network.genotype()).json == {field: case[field] for field in genotypes.Genotype._fields}

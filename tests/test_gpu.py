@@ -18,15 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import genotypes
+import networks
 import rnn.architect
 import rnn.train_search
 import rnn.utils
 import train
 import train_search
 import utils
+from cells import Cells
 from image_files import datasets, folders
-from nas import networks, search
-from nas.architecture import Architecture
+from nas import search
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
 from speed import capture
@@ -98,7 +99,7 @@ def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, meta_run):
 @pytest.mark.parametrize(("amp", "images_on"), [(False, CPU), (True, META)])
 def test_the_steps_of_a_training_read_nothing_and_mix_no_devices(amp, images_on, meta_run):
     args = arguments(amp=amp)
-    model = networks.build_discrete(args, CLASSES, Architecture.of(genotypes.DARTS_V2, "darts")).to(META)
+    model = networks.build_discrete(args, CLASSES, Cells.of(genotypes.DARTS_V2)).to(META)
     model.drop_path_prob = 0.2
     optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9)
     step = train.training_step(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, args)

@@ -20,19 +20,19 @@ from torchvision import transforms
 
 import data
 import genotypes
+import networks
 import predict
 import utils
+from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from image_files import datasets, decoding, folders
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from model_search import Network
-from nas import networks
-from nas.architecture import Architecture
 from pictures import compare, history
 
-V2 = Architecture(genotypes.DARTS_V2)
+V2 = Cells(genotypes.DARTS_V2)
 
 
 def arguments(**changed):
@@ -546,7 +546,7 @@ def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, imag
         assert "stem.0.weight" not in weights
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
     assert (config["classes"], len(config["mean"]), len(config["std"])) == (["dark", "light"], 3, 3)
-    papers = NetworkImageNet(36, 2, 20, False, Architecture.recorded(tmp_path / "plain", "darts").genotype)
+    papers = NetworkImageNet(36, 2, 20, False, Cells.recorded(tmp_path / "plain").genotype)
     sizes = utils.count_parameters_in_MB(papers), utils.count_multiply_adds(papers, 64)
     assert compare.size(history.read(tmp_path / "plain")) == sizes
     command = scripts.said((tmp_path / "plain" / "log.txt").read_text().splitlines(), "train what was found: ")

@@ -19,9 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import collapse
 import genotypes
+from architecture import entropies
+from cells import Cells
 from experiment import console, errors, tensorboard
 from experiment.loop import MEASURED
-from nas.architecture import Architecture, entropies
 from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +79,7 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
             assert list(edge) == genotypes.PRIMITIVES
             assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
         assert 0 < row["entropy_normal"] <= math.log(8) + 1e-6
-        genotype = Architecture.of(row["genotype"]).genotype
+        genotype = Cells.of(row["genotype"]).genotype
         assert row["skips_normal"] == sum(operation == "skip_connect" for operation, _ in genotype.normal)
         assert row["skips_reduce"] == sum(operation == "skip_connect" for operation, _ in genotype.reduce)
         assert all(row[key] > 0 for key in MEASURED)

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from experiment.errors import UserError
-from nas.architecture import Architecture
 from nas.controller import EnasMutator, Reinforce
 from nas.mutables import InputChoice, LayerChoice, Mutable, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, Mutator, RandomMutator, apply_fixed_architecture
@@ -227,7 +226,7 @@ def test_a_layer_choice_may_choose_nothing(options):
         assert mask.tolist() == [False, False]
     assert parameters(fixed) == 0
     assert choice[0].calls == choice[1].calls == 0
-    source = drawing.network(Architecture(exported), "").source
+    source = drawing.table(exported, "").source
     assert "label=nothing" in source
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from nas.mutables import InputChoice, LayerChoice, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
-from nas.registry import load_space
 from nas.spaces.darts import DartsCell
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer
 from nas.spaces.nasbench201 import NASBench201Cell
+from registry import load_network
 
 GOLDEN = golden.load("nni_spaces.json")
 MNIST = Path(__file__).parent.parent / "examples" / "mnist_choices.py"
@@ -118,7 +118,7 @@ class Keys(nn.Module):
 
 EXPORTS = golden.load("nni_exports.json")
 EXPORTERS = {
-    "mnist": (lambda: load_space(f"{MNIST}:Net").network(), [(2, 1, 28, 28)]),
+    "mnist": (lambda: load_network(f"{MNIST}:Net")(), [(2, 1, 28, 28)]),
     "keys": (Keys, [(2, 3, 8, 8)]),
     "micro": (lambda: ENASMicroLayer(5, 8, 8, 8, False), [(2, 8, 8, 8), (2, 8, 8, 8)]),
     "nb": (lambda: NASBench201Cell("c", 8, 8, 1), [(2, 8, 8, 8)]),

@@ -11,11 +11,12 @@ import torch
 from scripts import said
 
 import experiment.run
+from architecture import Architecture
 from experiment.loop import MEASURED
-from nas.architecture import Architecture
-from nas.registry import Space, constructor_arguments
 from nas.spaces import nasbench201
+from nas.spaces.enas import Macro, Micro
 from pictures import drawing
+from registry import constructor_arguments, load_space
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 SPACES = {
@@ -49,7 +50,7 @@ def test_every_pair_searches_and_what_it_finds_trains(script, tmp_path, tiny, sp
     assert bool(metrics["alphas"]) == strategy.startswith("darts")
     assert {path.name for path in folder.glob("*.png")} == PICTURES.get(space, {"architecture.png"})
     if space == "darts":
-        assert Architecture.read("run").choices == architecture
+        assert load_space(space).read("run").choices == architecture
     if space == "nasbench201":
         assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
 
@@ -108,7 +109,7 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
 def test_arguments_get_the_types_of_their_annotations():
     from argparse import Namespace
 
-    from nas import networks
+    import networks
 
     text = "flag=false length=None rate=1e-3 word=3"
 
@@ -118,7 +119,7 @@ def test_arguments_get_the_types_of_their_annotations():
             self.got = flag, length, rate, word, untyped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(networks, "load_space", lambda name: Space(Net))
+        patched.setattr(networks, "load_network", lambda name: Net)
         network = networks.build_network(
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
@@ -152,7 +153,7 @@ def test_the_paper_s_own_network_without_more(script, tmp_path, tiny):
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     from argparse import Namespace
 
-    from nas import networks
+    import networks
 
     args = Namespace(space=space, init_channels=None, layers=None)
     networks.set_sizes(args, init_channels=16, layers=8)
@@ -314,7 +315,7 @@ def test_the_example_of_a_strategy_searches_every_space(script, tmp_path, tiny, 
 
 def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
     architecture = nasbench201.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|")
-    source = drawing.graphs(Architecture(architecture), "a cell")["architecture"].source
+    source = drawing.graphs(nasbench201.Cell201(architecture), "a cell")["architecture"].source
     assert 'label="\na cell"' in source
     for index, (key, operation) in enumerate(architecture.items()):
         tail, head = key.split("_")
@@ -325,18 +326,14 @@ def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
 
 def test_a_macro_network_is_drawn_as_a_chain_with_skips():
     architecture = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
-    source = drawing.network(Architecture(architecture), "a network").source
+    source = drawing.graphs(Macro(architecture), "a network")["architecture"].source
     for layer, branch in enumerate(["max_pool_3x3", "conv_3x3", "sep_conv_5x5"]):
-        assert f"layer{layer} [label={branch} " in source
+        assert f"edge{layer} [label={branch} " in source
     arrows = [line.split(" [")[0].strip() for line in source.splitlines() if "->" in line]
     # layer_0 and layer_1 are the inputs of layers 0 and 1: the stem's output and layer 0's.
     assert arrows == [
-        "stem -> layer0",
-        "layer0 -> layer1",
-        "layer1 -> layer2",
-        "stem -> layer2",
-        "layer0 -> layer2",
-        "layer2 -> classifier",
+        *("stem -> edge0:w", "edge0:e -> 0", "0 -> edge1:w", "edge1:e -> 1", "1 -> edge2:w", "edge2:e -> 2"),
+        *("stem -> 2", "0 -> 2", "2 -> classifier"),
     ]
 
 
@@ -344,7 +341,7 @@ def test_micro_cells_are_drawn_as_cells():
     node = {"x_input": 0, "x_op": 0, "y_input": 1, "y_op": 4}
     architecture = {f"{kind}_node_{i}_{key}": value for kind in ("normal", "reduce") for i in range(2) for key, value in node.items()}
     architecture["normal_node_1_x_input"] = 2
-    cells = Architecture(architecture).cells
+    cells = Micro(architecture).cells
     assert cells["normal"].edges == [
         ("normal_node_0_x_op", "c_{k-2}", "0", "sep_conv_3x3"),
         ("normal_node_0_y_op", "c_{k-1}", "0", "skip_connect"),
@@ -353,33 +350,41 @@ def test_micro_cells_are_drawn_as_cells():
     ]
     assert cells["normal"].concat == ["1"]
     assert cells["reduce"].concat == ["0", "1"]
-    assert Architecture(architecture | {"more": 1}).cells == {}
-    assert Architecture(architecture | {"normal_node_1_x_input": 3}).cells == {}
+    assert Micro(architecture | {"more": 1}).cells == {}
+    assert Micro(architecture | {"normal_node_1_x_input": 3}).cells == {}
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    [
-        {f"choice{number}": [f"layer_{source}" for source in range(1000)] for number in range(1000)},
-        {"L0": 0, "L1": 0, "I1": [], **{f"{kind}{i}": chosen for i in range(2, 500) for kind, chosen in (("L", 0), ("I", ["layer_0"]))}},
-        {
-            f"{kind}_node_{i}_{key}": 0
-            for kind in ("normal", "reduce")
-            for i in range(500)
-            for key in ("x_input", "x_op", "y_input", "y_op")
-        },
-    ],
-    ids=["any", "macro", "micro"],
+    ("space", "architecture"),
+    zip(
+        (Architecture, Macro, Micro),
+        [
+            {f"choice{number}": [f"layer_{source}" for source in range(1000)] for number in range(1000)},
+            {
+                "L0": 0,
+                "L1": 0,
+                "I1": [],
+                **{f"{kind}{i}": chosen for i in range(2, 500) for kind, chosen in (("L", 0), ("I", ["layer_0"]))},
+            },
+            {
+                f"{kind}_node_{i}_{key}": 0
+                for kind in ("normal", "reduce")
+                for i in range(500)
+                for key in ("x_input", "x_op", "y_input", "y_op")
+            },
+        ],
+        strict=True,
+    ),
 )
-def test_no_picture_shows_more_than_fits(architecture):
-    [graph] = drawing.graphs(Architecture(architecture)).values()
+def test_no_picture_shows_more_than_fits(space, architecture):
+    [graph] = drawing.graphs(space(architecture)).values()
     assert f'label="{len(architecture) - drawing.MOST_ROWS} more"' in graph.source
     assert graph.source.count("label=") == 2 * (drawing.MOST_ROWS + 1) + 1
     assert len(graph.source) < 100_000
 
 
 def test_any_other_space_is_drawn_as_a_table():
-    source = drawing.network(Architecture({"first": 1, "a:b": ["x", "y"], "skip": []}), "a space").source
+    source = drawing.table({"first": 1, "a:b": ["x", "y"], "skip": []}, "a space").source
     for label in ("first", "1", '"a:b"', '"x, y"', "skip", "nothing"):
         assert f"label={label} " in source or f"[label={label}" in source
     assert source.count("->") - source.count("style=invis") == 3

@@ -15,22 +15,23 @@ from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 import genotypes
 import utils
 from architect import Architect
+from cells import CHOICES, Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network
 from nas import spaces
-from nas.architecture import CHOICES, Architecture, names
 from nas.mutables import reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
 from nas.spaces import nasbench201
 from nas.spaces.darts import DartsCell, DartsNetwork, give_drop_path
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetwork
-from nas.spaces.nasbench201 import NASBench201Cell, NASBench201Network
+from nas.spaces.nasbench201 import Cell201, NASBench201Cell, NASBench201Network
+from registry import read_any
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
-KNOWN = names("darts")
+KNOWN = names()
 DEFAULT_GENOTYPES = [name for name in KNOWN if name not in ("NASNet", "AmoebaNet") and not name.startswith("FAIR_DARTS")]
 
 
@@ -115,7 +116,7 @@ def test_the_space_of_darts_is_the_paper_s():
     F.cross_entropy(expected, y).backward()
     F.cross_entropy(actual, y).backward()
     assert torch.allclose(space.mutator.choices["reduce_n5_p4"].grad.roll(1), paper.alphas_reduce.grad[-1], rtol=1e-9)
-    assert Architecture.of(space.export()).genotype == as_sorted(paper.genotype())
+    assert Cells.of(space.export()).genotype == as_sorted(paper.genotype())
     assert torch.allclose(space.eval()(x), paper.eval()(x), rtol=1e-12, atol=1e-12)
 
 
@@ -138,9 +139,9 @@ def as_sorted(genotype):
 
 @pytest.mark.parametrize("name", DEFAULT_GENOTYPES)
 def test_genotypes_convert_to_architectures_and_back(name):
-    architecture = Architecture(KNOWN[name]).choices
-    assert Architecture.of(architecture).genotype == as_sorted(KNOWN[name])
-    assert Architecture.of(architecture).choices == architecture
+    architecture = Cells(KNOWN[name]).choices
+    assert Cells.of(architecture).genotype == as_sorted(KNOWN[name])
+    assert Cells.of(architecture).choices == architecture
     network = apply_fixed_architecture(DartsNetwork(2, 3), architecture)
     assert network(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
@@ -150,8 +151,8 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
     mutator = RandomMutator(DartsNetwork(2, 3))
     for _ in range(20):
         architecture = mutator.export()
-        genotype = Architecture.of(architecture).genotype
-        back = Architecture(genotype).choices
+        genotype = Cells.of(architecture).genotype
+        back = Cells(genotype).choices
         for kind, edges in (("normal", genotype.normal), ("reduce", genotype.reduce)):
             for edge, (operation, source) in enumerate(edges):
                 key = f"{kind}_n{edge // 2 + 2}_p{source}"
@@ -174,13 +175,13 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
 )
 def test_bad_architectures_of_the_darts_space(change, message):
     with pytest.raises(UserError, match=message):
-        Architecture.of(Architecture(KNOWN["DARTS_V2"]).choices | change, "darts")
+        Cells.of(Cells(KNOWN["DARTS_V2"]).choices | change)
 
 
 @pytest.mark.parametrize(("name", "message"), [("NASNet", "concatenates|takes one node twice"), ("AmoebaNet", "concatenates")])
 def test_cells_outside_of_the_darts_space(name, message):
     with pytest.raises(UserError, match=message):
-        Architecture(KNOWN[name]).files()
+        Cells(KNOWN[name]).files()
 
 
 # NAS-Bench-201
@@ -201,10 +202,10 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
     assert nasbench201.from_string(STRING) == ARCHITECTURE
     for text in (STRING, f"Structure(4 nodes with {STRING})", json.dumps({"arch": STRING})):
         (tmp_path / "found.txt").write_text(text)
-        assert Architecture.read(str(tmp_path / "found.txt"), "nasbench201").choices == ARCHITECTURE
-    assert Architecture.read(STRING, "nasbench201").choices == Architecture.read(STRING).choices == ARCHITECTURE
+        assert Cell201.read(str(tmp_path / "found.txt")).choices == ARCHITECTURE
+    assert Cell201.read(STRING).choices == read_any(STRING).choices == ARCHITECTURE
     with pytest.raises(UserError, match="is not an edge to node"):
-        Architecture.read(STRING.replace("~1", "~7", 1), "nasbench201")
+        Cell201.read(STRING.replace("~1", "~7", 1))
     torch.manual_seed(0)
     for _ in range(20):
         architecture = RandomMutator(NASBench201Cell("cell", 2, 2, 1)).export()
@@ -319,7 +320,7 @@ def test_a_network_of_choices_has_both_cells():
 
 def test_a_network_fixed_to_cells_is_as_large_as_theirs():
     """Unused edges are gone: the rest differs from NetworkCIFAR's by the scales and shifts of BatchNorm only."""
-    choices = Architecture(KNOWN["DARTS_V2"]).choices
+    choices = Cells(KNOWN["DARTS_V2"]).choices
     fixed, cells = apply_fixed_architecture(DartsNetwork(4, 3), choices), NetworkCIFAR(4, 10, 3, False, KNOWN["DARTS_V2"])
 
     def weights(network):
@@ -351,7 +352,7 @@ def test_cells_drop_paths_in_training(build):
 
 
 def test_drop_path_leaves_identities_alone():
-    choices = Architecture(KNOWN["DARTS_V2"]).choices
+    choices = Cells(KNOWN["DARTS_V2"]).choices
     cell = DartsCell(4, 2, 2, 2, False, False)
     apply_fixed_architecture(cell, {key: chosen for key, chosen in choices.items() if key.startswith("normal")})
     give_drop_path(cell)

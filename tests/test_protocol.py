@@ -22,8 +22,8 @@ from PIL import Image
 from scipy import stats
 
 import genotypes
+from cells import Cells
 from experiment.errors import UserError
-from nas.architecture import Architecture
 from protocol import results, workers
 from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured, run_of
 
@@ -121,7 +121,7 @@ def test_what_is_done_is_not_done_again(whole, tmp_path):
 
 def test_paths_are_those_of_the_folder_that_it_is_called_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("cells.json").write_text(json.dumps(Architecture(genotypes.DARTS_V1).json))
+    Path("cells.json").write_text(json.dumps(Cells(genotypes.DARTS_V1).json))
     Path("own.json").write_text('{"methods": {"mine": {"arch": "cells.json"}}}')
     own = ["--methods", "mine", "--config", "own.json", "--trainings", "1", "--out", "out"]
     assert finished(*SMALL, *own).count("begins: ") == 1
@@ -467,7 +467,7 @@ def test_plots_come_after_the_first_table():
 def test_the_selected_cells_fit_on_the_page():
     from pictures import protocol as page
 
-    content = Architecture(genotypes.DARTS_V2).json
+    content = Cells(genotypes.DARTS_V2).json
     method = {"title": "DARTS, second order", "searches": [{"seed": 0, "space": "darts", "genotype": content}], "selected": 0}
     with Image.open(io.BytesIO(page.cells(method))) as picture:
         assert 0.75 * picture.width < 1100  # the page's scale, on a screen of 1200 pixels

@@ -17,9 +17,9 @@ from torch import nn
 import experiment.run
 import train_search
 from architect import Architect
+from cells import Cells, names
 from genotypes import PRIMITIVES
 from model_search import MixedOp, Network, derive_cell
-from nas.architecture import Architecture, names
 from nas.mutables import LayerChoice
 from nas.mutators import DartsMutator
 from nas.remedies import recipes
@@ -359,5 +359,5 @@ def test_below_a_threshold_an_edge_is_none():
 
 
 def test_a_cell_without_all_edges_has_no_choices():
-    assert set(Architecture(names("darts")["FAIR_DARTS_A"]).files()) == {"genotype.json"}
-    assert set(Architecture(names("darts")["PC_DARTS_CIFAR"]).files()) == {"genotype.json", "architecture.json", "nni.json"}
+    assert set(Cells(names()["FAIR_DARTS_A"]).files()) == {"genotype.json"}
+    assert set(Cells(names()["PC_DARTS_CIFAR"]).files()) == {"genotype.json", "architecture.json", "nni.json"}

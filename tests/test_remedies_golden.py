@@ -12,9 +12,9 @@ from torch import nn
 
 import genotypes
 import model_search
+from cells import Cells, names
 from genotypes import CELLS
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import Architecture, names
 from nas.remedies import cells, sampling, supernet
 from nas.remedies.edges import PartialChannels
 from nas.remedies.supernet import Remedied, Supernet, ZeroOneLoss, onto_simplex
@@ -111,7 +111,7 @@ def test_pc_darts_search(case):
 
     check_search(case, make)
     network = make()
-    assert network.genotype() == Architecture.of(case["genotype"]).genotype._replace(normal_concat=range(2, 6), reduce_concat=range(2, 6))
+    assert network.genotype() == Cells.of(case["genotype"]).genotype._replace(normal_concat=range(2, 6), reduce_concat=range(2, 6))
     for weights, cell in zip(network.edge_weights(), CELLS, strict=True):
         close(weights, case["edge_weights"][cell], 1e-12)
 
@@ -168,14 +168,14 @@ KNOWN = {"PC_DARTS_cifar": "PC_DARTS_CIFAR", "PC_DARTS_image": "PC_DARTS_IMAGENE
 
 def test_the_published_cells_of_pc_darts():
     for name, cell in PC["published_genotypes"].items():
-        assert Architecture(names("darts")[KNOWN[name]]).json == cell
+        assert Cells(names()[KNOWN[name]]).json == cell
 
 
 @pytest.mark.parametrize("case", PC["sizes"], ids=lambda case: case["arch"])
 def test_the_published_networks_of_pc_darts(case):
     build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
     with torch.device("meta"):
-        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names("darts")[KNOWN[case["arch"]]])
+        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]])
     shapes = golden.keys_shapes(network)
     assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
 
@@ -244,7 +244,7 @@ def test_fair_darts_genotypes(case, without_none):
 
 @pytest.mark.parametrize("name", FAIR["published_genotypes"])
 def test_the_published_cells_of_fair_darts(name):
-    genotype = names("darts")[name.replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    genotype = names()[name.replace("FairDARTS_", "FAIR_DARTS_").upper()]
     for cell in CELLS:
         edges = FAIR["published_genotypes"][name][cell]
         nodes = {node for _, node, _ in edges}
@@ -261,7 +261,7 @@ def test_the_published_cells_of_fair_darts(name):
 @pytest.mark.parametrize("case", FAIR["discrete"], ids=lambda case: case["arch"])
 def test_a_discrete_network_of_fair_darts(case):
     """Names differ: theirs are by node and input."""
-    genotype = names("darts")[case["arch"].replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    genotype = names()[case["arch"].replace("FairDARTS_", "FAIR_DARTS_").upper()]
     network = NetworkCIFAR(case["C"], 10, case["layers"], True, genotype)
 
     def theirs(key):

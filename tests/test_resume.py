@@ -23,8 +23,8 @@ from scripts import KILLS, assert_same, finish, kill_at_random_moments, result, 
 import experiment.run
 import genotypes
 import utils
+from cells import Cells
 from experiment import errors
-from nas.architecture import Architecture
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -114,7 +114,7 @@ def test_killed_at_the_beginning(moment, images, tmp_path):
     else:
         status, output = run(command, images, "--run_dir", folder)
     assert status == 0, output
-    assert Architecture.read(str(folder)).genotype == genotypes.DARTS_V2
+    assert Cells.read(str(folder)).genotype == genotypes.DARTS_V2
 
 
 def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
@@ -451,18 +451,18 @@ def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images,
     """Whatever has become of the file that it came from."""
     source, folder = tmp_path / "genotype.json", tmp_path / "run"
     command = ["train", "--arch", str(source), *TRAIN[3:]]
-    source.write_text(json.dumps(Architecture(genotypes.DARTS_V1).json))
+    source.write_text(json.dumps(Cells(genotypes.DARTS_V1).json))
 
     def prepare():
         experiment.run.Run.complete_epoch = lambda self, metrics: os.kill(os.getpid(), signal.SIGKILL)
 
     status, _ = run(command, images, "--run_dir", folder, prepare=prepare)
     assert status == -signal.SIGKILL
-    for change in (lambda: source.write_text(json.dumps(Architecture(genotypes.DARTS_V2).json)), source.unlink):
+    for change in (lambda: source.write_text(json.dumps(Cells(genotypes.DARTS_V2).json)), source.unlink):
         change()
         status, output = run(command[:1], images, "--resume", folder, prepare=prepare)
         assert status == -signal.SIGKILL, output
-        assert Architecture.read(str(folder)).genotype == genotypes.DARTS_V1
+        assert Cells.read(str(folder)).genotype == genotypes.DARTS_V1
     status, output = run(command[:1], images, "--resume", folder)
     assert status == 0, output
     assert str(genotypes.DARTS_V1) in output

@@ -11,9 +11,9 @@ from golden import close
 
 import rnn.utils
 from experiment.run import Progress
-from nas.architecture import names
 from rnn import data, train, train_search
 from rnn.architect import FAULTS, alpha_step, learner
+from rnn.cells import names
 from rnn.genotypes import Genotype
 from rnn.model import Dropouts, Masks, RNNModel
 from rnn.model_search import RNNModelSearch
@@ -56,7 +56,7 @@ def search_model(case, p=Dropouts()):  # noqa: B008
 
 
 def discrete_model(case, genotype=None):
-    model = RNNModel(case["ntokens"], case["size"], Dropouts(), genotype or names("rnn")[case["arch"]])
+    model = RNNModel(case["ntokens"], case["size"], Dropouts(), genotype or names()[case["arch"]])
     golden.fill(model)
     return model
 
@@ -178,7 +178,7 @@ def test_sizes_and_names(case):
         if case["kind"] == "search":
             model = RNNModelSearch(case["ntokens"], case["size"], Dropouts())
         else:
-            model = RNNModel(case["ntokens"], case["size"], Dropouts(), names("rnn")[case["arch"]])
+            model = RNNModel(case["ntokens"], case["size"], Dropouts(), names()[case["arch"]])
     shapes = golden.keys_shapes(model)
     assert (len(shapes), golden.sha256(shapes)) == (case["entries"], case["keys_shapes_sha256"])
     assert sum(parameter.numel() for name, parameter in model.named_parameters() if name != "alphas") == case["params"]
@@ -192,8 +192,8 @@ def test_names_and_their_order():
     known = {id(parameter): name for name, parameter in search.named_parameters()}
     assert [known[id(weight)] for weight in search.weight_parameters()] == GOLDEN["parameter_order"]
     for name in ("ENAS", "DARTS_V1", "DARTS_V2"):
-        assert golden.keys_shapes(RNNModel(*sizes, names("rnn")[name])) == case[name]
-        assert json_form(names("rnn")[name]) == GOLDEN["facts"]["genotypes"][name]
+        assert golden.keys_shapes(RNNModel(*sizes, names()[name])) == case[name]
+        assert json_form(names()[name]) == GOLDEN["facts"]["genotypes"][name]
     assert "alphas" in search.state_dict()
 
 

@@ -11,10 +11,12 @@ import torch
 from scripts import KILLS, assert_same, kill_at_random_moments, log_lines, result, run, said
 
 import rnn.utils
+from cells import Cells
 from experiment.errors import UserError
-from nas.architecture import Architecture
 from pictures import drawing
+from registry import read_any
 from rnn import data, genotypes, train
+from rnn.cells import RecurrentCell
 from rnn.model import Dropouts, RNNModel
 
 SMALL = ["--emsize", "6", "--bptt", "6", "--batch_size", "4", "--epochs", "2"]
@@ -112,7 +114,7 @@ def test_search_then_train_then_test(text, tmp_path):
         ".lock",
     }
     lines = log_lines(tmp_path / "search")
-    found = Architecture.read(str(tmp_path / "search"))
+    found = RecurrentCell.read(str(tmp_path / "search"))
     assert any(line.startswith("genotype = Genotype(recurrent=[(") for line in lines)
     assert any(line.startswith("unigram: valid ppl") for line in lines)
     assert any(line.startswith("bigram: valid ppl") for line in lines)
@@ -122,7 +124,7 @@ def test_search_then_train_then_test(text, tmp_path):
     assert command[:3] == ["python", "-m", "rnn.train"]
     status, output = run(["rnn/train", *command[3:], *SMALL, "--fast_dev_run"], text, "--run_dir", tmp_path / "eval")
     assert status == 0, output
-    assert Architecture.read(str(tmp_path / "eval")) == found
+    assert RecurrentCell.read(str(tmp_path / "eval")) == found
     lines = log_lines(tmp_path / "eval")
     [perplexities] = [line for line in lines if line.startswith("valid ppl") and "the weights of epoch" in line]
 
@@ -211,22 +213,21 @@ def test_weights_of_another_vocabulary(text, tmp_path):
 
 
 def test_every_form_of_a_recurrent_cell(tmp_path):
-    one = Architecture.read("rnn.DARTS_V2")
-    assert one.recurrent == genotypes.DARTS_V2
+    one = RecurrentCell.read("DARTS_V2")
+    assert one.genotype == genotypes.DARTS_V2
     (tmp_path / "genotype.json").write_text(json.dumps(one.json))
     logged = repr(genotypes.DARTS_V2._replace(concat=range(1, 9)))
     for form in (str(tmp_path), str(tmp_path / "genotype.json"), repr(genotypes.DARTS_V2), logged, f"01/02 genotype = {logged}"):
-        for space in (None, "rnn"):
-            assert Architecture.read(form, space) == one
-    assert Architecture.read("DARTS_V2", "rnn") == one != Architecture.read("DARTS_V2")
-    assert one.distance(Architecture.read("rnn.DARTS_V1")) == 7  # all but ("relu", 1) into node 2
-    assert one.distance(Architecture.read("DARTS_V2")) is None
+        assert RecurrentCell.read(form) == read_any(form) == one
+    assert read_any("rnn.DARTS_V2") == one != read_any("DARTS_V2")
+    assert one.distance(RecurrentCell.read("DARTS_V1")) == 7  # all but ("relu", 1) into node 2
+    assert one.distance(Cells.read("DARTS_V2")) is None
     assert one.skips() == {}
-    assert Architecture.of_epoch({"genotype": one.json, "alphas": {}}) == one
-    with pytest.raises(UserError, match="recurrent cell"):
-        one.genotype  # noqa: B018
+    assert RecurrentCell.of_epoch({"genotype": one.json, "alphas": {}}) == one
+    with pytest.raises(UserError, match="this is a recurrent cell"):
+        Cells.of(one.json)
     with pytest.raises(UserError, match="not a recurrent cell"):
-        Architecture.read("DARTS_V2").recurrent  # noqa: B018
+        RecurrentCell.of(Cells.read("DARTS_V2").json)
     [graph] = drawing.graphs(one).values()
     assert graph.source.count("->") == 2 + 2 * 8 + 8
 
@@ -245,7 +246,7 @@ def test_every_form_of_a_recurrent_cell(tmp_path):
 )
 def test_cells_that_cannot_be_built(recurrent, concat, words):
     with pytest.raises(UserError, match=words):
-        Architecture.of({"recurrent": recurrent, "concat": concat})
+        RecurrentCell.of({"recurrent": recurrent, "concat": concat})
 
 
 # ---- Text

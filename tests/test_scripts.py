@@ -26,12 +26,12 @@ import genotypes
 import model_search
 from architect import Architect
 from benchmarks.hypergradient import make_smooth
+from cells import Cells
 from experiment import cli, errors
 from experiment.run import Run
 from experiment.weights import load_weights
 from model import NetworkCIFAR
 from nas import strategies
-from nas.architecture import Architecture
 from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
@@ -70,9 +70,9 @@ def test_search_then_train_then_test(script, tmp_path):
         r"valid_acc \d+\.\d{6} \(supernet\)",
     ):
         assert any(re.fullmatch(pattern, line) for line in lines), pattern
-    genotype = Architecture.read("search").genotype
+    genotype = Cells.read("search").genotype
     [metrics] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert metrics["genotype"] == Architecture(genotype).json
+    assert metrics["genotype"] == Cells(genotype).json
     config = json.loads((folder / "config.json").read_text())
     assert config["arguments"]["unrolled"] is True
     assert config["arguments"]["arch_learning_rate"] == 3e-4
@@ -83,7 +83,7 @@ def test_search_then_train_then_test(script, tmp_path):
     assert shlex.split(config["next"]["train what was found"]) == command
     status, out, _ = script("train", *command[2:], *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "eval")
     assert status == 0
-    assert Architecture.read("eval").genotype == genotype
+    assert Cells.read("eval").genotype == genotype
     assert "(the auxiliary head left out)" in out
     assert "(test set)" in out
     assert "--fast_dev_run only tries whether everything runs" in out
@@ -115,10 +115,10 @@ def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, no
     status, out, err = script("train_search", "--resume", "search")
     assert (status, err) == (0, "")
     assert ("the normal cell is not searched" in out) == (layers < 3)
-    found = Architecture.read("search")
+    found = Cells.read("search")
     ends = list(range(2, nodes + 2))
     assert [list(concat) for concat in found.genotype[1::2]] == [ends, ends]
-    assert [found.distance(Architecture.read(f"search/{form}.json", "darts")) for form in ("nni", "architecture")] == [0, 0]
+    assert [found.distance(Cells.read(f"search/{form}.json")) for form in ("nni", "architecture")] == [0, 0]
     rows = [json.loads(line) for line in (tmp_path / "search" / "metrics.jsonl").read_text().splitlines()]
     assert {len(row["alphas"]) for row in rows} == {0 if "random" in flags else 2 * sum(ends)}
     assert script("visualize", "search", "--report")[::2] == (0, "")

@@ -20,16 +20,17 @@ from scripts import load as load_script
 import data
 import export
 import genotypes
+import networks
 import predict
+import trained
+from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from experiment.run import versions
 from image_files import datasets, decoding, folders
 from model import NetworkCIFAR
-from nas import networks, trained
-from nas.architecture import Architecture
 from nas.mutators import RandomMutator
-from nas.trained import Trained
+from trained import Trained
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ('"alte" Autos', "Müllers Frösche", "Opa's Schiffe")
@@ -89,7 +90,7 @@ def check_measured(out, run):
 def test_the_folder_says_all_that_using_the_network_needs(run, photos):
     network = trained.read(run)
     images = data.load("folder", str(photos), 16, workers=0)
-    assert network.architecture == Architecture(genotypes.DARTS_V2)
+    assert network.architecture == Cells(genotypes.DARTS_V2)
     assert (network.space, network.init_channels, network.layers, network.auxiliary) == ("darts", 2, 3, True)
     assert network.classes == CLASSES == images.classes
     assert (network.image_size, network.channels, network.mean, network.std) == (16, 3, images.mean, images.std)
@@ -586,7 +587,7 @@ def test_networks_of_other_spaces(run, tmp_path, space):
     mutator = RandomMutator(networks.build_network(args, 3))
     mutator.reset()
     architecture = mutator.current()
-    network = networks.build_discrete(args, 3, Architecture(architecture))
+    network = networks.build_discrete(args, 3, Cells(architecture))
     torch.save(network.state_dict(), run / "weights.pt")
     change(run, **vars(args), architecture=architecture)
     net = predict.load(run, space=space)

@@ -16,14 +16,15 @@ from xml.etree import ElementTree
 import pytest
 
 import visualize
+from architecture import Architecture
+from cells import OPERATIONS, Cells, check, names
 from experiment.errors import UserError
 from genotypes import Genotype
-from nas.architecture import OPERATIONS, Architecture, check, names
 from pictures import drawing
 
 SCRIPT = Path(visualize.__file__)
-KNOWN = names("darts")
-V2 = Architecture(KNOWN["DARTS_V2"])
+KNOWN = names()
+V2 = Cells(KNOWN["DARTS_V2"])
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-1.", "svg": b"<?xml "}
 
 
@@ -82,7 +83,7 @@ def without_dot(monkeypatch, tmp_path_factory):
 
 @pytest.mark.parametrize("genotype", [*KNOWN.values(), some_genotype(0), some_genotype(1)], ids=[*KNOWN, "random0", "random1"])
 def test_picture_has_exactly_the_genotypes_edges(genotype):
-    for (edges, concat), cell in zip(cells(genotype), Architecture(genotype).cells.values(), strict=True):
+    for (edges, concat), cell in zip(cells(genotype), Cells(genotype).cells.values(), strict=True):
         names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(edges) // 2))]
         operations, outputs = drawn(drawing.cell(cell, "").source)
         assert operations == Counter((names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges))
@@ -90,7 +91,7 @@ def test_picture_has_exactly_the_genotypes_edges(genotype):
 
 
 def test_only_the_concatenated_nodes_reach_the_output():
-    assert set(drawn(drawing.cell(Architecture(KNOWN["AmoebaNet"]).cells["reduce"], "").source)[1]) == {
+    assert set(drawn(drawing.cell(Cells(KNOWN["AmoebaNet"]).cells["reduce"], "").source)[1]) == {
         ("1", "c_{k}"),
         ("2", "c_{k}"),
         ("4", "c_{k}"),
@@ -118,7 +119,7 @@ def test_every_format_is_written_and_written_again(tmp_path, format, renderer, r
     if renderer == "graphviz-pure":
         request.getfixturevalue("without_dot")
     for genotype in (KNOWN["NASNet"], KNOWN["DARTS_V2"]):
-        paths = drawing.draw(Architecture(genotype), tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
+        paths = drawing.draw(Cells(genotype), tmp_path / "new" / "folder", format, caption="run 1, epoch 50, seed 2")
         assert paths == [tmp_path / "new" / "folder" / f"{name}.{format}" for name in ("normal", "reduction")]
         for path in paths:
             assert path.read_bytes().startswith(MAGIC[format])
@@ -129,7 +130,7 @@ def test_every_format_is_written_and_written_again(tmp_path, format, renderer, r
 
 def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_dot):
     caption = r'<b>sök & "run" \N\l'
-    normal, reduction = drawing.draw(Architecture(KNOWN["NASNet"]), tmp_path, "svg", caption)
+    normal, reduction = drawing.draw(Cells(KNOWN["NASNet"]), tmp_path, "svg", caption)
     expected = Counter(operation for operation, _ in KNOWN["NASNet"].normal)
     assert {text: count for text, count in texts(normal).items() if text in OPERATIONS} == expected
     assert texts(normal)[f"{caption}: normal cell"] == 1
@@ -200,7 +201,7 @@ def test_command_line_draws_into_the_current_folder(tmp_path):
 
 def test_command_line_draws_a_run_into_its_folder(tmp_path):
     (tmp_path / "search-7").mkdir()
-    (tmp_path / "search-7" / "genotype.json").write_text(json.dumps(Architecture(KNOWN["NASNet"]).json))
+    (tmp_path / "search-7" / "genotype.json").write_text(json.dumps(Cells(KNOWN["NASNet"]).json))
     done = run("search-7", "--format", "svg", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "search-7: reduction cell" in texts(tmp_path / "search-7" / "reduction.svg")

@@ -1,6 +1,6 @@
 """The cells of DARTS (1806.09055, section 3.1) as choices: the space of `model_search.py` for any mutator.
 
-`nas.architecture.Architecture` converts between exported architectures and `Genotype`.
+`cells.Cells` converts between exported architectures and `Genotype`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from cells import choice_of, switch_key
 from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key, reductions
-from nas.architecture import choice_of, switch_key
 from nas.mutables import InputChoice, LayerChoice
 from operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, build, drop_path
 

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from architecture import Architecture, Cell, Edge, is_index
+from cells import graph
 from experiment.errors import UserError
-from genotypes import reductions
+from genotypes import CELLS, reductions
 from nas.mutables import InputChoice, LayerChoice, MutableScope
 from nas.spaces.darts import DropPath, give_drop_path, pool
 from operations import FactorizedReduce, Identity
@@ -168,6 +170,34 @@ class ENASMicroNetwork(nn.Module):
         return self.classifier(self.dropout(F.relu(output).mean((2, 3))))
 
 
+class Micro(Architecture):
+    """Two cells of ENAS, {"normal_node_0_x_input": 0, "normal_node_0_x_op": 1, ...}."""
+
+    WIDTH, DEPTH = "out_channels", "num_layers"
+    NUMBERED = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
+
+    @classmethod
+    def network(cls) -> type[nn.Module]:
+        return ENASMicroNetwork
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        found, remaining = {}, dict(self.choices)
+        for name in CELLS:
+            pairs: list[tuple[str, int]] = []
+            keys: list[str] = []
+            while (node := f"{name}_node_{len(pairs) // 2}_{'xy'[len(pairs) % 2]}") + "_op" in remaining:
+                operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
+                if not is_index(operation, len(self.NUMBERED)) or not is_index(source, len(pairs) // 2 + 2):
+                    return {}
+                pairs.append((self.NUMBERED[operation], source))
+                keys.append(f"{node}_op")
+            if pairs:
+                used = {source for _, source in pairs}
+                found[name] = graph(name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys)
+        return {} if remaining else found
+
+
 # Macro: section 2.3.
 
 
@@ -262,3 +292,36 @@ class ENASMacroGeneralModel(nn.Module):
             if str(i) in self.reductions:
                 outputs = [self.reductions[str(i)](output) for output in outputs]
         return self.classifier(self.dropout(outputs[-1].mean((2, 3))))
+
+
+class Macro(Architecture):
+    """A network of ENAS: the branch of the first layer, then of every further layer its branch and the layers that are added."""
+
+    WIDTH, DEPTH = "out_filters", "num_layers"
+    NUMBERED = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
+
+    @classmethod
+    def network(cls) -> type[nn.Module]:
+        return ENASMacroGeneralModel
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """The whole network as one cell: a branch leads from each node to the next one, and skip connections are fixed edges."""
+        keys = list(self.choices)[:1] + list(self.choices)[1::2]
+        values = [chosen if isinstance(chosen, list) else [chosen] for chosen in self.choices.values()]
+        branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
+        nodes = ["stem", *(str(layer) for layer in range(len(branches)))]
+        inputs = {f"layer_{layer}": nodes[layer] for layer in range(len(branches))}  # as in NNI, `layer_i` means the input of layer i
+        known = all(len(branch) == 1 and is_index(branch[0], len(self.NUMBERED)) for branch in branches)
+        earlier = all(isinstance(label, str) and label in list(inputs)[:layer] for layer, chosen in enumerate(skips) for label in chosen)
+        if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
+            return {}
+        ends = zip(keys, nodes, nodes[1:], branches, strict=False)
+        edges = [Edge(key, tail, head, self.NUMBERED[branch[0]]) for key, tail, head, branch in ends]
+        fixed = [(inputs[label], node) for node, chosen in zip(nodes[1:], skips, strict=True) for label in chosen]
+        kinds = {"stem": "input"} | dict.fromkeys(nodes[1:], "node") | {"classifier": "output"}
+        return {"": Cell(kinds, edges, nodes[-1:], fixed)}
+
+    def skips(self) -> dict[str, int]:
+        """The number of inputs that are added."""
+        return {name: len(cell.fixed) for name, cell in self.cells.items()}

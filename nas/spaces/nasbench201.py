@@ -1,6 +1,6 @@
 """NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625 cells.
 
-The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert.
+The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert. `Cell201` is the space.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 import operations
+from architecture import Architecture, Cell, Edge
 from experiment.errors import UserError, shown
 from nas.mutables import LayerChoice
 from operations import Identity
 
 NODES = 4
+EDGES = [f"{source}_{node}" for node in range(1, NODES) for source in range(node)]
 
 
 class ReLUConvBN(operations.ReLUConvBN):
@@ -172,16 +174,43 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.convs(x)
 
 
+class Cell201(Architecture):
+    """A cell of the benchmark, {"0_1": "conv_3x3", ...}; texts may be the benchmark's strings."""
+
+    WIDTH, DEPTH = "channels", "cells"
+
+    @classmethod
+    def network(cls) -> type[nn.Module]:
+        return NASBench201Network
+
+    @classmethod
+    def decode(cls, text: str, name: str) -> Any:
+        strings = re.findall(r"\|\w+~\d[\w~|+]*", text)
+        return from_string(strings[-1]) if strings else super().decode(text, name)
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        if set(self.choices) != set(EDGES) or not all(isinstance(operation, str) for operation in self.choices.values()):
+            return {}
+        edges = [Edge(key, key[0], key[-1], operation) for key, operation in self.choices.items()]
+        return {"": Cell({"0": "input", "1": "node", "2": "node", "3": "output"}, edges, [])}
+
+    @classmethod
+    def ends(cls, key: str) -> tuple[str, str] | None:
+        return (key[0], key[-1]) if key in EDGES else None
+
+
 def to_string(architecture: Mapping[str, Any]) -> str:
     """The benchmark's name of an architecture of this space, `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`.
 
     Raises:
         UserError: it is not an architecture of this space.
     """
-    keys = [f"{source}_{node}" for node in range(1, NODES) for source in range(node)]
-    if set(architecture) != set(keys):
-        raise UserError(f"a NAS-Bench-201 architecture has the keys {', '.join(keys)}, not {', '.join(sorted(map(str, architecture))[:8])}")
-    for key in keys:
+    if set(architecture) != set(EDGES):
+        raise UserError(
+            f"a NAS-Bench-201 architecture has the keys {', '.join(EDGES)}, not {', '.join(sorted(map(str, architecture))[:8])}"
+        )
+    for key in EDGES:
         if not isinstance(architecture[key], str) or architecture[key] not in CANDIDATES:
             raise UserError(f"{key} is {architecture[key]!r}: known are {', '.join(CANDIDATES)}")
     nodes = ([f"{CANDIDATES[architecture[f'{source}_{node}']]}~{source}" for source in range(node)] for node in range(1, NODES))

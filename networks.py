@@ -1,21 +1,18 @@
-"""Builds networks in any space from command-line arguments: with all choices open, or with those of an architecture."""
+"""Builds networks of any space from the arguments of a command: that of an architecture, or with all choices open."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import shlex
-from pathlib import Path
 
 from torch import nn
 
+from architecture import Architecture
+from cells import Cells
 from experiment import cli
-from experiment.errors import UserError, shorten
+from experiment.errors import UserError
 from model import NetworkCIFAR, NetworkImageNet
-from nas.architecture import Architecture, names
-from nas.mutables import reset_mutable_counter
-from nas.mutators import apply_fixed_architecture
-from nas.registry import constructor_arguments, load_space
+from registry import constructor_arguments, load_network, load_space
 
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
@@ -26,43 +23,52 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
     """
     if args.space == "darts":
         constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
+        assert isinstance(architecture, Cells)  # as all of this space
         network = NetworkImageNet if args.network == "imagenet" else NetworkCIFAR
         return network(args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels)
     if args.auxiliary:
         raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
+    from nas.mutators import apply_fixed_architecture
+
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
 
 
 def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     """The network of `args.space` with all its choices open."""
-    space = load_space(args.space)
-    given = {space.width: args.init_channels, space.depth: args.layers} | ({"n_nodes": args.nodes} if args.space == "darts" else {})
+    from nas.mutables import reset_mutable_counter
+
+    space, network = load_space(args.space), load_network(args.space)
+    given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | ({"n_nodes": args.nodes} if args.space == "darts" else {})
     given = {name: value for name, value in given.items() if value is not None}
-    signature = inspect.signature(space.network)
+    signature = inspect.signature(network)
     if "num_classes" in signature.parameters:
         given["num_classes"] = num_classes
     if "in_channels" in signature.parameters:
         given["in_channels"] = args.channels
     elif args.channels != 3:
         raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
-    reserved = (space.width, space.depth, "num_classes", "in_channels", *given)
-    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (space.network,), reserved)[0]
+    reserved = (space.WIDTH, space.DEPTH, "num_classes", "in_channels", *given)
+    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (network,), reserved)[0]
     try:
         signature.bind(**given)
     except TypeError as error:
         raise UserError(f"--space {args.space} cannot be built with {given}: {error}") from None
     reset_mutable_counter()
-    return space.network(**given)
+    return network(**given)
 
 
 def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None:
     """Fills in `args.init_channels` and `args.layers` where they are None: by these for the space of DARTS, else by the network's own."""
-    space = load_space(args.space)
-    parameters = inspect.signature(space.network).parameters
-    for name, own, darts in (("init_channels", space.width, init_channels), ("layers", space.depth, layers)):
+    defaults: dict[str, int | None]
+    if args.space == "darts":
+        defaults = {"init_channels": init_channels, "layers": layers}
+    else:
+        space, parameters = load_space(args.space), inspect.signature(load_network(args.space)).parameters
+        own = {"init_channels": space.WIDTH, "layers": space.DEPTH}
+        defaults = {name: parameters[key].default if key in parameters else None for name, key in own.items()}
+    for name, default in defaults.items():
         if getattr(args, name) is None:
-            default = parameters[own].default if own in parameters else None
-            setattr(args, name, darts if args.space == "darts" else default)
+            setattr(args, name, default)
 
 
 LARGE = 96  # pixels: `--network auto` takes the network for ImageNet for images of this size or larger
@@ -100,20 +106,3 @@ def check_imagenet_stem(option: str, args: argparse.Namespace) -> None:
         raise UserError(f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is {args.image_size}")
     if args.init_channels % 2:
         raise UserError(f"{option} halves the channels in its stem: --init_channels {args.init_channels} is odd")
-
-
-def read(args: argparse.Namespace) -> Architecture:
-    """What `args.arch` stands for in `args.space`.
-
-    Raises:
-        UserError: it is not an architecture of the space, or is the folder of a run in another one.
-    """
-    if args.space != "darts" and args.arch in names("darts") and not Path(args.arch).exists():
-        raise UserError(f"--arch {args.arch} belongs to --space darts: name a JSON file or a search's folder of --space {args.space}")
-    try:
-        space = cli.read_config(args.arch)["arguments"].get("space")
-    except (OSError, ValueError):  # not a run's folder
-        space = None
-    if isinstance(space, str) and (space == "darts") != (args.space == "darts"):
-        raise UserError(f"{shorten(args.arch)} is a run in another space: add {shlex.join(['--space', shorten(space)])}")
-    return Architecture.read(args.arch, args.space)

@@ -1,45 +1,41 @@
-"""Resolves `--space` and `--strategy`: a name in a registry, or a class in a user's file."""
+"""Resolves `--space`, `--strategy` and `--arch`: a name in a registry, or a class in a user's file."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from torch import nn
-
-from experiment.errors import UserError, shown
+from architecture import Architecture
+from experiment import cli
+from experiment.errors import UserError, shorten, shown
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from nas.strategies import Strategy
 
 
-class Space(NamedTuple):
-    """A network with choices, and the names of its constructor arguments for `--init_channels` and `--layers`."""
-
-    network: type[nn.Module]
-    width: str = "init_channels"
-    depth: str = "layers"
-
-
-# {name: (module, class, ...)}. A module is imported when its name is asked for: a network of one space needs no other.
-SPACES: dict[str, tuple[str, ...]] = {
-    "darts": ("nas.spaces.darts", "DartsNetwork"),
-    "enas_micro": ("nas.spaces.enas", "ENASMicroNetwork", "out_channels", "num_layers"),
-    "enas_macro": ("nas.spaces.enas", "ENASMacroGeneralModel", "out_filters", "num_layers"),
-    "nasbench201": ("nas.spaces.nasbench201", "NASBench201Network", "channels", "cells"),
+# {name of a space: the class of its architectures}. A module is imported when its name is asked for.
+SPACES = {
+    "darts": "cells:Cells",
+    "enas_micro": "nas.spaces.enas:Micro",
+    "enas_macro": "nas.spaces.enas:Macro",
+    "nasbench201": "nas.spaces.nasbench201:Cell201",
 }
 STRATEGIES = {
-    "darts": ("nas.strategies", "Darts"),
-    "gdas": ("nas.remedies.sampling", "Gdas"),
-    "enas": ("nas.strategies", "Enas"),
-    "random": ("nas.strategies", "Random"),
+    "darts": "nas.strategies:Darts",
+    "gdas": "nas.remedies.sampling:Gdas",
+    "enas": "nas.strategies:Enas",
+    "random": "nas.strategies:Random",
 }
+_SPACES = SPACES | {"rnn": "rnn.cells:RecurrentCell"}  # no value of --space: rnn/ has its own scripts
 
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strategy.py:Class"
@@ -47,16 +43,20 @@ STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strateg
 T = TypeVar("T")
 
 
-def load_space(name: str) -> Space:
-    """The space `name`, a built-in one or `file.py:Class`.
+def load_space(name: str) -> type[Architecture]:
+    """The class of the architectures of a space: `Architecture` itself for a network in a user's file, which is not run."""
+    return _named(_SPACES[name]) if name in _SPACES else Architecture
+
+
+def load_network(name: str) -> type[nn.Module]:
+    """The network with the choices of a space, a built-in one or `file.py:Class`.
 
     Raises:
         UserError: see `_load_class`.
     """
-    if name not in SPACES:
-        return Space(_load_class("space", name, SPACE_HELP, nn.Module))
-    module, network, *sizes = SPACES[name]
-    return Space(getattr(importlib.import_module(module), network), *sizes)
+    from torch import nn
+
+    return load_space(name).network() if name in SPACES else _load_class("space", name, SPACE_HELP, nn.Module)
 
 
 def load_strategy(name: str) -> type[Strategy]:
@@ -65,12 +65,66 @@ def load_strategy(name: str) -> type[Strategy]:
     Raises:
         UserError: see `_load_class`.
     """
-    if name not in STRATEGIES:
-        from nas.strategies import Strategy
+    if name in STRATEGIES:
+        return _named(STRATEGIES[name])
+    from nas.strategies import Strategy
 
-        return _load_class("strategy", name, STRATEGY_HELP, Strategy)
-    module, strategy = STRATEGIES[name]
-    return getattr(importlib.import_module(module), strategy)
+    return _load_class("strategy", name, STRATEGY_HELP, Strategy)
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def read(arch: str, space: str) -> Architecture:
+    """What `--arch` stands for in a space.
+
+    Raises:
+        UserError: it is not an architecture of the space, or is the folder of a run in another one.
+    """
+    if space != "darts" and arch in load_space("darts").names() and not Path(arch).exists():
+        raise UserError(f"--arch {arch} belongs to --space darts: name a JSON file or a search's folder of --space {space}")
+    try:
+        other = cli.read_config(arch)["arguments"].get("space")
+    except (OSError, ValueError):  # not a run's folder
+        other = None
+    if isinstance(other, str) and (other == "darts") != (space == "darts"):
+        raise UserError(f"{shorten(arch)} is a run in another space: add {shlex.join(['--space', shorten(other)])}")
+    return load_space(space).read(arch)
+
+
+def names() -> list[str]:
+    """All published cells; those of the recurrent cell begin with `rnn.`."""
+    return [*load_space("darts").names(), *(f"rnn.{name}" for name in load_space("rnn").names())]
+
+
+def canonical(arch: str) -> str:
+    """See `Architecture.canonical`, for all of `names`."""
+    prefix = "rnn." if arch.startswith("rnn.") else ""
+    return prefix + load_space("rnn" if prefix else "darts").canonical(arch.removeprefix(prefix))
+
+
+def read_any(arch: str) -> Architecture:
+    """What `arch`, one of `names` or as of `Architecture.read`, stands for in the space that recognises it.
+
+    Raises:
+        UserError: it is not an architecture.
+    """
+    if (arch := canonical(arch)) in names():
+        return load_space("rnn" if arch.startswith("rnn.") else "darts").read(arch.removeprefix("rnn."))
+    failures = []
+    for space in map(load_space, ("darts", "rnn", *SPACES)):  # those that need no torch first
+        try:
+            content = space.content(arch)
+        except UserError as error:
+            failures.append(error)
+            continue
+        if space.recognises(content):
+            return space.of(content)
+    if failures:
+        raise failures[0]
+    return Architecture.of(content)
 
 
 def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+import networks
+from architecture import Architecture
 from data import ImageData
 from experiment import cli, files
 from experiment.errors import UserError, shorten, shown
 from experiment.run import versions
 from experiment.weights import load_weights, read_metadata
-from nas import networks
-from nas.architecture import Architecture
+from registry import load_space
 
 FILE = "network.json"
 
@@ -69,7 +70,7 @@ class Trained:
         if not len(content["mean"]) == len(content["std"]) == content["channels"]:
             raise ValueError("mean and std are not of as many channels as the images have")
         lists = {name: tuple(content[name]) for name in ("classes", "mean", "std")}
-        return cls(**content | lists | {"architecture": Architecture.of(content["architecture"], content["space"])})
+        return cls(**content | lists | {"architecture": load_space(content["space"]).of(content["architecture"])})
 
     def build(self, weights: str | Path, trusted: str | None = None) -> nn.Module:
         """The network with its weights, on the CPU.

@@ -1,0 +1,340 @@
+"""The cells of DARTS as an `Architecture`: published ones by name, every notation that other codes write, NNI's dictionaries, pictures.
+
+This file does not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import genotypes
+import published
+from architecture import Cell, Edge, Genotyped, is_index, unmasked
+from experiment.errors import UserError, shorten, shown
+from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
+
+# Most intermediate nodes of a cell: more than in any published cell, but few enough to build a network in seconds.
+MOST_NODES = 32
+
+# NNI's names for operations, which choices use. Other operations have the same name in both.
+CHOICES = {
+    "maxpool": "max_pool_3x3",
+    "avgpool": "avg_pool_3x3",
+    "skipconnect": "skip_connect",
+    "sepconv3x3": "sep_conv_3x3",
+    "sepconv5x5": "sep_conv_5x5",
+    "dilconv3x3": "dil_conv_3x3",
+    "dilconv5x5": "dil_conv_5x5",
+}
+_NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
+
+
+def names() -> dict[str, Genotype]:
+    """{name: published cells}: every genotype in `genotypes.py` and `published.py`."""
+    return {name: value for name, value in [*vars(genotypes).items(), *vars(published).items()] if isinstance(value, Genotype)}
+
+
+# All operations that a genotype may contain: the candidates, and others that the named cells use.
+OPERATIONS = list(dict.fromkeys([*PRIMITIVES, *(edge[0] for cells in names().values() for edge in [*cells.normal, *cells.reduce] if edge)]))
+
+
+class Cells(Genotyped):
+    """A normal and a reduction cell; `genotype` is the `Genotype`."""
+
+    FILES = ("genotype.json", "architecture.json")
+    FIELDS = Genotype._fields
+    genotype: Genotype
+
+    @classmethod
+    def network(cls) -> type:
+        from nas.spaces.darts import DartsNetwork
+
+        return DartsNetwork
+
+    @classmethod
+    def names(cls) -> Mapping[str, Genotype]:
+        return names()
+
+    @classmethod
+    def recognises(cls, content: Any) -> bool:
+        return isinstance(content, dict) and any(str(key) in cls.FIELDS or str(key).startswith(_NNI + _CHOICES) for key in content)
+
+    @classmethod
+    def of(cls, content: Any) -> Self:
+        """The cells in the result of a search model's `export`, or in decoded JSON.
+
+        Args:
+            content: a `Genotype`; `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
+                [...]}`, where edges may be in other notations (see `_in_pairs`); the flat dictionary of NNI's DARTS space,
+                `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`; or the choices of NNI 2.0 and of `nas/spaces/darts.py`,
+                `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in
+                no switch may be `[]`, and NNI 1's indices or masks may replace names.
+
+        Raises:
+            UserError: `content` is not an architecture of the space.
+        """
+        if isinstance(content, Genotype):
+            return cls(content)
+        keys = [str(key) for key in content] if isinstance(content, dict) else []
+        if "recurrent" in keys:
+            raise UserError("this is a recurrent cell, not the cells of a convolutional network: python -m rnn.train trains it")
+        if any(key.startswith(_NNI) for key in keys):
+            return cls(_from_nni(content))
+        if any(key.startswith(_CHOICES) for key in keys):
+            return cls(_from_choices(content))
+        return cls(check(**_in_pairs(cls.fields(content))))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The cells as choices of `nas/spaces/darts.py`, with `[]` for unused edges.
+
+        Raises:
+            UserError: this space does not contain the cells: unknown operations, two edges from one node, or nodes not concatenated.
+        """
+        return _to_choices(self.genotype)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Choices, genotype and NNI's form; only the genotype for cells in which `none` replaces an edge (`--gate_threshold`)."""
+        if any(name == "none" for name, _ in [*self.genotype.normal, *self.genotype.reduce]):
+            return {"genotype.json": self.json}
+        return {"architecture.json": self.choices, "genotype.json": self.json, "nni.json": to_nni(self.genotype)}
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        normal, normal_concat, reduce, reduce_concat = self.genotype
+        return {"normal": graph("normal", normal, normal_concat), "reduce": graph("reduce", reduce, reduce_concat)}
+
+    @classmethod
+    def ends(cls, key: str) -> tuple[str, str] | None:
+        edge = edge_of(key)
+        return edge and (_node_name(edge[2]), _node_name(edge[1]))
+
+
+def graph(name: str, pairs: Sequence[tuple[str, int]], concat: Sequence[int], keys: Sequence[str] = ()) -> Cell:
+    """A cell in which every node is the sum of two edges; `pairs` as in `Genotype.normal`."""
+    nodes = [_node_name(node) for node in range(len(pairs) // 2 + 2)]
+    kinds = dict.fromkeys(nodes[:2], "input") | dict.fromkeys(nodes[2:], "node") | {"c_{k}": "output"}
+    keys = keys or [edge_key(name, index // 2 + 2, source) for index, (_, source) in enumerate(pairs)]
+    edges = [Edge(keys[index], nodes[source], nodes[index // 2 + 2], operation) for index, (operation, source) in enumerate(pairs)]
+    return Cell(kinds, edges, [nodes[node] for node in concat])
+
+
+def _node_name(node: int) -> str:
+    """The name of a node in pictures: for the two inputs as in the paper, then 0, 1, ..."""
+    return f"c_{{k-{2 - node}}}" if node < 2 else str(node - 2)
+
+
+def edge_of(key: str) -> tuple[str, int, int] | None:
+    """(cell, node, source): the inverse of `edge_key`; None if `key` is not such a name."""
+    match = re.fullmatch(r"(normal|reduce|recurrent)_n(\d{1,3})_p(\d{1,3})", key, re.ASCII)
+    return (match[1], int(match[2]), int(match[3])) if match else None
+
+
+def switch_key(cell: str, node: int) -> str:
+    """The key of the choice between the inputs of a node."""
+    return f"{cell}_n{node}_switch"
+
+
+def choice_of(operation: str) -> str:
+    """The name of an operation among choices: NNI's name, if NNI has one."""
+    return _NNI_NAMES.get(operation, operation)
+
+
+def operation_of(choice: str) -> str:
+    """The inverse of `choice_of`."""
+    return CHOICES.get(choice, choice)
+
+
+# ---- Checks
+
+
+def check_candidates() -> None:
+    """Checks `genotypes.PRIMITIVES`, which users may edit.
+
+    Raises:
+        UserError: a name occurs twice, or is NNI's name of another operation; or there are no operations.
+    """
+    for name in PRIMITIVES:
+        if PRIMITIVES.count(name) > 1:
+            raise UserError(f"PRIMITIVES in genotypes.py names {name} twice: delete one of them")
+        if name in CHOICES:
+            raise UserError(f"PRIMITIVES in genotypes.py names {name}, which is NNI's name of {CHOICES[name]}: choose another name")
+    if not set(PRIMITIVES) - {"none"}:
+        raise UserError("PRIMITIVES in genotypes.py names no operation besides none: there is nothing to choose from")
+
+
+def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
+    """A `Genotype` of these fields, if both cells can be built.
+
+    Raises:
+        UserError: an unknown operation, a node that does not exist yet, an odd number of edges, more nodes than `MOST_NODES`, no edges or
+            no outputs, or an output that only `none` leads to.
+    """
+    return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
+
+
+def _checked(cell: str, pairs: Any, concat: Any) -> tuple[list[tuple[str, int]], list[int]]:
+    """The edges and the concatenated nodes of a cell."""
+    if not _is_list(pairs) or not pairs or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
+    if len(pairs) > 2 * MOST_NODES:
+        raise UserError(f"the {cell} cell has {len(pairs)} edges: it can have {2 * MOST_NODES}, two for each of {MOST_NODES} nodes")
+    if len(pairs) % 2:
+        raise UserError(f"the {cell} cell has {len(pairs)} edges: each node takes two, so their number must be even")
+    reached = {0, 1}  # by a path from the cell's inputs that is not `none`
+    for edge, (operation, source) in enumerate(pairs):
+        node = edge // 2 + 2
+        if not isinstance(operation, str) or operation not in OPERATIONS:
+            raise UserError(f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}")
+        if not is_index(source, node):
+            raise UserError(f"edge {edge} of the {cell} cell takes node {shown(source)}; node {node} can only take nodes 0 to {node - 1}")
+        if operation != "none" and source in reached:
+            reached.add(node)
+    last = len(pairs) // 2 + 1
+    if not _is_list(concat) or not concat or not all(is_index(node, last + 1) and node > 1 for node in concat):
+        raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {shown(concat)}")
+    if len(set(concat)) != len(concat):
+        raise UserError(f"{cell}_concat names a node twice: {shown(concat)}")
+    if reached.isdisjoint(concat):
+        raise UserError(f"the {cell} cell's output is always 0: every path to it leads through the operation none")
+    return [(operation, source) for operation, source in pairs], list(concat)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | range)
+
+
+# ---- Other notations
+
+
+def _in_pairs(fields: dict[str, Any]) -> dict[str, Any]:
+    """These fields of a `Genotype` with two pairs (operation, source) per node, as `check` takes them.
+
+    Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two edges: missing ones
+    become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
+    """
+    found = dict(fields)
+    for cell in CELLS:
+        edges, concat = fields[cell], fields[f"{cell}_concat"]
+        if not (_is_list(edges) and edges and _is_list(concat)):
+            continue  # `check` says what is wrong
+        if all(_is_list(edge) and len(edge) == 3 and type(edge[1]) is int for edge in edges):
+            nodes = [[(name, source) for name, head, source in edges if head == node] for node in range(2, MOST_NODES + 2)]
+            if sum(map(len, nodes)) < len(edges):
+                raise UserError(f"the {cell} cell has an edge (operation, node, source) to no node from 2 to {MOST_NODES + 1}")
+            while not nodes[-1]:
+                nodes.pop()
+        elif all(_is_list(node) and all(_is_list(edge) and len(edge) == 2 for edge in node) for node in edges):
+            nodes = [list(map(tuple, node)) for node in edges]
+        else:
+            continue
+        empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
+        nodes = [[pair for pair in pairs if not (type(pair[1]) is int and pair[1] in empty)] for pairs in nodes]
+        if crowded := [node for node, pairs in enumerate(nodes, 2) if len(pairs) > 2]:
+            raise UserError(f"node {crowded[0]} of the {cell} cell has {len(nodes[crowded[0] - 2])} edges: each node takes two")
+        found[cell] = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
+        found[f"{cell}_concat"] = [node for node in concat if node not in empty]
+    return found
+
+
+_NNI = tuple(f"{cell}/" for cell in CELLS)
+_CHOICES = tuple(f"{cell}_n2" for cell in CELLS)
+
+
+def to_nni(genotype: Genotype) -> dict[str, str | int]:
+    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1.
+
+    Raises:
+        UserError: not all nodes are concatenated. This dictionary cannot express that.
+    """
+    found: dict[str, str | int] = {}
+    for cell, edges, _ in _whole(genotype):
+        for index, (operation, source) in enumerate(edges):
+            edge = f"{index // 2 + 2}_{index % 2}"
+            found |= {f"{cell}/op_{edge}": operation, f"{cell}/input_{edge}": source}
+    return found
+
+
+def _from_nni(content: dict[str, Any]) -> Genotype:
+    """The inverse of `to_nni`."""
+    remaining = dict(content)
+    cells: dict[str, list] = {}
+    for cell in CELLS:
+        edges: list[tuple[Any, Any]] = []
+        while f"{cell}/op_{(edge := f'{len(edges) // 2 + 2}_{len(edges) % 2}')}" in remaining:
+            source = remaining.pop(f"{cell}/input_{edge}", None)
+            if isinstance(source, list) and len(source) == 1:  # NNI writes a single input with or without a list
+                source = source[0]
+            edges.append((remaining.pop(f"{cell}/op_{edge}"), source))
+        cells |= {cell: edges, f"{cell}_concat": list(range(2, len(edges) // 2 + 2))}
+    return _all_read(cells, remaining)
+
+
+def _from_choices(content: dict[str, Any]) -> Genotype:
+    """NNI 2.0's choices: an operation for every edge, `<cell>_n<node>_p<source>`, and two edges per node, `<cell>_n<node>_switch`."""
+    remaining, known = dict(content), {choice_of(operation): operation for operation in OPERATIONS if operation != "none"}
+    cells: dict[str, list] = {}
+    for cell in CELLS:
+        edges: list[tuple[Any, int]] = []
+        node = 2
+        while (switch := switch_key(cell, node)) in remaining:
+            if node > MOST_NODES + 1:
+                raise UserError(f"the {cell} cell has more nodes than a cell can have, {MOST_NODES}")
+            keys = [edge_key(cell, node, source) for source in range(node)]
+            operations = [remaining.pop(key, None) for key in keys]
+            given = remaining.pop(switch)
+            chosen = _picked(given, keys)
+            if len(chosen) != 2 or not all(key in keys for key in chosen) or chosen[0] == chosen[1]:
+                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(given)}")
+            for source in map(keys.index, chosen):
+                picked = _picked(operations[source], list(CHOICES))
+                if len(picked) != 1 or not isinstance(picked[0], str) or picked[0] not in known:
+                    raise UserError(f"{keys[source]} is {shown(operations[source])}: known are {', '.join(known)}")
+                edges.append((known[picked[0]], source))
+            node += 1
+        cells |= {cell: edges, f"{cell}_concat": list(range(2, node))}
+    return _all_read(cells, remaining)
+
+
+def _all_read(cells: dict[str, list], remaining: dict[str, Any]) -> Genotype:
+    if remaining:
+        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
+    return check(**cells)
+
+
+def _picked(chosen: Any, candidates: Sequence[str]) -> list[Any]:
+    """The names of what was chosen: one or several names, indices as NNI 1 writes them, or a mask (see `unmasked`)."""
+    listed = unmasked(chosen if isinstance(chosen, list) else [chosen], len(candidates))
+    return [candidates[entry] if is_index(entry, len(candidates)) else entry for entry in listed]
+
+
+def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
+    """The inverse of `_from_choices`."""
+    candidates = [primitive for primitive in PRIMITIVES if primitive != "none"]
+    choices: dict[str, str | list[str]] = {}
+    for cell, edges, nodes in _whole(genotype):
+        for node in nodes:
+            used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
+            if len(used) < 2:
+                raise UserError(f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two")
+            unknown = [operation for operation in used.values() if operation not in candidates]
+            if unknown:
+                raise UserError(f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}")
+            choices |= {edge_key(cell, node, source): choice_of(used[source]) if source in used else [] for source in range(node)}
+            choices[switch_key(cell, node)] = [edge_key(cell, node, source) for source in sorted(used)]
+    return choices
+
+
+def _whole(genotype: Genotype) -> list[tuple[str, Sequence[tuple[str, int]], list[int]]]:
+    """(cell, edges, nodes) of both cells, which must concatenate all their nodes."""
+    found = []
+    for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
+        nodes = list(range(2, len(edges) // 2 + 2))
+        if sorted(concat) != nodes:
+            raise UserError(
+                f"choices and NNI's dictionary concatenate nodes {nodes} of the {cell} cell, this one concatenates {list(concat)}"
+            )
+        found.append((cell, edges, nodes))
+    return found
