@@ -22,6 +22,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -133,7 +134,10 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
     else:
         description = trained.read(path)
         file = path / description.weights
-    return Classifier(description, Logits(description.build(file, space)), device)
+    network = description.build(file, space)
+    if cli.runs_code(description.space):  # an export of it names the file where it lies here
+        description = msgspec.structs.replace(description, space=space)
+    return Classifier(description, Logits(network), device)
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
