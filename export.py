@@ -137,10 +137,9 @@ def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
     known = net.description
     try:
         root = cli.read_config(run)["arguments"].get("data")
-        shape = known.classes, known.image_size, known.mean, known.std
-        images = data.load_test(
-            known.dataset, str(root), *shape, skip_bad_images=known.dataset in data.FOLDERS, centre_crop=known.centre_crop
-        )
+        shape = known.image_size, known.channels, known.centre_crop
+        options = data.Options(known.dataset, str(root), *shape, skip_bad_images=known.dataset in data.FOLDERS)
+        images = data.load_test(options, known.classes, (known.mean, known.std))
     except (OSError, ValueError) as error:
         raise UserError(f"the images to compare the export on are missing ({error}): name some with --images") from None
     count = len(images.test)

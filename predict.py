@@ -56,11 +56,9 @@ class Logits(nn.Module):
 
 
 class Classifier:
-    """A trained network with everything that using it needs.
+    """A trained network: `model` maps images (B, C, S, S), as `preprocess` returns them, to logits (B, classes), in evaluation mode.
 
-    `model` is a module in evaluation mode. It maps images (B, C, S, S), float32 on its device, as `preprocess` returns them, to logits
-    (B, classes). `classes` are the class names in the order of the logits, `image_size` is S, `description` is the content of
-    `network.json`.
+    `classes` are the class names in the order of the logits, `image_size` is S, `description` is the content of `network.json`.
     """
 
     def __init__(self, description: Trained, model: Logits, device: torch.device | str) -> None:
@@ -69,19 +67,15 @@ class Classifier:
         self.image_size = description.image_size
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        self._shape = description.image_size, description.channels, description.centre_crop
         self._normalise = data.Normalise(description.mean, description.std)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An opened image of any size and mode to (C, S, S), float32, processed exactly as in the network's evaluation.
+        """(C, S, S), float32, of an opened image of any size and mode, processed exactly as in the network's evaluation.
 
-        The image is turned upright by its EXIF data, put on white where it is transparent, cropped to the centre square, resized and
-        normalised.
-
-        Raises:
-            ValueError: the image has more than 8 bits per channel, or is a single pixel wide or high. For a damaged image, Pillow may raise
-                almost any exception.
+        Errors are those of `decoding.pixels`.
         """
-        return self._normalise(decoding.pixels(image, self.image_size, self.description.channels, self.description.centre_crop))
+        return self._normalise(decoding.pixels(image, *self._shape))
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """`preprocess` of the image in a file.
@@ -89,7 +83,7 @@ class Classifier:
         Raises:
             UserError: the file cannot be read or decoded.
         """
-        return self._normalise(decoding.decode(os.fspath(path), self.image_size, self.description.channels, self.description.centre_crop))
+        return self._normalise(decoding.decode(os.fspath(path), *self._shape))
 
     @torch.no_grad()
     def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:
@@ -140,35 +134,26 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
     return Classifier(description, Logits(network), device)
 
 
-def find_images(paths: Sequence[str]) -> tuple[list[str], int]:
-    """(files, others): the files in `paths`, with folders replaced by their images, sorted; the number of other files in these folders.
-
-    Hidden folders are left out, and hidden files are others.
+def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(files, notes): `paths` with folders replaced by the images in them, sorted; lines about what else these folders hold.
 
     Raises:
         UserError: a folder cannot be read, or holds no image.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
-
     found: list[str] = []
-    others = 0
+    left_out: folders.LeftOut = []
     for path in paths:
         if not os.path.isdir(path):
             found.append(path)
             continue
-        files: list[str] = []
-        for folder, below, names in os.walk(path, onerror=refuse):
-            below[:] = [name for name in below if not folders.hidden(name)]
-            files += (os.path.join(folder, name) for name in names)
-        files.sort()
-        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS) and not folders.hidden(os.path.basename(file))]
+        try:
+            images = folders.images_in(path, path, set(), left_out)
+        except OSError as error:
+            raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
         if not images:
             raise UserError(f"the folder {path} holds no image ({', '.join(IMG_EXTENSIONS)}); other kinds can be named one by one")
         found += images
-        others += len(files) - len(images)
-    return found, others
+    return found, [*folders.notes(left_out)]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -188,9 +173,9 @@ def main() -> None:
     device = utils.select_device(args.gpu)
     net = load(args.run, device, args.space)
     acceleration.set_memory_format(net.model, device)
-    paths, others = find_images(args.images)
-    if others:
-        errors.tell(f"left out {others} files that are hidden or not {', '.join(IMG_EXTENSIONS)}")
+    paths, notes = find_images(args.images)
+    for note in notes:
+        errors.tell(note)
     columns = max(len(errors.printable(path)) for path in paths), max(len(errors.printable(name)) for name in net.classes)
     failures = 0
     for start in range(0, len(paths), args.batch_size):

@@ -207,10 +207,7 @@ def ask(plan: Plan, args: argparse.Namespace) -> None:
 
 def estimate(plan: Plan, jobs: list[Job], args: argparse.Namespace) -> tuple[float, float]:
     """(seconds, bytes) that these jobs will take, measured on two steps and two batches of evaluation of the first job of each kind."""
-    flags = plan.protocol.common
-    images = data.load(
-        flags["dataset"], flags["data"], flags.get("image_size", 32), flags.get("workers", 2), channels=flags.get("channels", 3)
-    )
+    images = data.load(data.Options.of(argparse.Namespace(**plan.protocol.common)))
     with workers.local(args.gpus[:1], args.jobs) as pool:
         return _measured(jobs, images, pool)
 

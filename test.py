@@ -15,6 +15,7 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -88,25 +89,22 @@ def _images_and_device(run: str) -> dict[str, str | int | bool]:
     return {name: arguments[name] for name, kind in kinds.items() if isinstance(arguments.get(name), kind)}
 
 
-def load_images(args: argparse.Namespace, network: Trained | None) -> data.ImageData:
+def load_images(args: argparse.Namespace, options: data.Options, network: Trained | None) -> data.ImageData:
     """The images to measure on. Size, classes and statistics are those of `network` if it is known, otherwise those of the dataset."""
-    if network is None and args.dataset == "imagenet" and args.channels == 3:  # its statistics are known: no training images are needed
-        known = None, args.image_size, *data.IMAGENET_STATISTICS
-        return data.load_test(args.dataset, args.data, *known, args.workers, args.skip_bad_images, args.centre_crop)
     if network is None:
-        how = (args.image_size, args.workers, args.skip_bad_images, args.channels, args.centre_crop)
-        return data.load(args.dataset, args.data, *how)
+        return data.load_test(options)
     if args.image_size != network.image_size:
         raise UserError(f"--image_size {args.image_size}: {args.model_path} was trained on images of {network.image_size} pixels")
-    shape = network.classes, network.image_size, network.mean, network.std
-    return data.load_test(args.dataset, args.data, *shape, args.workers, args.skip_bad_images, network.centre_crop)
+    options = replace(options, channels=network.channels, centre_crop=network.centre_crop)
+    return data.load_test(options, network.classes, (network.mean, network.std))
 
 
 def main() -> None:
     args, network = parse_arguments()
     architecture = None if args.run else registry.read(args.arch, args.space)
     device = utils.select_device(args.gpu)
-    images = data.on_device(load_images(args, network), device, args.data_on_device)
+    options = data.Options.of(args)
+    images = data.on_device(load_images(args, options, network), device, args.data_on_device)
     for note in images.notes:
         print(errors.printable(note))
     if architecture is not None:
@@ -119,7 +117,7 @@ def main() -> None:
     acceleration.set_memory_format(model, device)
     utils.set_threads(args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
-    test_batches = data.test_batches(images, batch_size=args.batch_size, workers=args.workers, device=device)
+    test_batches = data.test_batches(images, options, device)
     report = console.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))
     meters = utils.evaluate(model, test_batches, nn.CrossEntropyLoss(), report)
     print(f"test_loss {meters.loss.avg:f}")

@@ -201,21 +201,10 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     recorded = registry.load_space(args.space).recorded(args.resume) if args.resume else None
     architecture = recorded or registry.read(args.arch, args.space)
     device = utils.begin(args)
-    random_crops = args.crop == "resized"
-    images, selection = data.hold_out(data.prepare(args, device, args.centre_crop, random_crops), args.valid_portion)
-    train_batches = data.train_batches(
-        images,
-        batch_size=args.batch_size,
-        cutout_length=args.cutout_length if args.cutout else 0,
-        seed=args.seed,
-        workers=args.workers,
-        device=device,
-        random_crops=random_crops,
-        color_jitter=cli.jitter(args.color_jitter),
-    )
-    valid_batches, test_batches = (
-        data.test_batches(part, batch_size=args.batch_size, workers=args.workers, device=device) for part in (selection, images)
-    )
+    options = data.Options.of(args)
+    images, selection = data.hold_out(data.prepare(options, device), args.valid_portion)
+    train_batches = data.train_batches(images, options, device)
+    valid_batches, test_batches = (data.test_batches(part, options, device) for part in (selection, images))
     epochs, steps, _ = length(args, len(train_batches))
 
     model = networks.build_discrete(args, images.num_classes, architecture).to(device)

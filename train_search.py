@@ -136,16 +136,9 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     set_sizes(args, init_channels=16, layers=8)
     check(args)  # before images are loaded
     device = utils.begin(args)
-    images = data.prepare(args, device)
-    train_batches, alpha_batches, valid_batches = data.search_batches(
-        images,
-        batch_size=args.batch_size,
-        train_portion=args.train_portion,
-        cutout_length=args.cutout_length if args.cutout else 0,
-        seed=args.seed,
-        workers=args.workers,
-        device=device,
-    )
+    options = data.Options.of(args)
+    images = data.prepare(options, device)
+    train_batches, alpha_batches, valid_batches = data.search_batches(images, options, device)
     epochs, steps, _ = length(args, len(train_batches))
 
     # The supernet, and what learns its alphas.

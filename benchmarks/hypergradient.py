@@ -126,11 +126,10 @@ def _synchronize(device: torch.device) -> None:
 def main() -> None:
     args = parse_arguments()
     args.device = str(utils.select_device(args.gpu))
-    images = data.load(args.dataset, args.data, args.image_size, args.workers, args.skip_bad_images, args.channels)
+    options = data.Options.of(args)
+    images = data.load(options)
     args.num_classes = images.num_classes
-    train, valid, _ = data.search_batches(
-        images, batch_size=args.batch_size, train_portion=0.5, cutout_length=0, seed=args.seed, workers=args.workers, device="cpu"
-    )
+    train, valid, _ = data.search_batches(images, options, "cpu")
     batches = [batch for pair in islice(zip(train, valid, strict=True), args.search_steps + 1) for batch in pair]
 
     dtype = torch.float64 if args.float64 else torch.float32

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -67,11 +69,11 @@ def main() -> None:
 def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tensor]]:
     """{way: function from a batch's number to the batch}."""
     size, jitter = args.image_size, cli.jitter(args.color_jitter)
-    images = data.load("imagenet", args.data, size, 0, random_crops=True)
+    options = data.Options("imagenet", args.data, size, crop="resized", color_jitter=args.color_jitter, workers=0)
+    images = data.load(options)
     assert isinstance(images.train, data.FileImages)
-    samples = images.train.samples
-    shape = {"batch_size": min(args.batch_size, len(images.train)), "cutout_length": 0, "seed": 0, "workers": 0, "device": "cpu"}
-    batches = data.train_batches(images, random_crops=True, color_jitter=jitter, **shape)
+    paths = [os.fsdecode(path) for path in images.train.paths]
+    batches = data.train_batches(images, replace(options, batch_size=min(args.batch_size, len(paths))), "cpu")
     stream = chain.from_iterable(itertools.repeat(batches))
     distort = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *([v2.ColorJitter(*jitter)] if any(jitter) else [])]
     mean, std = images.mean, images.std
@@ -80,7 +82,7 @@ def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tenso
     augment = v2.Compose(distort)
 
     def of_files(one: Callable[[str], torch.Tensor]) -> Callable[[int], torch.Tensor]:
-        return lambda batch: torch.stack([one(samples[i][0]) for i in chosen(batch)])
+        return lambda batch: torch.stack([one(paths[i]) for i in chosen(batch)])
 
     def chosen(batch: int) -> list[int]:
         return [i % len(images.train) for i in range(batch * args.batch_size, (batch + 1) * args.batch_size)]

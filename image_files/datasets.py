@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +21,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from experiment import distributed
+from experiment import cli, distributed
 from experiment.errors import UserError
-from image_files.decoding import UNDECODABLE, BadImage, decode, on_white, read_image, to_tensor, upright
-
-Sample = tuple[str, int]  # a file and its label
+from image_files.decoding import BadImage, decode, on_white, read_image, to_tensor, upright
 
 # Seconds that a run waits for its next batch, which is hundreds of photographs at most, before it ends with an error.
 PATIENCE = 600
 
 
-# ---- Datasets
+@dataclass(frozen=True)
+class Options:
+    """Which images there are, and how they are decoded, augmented and put into batches: the values of the flags of these names."""
+
+    dataset: str = "cifar10"
+    data: str = "../data"
+    image_size: int = 32
+    channels: int = 3
+    centre_crop: float = 1.0
+    crop: str = "pad"
+    color_jitter: str = "0,0,0,0"
+    cutout: bool = False
+    cutout_length: int = 16
+    skip_bad_images: bool = False
+    valid_folder: bool = False
+    data_on_device: str = "auto"
+    workers: int = 2
+    batch_size: int = 64
+    train_portion: float = 0.5
+    seed: int = 0
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Options:
+        """Those of a command line; flags that the command lacks have the values above."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)})
 
 
 class MemoryImages(Dataset):
@@ -44,146 +69,72 @@ class MemoryImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once for both
-        return self.images[indices], self.labels[indices]
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once for both
+        return self.images[chosen], self.labels[chosen]
 
     def to(self, device: torch.device) -> MemoryImages:
-        """A copy on `device`."""
         return MemoryImages(self.images.to(device), self.labels.to(device))
 
     def part(self, indices: np.ndarray) -> MemoryImages:
-        """A copy of the images with these indices."""
-        return MemoryImages(*self.__getitems__(torch.from_numpy(indices)))
-
-
-class Samples(Sequence[Sample]):
-    """Files and their labels, such that a million of them take little memory. They reach workers without shared memory.
-
-    Args:
-        root: what all names are within; empty for none.
-        names: their bytes, separated by NUL, (bytes,), uint8.
-        ends: where each name ends in `names`, (N,), int64.
-        labels: (N,), int64.
-        order: which of these N samples there are, and in which order; None for all.
-    """
-
-    def __init__(self, root: str, names: np.ndarray, ends: np.ndarray, labels: np.ndarray, order: np.ndarray | None = None) -> None:
-        self.root, self.names, self.ends, self._labels = root, names, ends, labels
-        self._order = np.arange(len(ends)) if order is None else order
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample], root: str = "") -> Samples:
-        """These, with paths within `root`."""
-        names = [os.fsencode(os.path.relpath(path, root) if root else path) for path, _ in samples]
-        ends = np.cumsum([len(name) + 1 for name in names], dtype=np.int64) - 1
-        text = np.frombuffer(b"\0".join(names), dtype=np.uint8)
-        return cls(root, text, ends, np.array([label for _, label in samples], dtype=np.int64))
-
-    @property
-    def labels(self) -> Tensor:
-        return torch.from_numpy(self._labels[self._order])
-
-    def part(self, indices: np.ndarray) -> Samples:
-        """These of the samples."""
-        return Samples(self.root, self.names, self.ends, self._labels, self._order[indices])
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # of slices there are none
-        number = int(self._order[index])
-        start = int(self.ends[number - 1]) + 1 if number else 0
-        name = os.fsdecode(self.names[start : self.ends[number]].tobytes())
-        return os.path.join(self.root, name), int(self._labels[number])
+        return MemoryImages(*self.__getitems__(indices))
 
 
 class FileImages(Dataset):
-    """Images in files, decoded when asked for: `pixels` of each."""
+    """Images in files, decoded when asked for: by their number, as for an evaluation; or by (number, seed), cropped and distorted at random
+    by torchvision's RandomResizedCrop, RandomHorizontalFlip and `options.color_jitter`, as a function of the seed.
 
-    def __init__(self, samples: Sequence[Sample], image_size: int, channels: int = 3, centre_crop: float = 1.0) -> None:
-        self.samples = samples if isinstance(samples, Samples) else Samples.of(samples)
-        self.image_size = image_size
-        self.channels = channels
-        self.centre_crop = centre_crop
+    Args:
+        paths: (N,), bytes: Python's strings, a million of them, would be copied into every worker.
+        labels: (N,), int64. An array, because tensors are sent to workers through shared memory.
+    """
+
+    def __init__(self, paths: np.ndarray, labels: np.ndarray, options: Options) -> None:
+        self.paths, self._labels, self.options = paths, labels, options
+        distortions: list[torch.nn.Module] = [v2.RandomResizedCrop(options.image_size), v2.RandomHorizontalFlip()]
+        if any(jitter := cli.jitter(options.color_jitter)):
+            distortions.append(v2.ColorJitter(*jitter))
+        self._distort = v2.Compose(distortions)
 
     @property
     def labels(self) -> Tensor:
-        return self.samples.labels
+        return torch.from_numpy(self._labels)
 
     @property
     def bytes(self) -> int:
-        """That the decoded images take."""
-        return len(self) * self.channels * self.image_size**2
+        """The memory that the decoded images need."""
+        return len(self) * self.options.channels * self.options.image_size**2
 
     def part(self, indices: np.ndarray) -> FileImages:
-        """The images with these indices."""
-        return FileImages(self.samples.part(indices), self.image_size, self.channels, self.centre_crop)
+        return FileImages(self.paths[indices], self._labels[indices], self.options)
+
+    def joined(self, more: FileImages) -> FileImages:
+        both = np.concatenate([self.paths, more.paths]), np.concatenate([self._labels, more._labels])
+        return FileImages(*both, self.options)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        return decode(path, self.image_size, self.channels, self.centre_crop), label
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = item if isinstance(item, tuple) else (item, None)
+        path, options = os.fsdecode(self.paths[index]), self.options
+        if seed is None:
+            image = decode(path, options.image_size, options.channels, options.centre_crop)
+        else:
+            image = read_image(path, partial(self._distorted, seed))
+        return image, int(self._labels[index])
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = zip(*(self[int(index)] for index in indices), strict=True)
+    def __getitems__(self, items: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        images, labels = zip(*(self[item] for item in items), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
-
-class Share(NamedTuple):
-    """What a process decodes of a batch, and the random numbers that go with it."""
-
-    indices: np.ndarray
-    state: tuple[int, ...]  # that the random numbers of the whole batch are a function of
-    whole: int  # images of the batch
-    share: slice  # of the batch's images
-
-
-class CroppedImages(Dataset):
-    """Images in files, each cropped and distorted at random when asked for, by torchvision's own definitions: RandomResizedCrop, a flip,
-    and ColorJitter if one of its four numbers is not 0. `__getitems__` takes a `Share`.
-    """
-
-    def __init__(self, files: FileImages, flip: bool, color_jitter: Sequence[float]) -> None:
-        self.files = files
-        steps: list[torch.nn.Module] = [v2.RandomResizedCrop(files.image_size)]
-        steps += [v2.RandomHorizontalFlip()] * flip
-        steps += [v2.ColorJitter(*color_jitter)] * any(color_jitter)
-        self.transform = v2.Compose(steps)
-
-    def __getitems__(self, batch: Share) -> tuple[Tensor, Tensor]:
-        seeds = np.random.SeedSequence(batch.state).generate_state(batch.whole, np.uint64)[batch.share]
-        images = []
+    def _distorted(self, seed: int, image: Image.Image) -> Tensor:
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-            for index, seed in zip(batch.indices, seeds, strict=True):
-                torch.default_generator.manual_seed(int(seed))
-                images.append(read_image(self.files.samples[int(index)][0], self._distorted))
-        return torch.stack(images), self.files.samples.part(batch.indices).labels
-
-    def _distorted(self, image: Image.Image) -> Tensor:
-        return to_tensor(self.transform(on_white(upright(image))), self.files.channels)
+            torch.default_generator.manual_seed(seed)
+            return to_tensor(self._distort(on_white(upright(image))), self.options.channels)
 
 
 Images = MemoryImages | FileImages
-
-
-class Complaints(Dataset):
-    """For every image of `files` the reason why it cannot be decoded, `path: reason`; empty if it can be decoded."""
-
-    def __init__(self, files: FileImages) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            self.files[index]
-        except BadImage as error:
-            return str(error).removeprefix(UNDECODABLE)
-        return ""
 
 
 def interleave(labels: np.ndarray) -> np.ndarray:
@@ -200,23 +151,40 @@ def interleave(labels: np.ndarray) -> np.ndarray:
     return np.argsort(place)
 
 
-def stream(files: FileImages | Complaints, workers: int) -> Iterator[Any]:
-    """Batches of all of `files`, in order: (uint8 images (B, C, H, W), int64 labels (B,)), or complaints; `workers` processes decode."""
-    batches: list[Any] = np.array_split(np.arange(len(files)), math.ceil(len(files) / 256))
-    yield from plain_errors(loader(files, batches, workers))
+def decode_all(files: FileImages) -> MemoryImages:
+    options = files.options
+    images = torch.empty(len(files), options.channels, options.image_size, options.image_size, dtype=torch.uint8)
+    start = 0
+    for batch, _ in in_order(files, options.workers):
+        images[start : start + len(batch)] = batch
+        start += len(batch)
+    return MemoryImages(images, files.labels)
 
 
-def loader(dataset: Dataset, batches: Sequence[Any], workers: int, **options: Any) -> DataLoader:
-    """PyTorch's loader of batches, given by the indices of their images. Its workers end when the run is killed.
+# ---- Worker processes
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def in_order(dataset: Any, workers: int, collate: Callable[[Any], Any] = _unchanged) -> Iterator[Any]:
+    """Batches of all of `dataset`, in order."""
+    batches = np.array_split(np.arange(len(dataset)), math.ceil(len(dataset) / 256))
+    yield from plain_errors(loader(dataset, batches, workers, collate))
+
+
+def loader(dataset: Any, batches: Sequence[Any], workers: int, collate: Callable[[Any], Any] = _unchanged, **options: Any) -> DataLoader:
+    """PyTorch's loader of these batches of items. Its workers end when the run is killed.
 
     Args:
-        dataset: its `__getitems__` returns a batch.
-        options: as of `DataLoader`.
+        collate: makes a batch of what the dataset returns; not needed for images, whose `__getitems__` returns a batch.
+        options: more arguments of `DataLoader`.
     """
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable
-        collate_fn=_unchanged,
+        collate_fn=collate,
         num_workers=workers,
         generator=torch.Generator(),  # with torch's generator, a resumed run would differ from an uninterrupted one
         multiprocessing_context=_start_method(workers),
@@ -224,6 +192,12 @@ def loader(dataset: Dataset, batches: Sequence[Any], workers: int, **options: An
         timeout=PATIENCE if workers else 0,
         **options,
     )
+
+
+def _start_method(workers: int) -> str | None:
+    """The start method for a loader's workers. With CUDA or several processes, a fork may deadlock, so it is forkserver."""
+    connected = torch.cuda.is_initialized() or distributed.world_size() > 1
+    return "forkserver" if workers and connected and sys.platform != "win32" else None
 
 
 def _begin(worker: int) -> None:
@@ -243,30 +217,11 @@ def _begin(worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _start_method(workers: int) -> str | None:
-    """The start method for a loader's workers. With CUDA or several processes, a fork may deadlock, so it is forkserver."""
-    connected = torch.cuda.is_initialized() or distributed.world_size() > 1
-    return "forkserver" if workers and connected and sys.platform != "win32" else None
-
-
-def decode_all(files: FileImages, workers: int) -> MemoryImages:
-    images = torch.empty(len(files), files.channels, files.image_size, files.image_size, dtype=torch.uint8)
-    start = 0
-    for batch, _ in stream(files, workers):
-        images[start : start + len(batch)] = batch
-        start += len(batch)
-    return MemoryImages(images, files.labels)
-
-
-def plain_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches of `loader`. Removes the worker's traceback from the message of a `UserError`."""
+def plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields the batches of a loader. Removes the worker's traceback from the message of a `UserError`."""
     try:
-        yield from loader
+        yield from batches
     except UserError as error:
         error.__traceback__ = None  # it would keep the loader alive, with idle workers that take seconds to end
         hint = "; --skip_bad_images leaves out such images" if isinstance(error, BadImage) else ""
         raise UserError(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1] + hint) from None
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
 from collections.abc import Callable
 
@@ -21,8 +23,8 @@ class BadImage(UserError):
 UNDECODABLE = "cannot decode the image "
 
 
-# {orientation in the EXIF data: the operation that turns the image upright}. `ImageOps.exif_transpose` also rewrites all EXIF data, and
-# fails if some of it is damaged.
+# {orientation in the EXIF data: the operation that turns the image upright}. `ImageOps.exif_transpose` also rewrites all EXIF
+# data, and fails if some of it is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,22 +39,16 @@ _TURNS = {
 def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
     """The centre square of an opened image, resized, as uint8 (channels, size, size).
 
-    The image is turned upright by its EXIF data, and put on white where it is transparent. Training without random crops, evaluation and
-    prediction all use this function.
-
-    Args:
-        centre_crop: the share of the shorter side that the square keeps. Below 1, the image is resized and cropped as by torchvision's
-            Resize and CenterCrop.
+    The image is turned upright by its EXIF data, and put on white where it is transparent. With `centre_crop` below 1, the
+    square keeps this share of the shorter side, as after torchvision's Resize and CenterCrop.
 
     Raises:
-        ValueError: it is greyscale with more than 8 bits, or one pixel wide or high. Damaged images raise almost anything in Pillow.
+        ValueError: it has more than 8 bits per channel, or is one pixel wide or high. Damaged images raise almost anything.
     """
     image = upright(image)
     if centre_crop == 1:
         square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     else:
-        if max(image.size) > 100 * min(image.size):  # resized, its longer side might fill the memory
-            raise ValueError(f"it has {image.width} x {image.height} pixels, of which a centre crop shows too little")
         square = v2.functional.center_crop(v2.functional.resize(image, [round(size / centre_crop)]), [size, size])
     return to_tensor(on_white(square), channels)
 
@@ -79,12 +75,7 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def decode(path: str, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
-    """`pixels` of the image in a file.
-
-    Raises:
-        BadImage: it cannot be decoded.
-        UserError: the file cannot be read.
-    """
+    """`pixels` of the image in a file; errors as of `read_image`."""
     return read_image(path, lambda image: pixels(image, size, channels, centre_crop))
 
 
@@ -97,9 +88,11 @@ def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns about metadata, once per image. Only the warning about decompression bombs, which may fill the memory, matters.
+            # Of Pillow's warnings, only the one about decompression bombs, which may fill the memory, matters.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if stat.S_ISFIFO(os.stat(path).st_mode):
+                raise ValueError("it is a pipe")  # which might never end
             with Image.open(path) as image:
                 return use(image)
     except MemoryError:

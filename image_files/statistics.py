@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import torch
 from torch import Tensor
 
 from experiment import errors, files
 from experiment.errors import UserError
-from image_files.datasets import FileImages, stream
+from image_files.datasets import FileImages, in_order
 
 Levels = tuple[float, ...]  # one value per channel, as a fraction of white
 
 
-def measure(images: FileImages, cache: Path, workers: int) -> tuple[Levels, Levels]:
+class Measured(msgspec.Struct):
+    """Mean and deviation of so many files of so many bytes in all."""
+
+    decoding: str
+    files: int
+    bytes: int
+    mean: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] = ()
+    std: tuple[Annotated[float, msgspec.Meta(gt=0, le=1)], ...] = ()
+
+
+def measure(images: FileImages, cache: Path) -> tuple[Levels, Levels]:
     """Mean and deviation of images that do not fit into memory, from the file `cache`, or measured and written there."""
+    channels = images.options.channels
     try:
-        key = {"decoding": "upright, on white", "files": len(images), "bytes": sum(Path(path).stat().st_size for path, _ in images.samples)}
+        ours = Measured("upright, on white", len(images), sum(os.stat(path).st_size for path in images.paths))
     except OSError as error:
-        raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
+        raise UserError(f"cannot read the image {os.fsdecode(error.filename)}: {error.strerror}") from None
     try:
-        known = files.parse_json(cache.read_bytes())
-        mean, std = tuple(known["mean"]), tuple(known["std"])
-        fractions = all(type(value) is float and 0 <= value <= 1 for value in mean + std)
-        complete = len(mean) == len(std) == images.channels
-        if {name: known[name] for name in key} == key and complete and fractions and min(std) > 0:
-            return mean, std
-    except (OSError, ValueError, TypeError, KeyError):
+        known = msgspec.json.decode(cache.read_bytes(), type=Measured)
+        if known == msgspec.structs.replace(ours, mean=known.mean, std=known.std) and len(known.mean) == len(known.std) == channels:
+            return known.mean, known.std
+    except (OSError, msgspec.MsgspecError):
         pass  # no valid file: measure
     errors.tell(f"measuring mean and deviation of {len(images)} images, once")
-    none = torch.zeros(images.channels, 256, dtype=torch.long)
-    mean, std = mean_std(sum((count_levels(batch) for batch, _ in stream(images, workers)), none))
-    files.keep(cache, json.dumps(key | {"mean": mean, "std": std}).encode(), "they will be measured again")
-    return mean, std
+    none = torch.zeros(channels, 256, dtype=torch.long)
+    ours.mean, ours.std = mean_std(sum((count_levels(batch) for batch, _ in in_order(images, images.options.workers)), none))
+    files.keep(cache, msgspec.json.encode(ours), "they will be measured again")
+    return ours.mean, ours.std
 
 
 def count_levels(images: Tensor) -> Tensor:

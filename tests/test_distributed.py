@@ -124,6 +124,10 @@ def dataset():
     return data.ImageData("noise", part, part, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3, 16, flip=True)
 
 
+def options(**changed):
+    return data.Options(**{"workers": 0, "batch_size": 7, "cutout": True, "cutout_length": 4, **changed})
+
+
 class Recorder:
     """Takes the place of a run: keeps all that is learned, after every step."""
 
@@ -167,7 +171,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
         model, architect = search.build(args, 3, criterion, torch.device("cpu"))
     distributed.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
-    train, draws, valid = data.search_batches(dataset(), batch_size=12, train_portion=0.5, cutout_length=4, seed=0, workers=0, device="cpu")
+    train, draws, valid = data.search_batches(dataset(), options(batch_size=12), "cpu")
     recorder = Recorder(model, optimizer)
     script = load("train_search")
     step = script.search_step(model, architect, criterion, optimizer, args)
@@ -190,11 +194,11 @@ def train_steps():
     distributed.convert(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
     noise = dataset()
-    batches = data.train_batches(noise, batch_size=26, cutout_length=4, seed=0, workers=0, device="cpu")
+    batches = data.train_batches(noise, options(batch_size=26), "cpu")
     recorder = Recorder(model, optimizer)
     script = load("train")
     meters = take_epoch(model, batches, script.training_step(model, criterion, optimizer, args), recorder.complete_step)
-    measured = utils.evaluate(model, data.test_batches(noise, batch_size=13, workers=0, device="cpu"), criterion)
+    measured = utils.evaluate(model, data.test_batches(noise, options(batch_size=13), "cpu"), criterion)
     return recorder.states, meters.state_dict(), measured.state_dict()
 
 
@@ -289,9 +293,8 @@ def test_shares_are_the_batch(processes, monkeypatch):
     def of(rank, world_size):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: world_size)
-        common = {"batch_size": 11, "cutout_length": 4, "seed": 1, "workers": 0, "device": "cpu"}
-        search_three = data.search_batches(dataset(), train_portion=0.5, **common)
-        return [contents(batches) for batches in (*search_three, data.train_batches(dataset(), **common))]
+        common = options(batch_size=11, seed=1), "cpu"
+        return [contents(batches) for batches in (*data.search_batches(dataset(), *common), data.train_batches(dataset(), *common))]
 
     whole, shares = of(0, 1), [of(rank, processes) for rank in range(processes)]
     steps = [len(batches) for batches in shares[0]]
@@ -310,12 +313,11 @@ def test_shares_are_the_batch(processes, monkeypatch):
 
 def test_batches_that_cannot_be_shared(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    common = {"workers": 0, "device": "cpu"}
     with pytest.raises(errors.UserError, match=r"--batch_size 7 .* 4 processes"):
-        data.train_batches(dataset(), batch_size=7, cutout_length=0, seed=0, **common)
+        data.train_batches(dataset(), options(), "cpu")
     monkeypatch.setattr(distributed, "world_size", lambda: 69)
     with pytest.raises(errors.UserError, match=r"68 images .* 69 processes"):
-        data.test_batches(dataset(), batch_size=7, **common)
+        data.test_batches(dataset(), options(), "cpu")
 
 
 def random_numbers():

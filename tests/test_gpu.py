@@ -26,7 +26,7 @@ import train
 import train_search
 import utils
 from cells import Cells
-from image_files import datasets, folders
+from image_files import datasets
 from nas import search
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
@@ -61,8 +61,8 @@ def random_images(device=CPU):
     return data.ImageData("random", part, part, names, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), SIZE, flip=True)
 
 
-def batches(maker, device=CPU, images_on=CPU, **options):
-    return maker(random_images(images_on), batch_size=BATCH, cutout_length=2, seed=0, workers=0, device=device, **options)
+def batches(maker, device=CPU, images_on=CPU):
+    return maker(random_images(images_on), data.Options(batch_size=BATCH, cutout=True, cutout_length=2, workers=0), device)
 
 
 reads = pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="the CPU must know which operations were sampled, to run them")
@@ -89,7 +89,7 @@ def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, meta_run):
     args = arguments(nodes=1, **given)
     model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), META)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
-    train_batches, alpha_batches, _ = batches(data.search_batches, META, META, train_portion=0.5)
+    train_batches, alpha_batches, _ = batches(data.search_batches, META, META)
     architect.begin_epoch(0)
     pairs = islice(zip(train_batches, alpha_batches, strict=True), 2)  # SGD has a momentum in the second
     step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
@@ -130,7 +130,7 @@ def test_passes_that_need_no_gradient_of_the_alphas_take_them_as_constants(unrol
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
     seen = []
     model.register_forward_pre_hook(lambda *_: seen.append(model.alphas_normal.requires_grad))
-    train_batches, alpha_batches, _ = batches(data.search_batches, train_portion=0.5)
+    train_batches, alpha_batches, _ = batches(data.search_batches)
     train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)(
         *next(iter(train_batches)), *next(iter(alpha_batches))
     )
@@ -232,30 +232,15 @@ def test_workers_are_not_forked_where_cuda_runs(monkeypatch):
     assert datasets._start_method(0) is None
 
 
-def test_workers_of_a_forkserver_give_the_same_batches(monkeypatch, images):
-    files = data.load("folder", str(images), SIZE, workers=0)
-    paths = folders.walk(images, "train")[1]
-    files = data.replace(files, train=datasets.FileImages(paths, SIZE))
-    found = []
-    for method in (None, "forkserver"):
-        monkeypatch.setattr(datasets, "_start_method", lambda workers, method=method: method)
-        loader = data.train_batches(files, batch_size=8, cutout_length=0, seed=0, workers=1, device=CPU)
-        assert loader._loader.multiprocessing_context is None or method == "forkserver"
-        found.append(list(loader))
-    for (x, y), (x2, y2) in zip(*found, strict=True):
-        assert torch.equal(x, x2) and torch.equal(y, y2)  # noqa: PT018
-
-
 KILLED = """
 import sys
-from pathlib import Path
 import data
-from image_files import datasets, folders
+from image_files import datasets
 if __name__ == "__main__":
     datasets._start_method = lambda workers: "forkserver" if workers else None
-    files = data.load("folder", sys.argv[1], 8, workers=0)
-    files = data.replace(files, train=datasets.FileImages(folders.walk(Path(sys.argv[1]), "train")[1], 8))
-    loader = data.train_batches(files, batch_size=2, cutout_length=0, seed=0, workers=1, device="cpu")
+    data.IN_MEMORY_BYTES = 0
+    options = data.Options("folder", sys.argv[1], 8, workers=1, batch_size=2)
+    loader = data.train_batches(data.load(options), options, "cpu")
     batches = iter(loader)
     next(batches)
     print(loader._loader._iterator._workers[0].pid, flush=True)

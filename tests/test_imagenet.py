@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 import sys
-import time
 from argparse import Namespace
+from pathlib import Path
 
 import golden
 import numpy as np
@@ -27,7 +27,7 @@ from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from image_files import datasets, decoding, folders
+from image_files import datasets, decoding
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from model_search import Network
 from pictures import compare, history
@@ -161,20 +161,10 @@ def test_a_run_says_which_network_it_is_and_the_other_commands_know(script, trai
     assert compare.size(run) == sizes
 
 
-def test_a_run_goes_on_with_its_network(script, trained, images, tmp_path):
-    """One from before there was a choice, with the network for CIFAR, whatever the size of its images."""
-    status, _, err = script("train", "--resume", shutil.copytree(trained, tmp_path / "run"), "--network", "cifar")
+def test_a_run_goes_on_with_its_network(script, trained):
+    status, _, err = script("train", "--resume", trained, "--network", "cifar")
     assert status == 2
     assert "--network was imagenet, not cifar" in err
-
-    flags = ["--network", "cifar", *TINY[2:], "--epochs", 1]
-    assert script("train", *folder(images, 96), *flags, "--run_dir", "old")[0] == 0
-    for name in ("config.json", "network.json"):
-        content = json.loads((tmp_path / "old" / name).read_text())
-        del (content["arguments"] if name == "config.json" else content)["network"]
-        (tmp_path / "old" / name).write_text(json.dumps(content))
-    assert script("train", "--resume", "old")[0] == 0
-    assert script("test", "old")[0] == 0
 
 
 def test_a_description_of_images_that_the_network_does_not_take_is_refused(script, trained, tmp_path):
@@ -252,14 +242,9 @@ def test_validation_resizes_and_cuts_as_torchvision(shape):
     assert torch.equal(decoding.pixels(image, 224, centre_crop=0.875), expected)
 
 
-def test_a_line_of_pixels_is_not_enlarged_to_fill_the_memory():
-    with pytest.raises(ValueError, match="centre crop shows too little"):
-        decoding.pixels(Image.new("RGB", (2, 4000)), 224, centre_crop=0.875)
-
-
 def test_training_crops_flips_and_distorts_as_torchvision(wide):
     """With torchvision's own transforms, seeded with the numbers that stand for an image."""
-    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True, centre_crop=0.875)
+    images = load(wide, centre_crop=0.875)
     reference = transforms.Compose(
         [
             transforms.RandomResizedCrop(64),
@@ -269,14 +254,14 @@ def test_training_crops_flips_and_distorts_as_torchvision(wide):
             transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
         ]
     )
-    batches = train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))
+    batches = train_batches(images)
     batches.set_epoch(1)
     order = batches._plan(1)
     random = torch.get_rng_state()
     for step, (x, _) in enumerate(batches):
         seeds = np.random.SeedSequence((3, data._TRAIN_CROPS, 1, step)).generate_state(len(x), np.uint64)
         for found, index, seed in zip(x, order[step], seeds, strict=True):
-            with torch.random.fork_rng(devices=[]), Image.open(images.train.samples[int(index)][0]) as image:
+            with torch.random.fork_rng(devices=[]), Image.open(os.fsdecode(images.train.paths[index])) as image:
                 torch.manual_seed(int(seed))
                 torch.testing.assert_close(found, reference(image.convert("RGB")), atol=1e-6, rtol=1e-5)
     assert torch.equal(random, torch.get_rng_state())
@@ -287,8 +272,8 @@ def test_training_crops_are_of_the_upright_photograph(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     levels = np.arange(0, 240, 10, dtype=np.uint8)[:, None, None].repeat(24, 1).repeat(3, 2)  # turned: darker from left to right
     Image.fromarray(levels).save(tmp_path / "phone.png", exif=exif)
-    crops = datasets.CroppedImages(datasets.FileImages([(tmp_path / "phone.png", 0)], 8), False, (0, 0, 0, 0))
-    x, _ = crops.__getitems__(datasets.Share(np.array([0]), (1,), 1, slice(0, 1)))
+    files = datasets.FileImages(np.array([os.fsencode(tmp_path / "phone.png")]), np.array([0]), data.Options(image_size=8))
+    x, _ = files.__getitems__([(0, 1)])
     assert x.float().std(2).max() < 1 < x.float().std(3).min()  # varies along the width only
 
 
@@ -334,92 +319,54 @@ def wide(tmp_path):
                 picture(70 + 30 * index, 100 - 9 * number, seed=100 * number + index).save(path, "JPEG")
     (root / "test").mkdir()
     picture(70, 70).save(root / "test" / "ILSVRC2012_test_00000001.JPEG", "JPEG")
-    settle(root)
     return root
 
 
-def settle(root):
-    """As if nothing in it had changed for a minute."""
-    for path in [*root.rglob("*"), root]:
-        if path.is_dir():
-            os.utime(path, (time.time() - 60,) * 2)
+def options(root, **changed):
+    crops = {"crop": "resized", "color_jitter": "0.4,0.4,0.4,0.2"}
+    return data.Options("imagenet", str(root), 64, **{"workers": 0, "batch_size": 8, "seed": 3, **crops, **changed})
 
 
-def train_batches(images, workers=0, **options):
-    shape = {"batch_size": 8, "cutout_length": 0, "seed": 3, "device": "cpu", "random_crops": True}
-    return data.train_batches(images, workers=workers, **shape, **options)
+def load(root, **changed):
+    return data.load(options(root, **changed))
+
+
+def train_batches(images, **changed):
+    return data.train_batches(images, options("", **changed), "cpu")
 
 
 def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
-    images = data.load("imagenet", str(wide), 64, workers=0, centre_crop=0.875)
+    images = load(wide, centre_crop=0.875)
     assert isinstance(images.train, datasets.FileImages)
     assert isinstance(images.test, datasets.FileImages)
     assert (len(images.train), len(images.test)) == (30, 18)
     assert images.classes == tuple(sorted(NAMES))
     assert (images.mean, images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     expected = torchvision.datasets.ImageFolder(wide / "train")
-    assert sorted(images.train.samples) == sorted(expected.samples)
+    assert sorted(zip(map(os.fsdecode, images.train.paths), images.train.labels, strict=True)) == sorted(expected.samples)
     x, y = images.test[4]
-    path, label = images.test.samples[4]
+    path = os.fsdecode(images.test.paths[4])
     assert torch.equal(x, decoding.decode(path, 64, centre_crop=0.875))
-    assert y == label
+    assert images.classes[y] == Path(path).parent.name
 
 
 def test_the_devkit_names_classes(wide):
     known = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02012849": ("crane",), "n03126707": ("crane",)}
     torch.save((known, ["n01440764"]), wide / "meta.bin")
     expected = {name: f"{name} {', '.join(known[name])}" if name in known else name for name in NAMES}
-    images = data.load("imagenet", str(wide), 64, workers=0)
+    images = load(wide)
     assert images.classes == tuple(expected[name] for name in sorted(NAMES))
-    assert data.load_test("imagenet", str(wide), images.classes, 64, images.mean, images.std, workers=0).classes == images.classes
+    assert data.load_test(options(wide), images.classes, (images.mean, images.std)).classes == images.classes
     (wide / "meta.bin").write_bytes(b"no such file")
     with pytest.raises(UserError, match=r"meta\.bin"):
-        data.load("imagenet", str(wide), 64, workers=0)
-
-
-def test_the_second_start_reads_the_index_until_a_folder_changes(wide, monkeypatch, capsys):
-    walk, walks = folders.walk, []
-    monkeypatch.setattr(folders, "walk", lambda root, part, *rest: walks.append(part) or walk(root, part, *rest))
-
-    def start():
-        walks.clear()
-        images = data.load("imagenet", str(wide), 64, workers=0)
-        return [*images.train.samples], [*images.test.samples], images.classes, images.notes
-
-    (wide / "val" / NAMES[0] / "README").write_text("not an image")
-    settle(wide)
-    first = start()
-    assert walks == ["train", "val"]
-    assert start() == first
-    assert walks == []
-
-    (wide / "train" / NAMES[3] / f"{NAMES[3]}_0.JPEG").rename(wide / "train" / NAMES[3] / "other.JPEG")
-    changed = start()
-    assert walks == ["train"]
-    assert len(changed[0]) == 30
-    assert changed != first
-    assert start() == changed
-    assert walks == ["train"]  # the folder has changed this very moment: its time might not tell of another change
-    settle(wide)
-    assert start() == changed
-    assert start() == changed
-    assert walks == []
-
-    for content in (b"", b"PK damaged", (wide / "index-val.npz").read_bytes()):  # the last: of another part
-        (wide / "index-train.npz").write_bytes(content)
-        assert start() == changed
-        assert walks == ["train"]
-    moved = wide.rename(wide.with_name("elsewhere"))
-    images = data.load("imagenet", str(moved), 64, workers=0)
-    assert walks == ["train"]
-    assert all(path.startswith(str(moved)) for path, _ in images.train.samples)
+        load(wide)
 
 
 def test_an_epoch_is_the_same_with_any_number_of_workers_and_from_the_middle(wide):
-    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
+    images = load(wide)
     runs = []
     for workers, start in ((0, 0), (2, 0), (0, 2)):
-        batches = train_batches(images, workers, color_jitter=(0.4, 0.4, 0.4, 0.2))
+        batches = train_batches(images, workers=workers)
         batches.set_epoch(1, start)
         runs.append([(x.clone(), y.clone()) for x, y in batches])
     for (x, y), (x2, y2) in zip(runs[0], runs[1], strict=True):
@@ -431,8 +378,8 @@ def test_an_epoch_is_the_same_with_any_number_of_workers_and_from_the_middle(wid
 
 
 def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
-    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
-    whole = [x for x, _ in train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))]
+    images = load(wide)
+    whole = [x for x, _ in train_batches(images)]
     read, parts = datasets.read_image, []
     monkeypatch.setattr(datasets, "read_image", lambda path, use: parts[-1].append(path) or read(path, use))
     monkeypatch.setattr(data.distributed, "world_size", lambda: 2)
@@ -440,30 +387,23 @@ def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(data.distributed, "rank", lambda rank=rank: rank)
         parts.append([])
-        shares.append([x for x, _ in train_batches(images, color_jitter=(0.4, 0.4, 0.4, 0.2))])
+        shares.append([x for x, _ in train_batches(images)])
     for x, *of_ranks in zip(whole, *shares, strict=True):
         rows = {row.numpy().tobytes() for part in of_ranks for row in part}
         assert rows == {row.numpy().tobytes() for row in x}
     assert not {*parts[0]} & {*parts[1]}
 
 
-def test_a_broken_image_is_named_and_can_be_skipped(wide, monkeypatch, capsys):
+def test_a_broken_image_is_named_and_can_be_skipped(wide):
     broken = wide / "train" / NAMES[2] / f"{NAMES[2]}_1.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True)
     with pytest.raises(UserError, match=re.escape(str(broken))):
-        list(train_batches(images))
-    decoded = []
-    decode = decoding.decode
-    monkeypatch.setattr(datasets, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
-    for _ in range(2):
-        images = data.load("imagenet", str(wide), 64, workers=0, random_crops=True, skip_bad_images=True)
-        [note] = images.notes
-        assert note.startswith(f"skipped 1 of 48 images, which cannot be decoded: {broken}")
-        assert len(images.train) == 29
-        assert len(list(train_batches(images))) == 4
-        assert len(decoded) == 48  # once: the second start knows
-    assert len(data.load("imagenet", str(wide), 64, workers=0).train) == 30
+        list(train_batches(load(wide)))
+    images = load(wide, skip_bad_images=True)
+    [note] = images.notes
+    assert note.startswith(f"skipped 1 of 48 images, which cannot be decoded: {broken}")
+    assert len(images.train) == 29
+    assert len(list(train_batches(images))) == 4
 
 
 def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):

@@ -362,7 +362,7 @@ def test_imbalanced_classes_and_one_with_a_single_image(script, tmp_path, images
     assert status == 0, error
     assert any("on one side of the split: rare: add images of them" in line for line in log_lines(Path("eval")))
     assert list(rows_of("eval")[-1]["class_acc"]) == ["dark", "light", "rare"]
-    assert data.load("folder", "images", 8, 0).notes[-1].endswith("are the test set")
+    assert data.load(data.Options("folder", "images", 8, workers=0)).notes[-1].endswith("are the test set")
     shutil.copytree("images/val", "images/test")  # with images for both sides there is nothing to split
     status, _, error = script("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--valid_folder", "--run_dir", "both")
     assert status == 0, error

@@ -91,7 +91,7 @@ def check_measured(out, run):
 
 def test_the_folder_says_all_that_using_the_network_needs(run, photos):
     network = trained.read(run)
-    images = data.load("folder", str(photos), 16, workers=0)
+    images = data.load(data.Options("folder", str(photos), 16, workers=0))
     assert network.architecture == Cells(genotypes.DARTS_V2).json
     assert (network.space, network.init_channels, network.layers, network.auxiliary) == ("darts", 2, 3, True)
     assert network.classes == CLASSES == images.classes
@@ -178,20 +178,19 @@ def test_other_sizes_and_classes_are_refused(script, run, photos, tmp_path, argu
 def test_images_that_cannot_be_decoded_are_left_out_as_in_training(photos, tmp_path):
     shutil.copytree(photos / "test", tmp_path / "test")
     (tmp_path / "test" / CLASSES[0] / "broken.png").write_bytes(b"")
-    shape = CLASSES, 16, (0.4,) * 3, (0.5,) * 3
-    images = data.load_test("folder", str(tmp_path), *shape, workers=0, skip_bad_images=True)
+    options, known = data.Options("folder", str(tmp_path), 16, workers=0), (CLASSES, ((0.4,) * 3, (0.5,) * 3))
+    images = data.load_test(data.replace(options, skip_bad_images=True), *known)
     assert (len(images.test), len(images.train), images.mean) == (15, 0, (0.4,) * 3)
     assert images.notes[0].startswith("skipped 1 of 16 images")
     with pytest.raises(UserError, match=r"cannot decode the image .*broken\.png"):
-        data.load_test("folder", str(tmp_path), *shape, workers=0)
+        data.load_test(options, *known)
 
 
 def test_the_classes_order_counts():
-    digits = tuple("0123456789")
-    shape = 32, (0.3,) * 3, (0.3,) * 3
-    assert len(data.load_test("digits", "", digits, *shape).test) == 360
+    digits, options = tuple("0123456789"), data.Options("digits")
+    assert len(data.load_test(options, digits).test) == 360
     with pytest.raises(UserError, match=r"classes of digits are not those of the network: their order differs"):
-        data.load_test("digits", "", digits[::-1], *shape)
+        data.load_test(options, digits[::-1])
 
 
 # ---- From Python
@@ -222,12 +221,13 @@ def test_from_python(run, photos):
 def test_predictions_are_what_was_measured(run, photos):
     """The accuracy of the predictions, one image at a time, is the run's; the images are those of the evaluation, to the bit."""
     net = predict.load(run)
-    images = data.load("folder", str(photos), 16, workers=0)
-    [(batch, _)] = data.test_batches(images, batch_size=15, workers=0, device="cpu")
+    options = data.Options("folder", str(photos), 16, workers=0, batch_size=15)
+    images = data.load(options)
+    [(batch, _)] = data.test_batches(images, options, "cpu")
     samples = folders.walk(photos, "test")[1]
     paths = [samples[index][0] for index in datasets.interleave(np.array([label for _, label in samples]))]
     assert torch.equal(torch.stack([net.read(path) for path in paths]), batch)
-    alone = data.load_test("folder", str(photos), CLASSES, 16, images.mean, images.std, workers=0)
+    alone = data.load_test(options, CLASSES, (images.mean, images.std))
     assert torch.equal(alone.test.labels, images.test.labels)  # not sorted, for test.py's running accuracy
     right = [net.predict([path], top=1)[0][0][0] == Path(path).parent.name for path in paths]
     assert 100 * sum(right) / len(right) == pytest.approx(recorded(run))
@@ -331,7 +331,8 @@ def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script,
     status, out, err = script("predict", "run", "folder", "b.gif", "--gpu", "-1")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
-    assert re.fullmatch(r"left out 2 files that are hidden or not .*\n", err)
+    assert err.splitlines()[0] == "left out hidden files and folders (2): folder/._a.jpg; folder/.hidden"
+    assert re.fullmatch(r"left out files of other kinds than .* \(1 \.txt\): folder/notes\.txt", err.splitlines()[1])
     (tmp_path / "folder" / "a.jpg").unlink()
     status, _, err = script("predict", "run", "folder", "--gpu", "-1")
     assert (status, err.count("\n")) == (2, 1)
