@@ -27,7 +27,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from rnn import data, utils
+from rnn import data, sequences
 from rnn.architect import FAULTS, alpha_step, learner
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
@@ -65,7 +65,7 @@ def main() -> None:
     for step in range(args.steps):
         optimizer.zero_grad()
         x, y = data.get_batch(text, step * args.bptt % (len(text) - args.bptt), args.bptt)
-        loss, regularised, hidden = utils.losses(model, x, y, hidden, 0.0, 1e-3)
+        loss, regularised, hidden = sequences.losses(model, x, y, hidden, 0.0, 1e-3)
         regularised.backward(inputs=model.weight_parameters())
         torch.nn.utils.clip_grad_norm_(model.weight_parameters(), 0.25)
         optimizer.step()
@@ -87,8 +87,8 @@ def main() -> None:
         norm, error, cosine = map(statistics.median, zip(*found, strict=True))
         print(f"| {way} | {norm:.3g} | {error:.3g} | {cosine:.3f} |")
 
-    columns = data.batchify(corpus.valid, utils.EVAL_BATCH, "validation")
-    right, low = (utils.perplexity(utils.evaluate(model, columns, args.bptt, faithful)) for faithful in (False, True))
+    columns = data.batchify(corpus.valid, data.EVAL_BATCH, "validation")
+    right, low = (sequences.perplexity(sequences.evaluate(model, columns, args.bptt, faithful)) for faithful in (False, True))
     print(f"\nperplexity over {len(columns) - 1} predictions of {len(columns)} rows: {right:.3f}, by the original {low:.3f}")
 
 

@@ -37,10 +37,10 @@ import torch.nn.functional as F
 import turns
 from torch import Tensor
 
-from rnn import genotypes, utils
+from rnn import genotypes, sequences
 from rnn.architect import alpha_step, learner
 from rnn.genotypes import CONCAT, PRIMITIVES
-from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
+from rnn.model import ACTIVATIONS, REGIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
 from speed import acceleration
 from utils import constant
@@ -89,7 +89,7 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         model.rnns[0].__class__ = PlainCell if stage == "training" else PlainCellSearch
         model.__class__ = PlainModel if stage == "training" else PlainModelSearch
     if way == "default":
-        acceleration.compile_regions(model, batch_size, utils.REGIONS)
+        acceleration.compile_regions(model, batch_size, REGIONS)
     weights = model.weight_parameters() if isinstance(model, RNNModelSearch) else list(model.parameters())
     optimizer = torch.optim.SGD(weights, 20.0, weight_decay=5e-7)
     given = SimpleNamespace(clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", unrolled=stage == "second")
@@ -105,7 +105,7 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
             alpha_step(architect, model, train, valid, 20.0, given)
         optimizer.zero_grad()
         with constant(model.arch_parameters() if isinstance(model, RNNModelSearch) and way != "plain" else ()):
-            _, loss, _ = utils.losses(model, x, y, hidden, alpha=0.0, beta=1e-3)
+            _, loss, _ = sequences.losses(model, x, y, hidden, alpha=0.0, beta=1e-3)
         loss.backward(inputs=weights)
         torch.nn.utils.clip_grad_norm_(weights, 0.25)
         optimizer.step()

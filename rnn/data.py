@@ -5,20 +5,26 @@ A corpus has three streams of words, as numbers in one vocabulary. Every line en
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiment import files
 from experiment.errors import UserError
+from experiment.run import Run
 
 DATASETS = ("ptb", "wikitext2", "text", "pydoc")
 PARTS = ("train", "valid", "test")
+EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
+VOCABULARY = "vocabulary.json"  # in a run's folder
 EOS, UNKNOWN = "<eos>", "<unk>"
 
 SOURCES = {
@@ -116,6 +122,41 @@ def _topics() -> list[str]:
     return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
 
 
+# ---- The vocabulary in a run's folder
+
+
+def keep_vocabulary(corpus: Corpus, run: Run) -> None:
+    """Writes the vocabulary and a checksum of the text into the run's folder.
+
+    Raises:
+        UserError: the run is resumed, and began with another text.
+    """
+    text = b"".join(getattr(corpus, part).numpy().tobytes() for part in PARTS)
+    record = {"sha256": hashlib.sha256(text).hexdigest(), "words": corpus.words}
+    if _recorded(run.folder / VOCABULARY) not in (None, record):
+        raise UserError(f"{run.folder} began with another text: name that one with --dataset and --data")
+    run.write_json(VOCABULARY, record)
+
+
+def check_vocabulary(corpus: Corpus, weights: Path) -> None:
+    """Raises `UserError` if the vocabulary recorded beside the weights differs from that of the corpus."""
+    record = _recorded(weights.with_name(VOCABULARY))
+    if record is not None and record["words"] != corpus.words:
+        raise UserError(
+            f"the weights {weights} have another vocabulary than this text: give --dataset, --data and --vocabulary of their training"
+        )
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    try:
+        record = files.parse_json(path.read_bytes())
+        return {"sha256": record.get("sha256"), "words": record["words"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is not a vocabulary: {error}") from None
+
+
 # ---- Batches
 
 
@@ -167,6 +208,11 @@ def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
         name: {part: float(np.exp(-np.log(model(words[:-1], words[1:])).mean())) for part, words in held_out.items()}
         for name, model in models.items()
     }
+
+
+def baseline_lines(corpus: Corpus) -> list[str]:
+    """Lines for the log: the perplexities of the baselines."""
+    return [f"{name}: valid ppl {found['valid']:.2f}, test ppl {found['test']:.2f}" for name, found in baselines(corpus).items()]
 
 
 def _unigram(corpus: Corpus):

@@ -175,9 +175,17 @@ class RNNModel(nn.Module):
             output=mask(p.dropout, 1, B, H),
         )
 
+    def multiply_adds(self, edges: int, words: int) -> float:
+        """Multiply-adds of a forward pass over this many words, by a cell with this many edges."""
+        return float(words) * self.ninp * (2 * self.ninp * (2 + edges) + self.ntoken)
+
     def init_hidden(self, batch_size: int) -> Tensor:
         """The initial state: zeros, (1, B, H)."""
         return self.encoder.weight.new_zeros(1, batch_size, self.ninp)
+
+
+# The methods that `--compile` compiles.
+REGIONS: dict[type[nn.Module], tuple[str, ...]] = {DARTSCell: ("forward",), Decoder: ("loss",)}
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -21,23 +21,23 @@ from pathlib import Path
 import utils
 from experiment import console
 from experiment.weights import load_weights
-from rnn import data
-from rnn import utils as text
+from rnn import arguments, data
 from rnn.cells import RecurrentCell
 from rnn.model import Dropouts, RNNModel
+from rnn.sequences import evaluate, perplexity, sequences
 
 REPORT_FREQ = 200  # sequences
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Measure the perplexity of saved weights.")
-    text.add_text_arguments(parser)
+    arguments.add_text_arguments(parser)
     cli.add_device_arguments(parser, images=False)
-    text.add_network_arguments(parser, emsize=850)
-    parser.add_argument("--arch", type=text.arch, default="DARTS", help=text.ARCH_HELP)
-    parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
+    arguments.add_network_arguments(parser, emsize=850)
+    arguments.add_arch_argument(parser)
+    parser.add_argument("--model_path", default="EXP/model.pt", help="file with the saved weights, a state_dict")
     args = parser.parse_args()
-    text.check_sizes(args)
+    arguments.check_sizes(args)
     return args
 
 
@@ -46,17 +46,17 @@ def main() -> None:
     architecture = RecurrentCell.read(args.arch)
     device = utils.select_device(args.gpu)
     corpus = data.load(args.dataset, args.data, args.vocabulary)
-    text.check_vocabulary(corpus, Path(args.model_path))
+    data.check_vocabulary(corpus, Path(args.model_path))
     model = RNNModel(len(corpus.words), args.emsize, Dropouts(), architecture.genotype)
     load_weights(model, args.model_path, hint="check --arch, --emsize, --dataset, --data and --vocabulary")
     model.to(device)
-    for line in text.baseline_lines(corpus):
+    for line in data.baseline_lines(corpus):
         print(line)
     found = []
-    for part, columns in (("valid", text.EVAL_BATCH), ("test", text.TEST_BATCH)):
+    for part, columns in (("valid", data.EVAL_BATCH), ("test", data.TEST_BATCH)):
         stream = data.batchify(getattr(corpus, part), columns, part).to(device)
-        report = console.reporter(part, REPORT_FREQ, len(text.sequences(stream, args.bptt)), partial(print, flush=True))
-        found.append(f"{part} ppl {text.perplexity(text.evaluate(model, stream, args.bptt, args.faithful, report)):.2f}")
+        report = console.reporter(part, REPORT_FREQ, len(sequences(stream, args.bptt)), partial(print, flush=True))
+        found.append(f"{part} ppl {perplexity(evaluate(model, stream, args.bptt, args.faithful, report)):.2f}")
     print(f"model: {', '.join(found)}")
 
 

@@ -27,25 +27,28 @@ import utils
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
 from experiment.weights import load_weights
-from rnn import data
-from rnn import utils as text
+from rnn import arguments, data
 from rnn.cells import RecurrentCell
-from rnn.model import RNNModel
-from rnn.utils import Meters, Place
+from rnn.model import REGIONS, RNNModel
+from rnn.sequences import Meters, Place, evaluate, expected_pieces, perplexity, pieces, sequences, weight_step
 from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Train the language model of a recurrent cell from scratch.")
-    text.add_text_arguments(parser)
+    arguments.add_text_arguments(parser)
     cli.add_run_arguments(parser, images=False)
-    text.add_network_arguments(parser, emsize=850)
-    text.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
-    parser.add_argument("--arch", type=text.arch, default="DARTS", help=text.ARCH_HELP)
-    parser.add_argument("--nonmono", type=cli.positive_int, default=5, help="epochs without a better validation loss before ASGD begins")
-    parser.add_argument("--max_seq_len_delta", type=cli.non_negative_int, default=20, help="how much longer than --bptt a sequence may be")
+    arguments.add_network_arguments(parser, emsize=850)
+    arguments.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
+    arguments.add_arch_argument(parser)
+    parser.add_argument(
+        "--nonmono", type=cli.positive_int, default=5, help="number of epochs without a better validation loss before ASGD begins"
+    )
+    parser.add_argument(
+        "--max_seq_len_delta", type=cli.non_negative_int, default=20, help="largest number of words that a sequence may have beyond --bptt"
+    )
     args = cli.parse(parser, "rnn-eval")
-    text.check_sizes(args)
+    arguments.check_sizes(args)
     return args
 
 
@@ -56,14 +59,14 @@ def main() -> None:
     device = utils.begin(args)
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
-    valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
-    test_text = data.batchify(corpus.test, text.TEST_BATCH, "test").to(device)
-    epochs, steps, _ = length(args, text.expected_pieces(train_text, args.bptt))
+    valid_text = data.batchify(corpus.valid, data.EVAL_BATCH, "validation").to(device)
+    test_text = data.batchify(corpus.test, data.TEST_BATCH, "test").to(device)
+    epochs, steps, _ = length(args, expected_pieces(train_text, args.bptt))
 
     genotype = architecture.genotype
-    model = RNNModel(len(corpus.words), args.emsize, text.dropouts(args), genotype).to(device)
-    multiply_adds = text.multiply_adds(model, len(genotype.recurrent), args.batch_size * args.bptt)
-    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, text.REGIONS)
+    model = RNNModel(len(corpus.words), args.emsize, arguments.dropouts(args), genotype).to(device)
+    multiply_adds = model.multiply_adds(len(genotype.recurrent), args.batch_size * args.bptt)
+    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, REGIONS)
     weights = list(model.parameters())
     sgd = utils.optimizer(torch.optim.SGD, weights, lr=args.lr, weight_decay=args.wdecay)
     asgd = utils.optimizer(torch.optim.ASGD, weights, lr=args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)
@@ -71,14 +74,14 @@ def main() -> None:
     meters, place = Meters(), Place(model.init_hidden(args.batch_size))
 
     with Run("rnn-eval", args, device) as run:
-        text.keep_vocabulary(corpus, run)
+        data.keep_vocabulary(corpus, run)
         run.log_each(speed, architecture)
         if recorded is None:
             run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
-        run.log_each(*text.baseline_lines(corpus))
+        run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
-        evaluated = len(text.sequences(valid_text, args.bptt))
+        evaluated = len(sequences(valid_text, args.bptt))
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():
             before = [row["valid_loss"] for row in progress.metrics]
@@ -89,47 +92,43 @@ def main() -> None:
                 place.begin()
                 run.log("epoch %d lr %e, %s", epoch, args.lr, "ASGD" if averages else "SGD")
 
-            pieces = text.pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta)
+            batches = pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta)
             step = training_step(model, optimizer, place, meters, args)
-            loop.train(model, pieces, step, meters, args.lr, "--lr or --clip")
+            loop.train(model, batches, step, meters, args.lr, "--lr or --clip")
             run.log("train %s", meters)
 
             with averaged(model, asgd):
-                valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
-                run.log("valid loss %5.2f ppl %8.2f", valid_loss, text.perplexity(valid_loss))
+                valid_loss = evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
+                run.log("valid loss %5.2f ppl %8.2f", valid_loss, perplexity(valid_loss))
                 if valid_loss < min(before, default=float("inf")):
                     run.write_weights(model)
             metrics = {
                 "lr": args.lr,
                 "averaged": int(averages),
                 "train_loss": meters.loss.avg,
-                "train_ppl": text.perplexity(meters.loss.avg),
+                "train_ppl": perplexity(meters.loss.avg),
                 "valid_loss": valid_loss,
-                "valid_ppl": text.perplexity(valid_loss),
+                "valid_ppl": perplexity(valid_loss),
             }
             loop.complete(metrics)
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
         load_weights(model, str(run.folder / "weights.pt"))
-        report = run.reporter("test", 20 * args.report_freq, len(text.sequences(test_text, args.bptt)))
-        test_loss = text.evaluate(model, test_text, args.bptt, args.faithful, report)
-        run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], text.perplexity(test_loss), best["epoch"])
+        report = run.reporter("test", 20 * args.report_freq, len(sequences(test_text, args.bptt)))
+        test_loss = evaluate(model, test_text, args.bptt, args.faithful, report)
+        run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], perplexity(test_loss), best["epoch"])
         run.propose({"test the weights again": test_command(args, run)})
 
 
 def training_step(model: RNNModel, optimizer: torch.optim.Optimizer, place: Place, meters: Meters, args: argparse.Namespace) -> Step:
-    """A step on a sequence. `meters` get the loss without regularisation."""
+    """The step on one sequence. `meters` get the loss without regularisation."""
+    weights = list(model.parameters())
 
     def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        optimizer.zero_grad()
-        loss, regularised, hidden = text.losses(model, x, y, place.hidden[0], args.alpha, args.beta)
-        regularised.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
-        text.set_lr(optimizer, args.lr * length / args.bptt)
-        optimizer.step()
-        text.set_lr(optimizer, args.lr)  # the value in checkpoints
+        lr = args.lr * length / args.bptt
+        loss, regularised, norm, hidden = weight_step(model, weights, optimizer, x, y, place.hidden[0], lr, args)
         place.hidden = [hidden]
-        meters.update_loss(loss, y.numel())
+        meters.loss.update(loss, y.numel())
         return regularised, norm
 
     return step
@@ -158,8 +157,10 @@ def averaged(model: nn.Module, asgd: torch.optim.Optimizer) -> Iterator[None]:
 def test_command(args: argparse.Namespace, run: Run) -> str:
     """The command that measures the saved weights' perplexity."""
     command = ["python", "-m", "rnn.test", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt")]
-    command += ["--gpu", str(args.gpu), *text.data_flags(args), "--emsize", str(args.emsize), "--bptt", str(args.bptt)]
-    return shlex.join(command + ["--faithful"][: args.faithful])
+    command += ["--gpu", str(args.gpu), *arguments.data_flags(args), "--emsize", str(args.emsize), "--bptt", str(args.bptt)]
+    if args.faithful:
+        command.append("--faithful")
+    return shlex.join(command)
 
 
 if __name__ == "__main__":

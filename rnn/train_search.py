@@ -19,7 +19,7 @@ import argparse
 import shlex
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import collapse
 import utils
@@ -28,29 +28,29 @@ from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
 from pictures import drawing
-from rnn import data
-from rnn import utils as text
+from rnn import arguments, data
 from rnn.architect import FAULTS, alpha_step, learner
 from rnn.cells import RecurrentCell
+from rnn.model import REGIONS
 from rnn.model_search import RNNModelSearch
-from rnn.utils import Meters, Place
+from rnn.sequences import Meters, Place, evaluate, expected_pieces, perplexity, pieces, sequences, weight_step
 from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Search for a recurrent cell with DARTS.")
-    text.add_text_arguments(parser)
+    arguments.add_text_arguments(parser)
     cli.add_run_arguments(parser, images=False)
-    text.add_network_arguments(parser, emsize=300)
-    text.add_training_arguments(parser, batch_size=256, epochs=50, seed=3, dropoute=0.0, wdecay=5e-7)
+    arguments.add_network_arguments(parser, emsize=300)
+    arguments.add_training_arguments(parser, batch_size=256, epochs=50, seed=3, dropoute=0.0, wdecay=5e-7)
     cli.accept_unread(parser, "--nonmono", "--max_seq_len_delta")
     group = parser.add_argument_group("alphas")
-    group.add_argument("--unrolled", action="store_true", help="second order: the validation loss after one step of the weights")
+    group.add_argument("--unrolled", action="store_true", help="second order: descend the validation loss after one step of the weights")
     group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
     group.add_argument("--arch_lr", type=cli.positive_float, default=3e-3, help="learning rate of the alphas")
     group.add_argument("--arch_wdecay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas")
     args = cli.parse(parser, "rnn-search")
-    text.check_sizes(args)
+    arguments.check_sizes(args)
     if args.hvp != HVP[0] and not args.unrolled:
         raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
     if args.batch_size == 1:
@@ -64,27 +64,27 @@ def main() -> None:
     corpus = data.load(args.dataset, args.data, args.vocabulary)
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     alpha_text = data.batchify(corpus.valid, args.batch_size, "validation").to(device)
-    valid_text = data.batchify(corpus.valid, text.EVAL_BATCH, "validation").to(device)
-    epochs, steps, _ = length(args, text.expected_pieces(train_text, args.bptt))
+    valid_text = data.batchify(corpus.valid, data.EVAL_BATCH, "validation").to(device)
+    epochs, steps, _ = length(args, expected_pieces(train_text, args.bptt))
 
-    model = RNNModelSearch(len(corpus.words), args.emsize, text.dropouts(args)).to(device)
+    model = RNNModelSearch(len(corpus.words), args.emsize, arguments.dropouts(args)).to(device)
     architect = learner(model, args)
-    multiply_adds = text.multiply_adds(model, len(model.alphas), args.batch_size * args.bptt)
-    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, text.REGIONS)
+    multiply_adds = model.multiply_adds(len(model.alphas), args.batch_size * args.bptt)
+    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, REGIONS)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
 
     meters = Meters()
     place = Place(model.init_hidden(args.batch_size), model.init_hidden(args.batch_size))
 
     with Run("rnn-search", args, device) as run:
-        text.keep_vocabulary(corpus, run)
+        data.keep_vocabulary(corpus, run)
         run.log("%s", speed)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        run.log_each(*text.baseline_lines(corpus))
+        run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(
             epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
         )
-        evaluated = len(text.sequences(valid_text, args.bptt))
+        evaluated = len(sequences(valid_text, args.bptt))
         step = search_step(alpha_text, model, architect, optimizer, place, meters, args)
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():
@@ -95,11 +95,11 @@ def main() -> None:
                 run.log("%s", RecurrentCell(model.genotype()))
                 run.log_each(*model.alpha_lines())
 
-            loop.train(model, text.pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
+            loop.train(model, pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
             run.log("train %s (supernet)", meters)
 
-            valid_loss = text.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
-            run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, text.perplexity(valid_loss))
+            valid_loss = evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
+            run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, perplexity(valid_loss))
 
             architecture = RecurrentCell(model.genotype())
             run.write_weights(model)
@@ -107,9 +107,9 @@ def main() -> None:
             metrics = {
                 "lr": args.lr,
                 "train_loss": meters.loss.avg,
-                "train_ppl": text.perplexity(meters.loss.avg),
+                "train_ppl": perplexity(meters.loss.avg),
                 "valid_loss": valid_loss,
-                "valid_ppl": text.perplexity(valid_loss),
+                "valid_ppl": perplexity(valid_loss),
                 **collapse.describe(architecture, model.alphas_by_edge()),
                 "genotype": architecture.json,
             }
@@ -143,16 +143,10 @@ def search_step(
         hidden_valid = alpha_step(architect, model, (x, y, hidden), valid, lr, args, faults)
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
-        optimizer.zero_grad()
         with utils.constant(model.arch_parameters()):
-            loss, regularised, hidden = text.losses(model, x, y, hidden, args.alpha, args.beta)
-        regularised.backward(inputs=weights)
-        norm = nn.utils.clip_grad_norm_(weights, args.clip)
-        text.set_lr(optimizer, lr)
-        optimizer.step()
-        text.set_lr(optimizer, args.lr)  # the value in checkpoints
+            loss, regularised, norm, hidden = weight_step(model, weights, optimizer, x, y, hidden, lr, args)
         place.hidden = [hidden, hidden_valid]
-        meters.update_loss(loss, y.numel())
+        meters.loss.update(loss, y.numel())
         return regularised, norm
 
     return step
@@ -160,7 +154,7 @@ def search_step(
 
 def train_command(args: argparse.Namespace, run: Run) -> str:
     """The command that trains the found cell by the paper's recipe on the same text."""
-    return shlex.join(["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu), *text.data_flags(args)])
+    return shlex.join(["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu), *arguments.data_flags(args)])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import rnn.utils
 import torch
 from steps import BATCH, CLASSES, CPU, REMEDIES, SIZE, arguments, learn, take_epoch
 from torch import nn
@@ -21,7 +22,6 @@ import genotypes
 import networks
 import rnn.architect
 import rnn.train_search
-import rnn.utils
 import train
 import train_search
 import utils

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from golden import close
 
-import rnn.utils
+import rnn.sequences
 from experiment.run import Progress
 from rnn import data, train, train_search
 from rnn.architect import FAULTS, alpha_step, learner
@@ -241,7 +241,7 @@ def loop_arguments(case, **more):
 
 def watched(steps, monkeypatch):
     """Notes the gradient's norm before clipping, and loss and regularised loss of every step."""
-    clip, losses = torch.nn.utils.clip_grad_norm_, rnn.utils.losses
+    clip, losses = torch.nn.utils.clip_grad_norm_, rnn.sequences.losses
 
     def noted_losses(*arguments):
         loss, regularised, hidden = losses(*arguments)
@@ -253,11 +253,11 @@ def watched(steps, monkeypatch):
         return steps[-1]["grad_norm"]
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted_clip)
-    monkeypatch.setattr(rnn.utils, "losses", noted_losses)
+    monkeypatch.setattr(rnn.sequences, "losses", noted_losses)
 
 
 def noted_pieces(steps, *arguments):
-    for row, length, x, y in rnn.utils.pieces(*arguments):
+    for row, length, x, y in rnn.sequences.pieces(*arguments):
         yield row, length, x, y
         steps[-1] |= {"position": row, "seq_len": length, "rows": len(x)}
 
@@ -285,10 +285,10 @@ def test_an_epoch_of_the_search(case, monkeypatch):
     monkeypatch.setattr(architect, "descend", lambda gradient: (gradients.append(gradient[0].clone()), descend(gradient)))
     watched(steps, monkeypatch)
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
-    place = rnn.utils.Place(*(model.init_hidden(case["batch"]) for _ in range(2)))
+    place = rnn.sequences.Place(*(model.init_hidden(case["batch"]) for _ in range(2)))
     np.random.seed(case["numpy_seed"])
     batches = noted_pieces(steps, train_text, place, args.bptt)
-    train_search.train(batches, alpha_text, model, architect, optimizer, place, rnn.utils.Meters(), args, Recorder(model))
+    train_search.train(batches, alpha_text, model, architect, optimizer, place, rnn.sequences.Meters(), args, Recorder(model))
 
     check_steps(steps, case["steps"], args.lr, args.bptt, 1e-5)
     for gradient, row in zip(gradients, case["steps"], strict=True):
@@ -299,9 +299,9 @@ def test_an_epoch_of_the_search(case, monkeypatch):
     for name, norm in case["final_norms"].items():
         close(model.state_dict()[name].norm(), norm, 1e-5)
     assert optimizer.param_groups[0]["lr"] == case["lr_after"]
-    loss = rnn.utils.evaluate(model, valid_text, args.bptt, faithful=True)
+    loss = rnn.sequences.evaluate(model, valid_text, args.bptt, faithful=True)
     close(loss, case["eval_loss"], 1e-5)
-    close(rnn.utils.perplexity(loss), case["eval_ppl"], 1e-5)
+    close(rnn.sequences.perplexity(loss), case["eval_ppl"], 1e-5)
 
 
 @pytest.mark.parametrize("case", GOLDEN["train"], ids=lambda case: case["arch"])
@@ -310,7 +310,7 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
     train_text, _, valid_text = texts(case)
     sgd = torch.optim.SGD(model.parameters(), args.lr, weight_decay=args.wdecay)
     asgd = torch.optim.ASGD(model.parameters(), args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)
-    place = rnn.utils.Place(model.init_hidden(case["batch"]))
+    place = rnn.sequences.Place(model.init_hidden(case["batch"]))
     np.random.seed(case["numpy_seed"])
     steps = []
     watched(steps, monkeypatch)
@@ -318,7 +318,7 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
         steps.clear()
         place.begin()
         batches = noted_pieces(steps, train_text, place, args.bptt, args.bptt + case["max_seq_len_delta"])
-        train.train(batches, model, optimizer, place, rnn.utils.Meters(), args, Recorder(model))
+        train.train(batches, model, optimizer, place, rnn.sequences.Meters(), args, Recorder(model))
         check_steps(steps, case[f"{name}_steps"], args.lr, args.bptt, 1e-8)
         state = model.state_dict()
         for key, norm in case[f"{name}_norms"].items():
@@ -326,7 +326,7 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
         with train.averaged(model, asgd):
             for key, norm in case.get(f"{name}_average_norms", {}).items():
                 close(model.state_dict()[key].norm(), norm, 1e-8)
-            close(rnn.utils.evaluate(model, valid_text, args.bptt, faithful=True), case[f"{name}_eval_loss"], 1e-8)
+            close(rnn.sequences.evaluate(model, valid_text, args.bptt, faithful=True), case[f"{name}_eval_loss"], 1e-8)
         for key, norm in case[f"{name}_norms"].items():
             close(model.state_dict()[key].norm(), norm, 1e-8)
 
@@ -336,10 +336,10 @@ def test_evaluation(case):
     model = discrete_model(case)
     text = data.batchify(stream(case["seed"], case["tokens"], case["ntokens"]), case["batch"], "")
     assert list(text.shape) == case["shape"]
-    loss = rnn.utils.evaluate(model, text, case["bptt"], faithful=True)
+    loss = rnn.sequences.evaluate(model, text, case["bptt"], faithful=True)
     close(loss, case["loss"], 1e-9)
-    close(rnn.utils.perplexity(loss), case["ppl"], 1e-9)
-    close(rnn.utils.evaluate(model, text, case["bptt"], faithful=False), case["mean_over_predictions"], 1e-9)
+    close(rnn.sequences.perplexity(loss), case["ppl"], 1e-9)
+    close(rnn.sequences.evaluate(model, text, case["bptt"], faithful=False), case["mean_over_predictions"], 1e-9)
 
 
 def test_lengths_of_sequences():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scripts import KILLS, assert_same, kill_at_random_moments, log_lines, result, run, said
 
-import rnn.utils
+import experiment.run
 from cells import Cells
 from experiment.errors import UserError
 from pictures import drawing
@@ -66,14 +66,14 @@ def test_stopped_by_a_signal_in_the_middle_of_an_epoch(name, moment, text, unint
     folder = tmp_path / "run"
 
     def prepare():
-        original = rnn.utils.Run.complete_step
+        original = experiment.run.Run.complete_step
 
         def complete_step(self):
             if (self.progress.epoch, self.progress.step) == moment:
                 os.kill(os.getpid(), signal.SIGTERM)
             original(self)
 
-        rnn.utils.Run.complete_step = complete_step
+        experiment.run.Run.complete_step = complete_step
 
     status, output = run(COMMANDS[name], text, "--run_dir", folder, prepare=prepare)
     assert status == 128 + signal.SIGTERM, output
@@ -143,7 +143,7 @@ def test_a_run_that_diverges_stops_and_says_what_helps(command, text, tmp_path):
 
 def test_another_text_is_refused_on_resuming(text, tmp_path):
     def prepare():
-        rnn.utils.Run.complete_epoch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        experiment.run.Run.complete_epoch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     status, _ = run(TRAIN, text, "--run_dir", tmp_path / "run", prepare=prepare)
     assert status == -signal.SIGKILL

@@ -64,7 +64,7 @@ rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1)
 from golden import close
 from test_rnn_speed import B, H, T, V, both
 from rnn.architect import alpha_step, learner
-from rnn.utils import REGIONS
+from rnn.model import REGIONS
 from speed import acceleration, products
 
 for kind in ("search", "short"):

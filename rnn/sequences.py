@@ -1,0 +1,129 @@
+"""A text as the sequences that a language model learns and is measured on: their order, the weight step, the perplexity."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import utils
+from experiment.checkpoint import check_like
+from rnn import data
+from rnn.model import RNNModel
+
+
+class Meters(utils.Meters):
+    """The mean loss per word of an epoch, and its perplexity."""
+
+    _NAMES = ("loss",)
+
+    def brief(self) -> str:
+        return f"loss {self.loss.avg:.3f}, ppl {perplexity(self.loss.avg):.1f}"
+
+    def __str__(self) -> str:
+        return f"loss {self.loss.avg:5.2f} ppl {perplexity(self.loss.avg):8.2f}"
+
+
+class Place:
+    """The position of an epoch in the text: the next row, and the hidden states, (1, B, H) each, that the next sequence begins with."""
+
+    def __init__(self, *hidden: Tensor) -> None:
+        self.row = 0
+        self.hidden = list(hidden)
+
+    def begin(self) -> None:
+        """Resets to the beginning of an epoch."""
+        self.row = 0
+        self.hidden = [torch.zeros_like(hidden) for hidden in self.hidden]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"row": self.row, "hidden": self.hidden}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_like(state_dict, self.state_dict(), "the place in the text")
+        self.row = state_dict["row"]
+        self.hidden = [saved.to(hidden.device) for saved, hidden in zip(state_dict["hidden"], self.hidden, strict=True)]
+
+
+def pieces(text: Tensor, place: Place, bptt: int, longest: int | None = None) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yields the sequences from `place` to the end of the epoch: (row, drawn length, words (T, B), next words (T, B)).
+
+    Advances `place`. The last sequence may be shorter than its drawn length. `longest`: see `data.sequence_length`.
+    """
+    while place.row < len(text) - 2:
+        row, length = place.row, data.sequence_length(bptt, longest)
+        place.row += length  # before the step, so that a checkpoint after it continues with the next sequence
+        yield row, length, *data.get_batch(text, row, length)
+
+
+def expected_pieces(text: Tensor, bptt: int) -> int:
+    """The approximate number of sequences in an epoch."""
+    return max(1, round((len(text) - 2) / (0.975 * bptt)))
+
+
+def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean loss per word, the same with the regularisers of Merity et al. 2017, 1708.02182, state after the sequence)."""
+    loss, hidden, output, states = model(x, hidden, target=y)
+    regularised = loss
+    if alpha:
+        regularised = regularised + alpha * output.square().mean()
+    if beta:
+        regularised = regularised + beta * (states[1:] - states[:-1]).square().mean()
+    return loss, regularised, hidden.detach()
+
+
+def weight_step(
+    model: RNNModel,
+    weights: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    hidden: Tensor,
+    lr: float,
+    args: argparse.Namespace,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A step on the weights, at this learning rate: (loss, regularised loss, gradient's norm, state after the sequence)."""
+    optimizer.zero_grad()
+    loss, regularised, hidden = losses(model, x, y, hidden, args.alpha, args.beta)
+    regularised.backward(inputs=weights)
+    norm = nn.utils.clip_grad_norm_(weights, args.clip)
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = args.lr  # the value in checkpoints
+    return loss, regularised, norm, hidden
+
+
+def sequences(text: Tensor, bptt: int) -> range:
+    """The first row of each sequence in which `evaluate` reads `text`, (rows, columns)."""
+    return range(0, len(text) - 1, bptt)
+
+
+@torch.no_grad()
+def evaluate(
+    model: RNNModel, text: Tensor, bptt: int, faithful: bool, report: Callable[[int, object], None] = lambda step, meters: None
+) -> float:
+    """The mean loss per word of `text`, (rows, columns), in evaluation mode. Each sequence begins with the state of the last.
+
+    Args:
+        faithful: divide by the number of rows, as the original, although the first row is never predicted.
+        report: called after every sequence.
+    """
+    model.eval()
+    hidden = model.init_hidden(text.size(1))
+    total = torch.zeros((), dtype=torch.float64, device=text.device)
+    for step, row in enumerate(sequences(text, bptt)):
+        x, y = data.get_batch(text, row, bptt)
+        log_prob, hidden, *_ = model(x, hidden)
+        total += len(x) * F.nll_loss(log_prob.flatten(0, 1), y.flatten()).double()
+        report(step, f"{row + len(x)} of {len(text) - 1} rows")
+    return float(total) / (len(text) - (not faithful))
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a mean loss, at most e^200: the loss of a supernet may be too large."""
+    return math.exp(min(loss, 200.0))
