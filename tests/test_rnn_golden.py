@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from golden import close
 
 import rnn.sequences
-from experiment.run import Progress
 from rnn import data, train, train_search
 from rnn.architect import FAULTS, alpha_step, learner
 from rnn.cells import names
@@ -220,19 +219,6 @@ def texts(case):
     return data.batchify(train, case["batch"], ""), data.batchify(valid, case["batch"], ""), data.batchify(valid, case["eval_batch"], "")
 
 
-class Recorder:
-    """Takes a run's place in `train`: notes what a step saw, and its rates."""
-
-    def __init__(self, model):
-        self.model, self.steps, self.progress = model, [], Progress()
-
-    def complete_step(self):
-        self.progress.step += 1
-
-    def log(self, *_):
-        pass
-
-
 def loop_arguments(case, **more):
     names = ("lr", "clip", "wdecay", "bptt", "arch_lr", "arch_wdecay", "unrolled")
     given = {name: case[name] for name in names if name in case}
@@ -262,6 +248,13 @@ def noted_pieces(steps, *arguments):
         steps[-1] |= {"position": row, "seq_len": length, "rows": len(x)}
 
 
+def learn(model, step, batches):
+    """An epoch, as `Loop.train` makes it."""
+    model.train()
+    for batch in batches:
+        step(*batch)
+
+
 def check_steps(steps, expected, lr, bptt, tolerance):
     assert len(steps) == len(expected)
     for step, row in zip(steps, expected, strict=True):
@@ -288,7 +281,7 @@ def test_an_epoch_of_the_search(case, monkeypatch):
     place = rnn.sequences.Place(*(model.init_hidden(case["batch"]) for _ in range(2)))
     np.random.seed(case["numpy_seed"])
     batches = noted_pieces(steps, train_text, place, args.bptt)
-    train_search.train(batches, alpha_text, model, architect, optimizer, place, rnn.sequences.Meters(), args, Recorder(model))
+    learn(model, train_search.search_step(alpha_text, model, architect, optimizer, place, rnn.sequences.Meters(), args), batches)
 
     check_steps(steps, case["steps"], args.lr, args.bptt, 1e-5)
     for gradient, row in zip(gradients, case["steps"], strict=True):
@@ -318,7 +311,7 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
         steps.clear()
         place.begin()
         batches = noted_pieces(steps, train_text, place, args.bptt, args.bptt + case["max_seq_len_delta"])
-        train.train(batches, model, optimizer, place, rnn.sequences.Meters(), args, Recorder(model))
+        learn(model, train.training_step(model, optimizer, place, rnn.sequences.Meters(), args), batches)
         check_steps(steps, case[f"{name}_steps"], args.lr, args.bptt, 1e-8)
         state = model.state_dict()
         for key, norm in case[f"{name}_norms"].items():
