@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import rnn.utils
 import torch
 from steps import BATCH, CLASSES, CPU, REMEDIES, SIZE, arguments, learn, take_epoch
 from torch import nn
@@ -21,6 +20,7 @@ import data
 import genotypes
 import networks
 import rnn.architect
+import rnn.sequences
 import rnn.train_search
 import train
 import train_search
@@ -114,10 +114,10 @@ def test_the_steps_of_a_recurrent_search_read_nothing_and_mix_no_devices(unrolle
     )
     with META:
         model, words = RNNModelSearch(7, 4, Dropouts(0.1, 0.1, 0.1, 0.1, 0.1)), torch.zeros(40, 2, dtype=torch.long)
-    architect, place = rnn.architect.Architect(model, args), rnn.utils.Place(*(model.init_hidden(2) for _ in range(2)))
+    architect, place = rnn.architect.learner(model, args), rnn.sequences.Place(*(model.init_hidden(2) for _ in range(2)))
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
-    pieces = islice(rnn.utils.pieces(words, place, args.bptt), 2)
-    step = rnn.train_search.search_step(words, model, architect, optimizer, place, rnn.utils.Meters(), args)
+    pieces = islice(rnn.sequences.pieces(words, place, args.bptt), 2)
+    step = rnn.train_search.search_step(words, model, architect, optimizer, place, rnn.sequences.Meters(), args)
     for piece in pieces:
         step(*piece)
 
