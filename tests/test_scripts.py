@@ -132,7 +132,7 @@ def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
     original = drawing.draw
 
     def draw(architecture, folder, caption):
-        (folder / "reduction.png").write_bytes(b"a holiday")
+        (folder / "reduction.png").mkdir()  # a file cannot take its place
         return original(architecture, folder, caption=caption)
 
     monkeypatch.setattr(drawing, "draw", draw)
