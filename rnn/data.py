@@ -201,42 +201,34 @@ def sequence_length(bptt: int, longest: int | None) -> int:
 
 
 def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
-    """{model: {part: perplexity}} of a unigram model with add-one smoothing and of a bigram model with interpolated Kneser-Ney."""
-    models = {"unigram": _unigram(corpus), "bigram": _bigram(corpus)}
-    held_out = {part: getattr(corpus, part).numpy() for part in ("valid", "test")}
-    return {
-        name: {part: float(np.exp(-np.log(model(words[:-1], words[1:])).mean())) for part, words in held_out.items()}
-        for name, model in models.items()
-    }
+    """{model: {part: perplexity}} of a unigram model with add-one smoothing, and of a bigram model.
+
+    The bigram model has interpolated Kneser-Ney smoothing with one discount D = n1 / (n1 + 2 n2) (Kneser, Ney 1995; Chen, Goodman 1998).
+    """
+    V, train = len(corpus.words), corpus.train.numpy()
+    counts = np.bincount(train, minlength=V) + 1.0
+    unigram = counts / counts.sum()
+
+    pairs, times = np.unique(train[:-1] * V + train[1:], return_counts=True)
+    n1, n2 = (times == 1).sum(), (times == 2).sum()
+    discount = n1 / max(1, n1 + 2 * n2)
+    starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by any word
+    followers = np.bincount(pairs // V, minlength=V)  # by how many different words
+    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different words it occurs, with add-one smoothing
+    continuation = contexts / contexts.sum()
+
+    perplexities: dict[str, dict[str, float]] = {"unigram": {}, "bigram": {}}
+    for part, stream in (("valid", corpus.valid.numpy()), ("test", corpus.test.numpy())):
+        before, words = stream[:-1], stream[1:]
+        places = np.searchsorted(pairs, before * V + words).clip(max=len(pairs) - 1)
+        seen = np.where(pairs[places] == before * V + words, times[places] - discount, 0) / np.maximum(starts[before], 1)
+        left = np.where(starts[before] > 0, discount * followers[before] / np.maximum(starts[before], 1), 1)
+        bigram = seen + left * continuation[words]
+        for name, probabilities in (("unigram", unigram[words]), ("bigram", bigram)):
+            perplexities[name][part] = float(np.exp(-np.log(probabilities).mean()))
+    return perplexities
 
 
 def baseline_lines(corpus: Corpus) -> list[str]:
     """Lines for the log: the perplexities of the baselines."""
     return [f"{name}: valid ppl {found['valid']:.2f}, test ppl {found['test']:.2f}" for name, found in baselines(corpus).items()]
-
-
-def _unigram(corpus: Corpus):
-    counts = np.bincount(corpus.train.numpy(), minlength=len(corpus.words)) + 1.0
-    return lambda before, words: (counts / counts.sum())[words]
-
-
-def _bigram(corpus: Corpus):
-    """Kneser, Ney 1995, interpolated as by Chen, Goodman 1998: one discount D = n1 / (n1 + 2 n2)."""
-    V, train = len(corpus.words), corpus.train.numpy()
-    pairs, counts = np.unique(train[:-1] * V + train[1:], return_counts=True)
-    n1, n2 = (counts == 1).sum(), (counts == 2).sum()
-    discount = n1 / max(1, n1 + 2 * n2)
-    starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by any word
-    followers = np.bincount(pairs // V, minlength=V)  # by how many different words
-    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different words it occurs; add-one smoothing for words never seen
-    continuation = contexts / contexts.sum()
-
-    def probability(before: np.ndarray, words: np.ndarray) -> np.ndarray:
-        keys = before * V + words
-        places = np.searchsorted(pairs, keys).clip(max=len(pairs) - 1)
-        seen = np.where(pairs[places] == keys, counts[places] - discount, 0)
-        times = np.maximum(starts[before], 1)
-        left = np.where(starts[before] > 0, discount * followers[before] / times, 1)
-        return seen / times + left * continuation[words]
-
-    return probability
