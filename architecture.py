@@ -8,18 +8,14 @@ This file knows no space and does not import torch.
 
 from __future__ import annotations
 
-import ast
 import json
-import math
 import os
 import re
-import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from experiment import files
+import notation
 from experiment.errors import UserError, shorten
 
 Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
@@ -104,25 +100,8 @@ class Architecture:
 
     @classmethod
     def decode(cls, text: str, name: str) -> Any:
-        """What `text` holds: JSON, or the last `Genotype(...)` or the first dictionary in Python's notation. `name` is for messages."""
-        start = text.rfind("Genotype(")
-        if start < 0:
-            try:
-                return files.parse_json(text.removeprefix("\ufeff"))
-            except ValueError as error:
-                broken, start = f"{shorten(name)} does not hold JSON: {error}", max(text.find("{"), 0)
-        else:
-            broken = (
-                f"cannot read {shorten(text[start:])}: a bracket, a quote or a comma is missing or too many, or quotes are not straight"
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python's, about "\\d" for example: the error is enough
-                return _value(ast.parse(_bracketed(text[start:]), mode="eval").body, cls.FIELDS)
-        except (SyntaxError, RecursionError, MemoryError):
-            raise UserError(broken) from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"cannot read {shorten(text[start:])}: {error}") from None
+        """What `text` holds; `name` is for messages."""
+        return notation.decode(text, name, cls.FIELDS)
 
     @classmethod
     def recognises(cls, content: Any) -> bool:
@@ -209,57 +188,10 @@ class Architecture:
         return sum(chosen != other.choices[key] for key, chosen in self.choices.items())
 
 
-class Genotyped(Architecture):
-    """An architecture that a named tuple `Genotype` describes: lists of edges, (operation, source), and of nodes that are concatenated."""
-
-    FILES: ClassVar[tuple[str, ...]] = ("genotype.json",)
-
-    def __init__(self, genotype: Any) -> None:
-        self.genotype = genotype
-
-    def __str__(self) -> str:
-        return f"genotype = {self.genotype}"
-
-    @property
-    def json(self) -> dict[str, Any]:
-        fields = self.genotype._asdict().items()
-        return {name: [list(entry) if isinstance(entry, tuple | list) else entry for entry in field] for name, field in fields}
-
-    @classmethod
-    def recognises(cls, content: Any) -> bool:
-        return isinstance(content, dict) and set(content) == set(cls.FIELDS)
-
-    @classmethod
-    def fields(cls, content: Any) -> dict[str, Any]:
-        """`content` if it has the fields of the genotype."""
-        if not isinstance(content, dict):
-            raise UserError(f"an architecture must be an object in JSON with {', '.join(cls.FIELDS)}")
-        missing, unknown = [field for field in cls.FIELDS if field not in content], [key for key in content if key not in cls.FIELDS]
-        if missing or unknown:
-            fields = ", ".join(cls.FIELDS)
-            raise UserError(f"an architecture needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
-        return content
-
-    def distance(self, other: Architecture) -> int | None:
-        """The number of edges, with their operations, that `other` lacks; None if the two belong to different spaces."""
-        ours, theirs = ([cell.edges for cell in found.cells.values()] for found in (self, other))
-        if type(self) is not type(other) or list(map(len, ours)) != list(map(len, theirs)):
-            return None
-        return sum((Counter(one) - Counter(two)).total() for one, two in zip(ours, theirs, strict=True))
-
-
 def cell_of(key: str) -> str:
     """The cell of an edge or a choice by its key: `normal`, `reduce` or `recurrent`, or "" if it belongs to none of them."""
     kind = key.partition("_")[0]
     return kind if kind in TITLES else ""
-
-
-def entropies(alphas: Alphas) -> dict[str, float]:
-    """{cell: entropy of softmaxed alphas in nats, averaged over edges}, from 0 (one weight is 1) to ln(candidates) (all are equal)."""
-    by_cell: dict[str, list[float]] = {}
-    for edge, weights in alphas.items():
-        by_cell.setdefault(cell_of(edge), []).append(-math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0))
-    return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
 
 
 def is_index(chosen: Any, length: int) -> bool:
@@ -275,43 +207,3 @@ def unmasked(values: list[Any], count: int) -> list[Any]:
 
 def _spelling(name: str) -> str:
     return name.casefold().replace("-", "_")
-
-
-def _bracketed(text: str) -> str:
-    """`text` up to the bracket that closes its first one; all of it if none does."""
-    depth = 0
-    for bracket in re.finditer(r"[()\[\]{}]", text):
-        depth += 1 if bracket[0] in "([{" else -1
-        if depth == 0:
-            return text[: bracket.end()]
-    return text
-
-
-_WRAPPERS = {"array", "int", "int32", "int64", "list", "str_", "tuple"}  # as in np.int64(0) and list(range(2, 6))
-
-
-def _value(node: ast.AST | None, fields: Sequence[str]) -> Any:
-    """The value of a literal, of `range` of integers, or of `Genotype(...)` as the dictionary of its `fields`. Nothing is evaluated."""
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.List() | ast.Tuple():
-            return [_value(element, fields) for element in node.elts]
-        case ast.Dict():
-            return {_value(key, fields): _value(value, fields) for key, value in zip(node.keys, node.values, strict=True)}
-        case ast.Call(func=ast.Name(id="Genotype")):
-            found = dict(zip(fields, (_value(argument, fields) for argument in node.args), strict=False))
-            found |= {keyword.arg or "**": _value(keyword.value, fields) for keyword in node.keywords}
-            if len(node.args) + len(node.keywords) != len(fields) or set(found) != set(fields):
-                raise ValueError(f"it needs {', '.join(fields)}, each once")
-            return found
-        case ast.Call(func=ast.Name(id="range"), keywords=[]):
-            bounds = [_value(argument, fields) for argument in node.args]
-            if not all(type(bound) is int and abs(bound) <= 1000 for bound in bounds):
-                raise ValueError("range() takes small integers")
-            return list(range(*bounds))
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[only], keywords=[]) if name in _WRAPPERS:
-            return _value(only, fields)
-        case ast.Name():
-            raise ValueError(f"{shorten(node.id)} has no quotes: write '{shorten(node.id)}'")
-    raise ValueError("it may contain only names in quotes, numbers, lists and range()")

@@ -6,12 +6,13 @@ This file does not import torch.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import genotypes
 import published
-from architecture import Cell, Edge, Genotyped, is_index, unmasked
+from architecture import Architecture, Cell, Edge, is_index, unmasked
 from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
 
@@ -38,6 +39,45 @@ def names() -> dict[str, Genotype]:
 
 # All operations that a genotype may contain: the candidates, and others that the named cells use.
 OPERATIONS = list(dict.fromkeys([*PRIMITIVES, *(edge[0] for cells in names().values() for edge in [*cells.normal, *cells.reduce] if edge)]))
+
+
+class Genotyped(Architecture):
+    """An architecture that a named tuple `Genotype` describes: lists of edges, (operation, source), and of nodes that are concatenated."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("genotype.json",)
+
+    def __init__(self, genotype: Any) -> None:
+        self.genotype = genotype
+
+    def __str__(self) -> str:
+        return f"genotype = {self.genotype}"
+
+    @property
+    def json(self) -> dict[str, Any]:
+        fields = self.genotype._asdict().items()
+        return {name: [list(entry) if isinstance(entry, tuple | list) else entry for entry in field] for name, field in fields}
+
+    @classmethod
+    def recognises(cls, content: Any) -> bool:
+        return isinstance(content, dict) and set(content) == set(cls.FIELDS)
+
+    @classmethod
+    def fields(cls, content: Any) -> dict[str, Any]:
+        """`content` if it has the fields of the genotype."""
+        if not isinstance(content, dict):
+            raise UserError(f"an architecture must be an object in JSON with {', '.join(cls.FIELDS)}")
+        missing, unknown = [field for field in cls.FIELDS if field not in content], [key for key in content if key not in cls.FIELDS]
+        if missing or unknown:
+            fields = ", ".join(cls.FIELDS)
+            raise UserError(f"an architecture needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
+        return content
+
+    def distance(self, other: Architecture) -> int | None:
+        """The number of edges, with their operations, that `other` lacks; None if the two belong to different spaces."""
+        ours, theirs = ([cell.edges for cell in found.cells.values()] for found in (self, other))
+        if type(self) is not type(other) or list(map(len, ours)) != list(map(len, theirs)):
+            return None
+        return sum((Counter(one) - Counter(two)).total() for one, two in zip(ours, theirs, strict=True))
 
 
 class Cells(Genotyped):

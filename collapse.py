@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from architect import Searchable
-from architecture import Alphas, Architecture, entropies
+from architecture import Alphas, Architecture, cell_of
 from experiment import distributed
 
 WINDOW = 5  # measurements that are averaged
@@ -95,6 +95,14 @@ def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
 
     grown = mean(last) > 0 and mean(before) / mean(last) < THRESHOLD
     return measured[before][0] if grown else None
+
+
+def entropies(alphas: Alphas) -> dict[str, float]:
+    """{cell: entropy of softmaxed alphas in nats, averaged over edges}, from 0 (one weight is 1) to ln(candidates) (all are equal)."""
+    by_cell: dict[str, list[float]] = {}
+    for edge, weights in alphas.items():
+        by_cell.setdefault(cell_of(edge), []).append(-math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0))
+    return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
 
 
 def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from the alphas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,17 +17,19 @@ from genotypes import CELLS, PRIMITIVES, Genotype, edge_key, reductions
 from operations import FactorizedReduce, ReLUConvBN, Zero, build, imagenet_stem
 
 
+def candidate(primitive: str, C: int, stride: int) -> nn.Module:
+    """An operation of an edge in the search, without affine parameters."""
+    op = build(primitive, C, stride, False)
+    # Convolutions end in BatchNorm; pooling gets one too, so that all outputs have the same scale.
+    return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if "pool" in primitive else op
+
+
 class MixedOp(nn.Module):
     """One edge: the weighted sum of all candidate operations (DARTS, equation 2), (B, C, H, W) -> (B, C, H / stride, W / stride)."""
 
     def __init__(self, C: int, stride: int) -> None:
         super().__init__()
-        self._ops = nn.ModuleList()
-        for primitive in PRIMITIVES:
-            op = build(primitive, C, stride, False)
-            if "pool" in primitive:  # convolutions end in BatchNorm; pooling gets one too, so that all outputs have the same scale
-                op = nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
-            self._ops.append(op)
+        self._ops = nn.ModuleList(candidate(primitive, C, stride) for primitive in PRIMITIVES)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
@@ -77,6 +79,16 @@ class Cell(nn.Module):
         return torch.cat(states[-self._multiplier :], dim=1)
 
 
+def cell_sizes(C: int, C_stem: int, layers: int, multiplier: int) -> Iterator[tuple[int, int, int, bool]]:
+    """(C_prev_prev, C_prev, C, reduction) of every cell behind a stem with `C_stem` channels; C is doubled at each reduction."""
+    C_prev_prev = C_prev = C_stem
+    for i in range(layers):
+        reduction = i in reductions(layers)
+        C *= 2 if reduction else 1
+        yield C_prev_prev, C_prev, C, reduction
+        C_prev_prev, C_prev = C_prev, multiplier * C
+
+
 class Network(nn.Module):
     """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling, classifier.
 
@@ -117,22 +129,17 @@ class Network(nn.Module):
         self._multiplier = multiplier
 
         reduction_prev = stem == "imagenet"  # its halves differ in size as two cells do around a reduction
-        C_curr = C if reduction_prev else stem_multiplier * C
+        C_stem = C if reduction_prev else stem_multiplier * C
         if reduction_prev:
             self.stem0, self.stem1 = imagenet_stem(C, in_channels)
         else:
-            self.stem = nn.Sequential(nn.Conv2d(in_channels, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
-        C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
+            self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
         self.cells = nn.ModuleList()
-        for i in range(layers):
-            reduction = i in reductions(layers)
-            if reduction:
-                C_curr *= 2
+        for C_prev_prev, C_prev, C_curr, reduction in cell_sizes(C, C_stem, layers, multiplier):
             self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, mixed_op))
             reduction_prev = reduction
-            C_prev_prev, C_prev = C_prev, multiplier * C_curr
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(C_prev, num_classes)
+        self.classifier = nn.Linear(multiplier * C_curr, num_classes)
 
         edges = sum(2 + step for step in range(steps))
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))

@@ -3,8 +3,8 @@
 import json
 import random
 
-from architecture import entropies
 from cells import Cells
+from collapse import entropies
 from genotypes import PRIMITIVES, Genotype, edge_key
 
 

@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import collapse
 import genotypes
-from architecture import entropies
 from cells import Cells
+from collapse import entropies
 from experiment import console, errors, tensorboard
 from experiment.loop import MEASURED
 from pictures import drawing

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from cells import choice_of, switch_key
 from experiment.errors import UserError
-from genotypes import PRIMITIVES, edge_key, reductions
+from genotypes import PRIMITIVES, edge_key
+from model_search import candidate, cell_sizes
 from nas.mutables import InputChoice, LayerChoice
-from operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, build, drop_path
+from operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, drop_path
 
 __all__ = ["DartsCell", "DartsNetwork", "DilConv", "PoolBN", "SepConv"]
 
@@ -72,7 +73,11 @@ class DartsNode(nn.Module):
     def __init__(self, cell: str, node: int, channels: int, n_halved: int) -> None:
         super().__init__()
         keys = [edge_key(cell, node, source) for source in range(node)]
-        self.ops = nn.ModuleList(LayerChoice(_candidates(channels, 2 if i < n_halved else 1), key=edge) for i, edge in enumerate(keys))
+        self.ops = nn.ModuleList()
+        for source, key in enumerate(keys):
+            stride = 2 if source < n_halved else 1
+            operations = {choice_of(name): candidate(name, channels, stride) for name in PRIMITIVES if name != "none"}
+            self.ops.append(LayerChoice(OrderedDict(operations), key=key))  # mutators with alphas have an alpha for `none`
         self.drop_path = DropPath()
         self.input_switch = InputChoice(choose_from=keys, n_chosen=2, key=switch_key(cell, node))
 
@@ -127,18 +132,13 @@ class DartsNetwork(nn.Module):
             raise UserError(
                 f"{layers} cells: at least 3 are needed, because fewer are all reduction cells and leave no normal cell to choose"
             )
-        channels_pp = channels_p = 3 * init_channels
-        channels = init_channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p))
+        C_stem, reduction_p = 3 * init_channels, False
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
         self.cells = nn.ModuleList()
-        reduction_p = False
-        for layer in range(layers):
-            reduction = layer in reductions(layers)
-            channels *= 2 if reduction else 1
+        for channels_pp, channels_p, channels, reduction in cell_sizes(init_channels, C_stem, layers, n_nodes):
             self.cells.append(DartsCell(n_nodes, channels_pp, channels_p, channels, reduction_p, reduction))
             reduction_p = reduction
-            channels_pp, channels_p = channels_p, n_nodes * channels
-        self.classifier = nn.Linear(channels_p, num_classes)
+        self.classifier = nn.Linear(n_nodes * channels, num_classes)
         give_drop_path(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,14 +147,3 @@ class DartsNetwork(nn.Module):
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1)
         return self.classifier(s1.mean((2, 3)))
-
-
-def _candidates(channels: int, stride: int) -> OrderedDict[str, nn.Module]:
-    """The candidates, without affine parameters. BatchNorm follows pooling, so that all outputs have the same scale."""
-    candidates: OrderedDict[str, nn.Module] = OrderedDict()
-    for primitive in PRIMITIVES:
-        if primitive != "none":  # mutators with alphas have an alpha for it
-            op = build(primitive, channels, stride, False)
-            op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in primitive else op
-            candidates[choice_of(primitive)] = op
-    return candidates
