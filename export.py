@@ -133,7 +133,7 @@ def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
     """
     if paths:
         found, _ = find_images(paths)
-        return torch.stack([net.read(path) for path in found[:: -(-len(found) // IMAGES)]])
+        return torch.stack([net.preprocess(path) for path in found[:: -(-len(found) // IMAGES)]])
     known = net.description
     try:
         root = cli.read_config(run)["arguments"].get("data")

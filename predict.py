@@ -41,7 +41,7 @@ Prediction = list[tuple[str, float]]  # classes and their probabilities, the mos
 
 
 class Logits(nn.Module):
-    """A network in evaluation mode: normalised images (B, C, S, S) to logits (B, classes), without the auxiliary head."""
+    """A network in evaluation mode without its auxiliary head: normalised images (B, C, S, S) to logits (B, classes)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -62,47 +62,32 @@ class Classifier:
     """
 
     def __init__(self, description: Trained, model: Logits, device: torch.device | str) -> None:
-        self.description = description
-        self.classes = description.classes
-        self.image_size = description.image_size
+        self.description, self.classes, self.image_size = description, description.classes, description.image_size
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self._shape = description.image_size, description.channels, description.centre_crop
         self._normalise = data.Normalise(description.mean, description.std)
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """(C, S, S), float32, of an opened image of any size and mode, processed exactly as in the network's evaluation.
-
-        Errors are those of `decoding.pixels`.
-        """
-        return self._normalise(decoding.pixels(image, *self._shape))
-
-    def read(self, path: str | os.PathLike[str]) -> Tensor:
-        """`preprocess` of the image in a file.
+    def preprocess(self, image: Image.Image | str | os.PathLike[str]) -> Tensor:
+        """(C, S, S), float32, of an opened image or one in a file, processed exactly as in the network's evaluation.
 
         Raises:
-            UserError: the file cannot be read or decoded.
+            UserError: the file cannot be read or decoded. Errors of an opened image are those of `decoding.pixels`.
         """
-        return self._normalise(decoding.decode(os.fspath(path), *self._shape))
+        if isinstance(image, Image.Image):
+            return self._normalise(decoding.pixels(image, *self._shape))
+        if isinstance(image, str | os.PathLike):
+            return self._normalise(decoding.decode(os.fspath(image), *self._shape))
+        raise UserError(f"an image is a path, an opened image or a tensor, not {type(image).__name__}: PIL.Image.fromarray opens an array")
 
     @torch.no_grad()
     def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:
-        """For each image the `top` most probable classes with their probabilities, in order. All images are one batch.
-
-        Args:
-            images: opened images, paths, or tensors from `preprocess` or `read`.
-            top: how many classes; limited to the number of classes.
+        """For each image, opened, in a file, or from `preprocess`, the `top` most probable classes. All images are one batch.
 
         Raises:
-            UserError: a file cannot be read or decoded, or an image is none of these.
+            UserError: as of `preprocess`.
         """
-        images = list(images)
-        for x in images:
-            if not isinstance(x, Image.Image | Tensor | str | os.PathLike):
-                raise UserError(
-                    f"an image is a path, an opened image or a tensor, not {type(x).__name__}: PIL.Image.fromarray opens an array"
-                )
-        batch = [self.preprocess(x) if isinstance(x, Image.Image) else x if isinstance(x, Tensor) else self.read(x) for x in images]
+        batch = [x if isinstance(x, Tensor) else self.preprocess(x) for x in images]
         if not batch:
             return []
         logits = self.model(torch.stack(batch).to(self.device))
@@ -116,7 +101,6 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 
     Args:
         run: the folder of a training run, or a file that `export.py --format safetensors` wrote. It may be untrusted.
-        device: the device to compute on.
         space: if the network's space is a class in a Python file, its `file.py:Class` again, which allows this code to run.
 
     Raises:
@@ -160,11 +144,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Predict the classes of images with a trained network.")
     parser.add_argument("run", help="the folder of a training run, or a .safetensors file of export.py")
     parser.add_argument("images", nargs="+", metavar="image", help="files of any kind that Pillow reads, and folders")
-    parser.add_argument("--top", type=cli.positive_int, default=5, help="classes to name for each image")
-    parser.add_argument("--json", action="store_true", help='a line of JSON for each image, {"image": ..., "classes": {name: probability}}')
-    parser.add_argument("--batch_size", type=cli.positive_int, default=32)
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="the number of classes named for each image")
+    parser.add_argument(
+        "--json", action="store_true", help='print a line of JSON for each image: {"image": ..., "classes": {name: probability}}'
+    )
+    parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images that are computed at once")
     parser.add_argument("--gpu", type=cli.device_number, default=0, help="number of the CUDA device; -1 for the CPU")
-    parser.add_argument("--space", help=f"to allow the code of a space in a file: {registry.SPACE_HELP}")
+    parser.add_argument("--space", help=f"the space of the run, if it is code in a file, which is then run: {registry.SPACE_HELP}")
     return parser.parse_args()
 
 
@@ -176,27 +162,26 @@ def main() -> None:
     paths, notes = find_images(args.images)
     for note in notes:
         errors.tell(note)
-    columns = max(len(errors.printable(path)) for path in paths), max(len(errors.printable(name)) for name in net.classes)
+    width, class_width = (max(len(errors.printable(text)) for text in texts) for texts in (paths, net.classes))
     failures = 0
     for start in range(0, len(paths), args.batch_size):
         readable: dict[str, Tensor] = {}
         for path in paths[start : start + args.batch_size]:
             try:
-                readable[path] = net.read(path)
+                readable[path] = net.preprocess(path)
             except UserError as error:
                 if len(paths) == 1:
                     raise
                 errors.tell(str(error))
                 failures += 1
         for path, prediction in zip(readable, net.predict(readable.values(), args.top), strict=True):
-            print(json.dumps({"image": path, "classes": dict(prediction)}) if args.json else _line(path, prediction, *columns))
+            if args.json:
+                print(json.dumps({"image": path, "classes": dict(prediction)}))
+                continue
+            cells = [f"{errors.printable(name):<{class_width}} {100 * probability:6.2f}%" for name, probability in prediction]
+            print("  ".join([f"{errors.printable(path):<{width}}", *cells]))
     if failures:
         raise UserError(f"{failures} of {len(paths)} images could not be read: see above")
-
-
-def _line(path: str, prediction: Prediction, width: int, class_width: int) -> str:
-    cells = [f"{errors.printable(name):<{class_width}} {100 * probability:6.2f}%" for name, probability in prediction]
-    return "  ".join([f"{errors.printable(path):<{width}}", *cells])
 
 
 if __name__ == "__main__":

@@ -395,9 +395,9 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
         assert f"test_top5 {row['test_top5']:f}" in out
     net = predict.load("run")
     path = wide / "val" / NAMES[0] / f"{NAMES[0]}_2.JPEG"
-    assert torch.equal(net.read(path), net._normalise(decoding.decode(str(path), 64, centre_crop=0.875)))
+    assert torch.equal(net.preprocess(path), net._normalise(decoding.decode(str(path), 64, centre_crop=0.875)))
     with Image.open(path) as image:
-        assert torch.equal(net.preprocess(image), net.read(path))
+        assert torch.equal(net.preprocess(image), net.preprocess(path))
     assert script("train", "--resume", "run")[0] == 0
 
 

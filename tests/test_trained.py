@@ -226,7 +226,7 @@ def test_predictions_are_what_was_measured(run, photos):
     [(batch, _)] = data.test_batches(images, options, "cpu")
     samples = folders.walk(photos, "test")[1]
     paths = [samples[index][0] for index in datasets.interleave(np.array([label for _, label in samples]))]
-    assert torch.equal(torch.stack([net.read(path) for path in paths]), batch)
+    assert torch.equal(torch.stack([net.preprocess(path) for path in paths]), batch)
     alone = data.load_test(options, CLASSES, (images.mean, images.std))
     assert torch.equal(alone.test.labels, images.test.labels)  # not sorted, for test.py's running accuracy
     right = [net.predict([path], top=1)[0][0][0] == Path(path).parent.name for path in paths]
@@ -242,9 +242,9 @@ def test_photographs_are_turned_upright_and_an_opened_image_is_its_file(run, tmp
     net = predict.load(run)
     with Image.open(tmp_path / "phone.png") as phone:
         upright = ImageOps.exif_transpose(phone)
-        assert torch.equal(net.preprocess(phone), net.read(tmp_path / "phone.png"))
-    assert torch.equal(net.preprocess(upright), net.read(tmp_path / "phone.png"))
-    assert not torch.equal(net.read(tmp_path / "plain.png"), net.read(tmp_path / "phone.png"))
+        assert torch.equal(net.preprocess(phone), net.preprocess(tmp_path / "phone.png"))
+    assert torch.equal(net.preprocess(upright), net.preprocess(tmp_path / "phone.png"))
+    assert not torch.equal(net.preprocess(tmp_path / "plain.png"), net.preprocess(tmp_path / "phone.png"))
 
 
 def test_without_the_data_and_the_log(run, photos, tmp_path):
@@ -471,7 +471,7 @@ def test_torch_export(script, run, photos):
     assert tuple(json.loads(extra["classes"])) == CLASSES
     assert "the centre square, resized to image_size" in extra["preprocessing"]
     net = predict.load(run)
-    x = torch.stack([net.read(path) for path in sorted((photos / "test").rglob("*.png"))])
+    x = torch.stack([net.preprocess(path) for path in sorted((photos / "test").rglob("*.png"))])
     for batch in (1, 2, 15):
         torch.testing.assert_close(program(x[:batch]).softmax(1), net.model(x[:batch]).softmax(1), atol=1e-5, rtol=0)
 
@@ -506,7 +506,7 @@ def test_onnx(script, run, photos, tmp_path):
     assert json.loads(metadata["mean"]) == list(trained.read(run).mean)
     assert msgspec.json.decode(metadata["network.json"], type=Trained) == trained.read(run)
     net = predict.load(run)
-    x = torch.stack([net.read(path) for path in sorted((photos / "test").rglob("*.png"))])
+    x = torch.stack([net.preprocess(path) for path in sorted((photos / "test").rglob("*.png"))])
     for batch in (1, 2, 15):
         [logits] = session.run(["logits"], {"images": x[:batch].numpy()})
         torch.testing.assert_close(torch.from_numpy(logits).softmax(1), net.model(x[:batch]).softmax(1), atol=1e-5, rtol=0)
