@@ -60,7 +60,8 @@ class Architect:
         self.network_momentum = args.momentum
         self.network_weight_decay = args.weight_decay
         self.amp = getattr(args, "amp", False)
-        self.hvp = getattr(args, "hvp", HVP[0])
+        products = {"finite_difference": self._hessian_vector_product, "exact": self._exact_product}
+        self.product = products[getattr(args, "hvp", HVP[0])]
         betas = getattr(args, "arch_beta1", 0.5), 0.999
         options = {"lr": args.arch_learning_rate, "betas": betas, "weight_decay": args.arch_weight_decay}
         self.optimizer = utils.optimizer(torch.optim.Adam, model.arch_parameters(), **options)
@@ -86,7 +87,7 @@ class Architect:
         """One step on the alphas. Leaves the gradient in each alpha's `.grad`. Changes no weight.
 
         Args:
-            input_train, target_train: the batch of the next weight step, (B, C, H, W) and (B,); only read if `unrolled`.
+            input_train, target_train: the next weight step's batch, (B, C, H, W) and (B,); only read if `unrolled`.
             input_valid, target_valid: a batch of the validation half.
             eta: the learning rate of the virtual step, xi in the paper; a tensor, (), if the CPU must not wait for it.
             network_optimizer: the weights' SGD, for its momentum buffers.
@@ -138,14 +139,10 @@ class Architect:
         virtual_step: Callable[[Tensor, Tensor], tuple[Tensor, float | Tensor]],
         product: Callable[[Tensor, Tensor], list[Tensor]],
     ) -> list[Tensor]:
-        """Equation 7: d/dalpha L_val(w', alpha) - xi (d2/dalpha dw L_train(w, alpha)) v, with v = d/dw' L_val(w', alpha).
+        """Equation 7: d/dalpha L_val(w', alpha) - xi (d2/dalpha dw L_train(w, alpha)) v, v = d/dw' L_val(w', alpha).
 
-        Weights and their gradients are flat here, (parameters,).
-
-        Args:
-            train_loss, valid_loss: L_train and L_val.
-            virtual_step: takes w and d/dw L_train(w, alpha), and returns w' and xi.
-            product: takes w and v, and returns (d2/dalpha dw L_train(w, alpha)) v.
+        `virtual_step` takes w and d/dw L_train(w, alpha), and returns w' and xi. `product` takes w and v, and returns
+        (d2/dalpha dw L_train(w, alpha)) v. All weights and their gradients are flat, (parameters,).
         """
         alphas, weights = self.model.arch_parameters(), self.model.weight_parameters()
 
@@ -159,11 +156,6 @@ class Architect:
         *dalpha, v = _grad(valid_loss(self._state(w_virtual) | self._buffers()), [*alphas, w_virtual])
 
         return [da.sub_(p * xi) for da, p in zip(dalpha, product(w, v), strict=True)]
-
-    def product(self, train_loss: Loss, w: Tensor, v: Tensor) -> list[Tensor]:
-        """(d2/dalpha dw L_train(w, alpha)) v, computed as `hvp` says."""
-        multiply = {"finite_difference": self._hessian_vector_product, "exact": self._exact_product}[self.hvp]
-        return multiply(train_loss, w, v)
 
     def _hessian_vector_product(self, train_loss: Loss, w: Tensor, v: Tensor) -> list[Tensor]:
         """Equation 8: (d/dalpha L_train(w + epsilon v, alpha) - d/dalpha L_train(w - epsilon v, alpha)) / 2 epsilon."""

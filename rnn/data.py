@@ -1,4 +1,4 @@
-"""Text data: corpora by name, batches, and the perplexities of unigram and bigram models.
+"""Text data: corpora by name, their vocabularies, batches, and the perplexities of unigram and bigram models.
 
 A corpus has three streams of words, as numbers in one vocabulary. Every line ends with `<eos>`.
 """
@@ -9,9 +9,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +32,8 @@ SOURCES = {
 }
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Streams of words as numbers, int64 (N,), and the vocabulary: word i is `words[i]`."""
+class Corpus(NamedTuple):
+    """The vocabulary, and streams of words as numbers in it, int64 (N,)."""
 
     words: list[str]
     train: Tensor
@@ -47,20 +45,18 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
     """The corpus `name`.
 
     Args:
-        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: your own text file, or all
-            .txt files of a folder; or `pydoc`: the language reference that comes with Python (`pydoc_data.topics`).
+        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: your own text
+            file, or all .txt files of a folder; or `pydoc`: Python's language reference (`pydoc_data.topics`).
         path: the folder or file; not used for `pydoc`.
-        vocabulary: for `text` and `pydoc`, the largest number of words: the most frequent ones of the training part. Others become
-            `<unk>`. Words are in lower case, and punctuation marks are words. The first 80% of the lines are for training, the next 10%
-            for validation, and the last 10% for the test.
+        vocabulary: for `text` and `pydoc`, the largest number of words: the most frequent ones of the training part.
+            Others become `<unk>`. Words are in lower case, and punctuation marks are words. The first 80% of the lines
+            are for training, the next 10% for validation, and the last 10% for the test.
 
     Raises:
-        UserError: an unknown name, or files that are missing, empty, or not text in UTF-8.
+        UserError: files are missing, empty, or not text in UTF-8.
     """
-    if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
     if name in SOURCES:
-        return corpus([[line.split() for line in _read(_part(Path(path), part, name)).split("\n")] for part in PARTS])
+        return corpus([[line.split() for line in _read(_part(Path(path), part, name))] for part in PARTS])
     lines = _topics() if name == "pydoc" else _own(Path(path))
     words = [re.findall(r"\w+|[^\w\s]", line.lower()) for line in lines]
     first, second = len(words) * 8 // 10, len(words) * 9 // 10
@@ -70,8 +66,7 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
 def corpus(parts: Sequence[Sequence[Sequence[str]]], vocabulary: int | None = None) -> Corpus:
     """The corpus made of training, validation and test lines. A line is a list of words.
 
-    Args:
-        vocabulary: see `load`; None for all words of all parts, in the order of their first occurrence, as in the original.
+    `vocabulary`: see `load`; None for all words of all parts, in the order of their first occurrence, as in the original.
     """
     streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
     if vocabulary is None:
@@ -83,34 +78,34 @@ def corpus(parts: Sequence[Sequence[Sequence[str]]], vocabulary: int | None = No
 
 
 def _part(folder: Path, part: str, name: str) -> Path:
-    names = (f"{part}.txt", f"ptb.{part}.txt", f"wiki.{part}.tokens")
-    for file in names:
+    for file in (f"{part}.txt", f"ptb.{part}.txt", f"wiki.{part}.tokens"):
         if (folder / file).exists():
             return folder / file
     raise UserError(
-        f"{folder / names[0]} is missing: put the files of {SOURCES[name]} into that folder as train.txt, valid.txt and test.txt (this "
-        "program does not download them), name another folder with --data, or choose --dataset pydoc"
+        f"{folder / part}.txt is missing: put the files of {SOURCES[name]} into that folder as train.txt, valid.txt and "
+        "test.txt (this program does not download them), name another folder with --data, or choose --dataset pydoc"
     )
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> list[str]:
+    """The lines of a file."""
     try:
-        text = Path(path).read_bytes().decode()
+        text = path.read_bytes().decode()
     except OSError as error:
         raise UserError(f"cannot read the text {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): convert it") from None
     if not text.strip():
         raise UserError(f"{path} holds no words: name a file that does")
-    return text.removesuffix("\n")
+    return text.removesuffix("\n").split("\n")
 
 
 def _own(path: Path) -> list[str]:
     """The lines of the user's text."""
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files:
+    found = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not found:
         raise UserError(f"{path} holds no .txt file: name a text file, or a folder of them, with --data")
-    return [line for file in files for line in _read(file).split("\n")]
+    return [line for file in found for line in _read(file)]
 
 
 def _topics() -> list[str]:
@@ -118,7 +113,7 @@ def _topics() -> list[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("this Python comes without pydoc_data.topics: choose --dataset text and name a text with --data") from None
+        raise UserError("this Python lacks pydoc_data.topics: choose --dataset text and name a text with --data") from None
     return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
 
 
@@ -141,7 +136,7 @@ def keep_vocabulary(corpus: Corpus, run: Run) -> None:
 def check_vocabulary(corpus: Corpus, weights: Path) -> None:
     """Raises `UserError` if the vocabulary recorded beside the weights differs from that of the corpus."""
     record = _recorded(weights.with_name(VOCABULARY))
-    if record is not None and record["words"] != corpus.words:
+    if record is not None and record.get("words") != corpus.words:
         raise UserError(
             f"the weights {weights} have another vocabulary than this text: give --dataset, --data and --vocabulary of their training"
         )
@@ -149,11 +144,10 @@ def check_vocabulary(corpus: Corpus, weights: Path) -> None:
 
 def _recorded(path: Path) -> dict[str, Any] | None:
     try:
-        record = files.parse_json(path.read_bytes())
-        return {"sha256": record.get("sha256"), "words": record["words"]}
+        return dict(files.parse_json(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a vocabulary: {error}") from None
 
 
@@ -163,24 +157,19 @@ def _recorded(path: Path) -> dict[str, Any] | None:
 def batchify(stream: Tensor, columns: int, part: str, least: int = 2) -> Tensor:
     """(rows, columns): each column is a contiguous part of the stream, in order. The remainder at the end is dropped.
 
-    Args:
-        part: the name of the stream, for the message.
-        least: the smallest number of rows.
-
-    Raises:
-        UserError: the text is too short.
+    Raises `UserError` if the text, whose name is `part`, is too short for `least` rows.
     """
     rows = len(stream) // columns
     if rows < least:
         raise UserError(
-            f"the {part} text has {len(stream)} words, too few for {columns} sequences of {least}: name a longer text, or lower "
-            "--batch_size or --bptt"
+            f"the {part} text has {len(stream)} words, too few for {columns} sequences of {least}: "
+            "name a longer text, or lower --batch_size or --bptt"
         )
     return stream[: rows * columns].view(columns, rows).t().contiguous()
 
 
 def get_batch(source: Tensor, row: int, length: int) -> tuple[Tensor, Tensor]:
-    """(words, next words), (T, B) each: `length` rows of `source` from `row`, or fewer at its end, and the rows one further."""
+    """(words, next words), (T, B) each: `length` rows of `source` from `row`, or fewer at its end; and one row further."""
     length = min(length, len(source) - 1 - row)
     return source[row : row + length], source[row + 1 : row + 1 + length]
 
@@ -188,8 +177,7 @@ def get_batch(source: Tensor, row: int, length: int) -> tuple[Tensor, Tensor]:
 def sequence_length(bptt: int, longest: int | None) -> int:
     """The random length of the next sequence, from NumPy's generator: `bptt`, or half of it with a probability of 1/20.
 
-    Args:
-        longest: normal noise is added to the length, which is then limited to 5 to `longest`; None: no noise.
+    With `longest`, normal noise is added, and the length is limited to 5 to `longest`.
     """
     base = bptt if np.random.random() < 0.95 else bptt / 2
     if longest is None:
@@ -203,7 +191,7 @@ def sequence_length(bptt: int, longest: int | None) -> int:
 def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
     """{model: {part: perplexity}} of a unigram model with add-one smoothing, and of a bigram model.
 
-    The bigram model has interpolated Kneser-Ney smoothing with one discount D = n1 / (n1 + 2 n2) (Kneser, Ney 1995; Chen, Goodman 1998).
+    The latter has interpolated Kneser-Ney smoothing with one discount D = n1 / (n1 + 2 n2) (Chen, Goodman 1998).
     """
     V, train = len(corpus.words), corpus.train.numpy()
     counts = np.bincount(train, minlength=V) + 1.0
@@ -214,7 +202,7 @@ def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
     discount = n1 / max(1, n1 + 2 * n2)
     starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by any word
     followers = np.bincount(pairs // V, minlength=V)  # by how many different words
-    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different words it occurs, with add-one smoothing
+    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different words it occurs, plus one
     continuation = contexts / contexts.sum()
 
     perplexities: dict[str, dict[str, float]] = {"unigram": {}, "bigram": {}}
@@ -231,4 +219,5 @@ def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
 
 def baseline_lines(corpus: Corpus) -> list[str]:
     """Lines for the log: the perplexities of the baselines."""
-    return [f"{name}: valid ppl {found['valid']:.2f}, test ppl {found['test']:.2f}" for name, found in baselines(corpus).items()]
+    found = baselines(corpus)
+    return [f"{name}: valid ppl {ppl['valid']:.2f}, test ppl {ppl['test']:.2f}" for name, ppl in found.items()]

@@ -1,8 +1,8 @@
 """The language model with the recurrent cell of a genotype (DARTS, section 3.2 and appendix A.2).
 
-`DARTSCell` computes one time step. `RNNModel` is the model around it: an embedding, the cell over the time steps, and a decoder that shares
-its matrix with the embedding (Inan et al. 2017, 1611.01462). Dropout is variational (Gal, Ghahramani 2016, 1512.05287): all time steps of a
-batch share one mask.
+`DARTSCell` computes one time step. `RNNModel` is the model around it: an embedding, the cell over the time steps, and a
+decoder that shares its matrix with the embedding (Inan et al. 2017, 1611.01462). Dropout is variational (Gal, Ghahramani
+2016, 1512.05287): all time steps of a batch share one mask.
 
 Names of dimensions: T time steps, B sequences, V words of the vocabulary, H units.
 """
@@ -28,7 +28,7 @@ INITRANGE = 0.04
 
 
 class Dropouts(NamedTuple):
-    """Dropout probabilities: of the decoder's input, the states within the cell, the cell's input, embeddings, and word types."""
+    """Dropout probabilities, as of rnn/train.py's flags of these names."""
 
     dropout: float = 0.0
     dropouth: float = 0.0
@@ -50,8 +50,8 @@ class Masks(NamedTuple):
 class DARTSCell(nn.Module):
     """One time step of a recurrent cell: input x and previous state h, (B, H), to the next state, (B, H).
 
-    Every edge is a highway connection: s + sigmoid(c) * (activation(q) - s), where c and q are the halves of the product of the edge's
-    input s and a matrix.
+    Every edge is a highway connection: s + sigmoid(c) * (activation(q) - s), where c and q are the halves of the product
+    of the edge's input s and a matrix.
     """
 
     def __init__(self, nhid: int, genotype: Genotype | None) -> None:
@@ -59,7 +59,8 @@ class DARTSCell(nn.Module):
         self.genotype = genotype
         steps = STEPS if genotype is None else len(genotype.recurrent)
         self._W0 = nn.Parameter(torch.empty(2 * nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE))
-        self._Ws = nn.ParameterList(nn.Parameter(torch.empty(nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE)) for _ in range(steps))
+        matrices = (torch.empty(nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE) for _ in range(steps))
+        self._Ws = nn.ParameterList(map(nn.Parameter, matrices))
 
     def project(self, x: Tensor) -> Tensor:
         """The input's part of node 0 for all time steps: masked inputs (T, B, H) to (T, B, 2H)."""
@@ -85,28 +86,21 @@ class Decoder(nn.Linear):
     """Maps states, (..., H), to logits of the next words, (..., V)."""
 
     def loss(self, states: Tensor, target: Tensor) -> Tensor:
-        """Returns the cross-entropy of states, (N, H), with the next words, (N,), summed. `--compile` compiles this method."""
+        """The sum of the cross-entropies of states, (N, H), with the next words, (N,)."""
         return F.cross_entropy(self(states), target, reduction="sum")
 
     @staticmethod
     def rows(batch_size: int) -> int:
-        """Returns N in `loss`: as many whole time steps as fit into 256 rows, but at least one.
+        """N in `loss`: as many whole time steps as fit into 256 rows, but at least one.
 
-        The logits of so few rows should fit into a processor's cache. Still fewer rows would cost time, because every call computes a
-        gradient of the matrix.
+        Their logits should fit into a processor's cache. Fewer rows would cost time: every call computes a gradient of
+        the matrix.
         """
         return batch_size * max(1, 256 // batch_size)
 
 
 class RNNModel(nn.Module):
-    """Embedding, cell, decoder.
-
-    Args:
-        ntoken: V.
-        ninp: H, the size of embeddings and states.
-        dropouts: probabilities.
-        genotype: the cell.
-    """
+    """Embedding, cell, decoder. `ntoken` is V; `ninp` is H, the size of embeddings and states."""
 
     def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts, genotype: Genotype | None) -> None:
         super().__init__()
@@ -137,8 +131,8 @@ class RNNModel(nn.Module):
             target: the next words, (T, B); None to get log-probabilities.
 
         Returns:
-            Four tensors: log-probabilities of the next words, (T, B, V), or with `target` the mean loss, (); the state after the sequence,
-            (1, B, H); all states, (T, B, H), after the decoder's dropout; and the same before it.
+            Log-probabilities of the next words, (T, B, V), or with `target` the mean loss, (); the state after the
+            sequence, (1, B, H); all states, (T, B, H), after the decoder's dropout; and the same before it.
         """
         if masks is None:
             masks = self.draw_masks(x.size(1))
@@ -164,7 +158,7 @@ class RNNModel(nn.Module):
         weight, p = self.encoder.weight, self.dropouts
 
         def mask(p: float, *shape: int) -> Tensor | None:
-            return torch.empty(shape, dtype=weight.dtype, device=weight.device).bernoulli_(1 - p).div_(1 - p) if p else None
+            return weight.new_empty(shape).bernoulli_(1 - p).div_(1 - p) if p else None
 
         B, H = batch_size, self.ninp
         return Masks(

@@ -12,10 +12,10 @@ from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, RNNModel, masked
 
 
 class DARTSCellSearch(DARTSCell):
-    """One time step of a cell in which every node has an edge from every node before it, with every activation (DARTS, equation 2).
+    """One time step of a cell in which every node has an edge from every node before it, with every activation.
 
-    All edges into a node share its matrix. All nodes share one BatchNorm, which has no parameters. `none` has no output, so the weights of
-    the other activations of an edge sum to less than 1.
+    DARTS, equation 2. All edges into a node share its matrix. All nodes share one BatchNorm, which has no parameters.
+    `none` has no output, so the weights of the other activations of an edge sum to less than 1.
     """
 
     def __init__(self, nhid: int) -> None:
@@ -28,7 +28,7 @@ class DARTSCellSearch(DARTSCell):
         states = self.bn(self.first_node(x, h, h_mask))[None]  # (nodes so far, B, H)
         for W, edges in zip(self._Ws, weights.split(list(range(1, STEPS + 1))), strict=True):
             c, q = (masked(states, h_mask) @ W).chunk(2, dim=-1)
-            # For each edge, the sum over activations of weight * (s + c * (activation(q) - s)), with s and c factored out.
+            # For each edge, the sum over activations of weight * (s + c * (activation(q) - s)); s and c are factored out.
             columns = dict(zip(PRIMITIVES, edges.t()[:, :, None, None], strict=True))  # {primitive: (edges, 1, 1)}
             activated = sum(columns[name] * activation(q) for name, activation in ACTIVATIONS.items())
             kept = sum(columns[name] for name in ACTIVATIONS) * states
@@ -38,9 +38,9 @@ class DARTSCellSearch(DARTSCell):
 
 
 class RNNModelSearch(RNNModel):
-    """The search network. Row i (i - 1) / 2 + j of its alphas, (edges, len(PRIMITIVES)), is the edge from node j to node i.
+    """The search network. Row i (i - 1) / 2 + j of its alphas, (edges, len(PRIMITIVES)), is the edge from node j to i.
 
-    The alphas are a parameter, so `to()` and `state_dict()` include them (unlike the original), but they are not in `weight_parameters()`.
+    The alphas are a parameter: unlike the original's, they move by `to()`, and `state_dict()` has them.
     """
 
     def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts) -> None:
@@ -58,14 +58,13 @@ class RNNModelSearch(RNNModel):
         return [self.alphas]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The network's weights, w in the paper: every parameter but the alphas. The matrix of encoder and decoder is in the list once."""
+        """The network's weights, w in the paper. The matrix that encoder and decoder share is the first, and there once."""
         return [parameter for parameter in self.parameters() if parameter is not self.alphas]
 
     def genotype(self) -> Genotype:
-        """The discrete cell derived from the current alphas: for each node its strongest edge with its strongest activation.
+        """The discrete cell derived from the alphas: for each node the edge and activation other than `none` of most weight.
 
-        The strength of an edge is the weight of its strongest activation other than `none`. Between equal weights, the earlier edge and the
-        earlier activation are chosen.
+        Between equal weights, the earlier edge and the earlier activation are chosen.
         """
         gene = []
         for edges in F.softmax(self.alphas.detach(), dim=-1).split(list(range(1, STEPS + 1))):
