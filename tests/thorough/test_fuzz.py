@@ -20,13 +20,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_resume import assert_same
 from torch import nn
 
-import architect
 import experiment.run
 import genotypes
-import utils
 from cells import CHOICES, OPERATIONS, Cells, check, names
 from experiment import checkpoint, cli
 from experiment.errors import UserError
@@ -182,14 +179,6 @@ def test_genotypes_in_texts(text):
         warnings.simplefilter("always")
         assert_builds(only_user_errors(Cells.read, text))
     assert not said  # a second line on standard error
-
-
-def test_a_number_that_python_reads_but_refuses_to_write():
-    """In hexadecimal, of more digits than `repr` gives."""
-    number = "0x" + "f" * 5000
-    for cell in (f"[('skip_connect', {number}), ('none', 0)]", f"[({number}, 0), ('none', 0)]", number):
-        text = f"Genotype(normal={cell}, normal_concat=[2], reduce={cell}, reduce_concat=[2])"
-        assert only_user_errors(Cells.read, text) is None
 
 
 # ---- Architectures of other spaces
@@ -396,117 +385,6 @@ def test_checkpoints(seed, progress, whole, tmp_path):
         assert all(type(row["test_acc"]) is float for row in found.metrics)
 
 
-@pytest.mark.parametrize(
-    "progress",
-    [
-        {"epoch": 3, "metrics": [{"epoch": epoch, "test_acc": 50.0} for epoch in range(3)]},
-        {"step": 7},
-        {"metrics": [{"epoch": 0}]},
-        {"metrics": [{"epoch": 0, "test_acc": "50"}]},
-        {"metrics": [{"epoch": 0, "test_acc": 50.0, "eigenvalue": None}]},
-    ],
-)
-def test_a_checkpoint_of_no_epoch_of_the_run_is_refused(progress, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(saved(CHECKPOINT | {"progress": CHECKPOINT["progress"] | progress}))
-    with pytest.raises(UserError, match="no checkpoint"):
-        restore(tmp_path)
-
-
-def trained():
-    """What a run restores: a network, its optimizer, an Adam as the alphas have, and the meters, after a step."""
-    network, meters = Network(), utils.Meters()
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-    alphas = torch.optim.Adam(network.parameters(), 0.1)
-    network.norm(network.linear(torch.randn(4, 2))).sum().backward()
-    optimizer.step(), alphas.step()
-    meters.update(torch.tensor(1.0), torch.eye(3), torch.arange(3))
-    return {"model": network, "optimizer": optimizer, "architect": OnlyAlphas(alphas), "meters": meters}
-
-
-class OnlyAlphas(architect.Architect):
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
-
-def put(*path):
-    """A change of a checkpoint's parts: the last of `path` replaces what the others lead to."""
-
-    def edit(parts):
-        *keys, key, value = path
-        for place in keys:
-            parts = parts[place]
-        parts[key] = value
-
-    return edit
-
-
-EDITS = {
-    "no meters": lambda parts: parts.pop("meters"),
-    "meters that are a list": put("meters", []),
-    "other meters": put("meters", {"loss": (1.0, 1)}),
-    "a meter of text": put("meters", "loss", ("1", 1)),
-    "a meter of nothing": put("meters", "loss", (0.0, 0)),
-    "an infinite meter": put("meters", "loss", (float("inf"), 1)),
-    "a meter of more images than there are": put("meters", "loss", (1.0, 10**400)),
-    "no optimizer": put("optimizer", None),
-    "momentum of another shape": put("optimizer", "state", 0, "momentum_buffer", torch.zeros(1)),
-    "momentum that is sparse": put("optimizer", "state", 0, "momentum_buffer", torch.zeros(3, 2).to_sparse()),
-    "momentum of integers": put("optimizer", "state", 0, "momentum_buffer", torch.zeros(3, 2, dtype=torch.int64)),
-    "momentum that is text": put("optimizer", "state", 0, "momentum_buffer", "much"),
-    "momentum of another name": put("optimizer", "state", 0, {"momentum": torch.zeros(3, 2)}),
-    "momentum of a parameter that is not there": put("optimizer", "state", 9, {"momentum_buffer": torch.zeros(1)}),
-    "a state that is a list": put("optimizer", "state", []),
-    "a mean of another shape": put("architect", "state", 1, "exp_avg", torch.zeros(2)),
-    "a mean that lacks": lambda parts: parts["architect"]["state"][1].pop("exp_avg_sq"),
-    "steps below zero": put("architect", "state", 0, "step", torch.tensor(-1.0)),
-    "steps that are text": put("architect", "state", 0, "step", "1"),
-    "weights of another shape": put("model", "linear.weight", torch.zeros(2, 3)),
-    "weights of another type": put("model", "linear.weight", torch.zeros(3, 2, dtype=torch.complex64)),
-    "weights that lack": lambda parts: parts["model"].pop("linear.weight"),
-    "weights that are a list": put("model", []),
-}
-
-
-def restored(folder, edit):
-    parts = {name: copy.deepcopy(part.state_dict()) for name, part in trained().items()}
-    edit(parts)
-    (folder / "checkpoint.pt").write_bytes(saved(CHECKPOINT | {"parts": parts}))
-    (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
-    args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
-    with experiment.run.Run("search", args, torch.device("cpu")) as run:
-        found = trained()
-        run.restore(2, 5, "test_acc", **found)
-    return parts, found
-
-
-@pytest.mark.usefixtures("same_random_states")
-@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_an_edited_checkpoint_is_refused(edit, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        restored(tmp_path, edit)
-
-
-@pytest.mark.usefixtures("same_random_states")
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda parts: None,
-        put("optimizer", "param_groups", []),
-        put("optimizer", "param_groups", 0, "lr", "high"),
-        put("architect", "param_groups", 0, "betas", 3),
-        put("scheduler", {"last_epoch": "never"}),
-    ],
-    ids=["nothing", "no groups", "a learning rate", "betas", "a schedule"],
-)
-def test_what_the_arguments_say_is_not_read_from_a_checkpoint(edit, tmp_path):
-    parts, found = restored(tmp_path, edit)
-    for name in ("optimizer", "architect"):
-        state = found[name].state_dict()
-        assert_same(state["state"], parts[name]["state"])
-        assert state["param_groups"] == trained()[name].state_dict()["param_groups"]
-    assert found["meters"].state_dict() == parts["meters"]
-
-
 # ---- Metrics
 
 ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5, "alphas": {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}}}
@@ -520,51 +398,11 @@ def write_run(folder, row, **config):
 
 @fuzz(1000, seed=SEEDS, value=JSON)
 def test_metrics(seed, value, tmp_path):
-    """What is taken has numbers, or the three that are none, where a picture or a page counts on them."""
     try:
         folder = write_run(tmp_path, edited([ROW], seed, value))
     except (ValueError, RecursionError):  # JSON of this cannot be written
         return
-    found = only_user_errors(history.read, folder)
-    for row in found.epochs if found else []:
-        assert type(row["epoch"]) is int
-        for key, number in row.items():
-            assert key in {"alphas", "genotype", "architecture"} or type(number) in (int, float)
-        for edge in row.get("alphas", {}).values():
-            assert edge
-            assert all(type(weight) in (int, float) for weight in edge.values())
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"epoch": -1},
-        {"epoch": 1},
-        {"epoch": True},
-        {"seconds": "1.5"},
-        {"seconds": float("inf")},
-        {"seconds": float("nan")},
-        {"skips_normal": float("inf")},
-        {"valid_loss": -float("inf")},
-        {"lr": None},
-        {"valid_acc": 10**400},
-        {"alphas": {"edge": {"skip_connect": 1e308}}},
-        {"alphas": {"edge": {"skip_connect": float("nan")}}},
-        {"alphas": {"edge": {"none": 0.5}}},
-        {"alphas": {"edge": {"1" * 5000: 0.5}}},
-        {"genotype": {}},
-        {"architecture": {"edge": {}}},
-    ],
-)
-def test_metrics_that_are_none(changed, tmp_path):
-    with pytest.raises(UserError, match="line 1, is not the metrics of an epoch"):
-        history.read(write_run(tmp_path, ROW | changed))
-
-
-def test_alphas_that_name_other_operations_in_other_epochs(tmp_path):
-    for alphas in ({"normal_n2_p0": {"none": 0.5, "max_pool_3x3": 0.5}}, {"normal_n2_p1": {"none": 0.5, "skip_connect": 0.5}}, {}):
-        with pytest.raises(UserError, match="line 2, is not the metrics of an epoch"):
-            history.read(write_run(tmp_path, ROW | {"alphas": alphas}))
+    only_user_errors(history.read, folder)
 
 
 @pytest.mark.parametrize(
@@ -584,16 +422,3 @@ def test_what_is_taken_can_be_drawn_and_reported(changed, tmp_path):
     assert all(curves.save(figure) for figure in curves.pictures(run).values())
     assert report.of_run(run, {})
     assert compare.table([run])
-
-
-@pytest.mark.parametrize(
-    "config", [{"arguments": {"seed": []}}, {"command": 3.5}, {"arguments": None}, {"classes": 10}, {"classes": [0, 1]}]
-)
-def test_configurations_that_are_none_of_a_run(config, tmp_path):
-    with pytest.raises(UserError, match="not that of a run"):
-        history.read(write_run(tmp_path, ROW, **config))
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_diverged_run_can_be_looked_at(number, tmp_path):
-    assert len(history.read(write_run(tmp_path, ROW | {"valid_loss": number})).epochs) == 2
