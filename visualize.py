@@ -33,16 +33,6 @@ from pictures.history import History
 from registry import canonical, names, read_any
 
 
-def _name_and_folder(arch: str) -> tuple[str, str]:
-    """Default caption and folder for the pictures of `arch`, a valid architecture."""
-    if arch in names():
-        return arch, "."
-    if not os.path.lexists(arch):  # a text
-        return "", "."
-    path = Path(arch).resolve()
-    return (path.parent if path.name in ("genotype.json", "architecture.json") else path).name, arch if path.is_dir() else "."
-
-
 def picture_architecture(architecture: Architecture, caption: str, format: str) -> dict[str, bytes]:
     """{file name: picture}.
 
@@ -73,37 +63,45 @@ def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
 def main() -> None:
     parser = cli.Parser(description="Draw an architecture, everything about a run, or several runs side by side.")
     parser.add_argument(
-        "what", nargs="+", type=canonical, help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders"
+        "what",
+        nargs="+",
+        type=canonical,
+        help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders",
     )
-    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="of pictures other than cells.gif")
+    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="format of pictures other than cells.gif")
     parser.add_argument("--report", action="store_true", help="for runs: also write one self-contained page, report.html")
     parser.add_argument("--out", default="", help="folder for the pictures; if empty, the folder of a single run, else the current one")
-    parser.add_argument("--caption", default="", help="for an architecture that is not from a run; if empty, its name")
+    parser.add_argument("--caption", default="", help="caption of an architecture that is not from a run; if empty, its name")
     args = parser.parse_args()
+    first, folder, page = args.what[0], ".", None
     if args.report and args.format != "png":
         raise UserError("--report embeds PNG: leave --format out")
 
     if len(args.what) > 1:
-        runs = [history.read(folder) for folder in args.what]
-        files, folder = picture_runs(runs, args.format), "."
-        table = compare.table(runs)
-        page = report.of_runs(runs, table, files) if args.report else None
-        files["comparison.md"] = compare.markdown(table)
-        print(compare.text(table))
-    elif history.is_run(args.what[0]):
-        run = history.read(args.what[0])
-        files, folder = picture_run(run, args.format), args.what[0]
-        page = report.of_run(run, files) if args.report else None
+        runs = [history.read(name) for name in args.what]
+        pictures, table = picture_runs(runs, args.format), compare.table(runs)
+        page = report.of_runs(runs, table, pictures) if args.report else None
+        text = compare.markdown(list(table[0]), [list(row.values()) for row in table])
+        pictures["comparison.md"] = text.encode()
+        print(text)
+    elif history.is_run(first):
+        run, folder = history.read(first), first
+        pictures = picture_run(run, args.format)
+        page = report.of_run(run, pictures) if args.report else None
     elif args.report:
-        raise UserError(f"{args.what[0]} is not the folder of a run: there is nothing to report on")
+        raise UserError(f"{first} is not the folder of a run: there is nothing to report on")
     else:
-        architecture, page = read_any(args.what[0]), None
-        name, folder = _name_and_folder(args.what[0])
-        files = picture_architecture(architecture, args.caption or name, args.format)
+        architecture, caption = read_any(first), args.caption
+        if first in names():
+            caption = caption or first
+        elif os.path.lexists(first):  # else it is a text
+            path, folder = Path(first).resolve(), first if os.path.isdir(first) else "."
+            caption = caption or (path.parent if path.name in ("genotype.json", "architecture.json") else path).name
+        pictures = picture_architecture(architecture, caption, args.format)
     if page is not None:
-        files["report.html"] = page
-    for path in drawing.write(files, args.out or folder):
-        print(errors.printable(str(path)))
+        pictures["report.html"] = page.encode()
+    for written in drawing.write(pictures, args.out or folder):
+        print(errors.printable(str(written)))
 
 
 if __name__ == "__main__":

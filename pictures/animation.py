@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import graphviz
 
@@ -26,16 +27,13 @@ def animation(run: History) -> bytes | None:
     """
     from PIL import Image
 
-    frames = [[Image.open(io.BytesIO(drawing.render(graph, "png", DPI))) for graph in graphs] for graphs in _graphs(run)]
+    frames = [drawing.stacked([drawing.render(graph, "png", DPI) for graph in graphs]) for graphs in graphs_of(run)]
     if not frames:
         return None
-    width = max(picture.width for pictures in frames for picture in pictures)
-    heights = [max(picture.height for picture in column) for column in zip(*frames, strict=True)]
     pages = []
-    for pictures in frames:
-        page = Image.new("RGB", (width, sum(heights)), "white")
-        for index, picture in enumerate(pictures):
-            page.paste(picture.convert("RGB"), ((width - picture.width) // 2, sum(heights[:index])))
+    for frame in frames:
+        page = Image.new("RGB", (max(frame.width for frame in frames), max(frame.height for frame in frames)), "white")
+        page.paste(frame)
         pages.append(page.quantize(64, dither=Image.Dither.NONE))
     pace = round(1000 * min(SECONDS, LONGEST / len(pages)))
     durations = [pace] * (len(pages) - 1) + [pace + 2000]
@@ -44,47 +42,32 @@ def animation(run: History) -> bytes | None:
     return stream.getvalue()
 
 
-def _graphs(run: History) -> list[list[graphviz.Digraph]]:
+def graphs_of(run: History) -> list[list[graphviz.Digraph]]:
     """For every epoch that is shown, its graphs from top to bottom."""
-    weakest, strongest = strength_range(run)
+    space = load_space(run.space)
+    found = [(row, architecture) for row in run.epochs if (architecture := space.of_epoch(row)) is not None]
+    cells = [relaxed_cells(architecture, history.named_alphas(run, row), row.get("betas", {})) for row, architecture in found]
+    strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
+    weakest, widest = min(strengths, default=0.0), max(strengths, default=0.0)
     epochs = []
-    for row in run.thinned(MOST_FRAMES)[0]:
-        architecture, alphas = load_space(run.space).of_epoch(row), history.named_alphas(run, row)
-        if architecture is None:
-            continue
+    stride = max(1, math.ceil(len(found) / MOST_FRAMES))
+    for index in range((len(found) - 1) % stride, len(found), stride):
+        row, architecture = found[index]
         caption = run.caption_at(row)
-
-        def strength(value: float) -> float:
-            return (value - weakest) / (strongest - weakest) if strongest > weakest else 0.0
-
-        cells = relaxed_cells(architecture, alphas, row.get("betas"))
-        epochs.append(
-            [
-                drawing.relaxed(cell, [edge._replace(strength=strength(edge.strength)) for edge in edges], drawing.title(name, caption))
-                for name, (cell, edges) in cells.items()
-            ]
-            or list(drawing.graphs(architecture, caption).values())
-        )
+        graphs = []
+        for name, (cell, edges) in cells[index].items():
+            scaled = [edge._replace(strength=(edge.strength - weakest) / ((widest - weakest) or 1)) for edge in edges]
+            graphs.append(drawing.relaxed(cell, scaled, drawing.title(name, caption)))
+        epochs.append(graphs or list(drawing.graphs(architecture, caption).values()))
     return epochs
 
 
-def strength_range(run: History) -> tuple[float, float]:
-    """The smallest and the largest strength of an edge in the whole run. They correspond to the thinnest and the widest line."""
-    cells = [relaxed_cells(load_space(run.space).of_epoch(row), history.named_alphas(run, row), row.get("betas")) for row in run.epochs]
-    strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
-    return min(strengths, default=0.0), max(strengths, default=0.0)
-
-
-def relaxed_cells(
-    architecture: Architecture | None, alphas: Alphas, betas: dict[str, float] | None = None
-) -> dict[str, tuple[Cell, list[RelaxedEdge]]]:
+def relaxed_cells(architecture: Architecture, alphas: Alphas, betas: dict[str, float]) -> dict[str, tuple[Cell, list[RelaxedEdge]]]:
     """{name: (cell, edges)} for `drawing.relaxed`. Strengths are softmaxed alphas, multiplied by the edge's beta if there is one.
 
     Empty for strategies without alphas, and for spaces other than DARTS and NAS-Bench-201.
     """
-    if architecture is None:
-        return {}
-    relaxed = {}
+    relaxed: dict[str, tuple[Cell, list[RelaxedEdge]]] = {}
     for name, cell in architecture.cells.items():
         chosen = {edge.key: edge.operation for edge in cell.edges}
         edges = []
@@ -93,11 +76,9 @@ def relaxed_cells(
                 continue
             if (ends := architecture.ends(key)) is None:
                 return {}
-            operation, strength = strongest(weights)
-            if chosen.get(key) == "none":  # possible in spaces whose architectures contain every edge
-                operation, strength = "none", weights.get("none", 0.0)
-            if betas:
-                strength *= betas[key]
+            # `none` is possible in spaces whose architectures contain every edge
+            operation = "none" if chosen.get(key) == "none" else strongest(weights)
+            strength = weights.get(operation, 0.0) * betas.get(key, 1.0)
             edges.append(RelaxedEdge(*ends, operation, strength, key in chosen))
         if not edges:
             return {}
@@ -105,6 +86,6 @@ def relaxed_cells(
     return relaxed
 
 
-def strongest(weights: dict[str, float]) -> tuple[str, float]:
-    """(operation, weight) of the strongest operation other than `none`, as in a derived cell (DARTS, section 2.4)."""
-    return max(((operation, weight) for operation, weight in weights.items() if operation != "none"), key=lambda pair: pair[1])
+def strongest(weights: dict[str, float]) -> str:
+    """The strongest operation other than `none`, as in a derived cell (DARTS, section 2.4)."""
+    return max((operation for operation in weights if operation != "none"), key=lambda operation: weights[operation])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from argparse import Namespace
 from collections import Counter
@@ -58,7 +57,7 @@ def _last(run: History, key: str) -> str:
 def size(run: History, trusted: bool = False) -> tuple[float | None, float | None]:
     """Millions of parameters, and of multiply-adds per image. For a search, of the network that the paper would train.
 
-    Both are None if they are unknown: older searches did not record their classes.
+    Both are None if they are unknown.
 
     Args:
         run: a search or a training.
@@ -67,7 +66,6 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
     import torch
 
     import networks
-    import trained
     import utils
 
     arguments = {name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network", "image_size")}
@@ -78,36 +76,26 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
     if run.architecture is None or (cli.runs_code(args.space) and not trusted):
         return None, None
     try:
-        classes = run.config.get("classes") or trained.read(run.folder).classes
         networks.set_sizes(args, init_channels=36, layers=20)
         networks.choose_network(args)
         with torch.device("meta"):  # shapes only
-            model = networks.build_discrete(args, len(classes), run.architecture)
+            model = networks.build_discrete(args, len(run.config["classes"]), run.architecture)
             return utils.count_parameters_in_MB(model), utils.count_multiply_adds(model, args.image_size, args.channels)
     except Exception:  # a folder may say anything, and a size is only a cell of a table
         return None, None
 
 
-def text(rows: Sequence[dict[str, str]]) -> str:
-    """The table for a terminal."""
-    lines = [[printable(cell) for cell in line] for line in (list(rows[0]), *(list(row.values()) for row in rows))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, which is also read in a terminal. Every cell is shown literally."""
+    lines = [[_escaped(cell) for cell in line] for line in (columns, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    padded = ([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])] for first, *others in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> bytes:
-    """The table for a README."""
-    head, *body = ([_plain(cell) for cell in line] for line in (list(rows[0]), *(list(row.values()) for row in rows)))
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines).encode()
-
-
-def _plain(cell: str) -> str:
-    """Text escaped for a cell of a Markdown table, so that it is shown literally."""
-    return re.sub(r"([\\`*_~|\[\]])", r"\\\1", html.escape(printable(cell), quote=False))
+def _escaped(cell: str) -> str:
+    return re.sub(r"([\\`*~|<>&\[\]]|\b_|_\b)", r"\\\1", printable(cell))
 
 
 def cells(runs: Sequence[History]) -> bytes | None:

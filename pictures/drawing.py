@@ -24,6 +24,8 @@ from experiment import files
 from experiment.errors import UserError, shorten, shown
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from experiment.run import Run
 
 # Based on the palette of Okabe and Ito, darkened until the contrast with white is at least 4.5. The colours differ in lightness, so that
@@ -66,71 +68,6 @@ def colour(operation: str) -> str:
     return "#" + "".join(f"{round(255 * channel):02X}" for channel in colorsys.hls_to_rgb(hue, 0.26, 0.7))
 
 
-def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
-    """A graph of one cell, with `caption` below it.
-
-    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in NNI's dictionary.
-    """
-    graph = _graph(caption)
-    _nodes(graph, cell.nodes, first_node)
-    for index, edge in enumerate(cell.edges):
-        _edge(graph, f"edge{index}", edge.operation, edge.tail, edge.head)
-    _plain_edges(graph, cell)
-    return graph
-
-
-def _plain_edges(graph: graphviz.Digraph, cell: Cell) -> None:
-    """Adds the edges without an operation: the fixed ones and those to the output."""
-    output = list(cell.nodes)[-1]
-    for tail, head in (*cell.fixed, *((name, output) for name in cell.concat)):
-        graph.edge(tail, head, color="#8C8C8C", penwidth="1.2")
-
-
-def _nodes(graph: graphviz.Digraph, nodes: dict[str, str], first_node: int = 0) -> None:
-    for name, kind in nodes.items():
-        label = str(int(name) + first_node) if kind == "node" and first_node else None
-        graph.node(name, label, **{"input": _INPUT, "node": _NODE, "output": _OUTPUT}[kind])
-
-
-_INPUT = {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"}
-_NODE = {"fillcolor": "#DCE9F5", "height": "0.6"}
-_OUTPUT = {"fillcolor": "#FBF0CF", "height": "0.42", "margin": "0.08,0.03"}
-
-
-def _graph(caption: str) -> graphviz.Digraph:
-    # The metrics of Arial are built into graphviz-pure and known to all other renderers.
-    graph = graphviz.Digraph(
-        graph_attr={
-            "rankdir": "LR",
-            "nodesep": "0.2",
-            "ranksep": "0.55",
-            "pad": "0.1",
-            "margin": "0",
-            "fontname": "Arial",
-            "fontsize": "15",
-        },
-        node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "fontname": "Arial", "fontsize": "15", "width": "0.5"},
-        edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
-    )
-    graph.attr(label="\n" + _plain(" ".join(caption.split())))
-    return graph
-
-
-def _plain(text: str) -> str:
-    """Untrusted text as a label: DOT's escape sequences are escaped, and control characters replaced."""
-    return graphviz.escape("".join(character if character.isprintable() else "?" for character in text))
-
-
-def _edge(graph: graphviz.Digraph, name: str, operation: str, tail: str, head: str) -> None:
-    """Adds an edge with an operation.
-
-    The label is a node in the middle of the edge, so that Graphviz keeps labels apart from each other and from other edges.
-    """
-    _operation(graph, name, operation)
-    graph.edge(tail, f"{name}:w", color=colour(operation), dir="none")
-    graph.edge(f"{name}:e", head, color=colour(operation))
-
-
 class RelaxedEdge(NamedTuple):
     """An edge of the continuous relaxation, drawn with its strongest operation."""
 
@@ -141,43 +78,93 @@ class RelaxedEdge(NamedTuple):
     chosen: bool  # whether it is part of the architecture
 
 
+def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
+    """A graph of one cell, with `caption` below it.
+
+    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in NNI's dictionary.
+    """
+    graph = _graph(caption)
+    _nodes(graph, cell, first_node)
+    for index, edge in enumerate(cell.edges):
+        _operation(graph, f"edge{index}", edge.operation)
+        graph.edge(edge.tail, f"edge{index}:w", color=colour(edge.operation), dir="none")
+        graph.edge(f"edge{index}:e", edge.head, color=colour(edge.operation))
+    return graph
+
+
 def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
     """A graph of all edges of a cell. Widths show their strengths; edges that are not in the architecture are pale.
 
-    The layout does not depend on operations and strengths, so that the graphs of several epochs can be animated.
-
-    Args:
-        cell: the cell, for its nodes and its edges without operations.
-        edges: the edges, in the same order for every picture of the cell.
-        caption: the text below the picture.
+    The layout does not depend on operations and strengths, so that the graphs of several epochs can be animated. `edges` must be in the
+    same order in every graph.
     """
     graph = _graph(caption)
-    _nodes(graph, cell.nodes)
+    _nodes(graph, cell)
     for index, (tail, head, operation, strength, chosen) in enumerate(edges):
-        full, pale = colour(operation), _mix(colour(operation), 0.3)
-        style = {"fillcolor": full, "fontcolor": "white"} if chosen else {"fillcolor": "white", "fontcolor": _mix(full, 0.75)}
-        line = {"color": full if chosen else pale, "penwidth": f"{1 + 6 * strength:.2f}"}
-        size = {"fontsize": "13", "height": "0.28", "width": "1.3", "fixedsize": "true", "margin": "0"}  # one size, so one layout
-        graph.node(f"edge{index}", label=_label(operation), color=line["color"], **style, **size)
+        full = colour(operation)
+        line = {"color": full if chosen else _mix(full, 0.3), "penwidth": f"{1 + 6 * strength:.2f}"}
+        style = {"color": line["color"]} if chosen else {"color": line["color"], "fillcolor": "white", "fontcolor": _mix(full, 0.75)}
+        _operation(graph, f"edge{index}", operation, width="1.3", margin="0", fixedsize="true", **style)  # one size, so one layout
         graph.edge(tail, f"edge{index}:w", dir="none", **line)
         graph.edge(f"edge{index}:e", head, **line)
-    _plain_edges(graph, cell)
     return graph
+
+
+_KINDS = {
+    "input": {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"},
+    "node": {"fillcolor": "#DCE9F5", "height": "0.6"},
+    "output": {"fillcolor": "#FBF0CF", "height": "0.42", "margin": "0.08,0.03"},
+}
+
+
+def _nodes(graph: graphviz.Digraph, cell: Cell, first_node: int = 0) -> None:
+    """Adds the nodes, and the edges without an operation: the fixed ones and those to the output."""
+    for name, kind in cell.nodes.items():
+        graph.node(name, str(int(name) + first_node) if kind == "node" and first_node else None, **_KINDS[kind])
+    output = list(cell.nodes)[-1]
+    for tail, head in (*cell.fixed, *((name, output) for name in cell.concat)):
+        graph.edge(tail, head, **_PLAIN)
+
+
+_PLAIN = {"color": "#8C8C8C", "penwidth": "1.2"}
+
+
+def _graph(caption: str) -> graphviz.Digraph:
+    font = {
+        "fontname": "Arial",
+        "fontsize": "15",
+    }  # its metrics are built into graphviz-pure and known to all other renderers
+    graph = graphviz.Digraph(
+        graph_attr={"rankdir": "LR", "nodesep": "0.2", "ranksep": "0.55", "pad": "0.1", "margin": "0", **font},
+        node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "width": "0.5", **font},
+        edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
+    )
+    graph.attr(label="\n" + _plain(" ".join(caption.split())))
+    return graph
+
+
+def _operation(graph: graphviz.Digraph, name: str, operation: str, **style: str) -> None:
+    """Adds the label of an edge: a node in its middle, so that Graphviz keeps labels apart from each other and from other edges."""
+    fill = colour(operation)
+    usual = {
+        "color": fill,
+        "fillcolor": fill,
+        "fontsize": "13",
+        "fontcolor": "white",
+        "height": "0.28",
+        "margin": "0.09,0.02",
+    }
+    graph.node(name, _plain(shorten(operation)), **usual | style)
+
+
+def _plain(text: str) -> str:
+    """Untrusted text as a label: DOT's escape sequences are escaped, and control characters replaced."""
+    return graphviz.escape("".join(character if character.isprintable() else "?" for character in text))
 
 
 def _mix(colour: str, share: float) -> str:
     """`colour` mixed with white; `share` is the part of the colour."""
     return "#" + "".join(f"{round(255 + share * (int(colour[start : start + 2], 16) - 255)):02X}" for start in (1, 3, 5))
-
-
-def _operation(graph: graphviz.Digraph, name: str, operation: str) -> None:
-    fill = colour(operation)
-    style = {"color": fill, "fillcolor": fill, "fontsize": "13", "fontcolor": "white", "height": "0.28", "margin": "0.09,0.02"}
-    graph.node(name, label=_label(operation), **style)
-
-
-def _label(operation: str) -> str:
-    return _plain(shorten(operation))
 
 
 def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
@@ -192,8 +179,8 @@ def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
         text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
         with graph.subgraph() as cells:
             cells.attr(rank="same")
-            cells.node(f"key{row}", label=_plain(shorten(key)), **_INPUT)
-            cells.node(f"chosen{row}", label=_plain(shorten(text) or "nothing"), **_OUTPUT)
+            cells.node(f"key{row}", label=_plain(shorten(key)), **_KINDS["input"])
+            cells.node(f"chosen{row}", label=_plain(shorten(text) or "nothing"), **_KINDS["output"])
             cells.edge(f"key{row}", f"chosen{row}")
         if row:  # one row below the other
             graph.edge(f"key{row - 1}", f"key{row}", style="invis")
@@ -214,35 +201,36 @@ def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
     return {name: render(graph, "png", dpi=75) for name, graph in graphs(architecture, caption).items()}
 
 
-def both(architecture: Architecture, caption: str = "") -> bytes:
-    """The normal and the reduction cell of DARTS side by side, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary.
+def both(architecture: Architecture) -> bytes:
+    """Both cells of DARTS below each other, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary.
 
     Raises:
         UserError: the architecture has no cells, Graphviz is not installed, or it fails.
     """
     if not (cells := architecture.cells):
-        raise UserError("this architecture has no cells to draw side by side")
-    return joined([render(cell(graph, title(name, caption), first_node=2)) for name, graph in cells.items()], side_by_side=True)
+        raise UserError("this architecture has no cells to draw")
+    return joined([render(cell(graph, TITLES[name], first_node=2)) for name, graph in cells.items()])
 
 
-def joined(pictures: Sequence[bytes], side_by_side: bool = False, gap: int = 30) -> bytes:
-    """One PNG of these PNGs, from top to bottom or side by side."""
+def joined(pictures: Sequence[bytes]) -> bytes:
+    """One PNG of these PNGs, from top to bottom."""
+    stream = io.BytesIO()
+    stacked(pictures, gap=30).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def stacked(pictures: Sequence[bytes], gap: int = 0) -> Image:
+    """One image of these PNGs, from top to bottom."""
     from PIL import Image
 
-    images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
-    widths, heights = [image.width for image in images], [image.height for image in images]
-    if side_by_side:
-        size = sum(widths) + gap * (len(images) + 1), max(heights) + 2 * gap
-    else:
-        size = max(widths) + 2 * gap, sum(heights) + gap * (len(images) + 1)
-    page = Image.new("RGB", size, "white")
-    left = top = gap
+    images = [Image.open(io.BytesIO(picture)) for picture in pictures]
+    width = max(image.width for image in images)
+    page = Image.new("RGB", (width + 2 * gap, sum(image.height + gap for image in images) + gap), "white")
+    top = gap
     for image in images:
-        page.paste(image, (left, top))
-        left, top = (left + image.width + gap, top) if side_by_side else (left, top + image.height + gap)
-    stream = io.BytesIO()
-    page.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+        page.paste(image, (gap + (width - image.width) // 2, top))
+        top += image.height + gap
+    return page
 
 
 def title(cell: str, caption: str) -> str:
@@ -251,16 +239,7 @@ def title(cell: str, caption: str) -> str:
 
 
 def draw(architecture: Architecture, folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
-    """Draws an architecture.
-
-    Args:
-        architecture: what to draw.
-        folder: the folder for the pictures; created if it is missing.
-        format: one of `FORMATS`.
-        caption: text below the pictures, such as the run's name, epoch and seed.
-
-    Returns:
-        The paths of the pictures.
+    """Draws an architecture into `folder`, which is created if it is missing, with `caption` below. Returns the pictures' paths.
 
     Raises:
         UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is written.

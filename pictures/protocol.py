@@ -25,48 +25,40 @@ def accuracies(results: Results) -> Figure | None:
         figure, [axes] = curves.subplots("Test accuracy of every training; mean and 95% interval", 1)
         figure.set_size_inches(8, 1.2 + 0.45 * len(methods))
         for row, method in enumerate(methods):
-            values = [training["test_acc"] for training in method["trainings"]]
-            axes.scatter(values, [row] * len(values), s=22, color=LINES[0], alpha=0.45, linewidths=0)
-            summary = method["test_acc"]
-            axes.errorbar([summary["mean"]], [row], xerr=summary["ci95"], fmt="D", color=INK, markersize=5, capsize=4, linewidth=1.4)
+            values, summary = [training["test_acc"] for training in method["trainings"]], method["test_acc"]
+            axes.scatter(values, [row] * len(values), color=LINES[0], alpha=0.45)
+            axes.errorbar(summary["mean"], row, xerr=summary["ci95"], fmt="D", color=INK, markersize=5, capsize=4)
         axes.set_yticks(range(len(methods)), [method["title"] for method in methods])
-        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.invert_yaxis()
         axes.set_xlabel("test accuracy, %")
     return figure
 
 
 def scatter(results: Results) -> Figure | None:
-    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None if there is no data."""
-    methods = list(results["methods"].values())
-    selected = [method for method in methods if any(search["selection_acc"] is not None for search in method["searches"])]
-    costed = [method for method in methods if method["search_hours"] and method["trainings"]]
-    if not selected and not costed:
+    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None if nothing was searched."""
+    methods = [method for method in results["methods"].values() if method["searches"]]
+    if not methods:
         return None
     with curves.style():
-        figure, panels = curves.subplots("", 2, legend_rows=(len(methods) + 1) // 2)
-        colours = {method["title"]: LINES[index % len(LINES)] for index, method in enumerate(methods)}
-        markers = {method["title"]: "os^Dvpx"[index % 7] for index, method in enumerate(methods)}
-        for method in selected:
-            points = [
-                (search["valid_acc"], search["selection_acc"]) for search in method["searches"] if search["selection_acc"] is not None
-            ]
-            panels[0].scatter(
-                *zip(*points, strict=True), color=colours[method["title"]], marker=markers[method["title"]], label=method["title"]
-            )
+        figure, [supernets, costs] = curves.subplots("", 2, legend_rows=(len(methods) + 1) // 2)
+        for index, method in enumerate(methods):
+            style: dict[str, Any] = {
+                "color": LINES[index % len(LINES)],
+                "marker": curves.MARKERS[index % len(curves.MARKERS)],
+            }
+            tried = [search for search in method["searches"] if search["selection_acc"] is not None]
+            pairs = [[search[key] for search in tried] for key in ("valid_acc", "selection_acc")]
+            supernets.plot(*pairs, linestyle="", label=method["title"], **style)
+            if method["trainings"]:
+                accuracy = method["test_acc"]
+                costs.errorbar(method["search_hours"], accuracy["mean"], yerr=accuracy["ci95"], capsize=3, **style)
         correlation = results["rank_correlation"]
         note = f": rank correlation {correlation['spearman']:+.2f}, n = {correlation['n']}" if correlation else ""
-        panels[0].set_title(f"Supernet and cell{note}")
-        panels[0].set_xlabel("supernet, validation accuracy, %")
-        panels[0].set_ylabel("short training, held-out accuracy, %")
-        for method in costed:
-            style = {"color": colours[method["title"]], "marker": markers[method["title"]], "label": method["title"]}
-            accuracy = method["test_acc"]
-            panels[1].errorbar([method["search_hours"]], [accuracy["mean"]], yerr=accuracy["ci95"], capsize=3, linestyle="", **style)
-        panels[1].set_title("Cost of the searches against final accuracy")
-        panels[1].set_xlabel("device hours")
-        panels[1].set_ylabel("test accuracy, %")
-        handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+        supernets.set(xlabel="supernet, validation accuracy, %", ylabel="short training, held-out accuracy, %")
+        supernets.set_title(f"Supernet and cell{note}")
+        costs.set(xlabel="device hours of the searches", ylabel="test accuracy, %")
+        costs.set_title("Cost of the searches against final accuracy")
+        figure.legend(*supernets.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -80,7 +72,7 @@ def cells(method: Results) -> bytes | None:
     return None
 
 
-def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> bytes:
+def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> str:
     """The page: the first table, the plots, the other tables, and the cells.
 
     Args:

@@ -16,31 +16,40 @@ from experiment import errors
 from nas.remedies import recipes
 from pictures.history import History
 
-TITLES = {
-    "normal.png": "Normal cell",
-    "reduction.png": "Reduction cell",
-    "recurrent.png": "Recurrent cell",
-    "architecture.png": "Architecture",
-    "cells.gif": "Over the epochs",
-    "alphas.png": "Alphas of every edge",
-    "operations.png": "Strongest operations and convergence",
-    "curves.png": "Loss and accuracy, or perplexity",
-    "confusion.png": "Accuracy by class",
-    "cells.png": "Final architectures",
-}
-CELLS = ("normal.png", "reduction.png", "recurrent.png", "architecture.png")
-EXPLANATIONS = {
-    "curves.png": "The loss of the network, without the auxiliary head.",
-    "confusion.png": "Each row is a class of the test set: how its images were classified.",
-    "cells.gif": "Wider lines are stronger edges. Filled labels are in the architecture of that epoch. Long runs show only some epochs.",
-    "alphas.png": "Each row is an operation; epochs go from left to right. A stronger colour is a larger softmaxed alpha.",
-    "operations.png": "Many skip connections in the normal cell, or a growing dominant eigenvalue, indicate a collapse (Zela et al. 2020).",
+CELL = 0.46  # scale of the pictures of cells, the same for all
+PICTURES = {  # {file name: (heading, explanation, scale)}
+    "normal.png": ("Normal cell", "", CELL),
+    "reduction.png": ("Reduction cell", "", CELL),
+    "recurrent.png": ("Recurrent cell", "", CELL),
+    "architecture.png": ("Architecture", "", CELL),
+    "cells.gif": (
+        "Over the epochs",
+        "Wider lines are stronger edges. Filled labels are in the architecture of that epoch. Long runs show only some epochs.",
+        1,
+    ),
+    "alphas.png": (
+        "Alphas of every edge",
+        "Each row is an operation; epochs go from left to right. A stronger colour is a larger softmaxed alpha.",
+        0.75,
+    ),
+    "operations.png": (
+        "Strongest operations and convergence",
+        "Many skip connections in the normal cell, or a growing dominant eigenvalue, indicate a collapse (Zela et al. 2020).",
+        0.75,
+    ),
+    "curves.png": ("Loss and accuracy, or perplexity", "The loss of the network, without the auxiliary head.", 0.75),
+    "confusion.png": (
+        "Accuracy by class",
+        "Each row is a class of the test set: how its images were classified.",
+        0.75,
+    ),
+    "cells.png": ("Final architectures", "", 0.75),
 }
 TABLE = (
     "Distance: number of edges, with their operations, that differ from those of the first run. "
     "Parameters and multiply-adds, in millions: of the network that is trained."
 )
-FIGURES = {  # key: (title, format)
+FIGURES = {  # {key: (title, format)}
     "test_acc": ("test accuracy", "{:.2f}%"),
     "valid_acc": ("validation accuracy", "{:.2f}%"),
     "test_top5": ("test accuracy, top 5", "{:.2f}%"),
@@ -54,9 +63,6 @@ FIGURES = {  # key: (title, format)
     "seconds_per_step": ("seconds per step", "{:.3g}"),
     "memory_mb": ("peak memory", "{:,.0f} MB"),
 }
-COLUMNS = ["epoch", "lr", *(f"{phase}_{measure}" for phase in ("train", "valid", "test") for measure in ("loss", "acc", "ppl"))]
-COLUMNS += [name + cell for name in ("entropy", "skips") for cell in ("", "_normal", "_reduce")]
-COLUMNS += ["auxiliary_weight", "perturbation", "temperature", "eigenvalue", "seconds_per_step", "memory_mb", "seconds"]
 
 
 @dataclass
@@ -72,11 +78,11 @@ class Section:
     folded: bool = False
 
 
-def page(title: str, summary: str, sections: Sequence[Section], figures: Sequence[tuple[str, str]] = ()) -> bytes:
+def page(title: str, summary: str, sections: Sequence[Section], figures: Sequence[tuple[str, str]] = ()) -> str:
     """The page. `figures`: (name, value) of the numbers at its top."""
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(title=title, summary=summary, sections=sections, figures=figures).encode()
+    return environment.from_string(template).render(title=title, summary=summary, sections=sections, figures=figures)
 
 
 def embedded(picture: bytes, scale: float = 0.75) -> dict[str, Any]:
@@ -84,19 +90,25 @@ def embedded(picture: bytes, scale: float = 0.75) -> dict[str, Any]:
     from PIL import Image
 
     image = Image.open(io.BytesIO(picture))
-    assert image.format is not None
-    source = f"data:image/{image.format.lower()};base64,{base64.b64encode(picture).decode()}"
+    source = f"data:{image.get_format_mimetype()};base64,{base64.b64encode(picture).decode()}"  # type: ignore[attr-defined]
     return {"source": source, "width": round(image.width * scale)}
 
 
-def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
+def of_run(run: History, pictures: dict[str, bytes]) -> str:
     """The page about one run. `pictures`: {file name: picture}, in the order of the page."""
-    last = run.epochs[-1]
+    last, config = run.epochs[-1], run.config
     figures = [(title, form.format(last[key])) for key, (title, form) in FIGURES.items() if key in last]
     figures.append(("time", errors.duration(sum(row.get("seconds", 0) for row in run.epochs))))
-    columns = [key for key in COLUMNS if any(key in row for row in run.epochs)]
-    rows = [[_short(row.get(key, "")) for key in columns] for row in run.epochs]
-    commands = run.config.get("next", {})
+    numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in run.epochs]
+    columns = list(dict.fromkeys(key for row in numbers for key in row))
+    commands = config.get("next", {})
+    provenance = {
+        "command": shlex.join(["python", *config.get("command", [])]),
+        "commit": config.get("commit") or "outside of a repository",
+        "versions": ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items()),
+        "GPU": config.get("gpu") or "none",
+        "CPU threads": config.get("threads", "?"),
+    }
     sections = [
         *_pictures(pictures),
         Section(
@@ -104,14 +116,19 @@ def of_run(run: History, pictures: dict[str, bytes]) -> bytes:
             note="" if commands else "The run is not complete yet. Its log will end with the command.",
             commands=[(purpose.capitalize(), command) for purpose, command in commands.items()],
         ),
-        Section("What ran", rows=[[name, str(value)] for name, value in _provenance(run).items()]),
+        Section("What ran", rows=[[name, str(value)] for name, value in provenance.items()]),
         Section("All arguments", rows=[[name, str(value)] for name, value in run.arguments.items()], folded=True),
-        Section("All epochs", columns=columns, rows=rows, folded=True),
+        Section(
+            "All epochs",
+            columns=columns,
+            rows=[[_short(row.get(key, "")) for key in columns] for row in numbers],
+            folded=True,
+        ),
     ]
     return page(run.name, _what(run), sections, figures)
 
 
-def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> bytes:
+def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> str:
     """The page that compares several runs."""
     rows = [list(row.values()) for row in table]
     sections = [Section("Results", note=TABLE, columns=list(table[0]), rows=rows), *_pictures(pictures)]
@@ -120,8 +137,8 @@ def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: 
 
 def _pictures(pictures: dict[str, bytes]) -> Iterator[Section]:
     for name, content in pictures.items():
-        scale = 0.46 if name in CELLS else 0.75 if name.endswith("png") else 1  # all cells have the same scale
-        yield Section(TITLES.get(name, name), EXPLANATIONS.get(name, ""), embedded(content, scale))
+        heading, note, scale = PICTURES[name]
+        yield Section(heading, note, embedded(content, scale))
 
 
 def _what(run: History) -> str:
@@ -138,17 +155,6 @@ def _what(run: History) -> str:
     images = arguments.get("data") if arguments.get("dataset") in ("folder", "imagenet") else arguments.get("dataset", "?")
     epoch = run.caption.partition(", ")[2]
     return f"{what}, space {run.space}, on {images}, on {on}; {epoch}."
-
-
-def _provenance(run: History) -> dict[str, Any]:
-    versions = run.config.get("versions", {})
-    return {
-        "command": shlex.join(["python", *run.config.get("command", [])]),
-        "commit": run.config.get("commit") or "outside of a repository",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "GPU": run.config.get("gpu") or "none",
-        "CPU threads": run.config.get("threads", "?"),
-    }
 
 
 def _short(value: Any) -> str:

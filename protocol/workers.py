@@ -9,169 +9,137 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen
-from typing import Any, Protocol
 
 import filelock
 
-from experiment.errors import UserError, printable, shorten
+from experiment.errors import UserError, duration, printable, shorten
 from protocol.plan import Job, Plan, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIES = 2
 
-
-class Workers(Protocol):
-    """Runs jobs, at most `slots` at a time."""
-
-    slots: int
-
-    def submit(self, job: Job) -> Any:
-        """Starts the job and returns a handle."""
-
-    def wait(self, handles: Sequence[Any]) -> dict[Any, str]:
-        """Waits until at least one job has ended. Returns {handle: reason of the failure, or an empty string}."""
+Submit = Callable[[Job], "Future[str]"]  # starts a job; the result is what `execute` returns
 
 
-def run(plan: Plan, workers: Workers, tell: Callable[[str], None], changed: Callable[[], None]) -> None:
-    """Runs all jobs of the plan. Calls `changed` after every run that ends, and `tell` with lines for the terminal."""
+def run(plan: Plan, submit: Submit, slots: int, changed: Callable[[], object]) -> None:
+    """Runs all jobs of the plan, at most `slots` at a time. Calls `changed` after every run that ends."""
     tried: dict[str, int] = {}
-    running: dict[Any, Job] = {}
+    running: dict[Future[str], tuple[Job, float]] = {}
     while True:
-        busy = {job.name for job in running.values()}
+        busy = {job.name for job, _ in running.values()}
         for job in plan.ready():
-            if job.name not in busy and len(running) < workers.slots:
-                tell(f"begins: {job.name}")
-                running[workers.submit(job)] = job
+            if job.name not in busy and len(running) < slots:
+                _tell(f"begins: {job.name}")
+                running[submit(job)] = job, time.monotonic()
         if not running:
             return
-        for handle, reason in workers.wait(list(running)).items():
-            job = running.pop(handle)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job, begun = running.pop(future)
             tried[job.name] = tried.get(job.name, 0) + 1
+            error = future.exception()
+            reason = future.result() if error is None else " ".join(str(error).split())
             if not reason and run_of(job) is None:
                 reason = f"{job.folder} does not hold a complete run"
             if not reason:
-                tell(f"done: {job.name}")
+                left = sum(not plan.is_over(job) for job in plan.all_jobs())
+                _tell(f"done: {job.name}, in {duration(time.monotonic() - begun)}; {left} runs are left")
             elif tried[job.name] < TRIES:
-                tell(f"failed, is repeated: {job.name} ({reason})")
+                _tell(f"failed, is repeated: {job.name} ({shorten(reason, 300)})")
             else:
-                tell(f"failed twice: {job.name} ({reason})")
+                _tell(f"failed twice: {job.name} ({shorten(reason, 300)})")
                 plan.failed.add(job.name)
             changed()
 
 
-def execute(job: Job, gpu: int, threads: int | None, started: Callable[[Popen], None] = lambda process: None) -> str:
-    """Runs the job's command. Returns the reason of its failure in one line, or an empty string."""
+def _tell(line: str) -> None:
+    print(printable(line), flush=True)
+
+
+def execute(job: Job, gpu: int, threads: int | None, processes: set[Popen] | None = None) -> str:
+    """Runs the job's command. Returns the reason of its failure in one line, or an empty string.
+
+    While the process runs, it is in `processes`.
+    """
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     if job.folder.exists():
         # A process that an earlier protocol started may still be running: wait until it releases the folder.
         with filelock.FileLock(job.folder / ".lock"):
             pass
     script, *arguments = job.command(gpu)
+    command = [sys.executable, str(ROOT / script), *arguments]
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    process = Popen(
-        [sys.executable, str(ROOT / script), *arguments], env=environment, stdout=DEVNULL, stderr=PIPE, text=True,
-        errors="replace",
-    )  # fmt: skip
-    started(process)
+    # In a group of its own: Ctrl-C in a terminal reaches this process alone, which then sends each job one signal.
+    process = Popen(command, env=environment, stdout=DEVNULL, stderr=PIPE, text=True, errors="replace", process_group=0)
+    if processes is not None:
+        processes.add(process)
     _, errors = process.communicate()
     if process.returncode == 0:
         return ""
     lines = errors.strip().splitlines()
-    return shorten(printable(lines[-1]), 300) if lines else f"exit status {process.returncode}"
-
-
-class LocalWorkers:
-    """Processes on this machine: one per GPU in `gpus`, or `jobs` processes that share the cores of the CPU."""
-
-    def __init__(self, gpus: Sequence[int], jobs: int) -> None:
-        self._devices: SimpleQueue[int] = SimpleQueue()
-        for gpu in gpus or [-1] * jobs:
-            self._devices.put(gpu)
-        self.slots = len(gpus) or jobs
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = None if gpus else max(1, cores // jobs)
-        self._pool = ThreadPoolExecutor(self.slots)
-        self._processes: set[Popen] = set()
-
-    def submit(self, job: Job) -> Future[str]:
-        return self._pool.submit(self._run, job)
-
-    def wait(self, handles: Sequence[Future[str]]) -> dict[Future[str], str]:
-        done, _ = wait(handles, return_when=FIRST_COMPLETED)
-        return {handle: handle.result() for handle in done}
-
-    def _run(self, job: Job) -> str:
-        device = self._devices.get()
-        try:
-            return execute(job, device, self._threads, self._processes.add)
-        finally:
-            self._devices.put(device)
-
-    def stop(self, number: int) -> None:
-        """Sends a signal to every running process, and waits until all have saved a checkpoint and ended."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
-        self._pool.shutdown(cancel_futures=True)
+    return lines[-1] if lines else f"exit status {process.returncode}"
 
 
 @contextmanager
-def local(gpus: Sequence[int], jobs: int):
-    """`LocalWorkers` whose processes end with this one. After SIGTERM and Ctrl-C, each saves a checkpoint."""
-    workers = LocalWorkers(gpus, jobs)
+def local(gpus: Sequence[int], jobs: int) -> Iterator[Submit]:
+    """Processes on this machine: one per GPU in `gpus`, or `jobs` processes that share the cores of the CPU.
 
-    def end(number: int, frame: Any) -> None:
+    They end with this process. After SIGTERM and Ctrl-C, each saves a checkpoint.
+    """
+    devices: SimpleQueue[int] = SimpleQueue()
+    for gpu in gpus or [-1] * jobs:
+        devices.put(gpu)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = None if gpus else max(1, cores // jobs)
+    processes: set[Popen] = set()
+    pool = ThreadPoolExecutor(devices.qsize())
+
+    def work(job: Job) -> str:
+        device = devices.get()
+        try:
+            return execute(job, device, threads, processes)
+        finally:
+            devices.put(device)
+
+    def end(number: int, _: object) -> None:
         sys.exit(128 + number)
 
     handlers = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield workers
+        yield lambda job: pool.submit(work, job)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        workers.stop(signal.SIGTERM)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        pool.shutdown(cancel_futures=True)
 
 
-class RayWorkers:
+def on_cluster(address: str, gpu: bool, threads: int) -> Submit:
     """Tasks of a Ray cluster, one per job. Every node needs this code and the run folders at the same paths.
 
     If a node is lost, Ray restarts its tasks on other nodes, and the runs continue from their last checkpoints.
     """
-
-    def __init__(self, address: str, gpu: bool, threads: int) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UserError("--ray needs Ray: pip install -r requirements-cluster.txt") from None
-        self._ray = ray
-        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        try:
-            ray.init(
-                address=None if address == "local" else address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
-        needs: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": threads}
-        self._task = ray.remote(**needs, max_retries=5)(execute)
-        self._gpu, self._threads = gpu, threads
-        self.slots = 1000  # Ray queues tasks
-
-    def submit(self, job: Job) -> Any:
-        # A task sees only its own GPU, as number 0.
-        return self._task.remote(job, 0 if self._gpu else -1, None if self._gpu else self._threads)
-
-    def wait(self, handles: Sequence[Any]) -> dict[Any, str]:
-        done, _ = self._ray.wait(list(handles), num_returns=1)
-        results = {}
-        for handle in done:
-            try:
-                results[handle] = self._ray.get(handle)
-            except self._ray.exceptions.RayError as error:
-                results[handle] = shorten(printable(" ".join(str(error).split())), 300)
-        return results
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs Ray: pip install -r requirements-cluster.txt") from None
+    try:
+        ray.init(
+            address=None if address == "local" else address,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
+    task = ray.remote(**({"num_gpus": 1} if gpu else {"num_cpus": threads}), max_retries=5)(execute)
+    # A task sees only its own GPU, as number 0.
+    return lambda job: task.remote(job, 0 if gpu else -1, None if gpu else threads).future()
