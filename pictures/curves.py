@@ -142,7 +142,7 @@ def operations(run: History) -> Figure | None:
     if not skips and not rows:
         return None
     with style():
-        figure, panels = subplots(run.caption, len(cells) + bool(skips) + bool(entropies) + bool(eigenvalue[0]), legend_rows=1)
+        figure, panels = subplots(run.caption, len(cells) + bool(skips) + bool(entropies) + bool(eigenvalue[0]), legend_rows=2)
         rest = iter(panels)
         patches: dict[str, Any] = {}
         for cell in cells:
@@ -167,7 +167,7 @@ def operations(run: History) -> Figure | None:
             _finish(axes, "dominant eigenvalue of the alphas' Hessian")
         if patches:
             names = sorted(patches, key=_order)
-            figure.legend([patches[name] for name in names], names, loc="outside lower center", ncols=min(8, len(names)))
+            figure.legend([patches[name] for name in names], names, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -242,7 +242,7 @@ def alphas(run: History) -> Figure | None:
             axes.set_yticks(range(len(names)), names if column == 0 or names != named else [""] * len(names))
             named = names
             for label, name in zip(axes.get_yticklabels(), names, strict=True):
-                label.set(color=colour(name), fontweight="bold" if chosen.get(edge) == name else "normal")
+                label.set_color(colour(name))
             axes.spines[:].set(visible=True, color=INK if edge in chosen else "#BBBBBB", linewidth=1.6 if edge in chosen else 0.6)
             if chosen.get(edge) in names:
                 at = names.index(chosen[edge])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +63,6 @@ class History:
         space = load_space(self.space)
         found = [row for row in self.epochs if space.of_epoch(row) == architecture]
         return self.caption_at(found[-1] if found else self.epochs[-1])
-
-    def thinned(self, most: int) -> tuple[list[dict[str, Any]], int]:
-        """(rows, stride): at most `most` of the epochs, every `stride`-th one, including the last."""
-        stride = math.ceil(len(self.epochs) / most)
-        return self.epochs[(len(self.epochs) - 1) % stride :: stride], stride
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(epochs, values) of the epochs in which `key` was recorded. Epochs are counted from 1."""

@@ -249,12 +249,12 @@ def test_a_checkpoint_from_before_the_auxiliary_loss_was_logged():
 # ---- Both cells on one picture
 
 
-def test_both_cells_side_by_side_with_the_numbers_of_genotypes(monkeypatch):
+def test_both_cells_below_each_other_with_the_numbers_of_genotypes(monkeypatch):
     architecture, drawn, render = Cells.read("DARTS_V2"), [], drawing.render
     single = [Image.open(io.BytesIO(render(graph, "png"))) for graph in drawing.graphs(architecture).values()]
     monkeypatch.setattr(drawing, "render", lambda graph: drawn.append(graph.source) or render(graph))
     picture = Image.open(io.BytesIO(drawing.both(architecture)))
-    assert picture.size == (sum(image.width for image in single) + 90, max(image.height for image in single) + 60)
+    assert picture.size == (max(image.width for image in single) + 60, sum(image.height for image in single) + 90)
     for source, cell in zip(drawn, ("normal", "reduction"), strict=True):
         assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [("0", "2"), ("1", "3"), ("2", "4"), ("3", "5")]
         assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4

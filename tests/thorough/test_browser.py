@@ -39,7 +39,7 @@ def test_nothing_of_a_comparison_is_cut_off(tmp_path):
     paths = [search_run(tmp_path / "search-EXP-20260101-120000"), nasbench201_run(tmp_path / "two")]
     paths += [training_run(tmp_path / "eval-EXP-20260102-120000", genotypes.NASNet, init_channels=36, layers=20)]
     runs = [history.read(path) for path in paths]
-    page = report.of_runs(runs, compare.table(runs), visualize.picture_runs(runs, "png")).decode()
+    page = report.of_runs(runs, compare.table(runs), visualize.picture_runs(runs, "png"))
     assert in_a_browser(page, tmp_path, 1200, CUT_OFF) == [0, 0, 0]
 
 
@@ -47,7 +47,7 @@ def test_nothing_of_a_comparison_is_cut_off(tmp_path):
 def test_names_of_facts_do_not_break(tmp_path, width):
     run = history.read(search_run(tmp_path / "run", epochs=1))
     run.config["command"] = ["train_search.py", *(f"--flag{number} a/very/long/{'path' * 10}" for number in range(10))]
-    lines = in_a_browser(report.of_run(run, {}).decode(), tmp_path, width, LINES_OF_NAMES)
+    lines = in_a_browser(report.of_run(run, {}), tmp_path, width, LINES_OF_NAMES)
     assert lines == [1] * len(lines)
     assert len(lines) > 4
 
@@ -66,7 +66,7 @@ FRAME = """<!doctype html><pre id="seen"></pre><script>addEventListener("message
 def test_the_page_in_a_browser(tmp_path, width, dark):
     """All pictures load, nothing but pictures and tables scrolls sideways, and the colours follow the reader's."""
     run = history.read(search_run(tmp_path / "run"))
-    page = report.of_run(run, visualize.picture_run(run, "png")).decode()
+    page = report.of_run(run, visualize.picture_run(run, "png"))
     seen = in_a_browser(page, tmp_path, width, PROBE, dark)
     assert seen["window"] == width
     assert seen["page"] <= width
