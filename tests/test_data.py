@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 import data
 from experiment import cli
 from experiment.errors import UserError
-from image_files import datasets, decoding, folders
+from image_files import datasets, decoding, folders, sources, statistics
 
 
 def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:
@@ -97,7 +97,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def large(monkeypatch):
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
 
 
 # ---- Augmentation
@@ -452,13 +452,13 @@ def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     check_stats(images)
     for batches in (*search(images), test_batches(images)):
         assert next(iter(batches))[0].shape == (4, 1, 16, 16)
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
     for _ in range(2):  # measured, and read again
         lazy = load(folder, channels=1)
         assert (lazy.mean, lazy.std) == (images.mean, images.std)
     assert len(load(folder).mean) == 3  # what was measured is not taken for these
     pixels = np.random.RandomState(1).randint(256, size=(3, 32, 32, 3)).astype(np.uint8)
-    grey = data._pixels(torch.from_numpy(pixels), 1)
+    grey = sources._pixels(torch.from_numpy(pixels), 1)
     assert np.array_equal(grey[:, 0].numpy(), np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels]))
 
 
@@ -518,7 +518,7 @@ def test_val_takes_the_place_of_test(folder, val):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memory):
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 2**30 * in_memory)
     with pytest.raises(UserError, match=r"--valid_folder needs --dataset folder with val/ beside train/ and test/"):
         load(folder, valid_folder=True)
     for name, count in (("cat", 2), ("dog", 3)):
@@ -613,7 +613,7 @@ def test_kinds_of_images(tmp_path):
 
 
 def test_images_of_one_colour_do_not_divide_by_zero():
-    assert data.mean_std(data.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == ((0.2,) * 3, (1.0,) * 3)
+    assert statistics.mean_std(statistics.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == ((0.2,) * 3, (1.0,) * 3)
 
 
 def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_factory, no_waiting):
@@ -759,7 +759,7 @@ def test_decompression_bombs(folder, monkeypatch, limit):
 @pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 2)])
 def test_bad_images_are_skipped_and_counted_when_asked_for(folder, monkeypatch, workers, in_memory):
     """What is left is the folder without them."""
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 2**30 * in_memory)
     truncate(folder)
     save_deep(folder)
     for path in ("train/dog/0.png", "test/dog/1.png"):
@@ -785,7 +785,7 @@ def test_what_is_not_the_image_s_fault_is_not_skipped(folder, monkeypatch):
     (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(UserError, match=r"train/cat/gone\.png: .*No such file"):
         load(folder, skip_bad_images=True)
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
     with pytest.raises(UserError, match=r"cannot read the image .*train/cat/gone.png: No such file"):
         load(folder)
 
@@ -799,9 +799,9 @@ def test_a_class_of_bad_images_alone(folder):
 
 def test_a_large_folder_is_the_same_data(folder, monkeypatch):
     small = load(folder)
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
     assert isinstance(load(folder).train, data.MemoryImages)
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
     lazy, before = load(folder, workers=2), torch.get_rng_state()
     assert isinstance(lazy.train, datasets.FileImages)
     assert (lazy.mean, lazy.std) == (small.mean, small.std)

@@ -235,10 +235,10 @@ def test_workers_are_not_forked_where_cuda_runs(monkeypatch):
 KILLED = """
 import sys
 import data
-from image_files import datasets
+from image_files import datasets, sources
 if __name__ == "__main__":
     datasets._start_method = lambda workers: "forkserver" if workers else None
-    data.IN_MEMORY_BYTES = 0
+    sources.IN_MEMORY_BYTES = 0
     options = data.Options("folder", sys.argv[1], 8, workers=1, batch_size=2)
     loader = data.train_batches(data.load(options), options, "cpu")
     batches = iter(loader)

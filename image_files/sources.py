@@ -1,0 +1,246 @@
+"""Datasets by name: those of torchvision, scikit-learn's digits, folders of images.
+
+`load` gives all of a dataset, `load_test` the test images for a trained network. Decoding is deterministic.
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+
+from experiment import distributed, errors
+from experiment.errors import UserError
+from image_files import folders
+from image_files.datasets import Images, MemoryImages, Options, decode_all, interleave
+from image_files.statistics import Levels, count_levels, mean_std, measure
+
+# A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in every epoch.
+IN_MEMORY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset.
+
+    Items of `train` and `test` are (uint8 image (C, H, W), int label); `__getitems__(indices)` gives a batch, (uint8
+    (B, C, H, W), int64 (B,)). C is 3 (RGB) or 1 (grey). `mean` and `std` are those of the training pixels.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: Levels
+    std: Levels
+    image_size: int
+    flip: bool  # whether a mirrored image still shows its class
+    centre_crop: float = 1.0  # the share of the shorter side of an image file that is kept
+    valid: int = 0  # how many of the training images, the last ones, are those of a folder's own val/
+    notes: tuple[str, ...] = ()  # lines for the log of a run
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def record(self) -> dict[str, Any]:
+        """What a run's `config.json` says of the images."""
+        return {"classes": self.classes, "mean": self.mean, "std": self.std}
+
+
+def load(options: Options) -> ImageData:
+    """The dataset `options.dataset`, in the folder `options.data`.
+
+    `cifar10`, `cifar100`, `mnist` and `fashion_mnist` are downloaded if not there. `digits` come with scikit-learn.
+    `folder` holds your own images, train/<class>/* and test/<class>/*, or else val/<class>/*. `imagenet` holds any
+    number of images, train/<class>/* and val/<class>/*, which are never all in memory. `val` may also be `valid` or
+    `validation`.
+
+    Raises:
+        UserError: the name is unknown, the dataset does not have this size, or images are missing or cannot be read.
+    """
+    name, root = options.dataset, Path(options.data)
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    if options.valid_folder and not (name == "folder" and (root / "test").is_dir() and folders.valid_part(root)):
+        raise UserError("--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder")
+    if name in FOLDERS:
+        return _folder(options)
+    if options.image_size != 32:
+        raise UserError(f"{name} has images of 32 pixels, not {options.image_size}: only --dataset folder has other sizes")
+    if options.skip_bad_images:
+        raise UserError(f"--skip_bad_images needs --dataset folder: {name} is checked as a whole")
+    if options.centre_crop != 1 or options.crop != "pad":
+        raise UserError(f"--centre_crop and --crop resized need images in files, --dataset folder or imagenet, not {name}")
+    return OF_32_PIXELS[name](options)
+
+
+def load_test(options: Options, classes: tuple[str, ...] | None = None, statistics: tuple[Levels, Levels] | None = None) -> ImageData:
+    """The test images of a dataset, for a trained network. With known statistics, a folder needs no training images.
+
+    Args:
+        options: see `load`; `image_size`, `channels` and `centre_crop` are those of the network's training.
+        classes: the network's; None: those of the images.
+        statistics: mean and deviation of the network's training images; None: those of the dataset.
+
+    Raises:
+        UserError: see `load`; or the classes or their order differ from the network's.
+    """
+    where: str | Path = options.dataset
+    if statistics is None and options.dataset == "imagenet" and options.channels == 3:
+        statistics = IMAGENET_STATISTICS
+    if statistics is None or options.dataset not in FOLDERS:
+        images = load(options)
+        mean, std = statistics or (images.mean, images.std)
+        images = replace(images, mean=mean, std=std)
+    else:
+        part = folders.test_part(options.dataset, Path(options.data))
+        where = Path(options.data) / part
+        found, files, left_out = folders.read(part, options)
+        test = decode_all(files) if options.dataset == "folder" and files.bytes <= IN_MEMORY_BYTES else files
+        none, notes = files.part(np.arange(0)), tuple(folders.notes(left_out, len(files)))
+        size, crop = options.image_size, options.centre_crop
+        images = ImageData(options.dataset, none, test, found, *statistics, size, False, crop, notes=notes)
+    if classes not in (None, images.classes):
+        differing = sorted({*images.classes} ^ {*(classes or ())})
+        which = f"only one of both has {errors.first(differing)}" if differing else "their order differs"
+        raise UserError(f"the classes of {where} are not those of the network: {which}")
+    return images
+
+
+def source(images: str | Path | None) -> dict[str, str]:
+    """The arguments that mean these images: the name of a dataset, or a folder of your own; none for None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if images is None:
+        return {}
+    if str(images) in DATASETS:
+        return {"dataset": str(images)}
+    if not Path(images).is_dir():
+        raise UserError(f"{images} is neither a folder nor one of {', '.join(DATASETS)}")
+    return {"dataset": "folder", "data": str(images)}
+
+
+def _torchvision(kind: Any, options: Options, flip: bool = True, statistics: tuple[Levels, Levels] | None = None) -> ImageData:
+    """A dataset of torchvision, by its class. `statistics` of its training images in RGB are measured if None."""
+    name, root = options.dataset, Path(options.data)
+    try:
+        with distributed.one_at_a_time(root / f".{name}.lock"):
+            train, test = (kind(options.data, train=part, download=True) for part in (True, False))  # only what is missing or damaged
+    except (OSError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:
+        if issubclass(kind, datasets.MNIST):
+            where = f"put the four files of {kind.mirrors[0]} into {root / kind.__name__ / 'raw'}, unpacked,"
+        else:
+            where = f"put {kind.url} there by hand,"
+        raise UserError(
+            f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): {where} "
+            "name the folder that holds it with --data, or choose --dataset digits or --dataset folder"
+        ) from None
+
+    def images(part) -> MemoryImages:
+        return MemoryImages(_pixels(torch.as_tensor(part.data), options.channels), torch.as_tensor(part.targets))
+
+    to_learn = images(train)
+    mean, std = statistics if statistics and options.channels == 3 else mean_std(count_levels(to_learn.images))
+    return ImageData(name, to_learn, images(test), tuple(train.classes), mean, std, 32, flip)
+
+
+def _pixels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (N, channels, 32, 32), from grey (N, 28, 28), which gets a black border, or from RGB (N, 32, 32, 3)."""
+    if images.dim() == 3:
+        return F.pad(images, [2] * 4)[:, None].repeat(1, channels, 1, 1)
+    if channels == 3:
+        return images.permute(0, 3, 1, 2).contiguous()
+    column = Image.fromarray(images.flatten(0, 1).numpy())  # all images in one column: a single conversion, the same as for a folder
+    return torch.from_numpy(np.array(column.convert("L"))).view(-1, 1, *images.shape[1:3])
+
+
+def _digits(options: Options) -> ImageData:
+    """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 for training and 360 for the test, stratified by class."""
+    from sklearn.datasets import load_digits  # imported here because it takes a second
+
+    bunch = load_digits()
+    order = interleave(bunch.target)  # scikit-learn sorts by writer: the test set would have other writers
+    images = torch.from_numpy(bunch.images[order]).float().mul(255 / 16)[:, None]  # 16 is white
+    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
+    images, labels = images.repeat(1, options.channels, 1, 1), torch.from_numpy(bunch.target[order]).long()
+    train, test = MemoryImages(images[:1437], labels[:1437]), MemoryImages(images[1437:], labels[1437:])
+    mean, std = mean_std(count_levels(train.images))
+    # A mirrored digit is not a digit, so no flip.
+    return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
+
+
+# The statistics are those of the original, and for CIFAR-100 ours.
+OF_32_PIXELS: dict[str, Callable[[Options], ImageData]] = {
+    "cifar10": partial(
+        _torchvision,
+        datasets.CIFAR10,
+        statistics=((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
+    ),
+    "cifar100": partial(
+        _torchvision,
+        datasets.CIFAR100,
+        statistics=((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
+    ),
+    "mnist": partial(_torchvision, datasets.MNIST, flip=False),
+    "fashion_mnist": partial(_torchvision, datasets.FashionMNIST),
+    "digits": _digits,
+}
+FOLDERS = ("folder", "imagenet")  # of image files of any size
+DATASETS = (*OF_32_PIXELS, *FOLDERS)
+
+# Of ImageNet's training images, in every code that trains on them, the original's included.
+IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _folder(options: Options) -> ImageData:
+    root, own = Path(options.data), options.dataset == "folder"
+    test_part, valid_part = folders.test_part(options.dataset, root), folders.valid_part(root)
+    parts = {part: folders.read(part, options) for part in ("train", test_part)}
+    if options.valid_folder and valid_part:
+        parts[valid_part] = folders.read(valid_part, options)
+    classes = parts["train"].classes
+    for name, part in parts.items():
+        if different := {*classes} ^ {*part.classes}:
+            only = ", ".join(sorted(different))
+            raise UserError(f"{root / 'train'} and {root / name} must hold the same classes; in only one of them: {only}")
+    if len(classes) < 2:
+        raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
+    left_out = [what for part in parts.values() for what in part.left_out]
+    notes = [*folders.notes(left_out, sum(len(part.images) for part in parts.values()))]
+    train, test, valid = parts["train"].images, parts[test_part].images, 0
+    if options.valid_folder and valid_part:
+        valid = len(parts[valid_part].images)
+        train = train.joined(parts[valid_part].images)
+        notes.append(f"the {valid} images in {root / valid_part} are the validation images")
+    elif own and valid_part == test_part:
+        notes.append(f"there is no folder {root / 'test'}: the images in {root / test_part} are the test set")
+    elif own and valid_part:
+        notes.append(f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used")
+    if own and options.crop == "pad" and train.bytes + test.bytes <= IN_MEMORY_BYTES:
+        decoded = decode_all(train)
+        statistics = mean_std(count_levels(decoded.images))
+        both: tuple[Images, Images] = decoded, decode_all(test)
+    elif not own and options.channels == 3:
+        both, statistics = (train, test), IMAGENET_STATISTICS
+    else:
+        of_crop = "" if options.centre_crop == 1 else f"-{options.centre_crop}"
+        both, statistics = (train, test), measure(train, root / f"statistics-{options.image_size}{of_crop}.json")
+    size, crop = options.image_size, options.centre_crop
+    return ImageData(options.dataset, *both, classes, *statistics, size, True, crop, valid, tuple(notes))
