@@ -18,6 +18,7 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -69,7 +70,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     own = {"arch": args.run} | {name: getattr(network, name) for name in FIXED[1:]}
     if cli.runs_code(network.space):  # code: the command line must name it
         own["space"] = args.space
-    parser.set_defaults(dataset=network.dataset, model_path=str(Path(args.run) / network.weights), **own, **_images_and_device(args.run))
+    parser.set_defaults(dataset=network.dataset, model_path=str(Path(args.run) / network.weights), **own)
+    parser.set_values(_images_and_device(args.run))
     args = parser.parse_args()
     for name, value in own.items():
         if getattr(args, name) != value:
@@ -77,16 +79,10 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     return args, network
 
 
-def _images_and_device(run: str) -> dict[str, str | int | bool]:
+def _images_and_device(run: str) -> dict[str, Any]:
     """`data`, `skip_bad_images` and `gpu` of the run; empty if its folder has no config.json."""
-    try:
-        arguments = cli.read_config(run)["arguments"]
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"the config.json in {run} is not that of a run: {error}") from None
-    kinds = {"data": str, "skip_bad_images": bool, "gpu": int}
-    return {name: arguments[name] for name, kind in kinds.items() if isinstance(arguments.get(name), kind)}
+    arguments = cli.read_config(run)["arguments"] if Path(run, "config.json").exists() else {}
+    return {name: arguments[name] for name in ("data", "skip_bad_images", "gpu") if name in arguments}
 
 
 def load_images(args: argparse.Namespace, options: data.Options, network: Trained | None) -> data.ImageData:

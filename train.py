@@ -230,7 +230,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
         run.log("multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
         part = "valid" if holds_out(args) else "test"  # that every epoch is measured on
-        progress = run.restore(epochs, steps, f"{part}_acc", model=model, optimizer=optimizer, meters=meters)
+        progress = run.restore(model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
         step = verification.checked_step(fast, plain, model, [optimizer], args.batch_size, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))

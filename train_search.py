@@ -168,7 +168,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random")
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
-        progress = run.restore(epochs, steps, "valid_acc", space.of_epoch, **parts)
+        progress = run.restore(**parts)
         utils.advance(scheduler, progress.epoch)
         step = verification.checked_step(fast, plain, model, [architect, optimizer], args.batch_size, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))

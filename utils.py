@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiment import checkpoint, distributed, errors
+from experiment import distributed, errors
 from experiment.errors import UserError
 from experiment.run import most_threads
 
@@ -150,11 +150,6 @@ class Meters:
         return {name: (float(meter.sum), meter.count) for name in names for meter in [getattr(self, name)]}
 
     def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
-        # Earlier versions had no meter of the auxiliary head.
-        names = [*self._NAMES, *["auxiliary"][: isinstance(state_dict, dict) and "auxiliary" in state_dict]]
-        checkpoint.check_like(state_dict, dict.fromkeys(names, (0.0, 0)), "the meters")
-        if not all(math.isfinite(total) and 1 <= count < 2**53 for total, count in state_dict.values()):
-            raise ValueError("the meters are not those of any images")
         for name, (total, count) in state_dict.items():
             meter = getattr(self, name)
             meter.sum, meter.count = total, count

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Required, TypedDict
 
 from experiment import files
 from experiment.errors import UserError, shorten, shown, warn
@@ -43,15 +43,29 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        if self.presets:
-            chooser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-            chooser.add_argument("--preset", nargs="?")
-            preset = chooser.parse_known_args(args)[0].preset
-            self.set_defaults(**self.presets.get(preset, {}))
+        self.set_defaults(**self.presets.get(str(_given(args, "preset")["preset"]), {}))
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {shlex.join(unknown)}{''.join(map(self._meant, unknown))}")
         return parsed
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Makes `values`, {argument: value}, the defaults, after the checks of the command line. None and False are left out."""
+        for action in self._actions:
+            value = values.get(action.dest)
+            if value is None or value is False:
+                continue
+            try:
+                if value is True and action.const is not None:
+                    value = action.const
+                elif action.nargs == 0:
+                    raise argparse.ArgumentError(action, f"{shown(value)} is not true or false")
+                else:
+                    value = self._get_value(action, str(value))
+                    self._check_value(action, value)
+            except argparse.ArgumentError as error:
+                self.error(str(error))
+            self.set_defaults(**{action.dest: value})
 
     def _meant(self, text: str) -> str:
         flag = text.partition("=")[0]
@@ -146,7 +160,7 @@ MAY_CHANGE = {
 SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
 
 
-def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
+def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """The arguments of the command line; with `--resume`, those of the resumed run, with `run_dir` set to its folder.
 
     If torchrun restarts a command after a process has died, the run in `--run_dir` is resumed.
@@ -164,51 +178,57 @@ def parse(parser: argparse.ArgumentParser, stage: str, arguments: Mapping[str, A
             the command line does not name.
         TypeError: `parser` does not know one of `arguments`.
     """
-    if arguments is not None and (unknown := arguments.keys() - (known := vars(parser.parse_args([])).keys())):
+    known = {action.dest for action in parser._actions if action.default is not argparse.SUPPRESS}
+    if unknown := (arguments or {}).keys() - known:
         raise TypeError(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
-    given = sys.argv[1:] if arguments is None else _flags(_given(arguments))
-    args = parser.parse_args(given)
+    texts = sys.argv[1:] if arguments is None else []
+    given = _given(texts, "preset", "resume", "run_dir", *CODE) if arguments is None else arguments
+    resume, run_dir = given.get("resume"), given.get("run_dir")
+    if resume is None and run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise UserError("torchrun's --max_restarts needs --run_dir, to know the run that goes on")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if resume is None and run_dir is not None and restarted and Path(run_dir, "config.json").exists():
+        resume = run_dir
+    if resume is None:
+        parser.set_defaults(**parser.presets.get(str(given.get("preset")), {}))
+        parser.set_values(arguments or {})
+        args = parser.parse_args(texts)
+    else:
+        resume = path(resume)
+        if run_dir is not None and path(run_dir) != resume:
+            raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {run_dir}")
+        recorded = _recorded(resume, stage, known)
+        for name in CODE:
+            file = str(recorded.get(name))
+            if runs_code(file) and given.get(name) != file:
+                raise UserError(
+                    f"--resume {resume} would run the code of {shorten(file)}, which its config.json names: "
+                    f"if you trust that file, add {shlex.join([f'--{name}', file])}"
+                )
+        parser.presets = {}  # their values are recorded
+        parser.set_values(recorded)
+        before = vars(parser.parse_args([]))
+        parser.set_values(arguments or {})
+        args = parser.parse_args(texts)
+        if changed := [name for name, value in vars(args).items() if value != before[name] and name not in MAY_CHANGE]:
+            differences = ", ".join(f"--{name} was {before[name]}, not {getattr(args, name)}" for name in changed)
+            weights = f"; with its weights: --init_from {resume}/weights.pt" if "init_from" in known else ""
+            raise UserError(
+                f"--resume {resume} continues a run with its own arguments, but {differences}: "
+                f"leave out what differs, or begin a new run without --resume{weights}"
+            )
+        args.resume = args.run_dir = resume
     if getattr(args, "capture", False) and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise UserError("--capture cannot be combined with --recompute or with several processes: leave one of them out")
-    resume = args.resume
-    if resume is None and args.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
-        raise UserError("torchrun's --max_restarts needs --run_dir, to know the run that goes on")
-    if resume is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (Path(args.run_dir) / "config.json").exists():
-        resume = args.run_dir
-    if resume is None:
-        return args
-    if args.run_dir is not None and Path(args.run_dir).resolve() != Path(resume).resolve():
-        raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {args.run_dir}")
-    recorded = _recorded(resume, stage, known=vars(args))
-    # Parsed again, to check them: the file may be untrusted.
-    texts = _flags(recorded)
-    before, merged = parser.parse_args(texts), parser.parse_args([*texts, *given])
-    for name in CODE:
-        file = getattr(before, name, "")
-        if runs_code(file) and getattr(args, name, "") != file:
-            raise UserError(
-                f"--resume {resume} would run the code of {shorten(file)}, which its config.json names: "
-                f"if you trust that file, add {shlex.join([f'--{name}', file])}"
-            )
-    changed = [name for name, value in vars(merged).items() if value != getattr(before, name) and name not in MAY_CHANGE]
-    if changed:
-        differences = ", ".join(f"--{name} was {getattr(before, name)}, not {getattr(merged, name)}" for name in changed)
-        weights = f"; with its weights: --init_from {resume}/weights.pt" if "init_from" in vars(args) else ""
-        raise UserError(
-            f"--resume {resume} continues a run with its own arguments, but {differences}: "
-            f"leave out what differs, or begin a new run without --resume{weights}"
-        )
-    merged.resume = merged.run_dir = resume
-    return merged
+    return args
 
 
-def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if value is not None and value is not False}
-
-
-def _flags(arguments: Mapping[str, Any]) -> list[str]:
-    """The command line with these arguments."""
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments.items()]
+def _given(texts: Sequence[str] | None, *names: str) -> dict[str, str | None]:
+    """{name: value} of these options on a command line, unchecked; None for those that are not on it."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?")
+    return vars(parser.parse_known_args(texts)[0])
 
 
 def check_learning_rates(args: argparse.Namespace) -> None:
@@ -218,55 +238,40 @@ def check_learning_rates(args: argparse.Namespace) -> None:
 
 
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
-    """The arguments in the config.json of the run in `folder`, except None and False: strings, numbers and True."""
-    try:
-        config = read_config(folder)
-    except OSError as error:
-        raise UserError(f"--resume {folder}: cannot read its config.json ({error.strerror or error})") from None
-    except ValueError as error:
-        raise UserError(f"--resume {folder}: its config.json is not that of a run: {error}") from None
-    if config.get("stage") != stage:
-        raise UserError(f"{folder} is a run of another script: its stage is {shown(config.get('stage'))}, this one's is {stage!r}")
-    if stage == "search" and config["arguments"].get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
+    """The arguments in the config.json of the run in `folder`."""
+    config = read_config(folder)
+    if config["stage"] != stage:
+        raise UserError(f"{folder} is a run of another script: its stage is {shown(config['stage'])}, this one's is {stage!r}")
+    recorded = config["arguments"]
+    if stage == "search" and recorded.get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
         raise UserError(
             f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
             "restore it, or begin a new search"
         )
-    recorded = _given(config["arguments"])
-    for name, value in recorded.items():
-        if name not in known:
-            raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(name)}")
-        if isinstance(value, str) and "\0" in value:
-            raise UserError(f"--resume {folder}: its config.json is not that of a run: {name} is {shown(value)}")
+    if unknown := recorded.keys() - known:
+        raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(min(unknown))}")
     return recorded
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of the run in `folder`. Its `arguments` are numbers, strings, True, False and None.
+class Config(TypedDict, total=False):
+    """The content of a run's config.json."""
 
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not the config.json of a run. The message says why.
-    """
-    try:
-        config = files.parse_json((Path(folder) / "config.json").read_bytes())
-    except ValueError as error:
-        raise ValueError(f"it does not hold JSON ({error})") from None
-    arguments = config.get("arguments") if isinstance(config, dict) else None
-    if not isinstance(arguments, dict):
-        raise ValueError("it lacks the arguments")
-    for name, value in arguments.items():
-        if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{shorten(name)} is {shown(value)}")
-    if not isinstance(config.get("command", []), list):
-        raise ValueError("its command is not a list")
-    classes = config.get("classes", [])
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are not a list of names")
-    commands = config.get("next", {})
-    if not isinstance(commands, dict) or not all(isinstance(command, str) for command in commands.values()):
-        raise ValueError("its next commands are not {purpose: command}")
-    return config
+    stage: Required[str]
+    arguments: Required[dict[str, str | int | float | bool | None]]
+    classes: list[str]
+    command: list[str]
+    commit: str | None
+    primitives: list[str]
+    versions: dict[str, str]
+    gpu: str | None
+    threads: int
+    processes: int
+    next: dict[str, str]  # the commands that the run proposes, {purpose: command}
+
+
+def read_config(folder: str | Path) -> Config:
+    """The config.json of the run in `folder`. Raises `UserError` like `files.read_json`."""
+    return files.read_json(Path(folder) / "config.json", Config)
 
 
 # The arguments that may name a class in a file, `file.py:Class`. The code of this file is run.
@@ -289,7 +294,7 @@ def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> 
     return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 
-def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], float]:
+def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], Any]:
     def parse(text: str):
         try:
             value = kind(text)
@@ -312,6 +317,19 @@ positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 
 non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
 proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+
+
+def _at_most_cores(option: str, kind: Callable[[str], int]) -> Callable[[str], int]:
+    """`kind`, limited to the number of cores: more processes or threads would only wait for each other, or cannot be started."""
+
+    def parse(text: str) -> int:
+        value = kind(text)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if value > cores:
+            warn(f"{option} {value} is more than the number of cores: {cores} are used")
+        return min(value, cores)
+
+    return parse
 
 
 def add_space_argument(group: Any, option: str, what: str) -> None:
@@ -404,8 +422,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
     )
     group.add_argument(
         "--workers",
-        type=non_negative_int,
-        action=_AtMostCores,
+        type=_at_most_cores("--workers", non_negative_int),
         default=2,
         help="processes that decode images, at most the number of cores; does not change results",
     )
@@ -437,8 +454,7 @@ def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -
     group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
     group.add_argument(
         "--threads",
-        type=positive_int,
-        action=_AtMostCores,
+        type=_at_most_cores("--threads", positive_int),
         help="threads of a CPU; None: one for every 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
     )
     if images:
@@ -483,39 +499,21 @@ def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) 
         parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
-class _AtMostCores(argparse.Action):
-    """Limits a number of processes or threads to that of the cores. More would only wait for each other, or cannot be started."""
-
-    warned = False  # the command line of a resumed run is parsed twice
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if values > cores and not self.warned:
-            warn(f"{option_string} {values} is more than the number of cores: {cores} are used")
-            self.warned = True
-        setattr(namespace, self.dest, min(values, cores))
-
-
 class _Assignments(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        given = assignments(getattr(namespace, self.dest) or "")
-        for text in shlex.split(values):
-            name, equals, value = text.partition("=")
-            if not equals or not name.isidentifier():
-                parser.error(f"argument {option_string}: {shown(text)} is not name=value")
-            given[name] = value
+        given = assignments(getattr(namespace, self.dest) or "") | assignments(values)
         setattr(namespace, self.dest, shlex.join(f"{name}={value}" for name, value in sorted(given.items())))
 
 
 def assignments(text: str) -> dict[str, str]:
     """{name: value} of the string that `--space_arg` or `--strategy_arg` has collected."""
-    return {name: value for name, _, value in (part.partition("=") for part in shlex.split(text))}
+    parts = [part.partition("=") for part in shlex.split(text)]
+    for name, equals, _ in parts:
+        if not equals or not name.isidentifier():
+            raise UserError(f"{shown(name)} is not name=value, which --space_arg and --strategy_arg take")
+    return {name: value for name, _, value in parts}
 
 
 class _Unread(argparse.Action):
-    warned = False  # the command line of a resumed run is parsed twice
-
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        if not self.warned:
-            warn(f"{option_string} has no effect here")
-        self.warned = True
+        warn(f"{option_string} has no effect here")

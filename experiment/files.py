@@ -9,15 +9,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from experiment import errors
+from experiment.errors import UserError
 
 
-def parse_json(content: bytes | str) -> Any:
-    """The decoded JSON. Raises `ValueError` if it is none."""
+def parse_json(content: bytes | str, kind: Any = Any) -> Any:
+    """The decoded JSON. Raises `ValueError` if it is none, or not of the type `kind`."""
     try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        return msgspec.convert(json.loads(content), kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def read_json(path: str | Path, kind: Any = Any) -> Any:
+    """The decoded JSON in a file. Raises `UserError`, which names the file, if it cannot be read or is not of the type `kind`."""
+    try:
+        return parse_json(Path(path).read_bytes(), kind)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or was edited: {error}") from None
 
 
 def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", previous: Path | None = None) -> None:

@@ -1,58 +1,31 @@
-"""Checks rows of metrics.jsonl, from a run's folder or from a checkpoint. docs/metrics.md lists every key."""
+"""An epoch's row of metrics.jsonl: the types of what is read back, and the rows of classes. docs/metrics.md lists every key."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Required, TypedDict
 
-from experiment.errors import printable, shorten, shown
+import msgspec
 
-LONGEST_NAME = 200  # characters of an edge or an operation
+from experiment.errors import printable, shorten
 
-
-def check(row: Any, epoch: int, first: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Returns `row` if it is valid as the metrics of `epoch`, so that it can be drawn and reported.
-
-    Losses and the eigenvalue may also be infinite or NaN, as in a run that diverges. All other numbers must be finite.
-
-    Args:
-        row: decoded JSON, or from a checkpoint.
-        epoch: the epoch that the row must be of.
-        first: the first row of the run. All rows must have the same edges and operations.
-
-    Raises:
-        ValueError: `row` is not valid. The message says why.
-    """
-    if not isinstance(row, dict) or type(row.get("epoch")) is not int:
-        raise ValueError("it is not an object with an epoch")
-    if row["epoch"] != epoch:
-        raise ValueError(f"it is of epoch {shown(row['epoch'])}, where epoch {epoch} is expected")
-    for key, value in row.items():
-        if not isinstance(key, str):
-            raise ValueError(f"the key {shown(key)} is not a string")
-        if key not in ("alphas", "betas", "genotype", "architecture", "class_acc", "confusion") and not _is_number(
-            value, key.endswith("_loss") or key == "eigenvalue"
-        ):
-            raise ValueError(f"{shown(key)} is {shown(value)}, which is not a number")
-    _check_classes(row.get("class_acc", {}), row.get("confusion", {}))
-    alphas = _check_alphas(row.get("alphas", {}))
-    if first is not None and alphas != {edge: set(weights) for edge, weights in first.get("alphas", {}).items()}:
-        raise ValueError("its alphas name other edges or operations than those of epoch 0")
-    betas = row.get("betas", {})
-    if not isinstance(betas, dict) or (betas and betas.keys() != alphas.keys()):
-        raise ValueError("its betas are not those of the edges that the alphas name")
-    if not all(type(weight) in (int, float) and 0 <= weight <= 1 for weight in betas.values()):
-        raise ValueError("a beta is not a number between 0 and 1")
-    if first is not None and betas.keys() != first.get("betas", {}).keys():
-        raise ValueError("its betas are of other edges than those of epoch 0")
-    return row
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-def _is_number(value: Any, diverged: bool) -> bool:
-    if type(value) not in (int, float):
-        return False
-    return abs(value) <= 1e100 or (diverged and (math.isnan(value) or value == math.inf))  # more cannot be drawn
+class Epoch(TypedDict, total=False):
+    """A row, without the numbers that are only drawn. In a run that diverges, losses are infinite or NaN."""
+
+    epoch: Required[int]
+    train_loss: float
+    train_acc: float
+    valid_loss: float
+    valid_acc: float
+    test_loss: float
+    test_acc: float
+    alphas: dict[str, dict[str, Share]]
+    betas: dict[str, Share]
+    class_acc: dict[str, float]
+    confusion: dict[str, dict[str, int]]
 
 
 def of_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
@@ -89,30 +62,3 @@ def class_lines(row: dict[str, Any]) -> list[str]:
 def _short(name: str) -> str:
     """The name of a class, which may hold any characters but NUL and the slash, for a log line."""
     return shorten(printable(name), 60)
-
-
-def _check_classes(accuracies: Any, confusion: Any) -> None:
-    if not isinstance(accuracies, dict) or not isinstance(confusion, dict) or accuracies.keys() != confusion.keys():
-        raise ValueError("its class_acc and confusion are not of the same classes")
-    for name, row in confusion.items():
-        counts = [*row.values()] if isinstance(row, dict) else []
-        if not counts or not all(type(count) is int and 0 < count < 2**53 for count in counts):
-            raise ValueError(f"its confusion of {shown(name)} is not {{class: images}}")
-        if type(accuracies[name]) not in (int, float) or not 0 <= accuracies[name] <= 100:
-            raise ValueError(f"its accuracy of {shown(name)} is not a percentage")
-
-
-def _check_alphas(edges: Any) -> dict[str, set[str]]:
-    """{edge: its operations}."""
-    if not isinstance(edges, dict) or not all(isinstance(weights, dict) and weights.keys() - {"none"} for weights in edges.values()):
-        raise ValueError("its alphas are not {edge: {operation: weight}}")
-    for edge, weights in edges.items():
-        for name in (edge, *weights):
-            if not isinstance(name, str) or len(name) > LONGEST_NAME:
-                raise ValueError(f"its alphas name {shown(name)}")
-        for weight in weights.values():
-            if type(weight) not in (int, float):
-                raise ValueError("an alpha is not a number")
-            if not 0 <= weight <= 1:
-                raise ValueError("an alpha is not between 0 and 1")
-    return {edge: set(weights) for edge, weights in edges.items()}

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import filelock
+import msgspec
 import numpy as np
 import torch
 import torchvision
 from torch import nn
 
-from experiment import checkpoint, cli, distributed, errors, files, metrics
+from experiment import checkpoint, cli, distributed, errors, files
 from experiment.console import Console, Lines, reporter
 from experiment.errors import UserError, shorten
 from genotypes import PRIMITIVES
@@ -47,31 +48,12 @@ class Progress:
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)  # one object per complete epoch
 
-    def check(self, epochs: int, steps: int, accuracy: str, check_row: Callable[[dict[str, Any]], Any]) -> None:
-        """Raises `ValueError` if this cannot be the progress of the run. A checkpoint may be untrusted.
-
-        Args:
-            epochs: epochs of the whole run.
-            steps: most steps of an epoch.
-            accuracy: a metric that every epoch has.
-            check_row: raises `ValueError` if an epoch's metrics are not those of such a run.
-        """
-        counts = all(type(count) is int and 0 <= count <= most for count, most in ((self.epoch, epochs), (self.step, steps)))
-        time = type(self.seconds) is float and 0 <= self.seconds < float("inf")
-        if not (counts and time and isinstance(self.metrics, list) and len(self.metrics) == self.epoch):
-            raise ValueError("its progress is not one of this run")
-        for epoch, row in enumerate(self.metrics):
-            metrics.check(row, epoch, self.metrics[0])
-            check_row(row)
-            if type(row.get(accuracy)) is not float:
-                raise ValueError(f"epoch {epoch} lacks its {accuracy}")
-
 
 Callback = Callable[[int, dict[str, Any]], Any]  # (epoch, its metrics)
 
 
 class Stateful(Protocol):
-    """An object whose state a checkpoint can hold. `load_state_dict` raises `ValueError` for a state that does not fit."""
+    """An object whose state a checkpoint can hold."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -176,8 +158,8 @@ class Run:
         """Logs what the user can do next, {purpose: command}, and records it in config.json."""
         for purpose, command in commands.items():
             self.log("%s: %s", purpose, command)
-        with suppress(OSError, ValueError):  # the file has been damaged since: the log has the commands
-            self.write_json("config.json", {**cli.read_config(self.folder), "next": commands})
+        with suppress(UserError):  # the file has been damaged since: the log has the commands
+            self.write_json("config.json", files.read_json(self.folder / "config.json", dict) | {"next": commands})
 
     def reporter(self, label: str, every: int, batches: int) -> Callable[[int, object], None]:
         """Returns a function like that of `progress.reporter`, which also stops the run after a signal."""
@@ -209,9 +191,7 @@ class Run:
 
     # ---- Resuming and stopping
 
-    def restore(
-        self, epochs: int, steps: int, accuracy: str, check_row: Callable[[dict[str, Any]], Any] = lambda row: None, **parts: Stateful
-    ) -> Progress:
+    def restore(self, **parts: Stateful) -> Progress:
         """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
         A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run after its next
@@ -219,7 +199,6 @@ class Run:
         last checkpoint is kept. A run outside of the main thread takes no signals.
 
         Args:
-            epochs, steps, accuracy, check_row: as for `Progress.check`.
             parts: {name: object}, in addition to the progress and the random states.
 
         Returns:
@@ -229,7 +208,6 @@ class Run:
             UserError: neither the latest checkpoint nor the previous one can be read, or they belong to another model.
         """
         self._parts = parts
-        self._bounds = epochs, steps + 1, accuracy, check_row  # an epoch may have one step more with fewer processes
         content = distributed.broadcast(self._load_checkpoint() if self._resumed and self._writes else b"")
         if content and not self._writes:
             self._take(content)
@@ -345,25 +323,26 @@ class Run:
     def _take(self, content: bytes) -> None:
         """Restores the state in this checkpoint. Raises `ValueError` if it is damaged or belongs to another run."""
         state = _read_checkpoint(content)
-        for name, value in state["arguments"].items():
+        for name, value in state.arguments.items():
             if (now := vars(self.args).get(name)) != value:
                 raise ValueError(f"its run had --{name} {value}, but config.json says {now}: put {value} back")
-        state["progress"].check(*self._bounds)
-        for name, part in self._parts.items():
-            saved = state["parts"].get(name)
-            if isinstance(part, nn.Module):
-                checkpoint.check_like(saved, part.state_dict(), "the weights")
-            if isinstance(part, torch.optim.Optimizer):
-                checkpoint.load_optimizer(part, saved)
-            else:
-                part.load_state_dict(saved)
-        checkpoint.set_random_states(state["random"])
-        self._set_cuda_random_state(state["random"]["cuda"])
-        self.progress = state["progress"]
+        try:
+            for name, part in self._parts.items():
+                saved = state.parts[name]
+                if isinstance(part, torch.optim.Optimizer):
+                    checkpoint.load_optimizer(part, saved)
+                else:
+                    part.load_state_dict(saved)
+            checkpoint.set_random_states(state.random)
+            self._set_cuda_random_state(state.random["cuda"])
+        except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):  # not an error of the file
+            raise
+        except Exception as error:  # of many types
+            raise ValueError(f"it does not fit this run: {error!r}") from None
+        self.progress = state.progress
 
     def _set_cuda_random_state(self, cuda: list[Any]) -> None:
         if self.device.type == "cuda" and len(cuda) == 1:
-            checkpoint.check_like(cuda, [torch.cuda.get_rng_state(self.device)], "CUDA's random state")
             torch.cuda.set_rng_state(cuda[0], self.device)
         elif self.device.type == "cuda" or cuda:
             self.log(
@@ -395,25 +374,25 @@ class _LogFile(logging.FileHandler):
         pass
 
 
-def _read_checkpoint(content: bytes) -> dict[str, Any]:
-    """`progress`, `parts`, `random` states and `arguments` of a checkpoint, with their types checked. Raises `ValueError` if invalid."""
-    try:  # a damaged file may raise almost anything; nothing is on a device yet
+@dataclass
+class _Checkpoint:
+    """The content of `checkpoint.pt`."""
+
+    progress: Progress
+    arguments: dict[str, Any]
+    random: dict[str, Any]
+    parts: dict[str, Any]
+
+
+def _read_checkpoint(content: bytes) -> _Checkpoint:
+    """The content of a checkpoint, on the CPU. Raises `ValueError` if it is damaged."""
+    try:  # a damaged file may raise almost anything
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        progress, parts, states = Progress(**state["progress"]), state["parts"], state["random"]
-        outlines = {"python": tuple, "numpy": tuple, "torch": torch.Tensor, "cuda": list}
-        arguments = state.get("arguments", {})  # older checkpoints have none
-        if (
-            not isinstance(parts, dict)
-            or not isinstance(arguments, dict)
-            or {name: type(value) for name, value in states.items()} != outlines
-        ):
-            raise ValueError("it does not hold a checkpoint")
+        return msgspec.convert(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), _Checkpoint)
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return {"progress": progress, "parts": parts, "random": states, "arguments": arguments}
 
 
 @functools.cache  # runs change it

@@ -126,7 +126,6 @@ class Random(Strategy):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        checkpoint.check_like(state_dict.get("decisions"), self.model.mutator.status(), "the decisions")
         self.model.mutator.decide(state_dict["decisions"])
 
     def finalists(self) -> Iterable[Decisions]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from architecture import Alphas, Architecture
 from experiment import cli, files, metrics
 from experiment.errors import UserError, warn
@@ -18,7 +20,7 @@ class History:
     """A run: `config` is the content of config.json, `epochs` the rows of metrics.jsonl, at least one."""
 
     folder: Path
-    config: dict[str, Any]
+    config: cli.Config
     epochs: list[dict[str, Any]]
 
     @property
@@ -86,19 +88,20 @@ def read(path: str | Path) -> History:
         raise UserError(f"{path} is not a folder: name the folder of a run")
     try:
         lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        config = cli.read_config(folder)
     except OSError as error:
         raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not that of a run: {error}") from None
+    config = cli.read_config(folder)
     epochs: list[dict[str, Any]] = []
     run = History(folder, config, epochs)
     for number, line in enumerate(lines):
         try:
-            row = metrics.check(files.parse_json(line), number, epochs[0] if epochs else None)
+            row = files.parse_json(line)
+            msgspec.convert(row, metrics.Epoch)
             load_space(run.space).of_epoch(row)
             epochs.append(row)
-        except ValueError as error:
+            if row["epoch"] != number or row.get("alphas", {}).keys() != epochs[0].get("alphas", {}).keys():
+                raise ValueError("it does not follow the line before")
+        except (ValueError, msgspec.ValidationError) as error:
             if line.endswith(b"\n"):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
             warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is ignored")

@@ -80,7 +80,7 @@ def main() -> None:
             run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         run.log_each(*data.baseline_lines(corpus))
-        progress = run.restore(epochs, len(train_text), "valid_loss", model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
+        progress = run.restore(model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
         evaluated = len(sequences(valid_text, args.bptt))
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():

@@ -81,9 +81,7 @@ def main() -> None:
         run.log("%s", speed)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         run.log_each(*data.baseline_lines(corpus))
-        progress = run.restore(
-            epochs, len(train_text), "valid_loss", model=model, architect=architect, optimizer=optimizer, meters=meters, place=place
-        )
+        progress = run.restore(model=model, architect=architect, optimizer=optimizer, meters=meters, place=place)
         evaluated = len(sequences(valid_text, args.bptt))
         step = search_step(alpha_text, model, architect, optimizer, place, meters, args)
         loop = Loop(run, steps, evaluated)

@@ -155,6 +155,9 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
         (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
         (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
         (lambda: train.train("{1}", "digits"), UserError, r"cannot read \{1\}"),
+        (lambda: train_search.search(images="digits", epochs=0), UserError, "--epochs: 0 is not a whole number of at least 1"),
+        (lambda: train_search.search(images="digits", hvp="wrong"), UserError, "--hvp: invalid choice: 'wrong'"),
+        (lambda: train_search.search(images="digits", unrolled="yes"), UserError, "--unrolled: 'yes' is not true or false"),
     ],
 )
 def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):

@@ -170,8 +170,8 @@ FILES = {
     "    def __init__(self):\n        super().__init__()\n        self.a = LayerChoice([LayerChoice([nn.Identity()])])",
     "other.json": '{"first": 0}',
     "list.json": "[1]",
-    "searched/config.json": '{"arguments": {"space": "nasbench201"}}',
-    "trained/config.json": '{"arguments": {"space": "darts"}}',
+    "searched/config.json": '{"stage": "search", "arguments": {"space": "nasbench201"}}',
+    "trained/config.json": '{"stage": "eval", "arguments": {"space": "darts"}}',
 }
 
 

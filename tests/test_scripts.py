@@ -291,7 +291,7 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--dataset", "svhn"], "--dataset"),
         ("train", ["--channels", "2"], "--channels.*1, 3"),
         ("train", ["--valid_portion", "1"], "--valid_portion"),
-        ("train", ["--valid_portion", "1e-6"], r"--valid_portion 1e-06 of 1437 training images is 0"),
+        ("train", ["--valid_portion", "1e-6"], r"--valid_portion 1e-06 of 1437 training images holds out 0"),
         ("train", ["--label_smoothing", "1"], "--label_smoothing"),
         ("train", ["--optimizer", "lion"], "--optimizer.*sgd.*adam"),
         ("train", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),

@@ -344,6 +344,7 @@ def test_damaged_weights(seed, kind, tmp_path):
 
 CHECKPOINT = {
     "progress": {"epoch": 1, "step": 2, "seconds": 1.5, "metrics": [{"epoch": 0, "test_acc": 50.0}]},
+    "arguments": {},
     "random": checkpoint.random_states(torch.device("cpu")),
     "parts": {"model": STATE},
 }
@@ -353,7 +354,7 @@ def restore(folder):
     args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
     (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
     with experiment.run.Run("search", args, torch.device("cpu")) as run:
-        return run.restore(2, 5, "test_acc", model=Network())
+        return run.restore(model=Network())
 
 
 @pytest.fixture
@@ -372,17 +373,14 @@ def same_random_states():
     whole=st.booleans(),
 )
 def test_checkpoints(seed, progress, whole, tmp_path):
-    """Either all of it is taken, and is such that a run can go on, or none."""
+    """Either all of it is taken, or none."""
     content = saved(CHECKPOINT | {"progress": CHECKPOINT["progress"] | progress})
     (tmp_path / "checkpoint.pt").write_bytes(content if whole else damage(content, seed))
     found = only_user_errors(restore, tmp_path)
     if found is not None:
         assert type(found.epoch) is type(found.step) is int
-        assert 0 <= found.epoch <= 2
-        assert 0 <= found.step <= 6
         assert type(found.seconds) is float
-        assert len(found.metrics) == found.epoch
-        assert all(type(row["test_acc"]) is float for row in found.metrics)
+        assert type(found.metrics) is list
 
 
 # ---- Metrics
@@ -391,7 +389,7 @@ ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5, "alphas": {"nor
 
 
 def write_run(folder, row, **config):
-    (folder / "config.json").write_text(json.dumps({"arguments": {"seed": 2}} | config))
+    (folder / "config.json").write_text(json.dumps({"stage": "search", "arguments": {"seed": 2}} | config))
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [row, ROW | {"epoch": 1}])) + "\n")
     return folder
 
