@@ -1,8 +1,8 @@
-"""The alpha step for text: the losses that `architect.Architect` needs, with hidden states, dropout and clipped gradients.
+"""The alpha step for text: losses for `architect.Architect`, with hidden states, dropout and clipped gradients.
 
-The virtual step is the step that SGD is about to make, with its clipping: w' = w - xi (c d/dw L_train(w, alpha) +
-weight_decay w). The clipping coefficient c is treated as a constant, like xi. All passes use the same dropout masks. The
-authors' code differs in four places, `FAULTS`; docs/recurrent.md has measurements of their effects.
+The virtual step is SGD's next step, with its clipping: w' = w - xi (c d/dw L_train(w, alpha) + weight_decay w). The
+coefficient c of the clipping is a constant, like xi. All passes use the same dropout masks. The authors' code differs
+in four places, `FAULTS`; docs/recurrent.md has measurements of their effects.
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ from rnn.model import Dropouts
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that select the text, the same for every stage."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset", choices=data.DATASETS, default="ptb", help="which text to learn; pydoc needs no files; text reads your own"
-    )
+    what = "which text to learn; pydoc needs no files; text reads your own"
+    group.add_argument("--dataset", choices=data.DATASETS, default="ptb", help=what)
     what = "folder with train.txt, valid.txt and test.txt; for --dataset text, a file or a folder"
     group.add_argument("--data", type=cli.path, default="../data/penn/", help=what)
     what = "largest number of words in the vocabulary, for --dataset text and pydoc"
@@ -25,16 +24,17 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arch_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--arch`. Its value is a published cell by its canonical name, or what was given."""
-    what = f"the cell: {', '.join(RecurrentCell.names())}; a file with JSON or Genotype(...); a search's folder; or such a text"
+    known = ", ".join(RecurrentCell.names())
+    what = f"the cell: {known}; a file with JSON or Genotype(...); a search's folder; or such a text"
     parser.add_argument("--arch", type=RecurrentCell.canonical, default="DARTS", help=what)
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
     """Adds the arguments for the size of the network, and `--faithful`, the same for every stage."""
     group = parser.add_argument_group("network")
-    group.add_argument("--emsize", type=cli.positive_int, default=emsize, help="number of units of embeddings and states")
+    group.add_argument("--emsize", type=cli.positive_int, default=emsize, help="number of units of a state")
     for name in ("--nhid", "--nhidlast"):
-        group.add_argument(name, type=cli.positive_int, help="number of units of states; must equal --emsize, its default")
+        group.add_argument(name, type=cli.positive_int, help="the same as --emsize, its default")
     group.add_argument("--bptt", type=cli.positive_int, default=35, help="length of most sequences, in words")
     what = "compute as the authors' code does, including its faults (docs/recurrent.md)"
     group.add_argument("--faithful", action="store_true", help=what)
@@ -44,19 +44,20 @@ def add_training_arguments(
     parser: argparse.ArgumentParser, batch_size: int, epochs: int, seed: int, dropoute: float, wdecay: float
 ) -> None:
     """Adds the arguments for training the weights. The two stages that train differ only in these defaults."""
-    parser.add_argument("--seed", type=cli.seed, default=seed, help="seed of the random weights, dropout masks and lengths of sequences")
-    parser.add_argument(
-        "--log-interval", dest="report_freq", type=cli.positive_int, default=argparse.SUPPRESS, help="the same as --report_freq"
-    )
-    number, positive = cli.non_negative_float, cli.positive_float
+    number, positive, whole = cli.non_negative_float, cli.positive_float, cli.positive_int
+    parser.add_argument("--seed", type=cli.seed, default=seed, help="seed of weights, dropout masks and sequences' lengths")
+    what = "the same as --report_freq"
+    parser.add_argument("--log-interval", dest="report_freq", type=whole, default=argparse.SUPPRESS, help=what)
     group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=cli.positive_int, default=epochs, help="number of passes over the training text")
-    group.add_argument("--batch_size", type=cli.positive_int, default=batch_size, help="number of sequences in a batch")
+    group.add_argument("--epochs", type=whole, default=epochs, help="number of passes over the training text")
+    group.add_argument("--batch_size", type=whole, default=batch_size, help="number of sequences in a batch")
     group.add_argument("--lr", type=positive, default=20.0, help="learning rate for a sequence of length --bptt")
     group.add_argument("--clip", type=positive, default=0.25, help="clip the gradient to this norm")
     group.add_argument("--wdecay", type=number, default=wdecay, help="weight decay")
-    group.add_argument("--alpha", type=number, default=0.0, help="weight of the loss on the size of the decoder's inputs")
-    group.add_argument("--beta", type=number, default=1e-3, help="weight of the loss on the changes of a state between time steps")
+    what = "weight of the mean square of the decoder's inputs in the loss"
+    group.add_argument("--alpha", type=number, default=0.0, help=what)
+    what = "weight of the mean square of the states' changes between time steps in the loss"
+    group.add_argument("--beta", type=number, default=1e-3, help=what)
     group = parser.add_argument_group("dropout")
     dropped = {
         "dropout": (0.75, "units of the decoder's input"),
@@ -76,7 +77,7 @@ def check_sizes(args: argparse.Namespace) -> None:
     if {args.nhid or args.emsize, args.nhidlast or args.emsize} != {args.emsize}:
         raise UserError(f"--nhid and --nhidlast must be --emsize, {args.emsize}: embeddings and states share a matrix")
     if args.bptt < 4:
-        raise UserError(f"--bptt {args.bptt} is too short: some sequences have half of it, and need two words at least; name 4 or more")
+        raise UserError(f"--bptt {args.bptt} is too short: some sequences have half of it, and need two words; name 4 or more")
 
 
 def dropouts(args: argparse.Namespace) -> Dropouts:

@@ -45,8 +45,8 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
     """The corpus `name`.
 
     Args:
-        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: your own text
-            file, or all .txt files of a folder; or `pydoc`: Python's language reference (`pydoc_data.topics`).
+        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: your own
+            text file, or all .txt files of a folder; or `pydoc`: Python's language reference (`pydoc_data.topics`).
         path: the folder or file; not used for `pydoc`.
         vocabulary: for `text` and `pydoc`, the largest number of words: the most frequent ones of the training part.
             Others become `<unk>`. Words are in lower case, and punctuation marks are words. The first 80% of the lines
@@ -66,7 +66,7 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
 def corpus(parts: Sequence[Sequence[Sequence[str]]], vocabulary: int | None = None) -> Corpus:
     """The corpus made of training, validation and test lines. A line is a list of words.
 
-    `vocabulary`: see `load`; None for all words of all parts, in the order of their first occurrence, as in the original.
+    `vocabulary`: see `load`; None for all words of all parts, in the order of first occurrence, as in the original.
     """
     streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
     if vocabulary is None:
@@ -82,8 +82,8 @@ def _part(folder: Path, part: str, name: str) -> Path:
         if (folder / file).exists():
             return folder / file
     raise UserError(
-        f"{folder / part}.txt is missing: put the files of {SOURCES[name]} into that folder as train.txt, valid.txt and "
-        "test.txt (this program does not download them), name another folder with --data, or choose --dataset pydoc"
+        f"{folder / part}.txt is missing: put the files of {SOURCES[name]} into that folder as train.txt, "
+        "valid.txt and test.txt (this program does not download them), name another folder with --data, or choose --dataset pydoc"
     )
 
 
@@ -113,7 +113,7 @@ def _topics() -> list[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("this Python lacks pydoc_data.topics: choose --dataset text and name a text with --data") from None
+        raise UserError("this Python lacks pydoc_data.topics: name your own text with --dataset text and --data") from None
     return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
 
 
@@ -169,7 +169,7 @@ def batchify(stream: Tensor, columns: int, part: str, least: int = 2) -> Tensor:
 
 
 def get_batch(source: Tensor, row: int, length: int) -> tuple[Tensor, Tensor]:
-    """(words, next words), (T, B) each: `length` rows of `source` from `row`, or fewer at its end; and one row further."""
+    """(words, next words), (T, B) each: `length` rows of `source` from `row`, or fewer at its end; and one further."""
     length = min(length, len(source) - 1 - row)
     return source[row : row + length], source[row + 1 : row + 1 + length]
 
@@ -209,7 +209,8 @@ def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
     for part, stream in (("valid", corpus.valid.numpy()), ("test", corpus.test.numpy())):
         before, words = stream[:-1], stream[1:]
         places = np.searchsorted(pairs, before * V + words).clip(max=len(pairs) - 1)
-        seen = np.where(pairs[places] == before * V + words, times[places] - discount, 0) / np.maximum(starts[before], 1)
+        seen = np.where(pairs[places] == before * V + words, times[places] - discount, 0)
+        seen = seen / np.maximum(starts[before], 1)
         left = np.where(starts[before] > 0, discount * followers[before] / np.maximum(starts[before], 1), 1)
         bigram = seen + left * continuation[words]
         for name, probabilities in (("unigram", unigram[words]), ("bigram", bigram)):

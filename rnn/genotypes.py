@@ -1,8 +1,9 @@
 """What a recurrent cell is: `Genotype`, the candidates of the search, the published cells (DARTS, section 3.2).
 
-Node 0 combines the word and the previous state. Each further node 1, 2, ... has one edge: entry i of the list belongs to node i + 1, and is
-an activation and the earlier node that it is applied to. The output of the cell, the next state, is the mean of the nodes in `concat`. This
-file does not import torch. Every `Genotype` in it is a name for `--arch`. `rnn/cells.py` reads and writes genotypes.
+Node 0 combines the word and the previous state. Each node 1, 2, ... has one edge: entry i of the list belongs to
+node i + 1, and is an activation and the earlier node that it is applied to. The output of the cell, the next state, is
+the mean of the nodes in `concat`. This file does not import torch. Every `Genotype` in it is a name for `--arch`.
+`rnn/cells.py` reads and writes genotypes.
 """
 
 from __future__ import annotations

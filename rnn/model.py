@@ -1,8 +1,8 @@
 """The language model with the recurrent cell of a genotype (DARTS, section 3.2 and appendix A.2).
 
 `DARTSCell` computes one time step. `RNNModel` is the model around it: an embedding, the cell over the time steps, and a
-decoder that shares its matrix with the embedding (Inan et al. 2017, 1611.01462). Dropout is variational (Gal, Ghahramani
-2016, 1512.05287): all time steps of a batch share one mask.
+decoder that shares its matrix with the embedding (Inan et al. 2017, 1611.01462). Dropout is variational (Gal,
+Ghahramani 2016, 1512.05287): all time steps of a batch share one mask.
 
 Names of dimensions: T time steps, B sequences, V words of the vocabulary, H units.
 """
@@ -50,8 +50,8 @@ class Masks(NamedTuple):
 class DARTSCell(nn.Module):
     """One time step of a recurrent cell: input x and previous state h, (B, H), to the next state, (B, H).
 
-    Every edge is a highway connection: s + sigmoid(c) * (activation(q) - s), where c and q are the halves of the product
-    of the edge's input s and a matrix.
+    Every edge is a highway connection: s + sigmoid(c) * (activation(q) - s), where c and q are the halves of the
+    product of the edge's input s and a matrix.
     """
 
     def __init__(self, nhid: int, genotype: Genotype | None) -> None:

@@ -28,7 +28,7 @@ class DARTSCellSearch(DARTSCell):
         states = self.bn(self.first_node(x, h, h_mask))[None]  # (nodes so far, B, H)
         for W, edges in zip(self._Ws, weights.split(list(range(1, STEPS + 1))), strict=True):
             c, q = (masked(states, h_mask) @ W).chunk(2, dim=-1)
-            # For each edge, the sum over activations of weight * (s + c * (activation(q) - s)); s and c are factored out.
+            # For each edge, the sum over activations of weight * (s + c * (activation(q) - s)), factored.
             columns = dict(zip(PRIMITIVES, edges.t()[:, :, None, None], strict=True))  # {primitive: (edges, 1, 1)}
             activated = sum(columns[name] * activation(q) for name, activation in ACTIVATIONS.items())
             kept = sum(columns[name] for name in ACTIVATIONS) * states
@@ -58,11 +58,11 @@ class RNNModelSearch(RNNModel):
         return [self.alphas]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The network's weights, w in the paper. The matrix that encoder and decoder share is the first, and there once."""
+        """The network's weights, w in the paper. The matrix that encoder and decoder share comes first."""
         return [parameter for parameter in self.parameters() if parameter is not self.alphas]
 
     def genotype(self) -> Genotype:
-        """The discrete cell derived from the alphas: for each node the edge and activation other than `none` of most weight.
+        """The discrete cell derived from the alphas: for each node the strongest edge and activation, without `none`.
 
         Between equal weights, the earlier edge and the earlier activation are chosen.
         """
@@ -85,7 +85,8 @@ class RNNModelSearch(RNNModel):
         """The softmaxed alphas, {edge: {activation: weight}}, with the edges' names of `genotypes.edge_key`."""
         edges = [(node, source) for node in range(1, STEPS + 1) for source in range(node)]
         rows = F.softmax(self.alphas.detach(), dim=-1).tolist()
-        return {edge_key("recurrent", *edge): dict(zip(PRIMITIVES, row, strict=True)) for edge, row in zip(edges, rows, strict=True)}
+        weights = [dict(zip(PRIMITIVES, row, strict=True)) for row in rows]
+        return {edge_key("recurrent", *edge): row for edge, row in zip(edges, weights, strict=True)}
 
     def alpha_lines(self) -> list[str]:
         """Lines for the log: the softmaxed alphas, as in the original."""

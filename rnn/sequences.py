@@ -1,4 +1,4 @@
-"""A text as the sequences that a language model learns and is measured on: their order, the weight step, the perplexity."""
+"""The sequences of a text on which language models learn and are measured: order, weight step, loss and perplexity."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Meters(utils.Meters):
 
 
 class Place:
-    """The position of an epoch in the text: the next row, and the hidden states, (1, B, H) each, that the next sequence begins with."""
+    """The position of an epoch in the text: the next row, and the hidden states before it, (1, B, H) each."""
 
     def __init__(self, *hidden: Tensor) -> None:
         self.row = 0
@@ -48,10 +48,13 @@ class Place:
         self.hidden = [saved.to(hidden.device) for saved, hidden in zip(state_dict["hidden"], self.hidden, strict=True)]
 
 
-def pieces(text: Tensor, place: Place, bptt: int, longest: int | None = None) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Yields the sequences from `place` to the end of the epoch: (row, drawn length, words (T, B), next words (T, B)).
+Piece = tuple[int, int, Tensor, Tensor]  # row, drawn length, words (T, B), next words (T, B)
 
-    Advances `place`. The last sequence may be shorter than its drawn length. `longest`: see `data.sequence_length`.
+
+def pieces(text: Tensor, place: Place, bptt: int, longest: int | None = None) -> Iterator[Piece]:
+    """Yields the sequences from `place` to the end of the epoch, and advances `place`.
+
+    The last sequence may be shorter than its drawn length. `longest`: see `data.sequence_length`.
     """
     while place.row < len(text) - 2:
         row, length = place.row, data.sequence_length(bptt, longest)
@@ -65,7 +68,7 @@ def expected_pieces(text: Tensor, bptt: int) -> int:
 
 
 def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean loss per word, the same with the regularisers of Merity et al. 2017, 1708.02182, state after the sequence)."""
+    """(mean loss per word, the same with regularisers, state after the sequence). Merity et al. 2017, 1708.02182."""
     loss, hidden, output, states = model(x, hidden, target=y)
     regularised = loss
     if alpha:
@@ -85,7 +88,7 @@ def weight_step(
     lr: float,
     args: argparse.Namespace,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A step on the weights, at this learning rate: (loss, regularised loss, gradient's norm, state after the sequence)."""
+    """A step on the weights. Returns loss, regularised loss, the gradient's norm, and the state after the sequence."""
     optimizer.zero_grad()
     loss, regularised, hidden = losses(model, x, y, hidden, args.alpha, args.beta)
     regularised.backward(inputs=weights)
@@ -105,7 +108,7 @@ def sequences(text: Tensor, bptt: int) -> range:
 def evaluate(
     model: RNNModel, text: Tensor, bptt: int, faithful: bool, report: Callable[[int, object], None] = lambda step, meters: None
 ) -> float:
-    """The mean loss per word of `text`, (rows, columns), in evaluation mode. Each sequence begins with the state of the last.
+    """The mean loss per word of `text`, (rows, columns). Each sequence begins with the state of the one before.
 
     Args:
         faithful: divide by the number of rows, as the original, although the first row is never predicted.
@@ -125,3 +128,9 @@ def evaluate(
 def perplexity(loss: float) -> float:
     """The exponential of a mean loss, at most e^200: the loss of a supernet may be too large."""
     return math.exp(min(loss, 200.0))
+
+
+def described(meters: Meters, valid_loss: float) -> dict[str, float]:
+    """The losses of an epoch and their perplexities, for metrics.jsonl."""
+    found = {"train_loss": meters.loss.avg, "train_ppl": perplexity(meters.loss.avg)}
+    return found | {"valid_loss": valid_loss, "valid_ppl": perplexity(valid_loss)}

@@ -2,9 +2,9 @@
 
     python -m rnn.test --arch RUN_DIR --model_path RUN_DIR/weights.pt --data ../data/penn --gpu 0
 
-Prints the perplexities of a unigram and a bigram model of the same text, the progress, and in the last line the model's perplexities. The
-arguments that define the network and its vocabulary must be the same as in its training; rnn/train.py prints the command at its end. The
-authors' file holds a whole module, which docs/faq.md converts.
+Prints the perplexities of a unigram and a bigram model of the same text, the progress, and in the last line the model's
+perplexities. The arguments of network and text must be those of the training; rnn/train.py prints the command at its
+end. The authors' file holds a whole module, which docs/faq.md converts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stage 1, the search for a recurrent cell: trains alphas and weights of the supernet, and writes the cell that it finds.
+"""Stage 1, the search for a recurrent cell: trains alphas and weights of the supernet, and writes the cell it finds.
 
-    python -m rnn.train_search --unrolled --data ../data/penn --gpu 0      # Penn Treebank, second order: the paper's setting
-    python -m rnn.train_search --data ../data/penn --gpu 0                 # first order
+    python -m rnn.train_search --unrolled --data ../data/penn --gpu 0     # Penn Treebank, second order, as in the paper
+    python -m rnn.train_search --data ../data/penn --gpu 0                # first order
     python -m rnn.train_search --dataset pydoc --gpu -1 --emsize 64 --batch_size 32 --epochs 2
 
-Writes genotype.json and a picture of the cell into the run's folder, and prints the command that trains it. Printed perplexities are those
-of the supernet; rnn/train.py measures the quality of the cell.
+Writes genotype.json and a picture of the cell into the run's folder, and prints the command that trains it. Printed
+perplexities are those of the supernet; rnn/train.py measures the quality of the cell.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rnn.architect import FAULTS, alpha_step, learner
 from rnn.cells import RecurrentCell
 from rnn.model import REGIONS
 from rnn.model_search import RNNModelSearch
-from rnn.sequences import Meters, Place, evaluate, expected_pieces, perplexity, pieces, sequences, weight_step
+from rnn.sequences import Meters, Place, described, evaluate, expected_pieces, perplexity, pieces, sequences, weight_step
 from speed import acceleration
 
 
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments.add_training_arguments(parser, batch_size=256, epochs=50, seed=3, dropoute=0.0, wdecay=5e-7)
     cli.accept_unread(parser, "--nonmono", "--max_seq_len_delta")
     group = parser.add_argument_group("alphas")
-    group.add_argument("--unrolled", action="store_true", help="second order: descend the validation loss after one step of the weights")
+    group.add_argument("--unrolled", action="store_true", help="second order: descend the loss after a step of the weights")
     group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
     group.add_argument("--arch_lr", type=cli.positive_float, default=3e-3, help="learning rate of the alphas")
     group.add_argument("--arch_wdecay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas")
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.hvp != HVP[0] and not args.unrolled:
         raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
     if args.batch_size == 1:
-        raise UserError("--batch_size must be at least 2: the supernet's BatchNorm sees one word of each sequence at a time")
+        raise UserError("--batch_size must be at least 2: BatchNorm sees one word of each sequence at a time")
     return args
 
 
@@ -104,10 +104,7 @@ def main() -> None:
             run.write_json(architecture.FILES[0], architecture.json)
             metrics = {
                 "lr": args.lr,
-                "train_loss": meters.loss.avg,
-                "train_ppl": perplexity(meters.loss.avg),
-                "valid_loss": valid_loss,
-                "valid_ppl": perplexity(valid_loss),
+                **described(meters, valid_loss),
                 **collapse.describe(architecture, model.alphas_by_edge()),
                 "genotype": architecture.json,
             }
@@ -152,7 +149,8 @@ def search_step(
 
 def train_command(args: argparse.Namespace, run: Run) -> str:
     """The command that trains the found cell by the paper's recipe on the same text."""
-    return shlex.join(["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu), *arguments.data_flags(args)])
+    command = ["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu)]
+    return shlex.join([*command, *arguments.data_flags(args)])
 
 
 if __name__ == "__main__":
