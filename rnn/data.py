@@ -10,8 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -120,35 +121,29 @@ def _topics() -> list[str]:
 # ---- The vocabulary in a run's folder
 
 
-def keep_vocabulary(corpus: Corpus, run: Run) -> None:
-    """Writes the vocabulary and a checksum of the text into the run's folder.
+class Vocabulary(msgspec.Struct):
+    """What a run's folder keeps of its text: the vocabulary, and a checksum of the words."""
 
-    Raises:
-        UserError: the run is resumed, and began with another text.
-    """
+    words: list[str]
+    sha256: str
+
+
+def keep_vocabulary(corpus: Corpus, run: Run) -> None:
+    """Writes the vocabulary into the run's folder. Raises `UserError` if the resumed run began with another text."""
     text = b"".join(getattr(corpus, part).numpy().tobytes() for part in PARTS)
-    record = {"sha256": hashlib.sha256(text).hexdigest(), "words": corpus.words}
-    if _recorded(run.folder / VOCABULARY) not in (None, record):
+    own, path = Vocabulary(corpus.words, hashlib.sha256(text).hexdigest()), run.folder / VOCABULARY
+    if path.exists() and files.read_json(path, Vocabulary) != own:
         raise UserError(f"{run.folder} began with another text: name that one with --dataset and --data")
-    run.write_json(VOCABULARY, record)
+    run.write_json(VOCABULARY, msgspec.to_builtins(own))
 
 
 def check_vocabulary(corpus: Corpus, weights: Path) -> None:
     """Raises `UserError` if the vocabulary recorded beside the weights differs from that of the corpus."""
-    record = _recorded(weights.with_name(VOCABULARY))
-    if record is not None and record.get("words") != corpus.words:
+    path = weights.with_name(VOCABULARY)
+    if path.exists() and files.read_json(path, Vocabulary).words != corpus.words:
         raise UserError(
             f"the weights {weights} have another vocabulary than this text: give --dataset, --data and --vocabulary of their training"
         )
-
-
-def _recorded(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(files.parse_json(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a vocabulary: {error}") from None
 
 
 # ---- Batches

@@ -166,7 +166,7 @@ def test_weights_of_another_vocabulary(text, tmp_path):
     status, output = run(command, text)
     assert (status, output.count("\n")) == (2, 1), output
     assert "check --arch, --emsize, --dataset, --data and --vocabulary" in output
-    (tmp_path / "vocabulary.json").write_text(json.dumps({"words": ["a", "b"]}))
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"words": ["a", "b"], "sha256": ""}))
     status, output = run(command, text)
     assert (status, output.count("\n")) == (2, 1), output
     assert "have another vocabulary than this text" in output
