@@ -34,7 +34,7 @@ import trained
 import utils
 from experiment.errors import UserError
 from image_files import decoding, folders
-from speed import acceleration
+from speed import convolutions
 from trained import Trained
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the most probable first
@@ -158,7 +158,7 @@ def main() -> None:
     args = parse_arguments()
     device = utils.select_device(args.gpu)
     net = load(args.run, device, args.space)
-    acceleration.set_memory_format(net.model, device)
+    convolutions.set_memory_format(net.model, device)
     paths, notes = find_images(args.images)
     for note in notes:
         errors.tell(note)

@@ -31,7 +31,7 @@ from cells import Cells
 from experiment import console
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from speed import acceleration
+from speed import convolutions
 from trained import Trained
 
 # Arguments that define the network and its images. For a run's folder, they cannot be changed.
@@ -110,7 +110,7 @@ def main() -> None:
         model = network.build(args.model_path, trusted=args.space)
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
-    acceleration.set_memory_format(model, device)
+    convolutions.set_memory_format(model, device)
     utils.set_threads(args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, options, device)

@@ -38,10 +38,10 @@ from architecture import Architecture
 from cells import Cells
 from experiment import distributed, metrics
 from experiment.errors import UserError
-from experiment.loop import Loop, length
+from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
-from speed import acceleration, capture, verification
+from speed import acceleration
 
 # The authors' train_imagenet.py, for 250 epochs as in the paper.
 IMAGENET = cli.IMAGENET | {
@@ -211,11 +211,13 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     notes = initialise(model, args, images.num_classes)
     size = images.image_size
     multiply_adds = utils.count_multiply_adds(model, size, images.channels)
-    speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
+    batch_work = 1e6 * multiply_adds * args.batch_size
+    utils.set_threads(args, batch_work / distributed.world_size(), device)
+    if args.sync_bn:
+        distributed.convert(model)
     optimizer = build_optimizer(model, args)
     scheduler = build_scheduler(optimizer, args)
-    plain: capture.Step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
-    fast = capture.CapturedStep(plain, model, [optimizer], args.batch_size) if args.capture else plain
+    plain = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
     meters = utils.Meters()
 
     def train_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +226,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         return loss, norm
 
     with Run("eval", args, device, callbacks, images.record()) as run:
-        run.log_each(*images.notes, network, *notes, speed, architecture)
+        run.log_each(*images.notes, network, *notes, architecture)
         if recorded is None:
             run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
@@ -232,7 +234,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         part = "valid" if holds_out(args) else "test"  # that every epoch is measured on
         progress = run.restore(model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        step = verification.checked_step(fast, plain, model, [optimizer], args.batch_size, run.log)
+        step = acceleration.fast_step(plain, model, [optimizer], args, batch_work * epochs * steps, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))
         distributed.own_random_numbers()  # for drop path
         for epoch in loop.epochs():
@@ -367,7 +369,7 @@ def finish(args: argparse.Namespace, run: Run) -> None:
     run.propose({"test the weights again": test_command(args, run)})
 
 
-def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> capture.Step:
+def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> Step:
     """A step on a batch, which gives loss, logits and the gradient's norm, and the auxiliary head's loss where there is one.
 
     This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and without label smoothing.

@@ -31,18 +31,18 @@ import data
 import proposals
 import registry
 import utils
-from architect import HVP, Architect, Searchable
+from architect import HVP, Searchable
 from architecture import Architecture
 from experiment import distributed
 from experiment.errors import UserError
-from experiment.loop import Loop, length
+from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
 from nas.remedies import options
 from nas.search import build, check
 from nas.strategies import Strategy
 from networks import set_sizes
 from pictures import drawing
-from speed import acceleration, capture, verification
+from speed import acceleration
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -145,16 +145,15 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     criterion = nn.CrossEntropyLoss()
     model, architect = build(args, images.num_classes, criterion, device)
     multiply_adds = utils.count_multiply_adds(model, images.image_size, images.channels)
-    speed = acceleration.accelerate(model, args, multiply_adds, epochs * steps, device)
+    batch_work = 1e6 * multiply_adds * args.batch_size
+    utils.set_threads(args, batch_work / distributed.world_size(), device)
+    if args.sync_bn:
+        distributed.convert(model)
     optimizer = utils.optimizer(
         torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
-    plain: capture.Step = search_step(model, architect, criterion, optimizer, args)
-    fast = plain
-    if args.capture:
-        assert isinstance(architect, Architect)  # the learner of --strategy darts
-        fast = capture.CapturedStep(plain, model, [optimizer, architect.optimizer], args.batch_size)
+    plain = search_step(model, architect, criterion, optimizer, args)
     meters = utils.Meters()
 
     def train_step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,14 +162,14 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         return loss, norm
 
     with Run("search", args, device, callbacks, images.record()) as run:
-        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)), speed)
+        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)))
         if args.space == "darts" and args.layers < 3:
             run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random")
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(**parts)
         utils.advance(scheduler, progress.epoch)
-        step = verification.checked_step(fast, plain, model, [architect, optimizer], args.batch_size, run.log)
+        step = acceleration.fast_step(plain, model, [optimizer, architect], args, batch_work * epochs * steps, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in loop.epochs() if stop is None else ():
@@ -243,7 +242,7 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
 
 def search_step(
     model: Searchable, architect: Strategy, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace
-) -> capture.Step:
+) -> Step:
     """The step of the paper's algorithm 1: from a training and a validation batch to loss, logits and the gradient's norm on the former."""
     weights = model.weight_parameters()
 

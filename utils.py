@@ -60,8 +60,8 @@ def begin(args: argparse.Namespace) -> torch.device:
 MULTIPLY_ADDS_OF_A_THREAD = 1e9
 
 
-def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.device) -> str:
-    """Sets the number of threads on a CPU. Returns it as text for the log, empty on a GPU.
+def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.device) -> None:
+    """Sets the number of threads on a CPU.
 
     It depends on the arguments and the number of cores alone, because another number rounds sums differently.
 
@@ -70,11 +70,9 @@ def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.de
         multiply_adds: of a forward pass over a batch.
         device: the network's.
     """
-    if device.type != "cpu":
-        return ""
-    threads = args.threads or min(most_threads(), max(1, math.ceil(multiply_adds / MULTIPLY_ADDS_OF_A_THREAD)))
-    torch.set_num_threads(threads)
-    return f"threads: {threads}"
+    if device.type == "cpu":
+        enough = max(1, math.ceil(multiply_adds / MULTIPLY_ADDS_OF_A_THREAD))
+        torch.set_num_threads(args.threads or min(most_threads(), enough))
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:

@@ -196,13 +196,13 @@ def make(kind: str, args: argparse.Namespace, *, captured: bool, compiled: bool 
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     optimizer = utils.optimizer(torch.optim.SGD, weights, lr=rate, momentum=momentum, weight_decay=decay)
     if kind == "training":
-        step, optimizers = train.training_step(model, criterion, optimizer, settings), [optimizer]
+        step, parts = train.training_step(model, criterion, optimizer, settings), [optimizer]
     else:
         architect = Architect(model, settings)
         step = train_search.search_step(model, architect, criterion, optimizer, settings)  # type: ignore[arg-type]
-        optimizers = [optimizer, architect.optimizer]
+        parts = [optimizer, architect]  # type: ignore[list-item]
     if captured:
-        step = capture.CapturedStep(step, model, optimizers, batch_size)
+        step = capture.CapturedStep(step, model, parts, batch_size)
     return model, partial(step, *inputs)
 
 

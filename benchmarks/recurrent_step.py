@@ -42,7 +42,7 @@ from rnn.architect import alpha_step, learner
 from rnn.genotypes import CONCAT, PRIMITIVES
 from rnn.model import ACTIVATIONS, REGIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
-from speed import acceleration
+from speed import compilation
 from utils import constant
 
 WAYS = ("plain", "eager", "default")
@@ -89,7 +89,7 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         model.rnns[0].__class__ = PlainCell if stage == "training" else PlainCellSearch
         model.__class__ = PlainModel if stage == "training" else PlainModelSearch
     if way == "default":
-        acceleration.compile_regions(model, batch_size, REGIONS)
+        compilation.compile_regions(model, batch_size, REGIONS)
     weights = model.weight_parameters() if isinstance(model, RNNModelSearch) else list(model.parameters())
     optimizer = torch.optim.SGD(weights, 20.0, weight_decay=5e-7)
     given = SimpleNamespace(clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", unrolled=stage == "second")

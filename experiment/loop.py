@@ -20,7 +20,7 @@ EVALUATION = 1 / 3  # time to evaluate a batch, in steps: a forward pass without
 FEW = 5  # steps, after the first, from which the time of the run is estimated
 MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # keys that differ between two runs with the same seed
 
-Step = Callable[..., tuple[Tensor, Tensor]]
+Step = Callable[..., tuple[Tensor, ...]]  # loss, gradient's norm
 
 
 def length(args: Any, batches: int) -> tuple[int, int, int | None]:
@@ -100,7 +100,7 @@ class Loop:
 
         shown = console.bar(self.limited(batches, first), epoch, first, self._steps, lambda: f"{meters.brief()}, {told()}")
         for number, batch in enumerate(shown, first):
-            loss, norm = step(*batch)
+            loss, norm, *_ = step(*batch)
             finite.note(loss, norm, number)
             self._taken += 1
             if self._taken in (1, 1 + FEW):

@@ -64,7 +64,7 @@ def main() -> None:
     genotype = architecture.genotype
     model = RNNModel(len(corpus.words), args.emsize, arguments.dropouts(args), genotype).to(device)
     multiply_adds = model.multiply_adds(len(genotype.recurrent), args.batch_size * args.bptt)
-    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, REGIONS)
+    utils.set_threads(args, multiply_adds, device)
     weights = list(model.parameters())
     sgd = utils.optimizer(torch.optim.SGD, weights, lr=args.lr, weight_decay=args.wdecay)
     asgd = utils.optimizer(torch.optim.ASGD, weights, lr=args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)
@@ -73,13 +73,15 @@ def main() -> None:
 
     with Run("rnn-eval", args, device) as run:
         data.keep_vocabulary(corpus, run)
-        run.log_each(speed, architecture)
+        run.log("%s", architecture)
         if recorded is None:
             run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
         evaluated = len(sequences(valid_text, args.bptt))
+        plain, changed = training_step(model, place, meters, args), [sgd, asgd, place, meters]
+        step = acceleration.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():
             before = [row["valid_loss"] for row in progress.metrics]
@@ -91,8 +93,7 @@ def main() -> None:
                 run.log("epoch %d lr %e, %s", epoch, args.lr, "ASGD" if averages else "SGD")
 
             batches = pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta)
-            step = training_step(model, optimizer, place, meters, args)
-            loop.train(model, batches, step, meters, args.lr, "--lr or --clip")
+            loop.train(model, ((optimizer, *batch) for batch in batches), step, meters, args.lr, "--lr or --clip")
             run.log("train %s", meters)
 
             with averaged(model, asgd):
@@ -110,11 +111,11 @@ def main() -> None:
         run.propose({"test the weights again": test_command(args, run)})
 
 
-def training_step(model: RNNModel, optimizer: torch.optim.Optimizer, place: Place, meters: Meters, args: argparse.Namespace) -> Step:
-    """The step on one sequence. `meters` get the loss without regularisation."""
+def training_step(model: RNNModel, place: Place, meters: Meters, args: argparse.Namespace) -> Step:
+    """The step of an optimizer on one sequence. `meters` get the loss without regularisation."""
     weights = list(model.parameters())
 
-    def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def step(optimizer: torch.optim.Optimizer, row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         lr = args.lr * length / args.bptt
         loss, regularised, norm, hidden = weight_step(model, weights, optimizer, x, y, place.hidden[0], lr, args)
         place.hidden = [hidden]

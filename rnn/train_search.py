@@ -70,7 +70,7 @@ def main() -> None:
     model = RNNModelSearch(len(corpus.words), args.emsize, arguments.dropouts(args)).to(device)
     architect = learner(model, args)
     multiply_adds = model.multiply_adds(len(model.alphas), args.batch_size * args.bptt)
-    speed = acceleration.compile_where_worth(model, args, multiply_adds, epochs * steps, device, REGIONS)
+    utils.set_threads(args, multiply_adds, device)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
 
     meters = Meters()
@@ -78,12 +78,13 @@ def main() -> None:
 
     with Run("rnn-search", args, device) as run:
         data.keep_vocabulary(corpus, run)
-        run.log("%s", speed)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(model=model, architect=architect, optimizer=optimizer, meters=meters, place=place)
         evaluated = len(sequences(valid_text, args.bptt))
-        step = search_step(alpha_text, model, architect, optimizer, place, meters, args)
+        plain = search_step(alpha_text, model, architect, optimizer, place, meters, args)
+        changed = [optimizer, architect, place, meters]
+        step = acceleration.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():
             if progress.step == 0:

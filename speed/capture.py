@@ -7,15 +7,15 @@ On a CPU, the same code runs the step itself instead of a graph.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiment import errors
-
-Step = Callable[..., tuple[Tensor, ...]]
+from experiment import checkpoint, errors
+from experiment.loop import Step
 
 WARM_UPS = 3  # steps before a capture: the first compiles and selects kernels, the others stabilise memory
 
@@ -27,43 +27,50 @@ class CapturedStep:
     standard error.
 
     Args:
-        step: a function from batches to tensors. It changes only `model` and the state of the optimizers.
+        step: a function from batches to tensors. It changes only `model` and `parts`.
         model: the model that the step trains. Its attribute `drop_path_prob`, if it has one, may change between calls.
-        optimizers: the optimizers that the step uses. The learning rate of the first may change between calls.
+        parts: optimizers, and learners of alphas with an `optimizer`. The learning rate of the first may change between calls.
         batch_size: the size of the batches to capture.
     """
 
-    def __init__(self, step: Step, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], batch_size: int) -> None:
-        self._step, self._model, self._optimizers, self._batch_size = step, model, optimizers, batch_size
-        self._graph: _CudaGraph | _NoGraph | None = None
+    def __init__(self, step: Step, model: nn.Module, parts: Sequence[Any], batch_size: int) -> None:
+        self._step, self._model, self._parts, self._batch_size = step, model, parts, batch_size
+        self._optimizers = [part if isinstance(part, torch.optim.Optimizer) else part.optimizer for part in parts]
+        self._replay: Callable[[], tuple[Tensor, ...]] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        if self._batch_size == 0 or any(len(x) != self._batch_size for x in inputs):
+        if any(len(x) != self._batch_size for x in inputs):
             return self._step(*inputs)
-        if self._graph is None:
+        if self._replay is None:
+            self._inputs = [x.clone() for x in inputs]
+            self._tensors = [torch.tensor(holder[key], device=inputs[0].device) for holder, key in self._numbers()]
+            restore = remember(self._model, self._parts)
             try:
-                self._capture(inputs)
+                graph = cuda_graph if inputs[0].is_cuda else no_graph
+                self._replay = graph(self._run, lambda: self._warm_up(restore), self._model)
             except RuntimeError as error:
-                errors.warn(f"cannot capture the step; it runs without a CUDA graph ({errors.shorten(' '.join(str(error).split()))})")
-                self._batch_size = 0
+                restore()
+                reason = errors.shorten(" ".join(str(error).split()))
+                errors.warn(f"cannot capture the step; it runs without a CUDA graph ({reason})")
+                self._batch_size = -1  # no batch has it
                 return self._step(*inputs)
-        assert self._graph is not None
         for static, x in zip(self._inputs, inputs, strict=True):
             static.copy_(x, non_blocking=True)
         for (holder, key), tensor in zip(self._numbers(), self._tensors, strict=True):
             tensor.fill_(holder[key])
-        return self._graph.replay()
+        return self._replay()
 
-    def _capture(self, inputs: Sequence[Tensor]) -> None:
-        self._inputs = [x.clone() for x in inputs]
-        self._tensors = [torch.tensor(holder[key], device=inputs[0].device) for holder, key in self._numbers()]
-        saved = _State(self._model, self._optimizers, inputs[0].device)
-        kind = _CudaGraph if inputs[0].is_cuda else _NoGraph
-        try:
-            self._graph = kind(self._run, saved.restore, self._model)
-        except RuntimeError:
-            saved.restore()
-            raise
+    def _warm_up(self, restore: Callable[[], None]) -> None:
+        """Runs the step without a trace, but that its optimizers have their state: a graph cannot create it in its first step."""
+        for _ in range(WARM_UPS):
+            self._run()
+        states = [(optimizer, dict(optimizer.state)) for optimizer in self._optimizers]
+        restore()
+        for optimizer, state in states:
+            for parameter, values in state.items():
+                if parameter not in optimizer.state:  # momentum and moments before the first step are 0
+                    zeros = {key: torch.zeros_like(value) for key, value in values.items() if value is not None}
+                    optimizer.state[parameter] = zeros
 
     def _run(self) -> tuple[Tensor, ...]:
         """Runs the step on the static inputs, with tensors in place of the numbers."""
@@ -85,62 +92,52 @@ class CapturedStep:
             yield vars(self._model), "drop_path_prob"
 
 
-class _State:
-    """Everything that a step changes, to be restored after the warm-up."""
+def cuda_graph(run: Step, warm_up: Callable[[], None], model: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
+    """Captures `run`. The returned function replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        warm_up()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        outputs = run()
+    # The tensors that the graph writes. A step that is not captured replaces `.grad`.
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], device: torch.device) -> None:
-        self._optimizers, self._device = optimizers, device
-        self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-        changing = [*model.parameters(), *model.buffers(), *self._of_optimizers()]
-        self._values = {id(tensor): (tensor, tensor.detach().clone()) for tensor in changing}
-        self._random = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        return outputs
 
-    def _of_optimizers(self) -> list[Tensor]:
-        states = [state for optimizer in self._optimizers for state in optimizer.state.values()]
-        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return replay
+
+
+def no_graph(run: Step, warm_up: Callable[[], None], model: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
+    """Replaces the graph on a CPU."""
+    warm_up()
+    return run
+
+
+def remember(model: nn.Module, parts: Sequence[Any]) -> Callable[[], None]:
+    """Saves what a step changes, and returns a function that restores it."""
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    states = [copy.deepcopy(part.state_dict()) for part in parts]
+    device = tensors[0][0].device
+    random = checkpoint.random_states(device)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        for tensor, value in self._values.values():
+    def restore() -> None:
+        for tensor, value in tensors:
             tensor.copy_(value)
-        for tensor in self._of_optimizers():
-            if id(tensor) not in self._values:  # momentum and moments before the first step are 0
-                tensor.zero_()
-        for parameter, gradient in self._gradients:
+        for parameter, gradient in gradients:
             parameter.grad = gradient
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._random, self._device)
-        else:
-            torch.set_rng_state(self._random)
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        checkpoint.set_random_states(random)
+        for state in random["cuda"]:
+            torch.cuda.set_rng_state(state, device)
 
-
-class _CudaGraph:
-    def __init__(self, run: Callable[[], tuple[Tensor, ...]], restore: Callable[[], None], model: nn.Module) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                run()
-            restore()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
-            self._outputs = run()
-        # The tensors that the graph writes. A step that is not captured replaces `.grad`.
-        self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-
-    def replay(self) -> tuple[Tensor, ...]:
-        self._graph.replay()
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
-        return self._outputs
-
-
-class _NoGraph:
-    """Replaces the graph on a CPU."""
-
-    def __init__(self, run: Callable[[], tuple[Tensor, ...]], restore: Callable[[], None], model: nn.Module) -> None:
-        for _ in range(WARM_UPS):
-            run()
-        restore()
-        self.replay = run
+    return restore

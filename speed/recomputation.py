@@ -14,13 +14,11 @@ from torch.utils.checkpoint import checkpoint
 import model
 import model_search
 
-CELLS = (model_search.Cell, model.Cell)
-
 
 def recompute(network: nn.Module) -> None:
     """Makes the cells of `network` store only their inputs, and recompute their activations in the backward pass."""
     for cell in network.modules():
-        if isinstance(cell, CELLS):
+        if isinstance(cell, (model_search.Cell, model.Cell)):
             cell.forward = _recomputed(cell)  # type: ignore[method-assign]
 
 

@@ -2,67 +2,67 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiment import checkpoint, distributed
+from experiment import distributed
+from experiment.loop import Step
 from speed import acceleration
-from speed.capture import Step
+from speed.capture import remember
 
 # How far a fast step may be from the plain one: the loss by this share of it, and a gradient by this share of its norm. A gradient that is
 # wrong, zero or unrelated to the true one, is its whole norm away or more. What rounding can do is less, unless it decides everything: one
 # that switches a ReLU, or the sign of an alpha's first step of Adam, changed the gradients by up to 5% of their norm (float32, 4 channels,
 # 4 cells, second order; other kernels for the same convolutions).
 LOSS, GRADIENT = 0.01, 1 / 3
-ROUNDINGS = 4.0  # or by so many times what one more rounding of every layer's output does to it, where that is more
+ROUNDINGS = 4.0  # or by so many times what one rounding of every weight does to it, where that is more
 
 
-def checked_step(fast: Step, plain: Step, model: nn.Module, parts: Sequence[Any], batch_size: int, log: Callable[[str], None]) -> Step:
+def checked_step(
+    fast: Step,
+    plain: Step,
+    model: nn.Module,
+    parts: Sequence[Any],
+    batch_size: int,
+    args: argparse.Namespace,
+    log: Callable[[str], None],
+) -> Step:
     """`fast`, which its first batch of `batch_size` compares with `plain`; from there on `plain`, not compiled, if they differ.
 
     The loss and the gradient of every parameter are compared, within the bound above. It is wider for what rounding itself decides, in
-    bfloat16 or for a bias before a BatchNorm: a second plain step, in which every layer's output is multiplied by 1 plus or minus the
-    precision of its type, shows how much that is. The check takes these two plain steps, and leaves no trace in the run's results.
-    Where the alphas rest at first, it is made again in their first step.
-
-    Args:
-        fast, plain: the same step, captured or not. Of its results, the first is the loss.
-        model: with compiled regions or without. If `fast` is `plain` and nothing is compiled, there is nothing to check.
-        parts: what else a step changes, with `state_dict()` and `load_state_dict()`.
-        log: gets a line if they differ.
+    bfloat16 or for a bias before a BatchNorm: a second plain step, with weights that are multiplied by 1 plus or minus the precision that
+    they are computed with, shows how much that is. The check takes these two plain steps, and leaves no trace in the run's results. Where
+    the alphas rest at first, it is made again in their first step. The arguments are those of `acceleration.fast_step`.
     """
-    if fast is plain and not acceleration.compiled_methods(model):
-        return fast
-    batch_size = len(range(batch_size)[distributed.share(batch_size)])
     checked: set[bool] = set()  # whether the alphas rested
     right = True
 
-    def step(*batch: Tensor) -> tuple[Tensor, ...]:
+    def step(*batch: Any) -> tuple[Tensor, ...]:
         nonlocal right
         resting = any(getattr(part, "resting", False) for part in parts)
-        if right and resting not in checked and len(batch[0]) == batch_size:
-            checked.add(resting)
-            restore = _saved(model, parts, batch[0].device)
-            with acceleration.uncompiled(model):
-                truth = _measured(plain(*batch), model)
-                restore()
-                with _rounded_once_more(model):
-                    rounded = _measured(plain(*batch), model)
-                restore()
-            results = fast(*batch)
-            wrong = distributed.largest(_differing(_measured(results, model), truth, rounded))
-            if not wrong:
-                return results
-            restore()
-            acceleration.uncompile(model)
-            log(f"the fast step is wrong here: {wrong} of loss and {len(truth) - 1} gradients differ; going on without it")
-            right = False
-        return (fast if right else plain)(*batch)
+        if not right or resting in checked or batch[-1].size(-1) != batch_size:
+            return (fast if right else plain)(*batch)
+        checked.add(resting)
+        restore = remember(model, parts)
+        acceleration.uses_compiled_code = False
+        truth = _measured(plain(*batch), model)
+        restore()
+        _round(model, args)
+        rounded = _measured(plain(*batch), model)
+        restore()
+        acceleration.uses_compiled_code = True
+        results = fast(*batch)
+        wrong = distributed.largest(_differing(_measured(results, model), truth, rounded))
+        if not wrong:
+            return results
+        restore()
+        right = acceleration.uses_compiled_code = False
+        log(f"the fast step is wrong here: {wrong} of loss and {len(truth) - 1} gradients differ; going on without it")
+        return plain(*batch)
 
     return step
 
@@ -85,45 +85,13 @@ def _differing(found: list[Tensor], truth: list[Tensor], rounded: list[Tensor]) 
     return int((~(error <= torch.maximum(share * size, ROUNDINGS * noise)) & size.isfinite()).sum())
 
 
-@contextmanager
-def _rounded_once_more(model: nn.Module) -> Iterator[None]:
-    """Multiplies the output of every layer by 1 plus or minus the precision of its type."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-
-    def round_again(layer: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            return output
-        precision = torch.finfo(output.dtype).eps
-        if output.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+@torch.no_grad()
+def _round(model: nn.Module, args: argparse.Namespace) -> None:
+    """Multiplies every parameter by 1 plus or minus the precision that it is computed with."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)  # the run's numbers stay as they are
+    for parameter in model.parameters():
+        precision = torch.finfo(torch.bfloat16 if getattr(args, "amp", False) else parameter.dtype).eps
+        if parameter.is_cuda and args.tf32:
             precision = max(precision, 2.0**-10)
-        up = torch.rand(output.shape, generator=generator, device=output.device) < 0.5
-        return output * torch.where(up, 1 + precision, 1 - precision).to(output.dtype)
-
-    hooks = [layer.register_forward_hook(round_again) for layer in model.modules() if not any(True for _ in layer.children())]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _saved(model: nn.Module, parts: Sequence[Any], device: torch.device) -> Callable[[], None]:
-    """Saves what a step changes, and returns what restores it."""
-    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    states = [copy.deepcopy(part.state_dict()) for part in parts]
-    random = checkpoint.random_states(device)
-
-    @torch.no_grad()
-    def restore() -> None:
-        for tensor, value in tensors:
-            tensor.copy_(value)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for part, state in zip(parts, states, strict=True):
-            part.load_state_dict(copy.deepcopy(state))
-        checkpoint.set_random_states(random)
-        for state in random["cuda"]:
-            torch.cuda.set_rng_state(state, device)
-
-    return restore
+        up = torch.rand(parameter.shape, generator=generator, device=parameter.device) < 0.5
+        parameter.mul_(torch.where(up, 1 + precision, 1 - precision).to(parameter.dtype))

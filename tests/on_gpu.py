@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from steps import CPU, REMEDIES, learn
-from test_acceleration import Edge
+from steps import CPU, REMEDIES, SmallCell, learn
 
 from experiment import errors
 from experiment.run import Run
@@ -57,7 +56,7 @@ def test_captured_steps_are_equal_to_ordinary_ones(kind, double):
 def test_a_compiled_edge_is_equal_to_the_edge(double):
     gradients = []
     for compiled in (False, True):
-        model = Edge().to(DEVICE)
+        model = SmallCell().to(DEVICE)
         acceleration.apply(model, DEVICE, compiled_for=4 if compiled else None)
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         model(x).square().sum().backward()

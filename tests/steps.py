@@ -7,10 +7,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import genotypes
+import model_search
 import networks
 import train
 import train_search
 import utils
+from architect import Architect
 from cells import Cells
 from experiment.loop import FiniteCheck
 from nas import search
@@ -64,15 +66,15 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
     if unrolled is None:
         model = networks.build_discrete(args, CLASSES, Cells.of(genotypes.DARTS_V2)).to(device)
         optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
-        step, optimizers = train.training_step(model, criterion, optimizer, args), [optimizer]
+        step, parts = train.training_step(model, criterion, optimizer, args), [optimizer]
     else:
         model, architect = search.build(args, CLASSES, criterion, device)
         optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
-        step, optimizers = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect.optimizer]
+        step, parts = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect]
     if compiled or device != CPU:
         acceleration.apply(model, device, compiled_for=BATCH if compiled else None)
     if captured:
-        step = capture.CapturedStep(step, model, optimizers, BATCH)
+        step = capture.CapturedStep(step, model, parts, BATCH)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     results, generator = [], torch.Generator().manual_seed(1)
     for number in range(steps):
@@ -89,8 +91,55 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
         scheduler.step()
     assert all(type(group["lr"]) is float for group in optimizer.param_groups)
     state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
-    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    states = [part.state_dict()["state"] for part in parts]
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, (state, states, results))
+
+
+# ---- On a supernet alone
+
+
+def batch(size, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator)
+
+
+def supernet():
+    torch.manual_seed(0)
+    return model_search.Network(2, 5, 3, nn.CrossEntropyLoss(), steps=2, multiplier=2)
+
+
+def learn_cell(network, unrolled, hvp, steps=2):
+    """Alpha steps and weight steps, the last on a smaller batch; everything that they left in the network."""
+    optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9)
+    architect = Architect(network, arguments(hvp=hvp))
+    for step in range(steps):
+        train, valid = batch(4 - step, step), batch(4 - step, 10 + step)
+        architect.step(*train, *valid, 0.025, optimizer, unrolled)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(train[0]), train[1]).backward(inputs=network.weight_parameters())
+        optimizer.step()
+    return network.state_dict()
+
+
+class SmallCell(nn.Module):
+    """A search model of one cell with one node, so that there is little to compile."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = model_search.Cell(1, 1, 4, 4, 4, False, False)
+        self.classifier = nn.Linear(4, 5)
+        self.alphas = nn.Parameter(torch.randn(2, len(model_search.PRIMITIVES)))
+
+    def arch_parameters(self):
+        return [self.alphas]
+
+    def weight_parameters(self):
+        return [*self.cell.parameters(), *self.classifier.parameters()]
+
+    def forward(self, x):
+        x = nn.functional.pad(x, (0, 0, 0, 0, 0, 1))
+        return self.classifier(self.cell(x, x, self.alphas.softmax(-1)).square().mean((2, 3)))
 
 
 def take_epoch(model, batches, step, after_step=lambda: None):

@@ -13,13 +13,13 @@ import model_search
 from architect import Architect
 from cells import Cells, names
 from model import NetworkCIFAR, NetworkImageNet
-from speed import acceleration
+from speed import convolutions, recomputation
 
 GOLDEN = golden.load("darts_cnn.json")
 WAYS = {
     "plain": lambda network: None,
-    "channels_last": lambda network: acceleration.set_memory_format(network, torch.device("cpu")),
-    "recomputed": acceleration.recompute,
+    "channels_last": lambda network: convolutions.set_memory_format(network, torch.device("cpu")),
+    "recomputed": recomputation.recompute,
 }
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
 

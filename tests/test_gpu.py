@@ -284,11 +284,11 @@ def test_what_changes_with_the_epochs_keeps_its_memory():
 
 
 def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch, capsys, double):
-    def broken(run, restore, model):
+    def broken(run, warm_up, model):
         run()
         raise RuntimeError("no graph today")
 
-    monkeypatch.setattr(capture, "_NoGraph", broken)
+    monkeypatch.setattr(capture, "no_graph", broken)
     torch.testing.assert_close(learn(3, False, captured=True), learn(3, False), rtol=1e-12, atol=1e-12)
     told = capsys.readouterr().err
     assert told.count("\n") == 1

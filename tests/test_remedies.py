@@ -29,7 +29,7 @@ from nas.remedies.sampling import Gdas, GdasMutator, OneOperation, SampledNetwor
 from nas.remedies.supernet import Supernet
 from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
-from speed import acceleration
+from speed import compilation, convolutions, recomputation
 
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "8", "--compile", "no"]
 PC, SMOOTH = ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1"], ["--perturb", "random", "--auxiliary_skip", "0.5"]
@@ -213,7 +213,7 @@ def test_the_exact_second_order_of_a_supernet_with_all_remedies(double):
     assert relative_error([alpha.grad for alpha in network.arch_parameters()], expected) < 1e-8
 
 
-@pytest.mark.parametrize("way", [acceleration.recompute, lambda network: acceleration.set_memory_format(network, torch.device("cpu"))])
+@pytest.mark.parametrize("way", [recomputation.recompute, lambda network: convolutions.set_memory_format(network, torch.device("cpu"))])
 @pytest.mark.parametrize("kind", ["gdas", "all"])
 def test_fast_supernets_compute_the_same(kind, way, double):
     if kind == "gdas":
@@ -239,12 +239,12 @@ def test_edges_are_compiled_whole(stride):
     x, weights = torch.randn(2, 4, 8, 8), torch.rand(len(PRIMITIVES) + 2)
     compiled = torch.compile(type(made).forward, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(made, x, weights), made(x, weights))
-    assert list(acceleration._outermost(nn.Sequential(made, nn.Identity()))) == [made]
+    assert list(compilation.outermost(nn.Sequential(made, nn.Identity()))) == [made]
 
 
 def test_of_what_is_drawn_the_operations_are_compiled():
     torch.manual_seed(0)
-    regions = list(acceleration._outermost(SampledNetwork(4, 3, 3, nn.CrossEntropyLoss())))
+    regions = list(compilation.outermost(SampledNetwork(4, 3, 3, nn.CrossEntropyLoss())))
     assert regions
     assert not any(isinstance(region, OneOperation) for region in regions)
 

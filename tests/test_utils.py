@@ -201,5 +201,5 @@ def test_small_networks_have_one_thread(monkeypatch, network, batch_size, given,
     """On 8 cores."""
     monkeypatch.setattr(utils, "most_threads", lambda: 8)
     multiply_adds = 1e6 * utils.count_multiply_adds(network(), 32) * batch_size
-    assert utils.set_threads(Namespace(threads=given), multiply_adds, torch.device("cpu")) == f"threads: {expected}"
+    utils.set_threads(Namespace(threads=given), multiply_adds, torch.device("cpu"))
     assert torch.get_num_threads() == expected

@@ -1,20 +1,23 @@
 """Fast steps that are wrong are found on a run's first batch, and the run goes on plainly. The check changes no result."""
 
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from speed import acceleration, capture, verification
+from speed import capture, verification
 
-TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3", "--batch_size", "8", "--fast_dev_run"]
+IMAGES = "--dataset digits --init_channels 2 --layers 3 --batch_size 8"
+TEXT = "--dataset text --data words.txt --emsize 6 --batch_size 4 --bptt 6"
 RUNS = {
-    "first order": ["train_search"],
-    "second order": ["train_search", "--unrolled", "--perturb", "random", "--auxiliary_skip"],
-    "sampled": ["train_search", "--strategy", "enas"],
-    "bfloat16": ["train_search", "--amp"],
-    "training": ["train", "--auxiliary", "--drop_path_prob", "0.3"],
+    "first order": f"train_search {IMAGES} --nodes 1",
+    "second order": f"train_search {IMAGES} --nodes 1 --unrolled --perturb random --auxiliary_skip",
+    "bfloat16": f"train_search {IMAGES} --nodes 1 --amp",
+    "training": f"train {IMAGES} --auxiliary --drop_path_prob 0.3",
+    "recurrent search": f"rnn/train_search {TEXT} --unrolled",
+    "recurrent training": f"rnn/train {TEXT}",
 }
 
 
@@ -34,36 +37,24 @@ def doubled(function, **options):
     return lambda *inputs: [2 * part for part in result] if isinstance(result := function(*inputs), list) else 2 * result
 
 
-class WrongGraph(capture._NoGraph):
+def wrong_graph(run, warm_up, model):
     """Replays steps without gradients."""
+    warm_up()
 
-    def __init__(self, run, restore, model):
-        super().__init__(run, restore, model)
+    def replay():
+        results = run()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return results
 
-        def replay():
-            results = run()
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            restore()
-            return results
-
-        self.replay = replay
+    return replay
 
 
-@pytest.fixture
-def fast(monkeypatch):
-    monkeypatch.setattr(acceleration, "_compiled", acceleration._compiled.__wrapped__)
-
-    def use(compiler=right, graph=capture._NoGraph):
-        monkeypatch.setattr(torch, "compile", compiler)
-        monkeypatch.setattr(capture, "_NoGraph", graph)
-
-    return use
-
-
-def compute(script, name, *flags, folder):
+def compute(script, command, *flags, folder):
     """What a run computes, and its log's lines about the check."""
-    assert script(name, *TINY, *flags, "--run_dir", folder)[0] == 0
+    Path("words.txt").write_text("red green blue house tree of a river.\n" * 40)
+    status, _, error = script(*command.split(), "--gpu", "-1", "--fast_dev_run", *flags, "--run_dir", folder)
+    assert status == 0, error
     warned = [line for line in Path(folder, "log.txt").read_text().splitlines() if "the fast step is wrong" in line]
     state = torch.load(f"{folder}/checkpoint.pt")
     return {**state["parts"], "random": state["random"]["torch"]}, warned
@@ -74,24 +65,20 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("way", RUNS)
-def test_the_check_leaves_no_trace_and_finds_wrong_compiled_code(script, fast, way):
-    fast()
-    plain, _ = compute(script, *RUNS[way], "--compile", "no", folder="plain")
-    checked, warned = compute(script, *RUNS[way], "--compile", "yes", folder="checked")
-    equal(checked, plain)
-    assert not warned
-    for number, wrong in enumerate([without_gradient, doubled] if way == "first order" else [without_gradient]):
-        fast(wrong)
-        saved, warned = compute(script, *RUNS[way], "--compile", "yes", folder=f"wrong{number}")
-        assert len(warned) == 1
+def test_the_check_leaves_no_trace_and_finds_wrong_compiled_code(script, monkeypatch, way):
+    plain, _ = compute(script, RUNS[way], "--compile", "no", folder="plain")
+    for compiler in (right, without_gradient, *([doubled] if way == "first order" else [])):
+        monkeypatch.setattr(torch, "compile", compiler)
+        saved, warned = compute(script, RUNS[way], "--compile", "yes", folder=compiler.__name__)
+        assert len(warned) == (compiler is not right)
         equal(saved, plain)
 
 
 @pytest.mark.parametrize("way", ["first order", "training"])
-def test_a_captured_step_that_is_wrong_is_found(script, fast, way):
-    plain, _ = compute(script, *RUNS[way], folder="plain")
-    fast(graph=WrongGraph)
-    saved, warned = compute(script, *RUNS[way], "--capture", folder="wrong")
+def test_a_captured_step_that_is_wrong_is_found(script, monkeypatch, way):
+    plain, _ = compute(script, RUNS[way], folder="plain")
+    monkeypatch.setattr(capture, "no_graph", wrong_graph)
+    saved, warned = compute(script, RUNS[way], "--capture", folder="wrong")
     assert len(warned) == 1
     equal(saved, plain)
 
@@ -112,7 +99,8 @@ def test_alphas_that_rest_at_first_are_checked_in_their_first_step():
             network.weight.grad.zero_()
         return results
 
-    step, x = verification.checked_step(fast, plain, network, [architect], 4, lines.append), torch.ones(4, 2)
+    args = Namespace(amp=False, tf32=False)
+    step, x = verification.checked_step(fast, plain, network, [architect], 2, args, lines.append), torch.ones(4, 2)
     step(x)
     assert not lines
     architect.resting = False
