@@ -41,6 +41,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        self.rare = self.add_argument_group("rarely needed")
+
+    def format_help(self) -> str:
+        self._action_groups.sort(key=lambda group: group is self.rare)  # the last one
+        return super().format_help()
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         self.set_defaults(**self.presets.get(str(_given(args, "preset")["preset"]), {}))
@@ -90,8 +95,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except UserError as error:
-            message = " ".join(str(error).split())
-            print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+            print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:
             raise
@@ -141,21 +145,8 @@ def discard_output() -> None:
 
 
 # Arguments that may change when a run is resumed.
-MAY_CHANGE = {
-    "resume",
-    "run_dir",
-    "data",
-    "gpu",
-    "workers",
-    "threads",
-    "data_on_device",
-    "compile",
-    "recompute",
-    "capture",
-    "report_freq",
-    "checkpoint_minutes",
-    "init_from",
-}
+MAY_CHANGE = {"resume", "run_dir", "data", "gpu", "workers", "threads", "data_on_device", "init_from"}
+MAY_CHANGE |= {"compile", "recompute", "capture", "report_freq", "checkpoint_minutes"}
 
 SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
 
@@ -361,13 +352,13 @@ def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any])
         "--network",
         choices=["auto", *NETWORKS],
         default="auto",
-        help="of --space darts, around the cells; imagenet: behind a stem that divides height and width by 8; auto: by the images' size",
+        help="network around the cells of --space darts; imagenet: its stem divides height and width by 8; auto: by the images' size",
     )
     group.add_argument(
         "--centre_crop",
         type=_number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
         default=1.0,
-        help="for --dataset folder and imagenet: the share of an image's shorter side that is kept, in its middle",
+        help="keep the central square of an image, of this share of its shorter side; for --dataset folder and imagenet",
     )
 
 
@@ -398,7 +389,7 @@ def output_file(text: str) -> str:
     return text
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
     """Adds the arguments that select the images, the same for every stage."""
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -413,13 +404,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, datasets: Sequence[str])
         default="../data",
         help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/; imagenet: val",
     )
-    group.add_argument("--image_size", type=image_size, default=32, help="for --dataset folder and imagenet: a multiple of 8")
-    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the images and of the network; 1: grey")
     group.add_argument(
-        "--skip_bad_images",
-        action="store_true",
-        help="for --dataset folder and imagenet: leave out images that cannot be decoded, and report their number",
+        "--image_size",
+        type=image_size,
+        default=32,
+        help="resize images to squares of this many pixels, a multiple of 8; for --dataset folder and imagenet",
     )
+    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="read images in grey (1) or in colour (3)")
     group.add_argument(
         "--workers",
         type=_at_most_cores("--workers", non_negative_int),
@@ -441,56 +432,54 @@ def add_weights_arguments(parser: argparse.ArgumentParser, epochs: int, batch_si
         help="learning rate at the end of the cosine schedule",
     )
     group.add_argument("--momentum", type=probability, default=0.9, help="momentum of SGD")
-    group.add_argument("--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of all weights")
+    group.add_argument("--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of SGD on all weights")
     group.add_argument("--grad_clip", type=positive_float, default=5.0, help="clip the gradient to this norm")
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
     group.add_argument("--cutout_length", type=positive_int, default=16, help="side of that square in pixels")
     return group
 
 
-def add_device_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """Adds the arguments for the device, and with `images` for where they are kept, the same for every stage."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--gpu", type=device_number, default=0, help="number of the CUDA device; -1 for the CPU")
-    group.add_argument(
+def add_device_arguments(parser: Parser, images: bool = True) -> None:
+    """Adds the arguments for the device, the same for every stage; with `images` also those for images."""
+    parser.add_argument("--gpu", type=device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU")
+    parser.rare.add_argument(
         "--threads",
         type=_at_most_cores("--threads", positive_int),
-        help="threads of a CPU; None: one for every 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
+        help="use this many threads on a CPU; None: one for every 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
     )
     if images:
-        group.add_argument(
+        parser.rare.add_argument(
             "--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory"
+        )
+        parser.rare.add_argument(
+            "--skip_bad_images",
+            action="store_true",
+            help="leave out images that cannot be decoded, and report their number; for --dataset folder and imagenet",
         )
 
 
-def add_speed_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """Adds the arguments for speed and memory of training, the same for both stages. Some need `images`."""
-    group = parser.add_argument_group("speed")
+def add_run_arguments(parser: Parser, images: bool = True) -> None:
+    """Adds the arguments for device, speed, run folder and log, the same for both stages; with `images` also those for images."""
+    add_device_arguments(parser, images)
+    group, rare = parser.add_argument_group("run"), parser.rare
+    group.add_argument("--run_dir", type=path, help="write to this folder, which is new or empty; None: one named by --save and the time")
+    group.add_argument("--resume", type=path, metavar="RUN_DIR", help="continue the run in this folder, with its arguments")
+    group.add_argument("--fast_dev_run", action="store_true", help="try everything: one epoch of two batches of training and of validation")
     group.add_argument(
         "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: if the run is long enough to pay off"
     )
-    group.add_argument("--tf32", action="store_true", help="on a GPU, use TF32: round the factors of float32 products to 10 bits; faster")
-    if not images:
-        return
-    group.add_argument("--recompute", action="store_true", help="recompute activations in the backward pass: less memory, more time")
-    group.add_argument("--capture", action="store_true", help="on a GPU, repeat a step as one CUDA graph; one process only")
-    group.add_argument("--amp", action="store_true", help="train in bfloat16 autocast; faster on a GPU, less precise")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """Adds the arguments for device, speed, run folder and log, the same for both stages. Some need `images`."""
-    add_device_arguments(parser, images)
-    add_speed_arguments(parser, images)
-    group = parser.add_argument_group("run")
-    group.add_argument("--save", default="EXP", help="part of the name of the run's default folder")
-    group.add_argument("--run_dir", type=path, help="the run's folder, instead of the default one")
-    group.add_argument("--resume", type=path, metavar="RUN_DIR", help="continue this run, with its arguments")
-    group.add_argument("--checkpoint_minutes", type=non_negative_float, default=10, help="minutes between two checkpoints within an epoch")
-    group.add_argument("--report_freq", type=positive_int, default=50, help="steps between two lines of the log")
     if images:
-        group.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
-    group.add_argument("--deterministic", action="store_true", help="on CUDA, use only deterministic kernels; slower")
-    group.add_argument("--fast_dev_run", action="store_true", help="one epoch of two batches each of training and validation")
+        group.add_argument("--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise")
+        rare.add_argument("--recompute", action="store_true", help="recompute activations in the backward pass: less memory, more time")
+        rare.add_argument("--capture", action="store_true", help="on a GPU, repeat a step as one CUDA graph; one process only")
+        rare.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
+    rare.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits: faster")
+    rare.add_argument("--deterministic", action="store_true", help="on CUDA, use only deterministic kernels: slower")
+    rare.add_argument("--save", default="EXP", help="make this a part of the name of the run's default folder")
+    rare.add_argument("--report_freq", type=positive_int, default=50, help="write a line of the log every so many steps")
+    rare.add_argument(
+        "--checkpoint_minutes", type=non_negative_float, default=10, help="save a checkpoint every so many minutes of an epoch"
+    )
 
 
 def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:

@@ -116,10 +116,6 @@ class Run:
         if not self._writes:
             return
         try:
-            str(self.folder).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"the folder's name {self.folder} is not valid UTF-8, which TensorBoard needs: choose another") from None
-        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in filter(Path.is_symlink, self.folder.iterdir()):
                 raise UserError(f"{path} is a link, and a run writes only in its folder: put a copy of the file in its place")
@@ -177,12 +173,9 @@ class Run:
             self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_architecture(self, contents: dict[str, Any]) -> None:
-        """Writes the files of an architecture, {name: content}. Deletes architecture.json or genotype.json if `contents` lacks it."""
+        """Writes the files of an architecture, {name: content}."""
         for name, content in contents.items():
             self.write_json(name, content)
-        for name in {"architecture.json", "genotype.json"} - contents.keys():
-            if self._writes:
-                (self.folder / name).unlink(missing_ok=True)
 
     def write_weights(self, model: nn.Module, name: str = "weights.pt") -> None:
         """Writes the weights to the file `name`. The file is replaced completely or not changed."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import struct
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from experiment.errors import UserError
@@ -80,13 +82,9 @@ class Board:
         return {}
 
     def _show(self, writer: SummaryWriter, pictures: dict[str, bytes], epoch: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         for name, picture in pictures.items():
-            width, height = struct.unpack(">II", picture[16:24])
-            image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture)
-            summary = Summary(value=[Summary.Value(tag=f"architecture/{name}", image=image)])
-            writer.file_writer.add_summary(summary, epoch)  # type: ignore[attr-defined]  # None to mypy, its value at first
+            pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+            writer.add_image(f"architecture/{name}", pixels, epoch, dataformats="HWC")
 
 
 def _tag(key: str) -> str:

@@ -66,8 +66,8 @@ def load_weights(
         raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
     own = model.state_dict()
     weights, done = _state_dict(weights)
-    if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
-        raise UserError(f"{path} does not hold a state_dict: a dictionary of names and dense tensors")
+    if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()):
+        raise UserError(f"{path} does not hold a state_dict: a dictionary of names and tensors")
     weights, renamed = _with_names_of(own, weights)
     if done or renamed:
         say(f"{path}: {'; '.join([*done, *renamed])}")
@@ -76,26 +76,21 @@ def load_weights(
     # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which are not used here.
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in own]
-    differing = [
-        f"{key} is {_shape(weights[key])} in the file, {_shape(own[key])} here"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
+    different = [
+        f"{key} is {_shape(weights[key])} in the file, {_shape(value)} here"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
     ]
-    differing += [
-        f"{key} is of {weights[key].dtype} in the file, of {own[key].dtype} here"
-        for key in own
-        if key in weights and weights[key].is_floating_point() != own[key].is_floating_point()
-    ]
-    if missing or unexpected or differing:
-        if not missing and not differing and all(key.startswith("auxiliary_head.") for key in unexpected):
-            hint = "add --auxiliary"
-        elif not unexpected and not differing and all(key.startswith("auxiliary_head.") for key in missing):
-            hint = "leave out --auxiliary"
+    if missing or unexpected or different:
+        if not different and all("auxiliary_head." in key for key in missing + unexpected):
+            hint = "leave out --auxiliary" if missing else "add --auxiliary"
         first = [f"missing in the file: {key}" for key in missing[:3]]
-        first += [f"only in the file: {shorten(key)}" for key in unexpected[:3]]
-        first += differing[:3]
+        first += [f"only in the file: {shorten(key)}" for key in unexpected[:3]] + different[:3]
         raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
-    model.load_state_dict(own | weights)
+    try:
+        model.load_state_dict(own | weights)
+    except RuntimeError as error:  # of sparse tensors, for example
+        raise UserError(f"{path} holds tensors that cannot be loaded ({shorten(' '.join(str(error).split()))})") from None
     return kept
 
 
@@ -156,11 +151,6 @@ def optional(package: str) -> Any:
     except ImportError as error:
         missing = (error.name or package).partition(".")[0]
         raise UserError(f"the package {missing} is missing: pip install -r requirements-export.txt") from None
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether `value` is a dense tensor: not sparse, not quantized, not on the meta device."""
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _shape(tensor: torch.Tensor) -> str:

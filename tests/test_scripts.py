@@ -575,33 +575,6 @@ def test_weights_of_another_network_are_named(tmp_path):
         load_weights(NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2), str(tmp_path / "with.pt"))
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of what it is about to drop
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda tensor: tensor.to_sparse(), "does not hold a state_dict"),
-        (lambda tensor: tensor.to("meta"), "does not hold a state_dict"),
-        (lambda tensor: torch.quantize_per_tensor(tensor, 1.0, 0, torch.qint8), "does not hold a state_dict"),
-        (lambda tensor: tensor.to(torch.complex64), r"stem\.0\.weight is of torch\.complex64 in the file, of torch\.float32 here"),
-        (lambda tensor: tensor.to(torch.int64), r"stem\.0\.weight is of torch\.int64 in the file"),
-    ],
-    ids=["sparse", "meta", "quantized", "complex", "int"],
-)
-def test_tensors_that_are_no_weights(tmp_path, change, words):
-    torch.save(network().state_dict() | {"stem.0.weight": change(torch.zeros(6, 3, 3, 3))}, tmp_path / "weights.pt")
-    with pytest.raises(errors.UserError, match=words):
-        load_weights(network(), str(tmp_path / "weights.pt"))
-
-
-def test_names_that_are_none_of_weights(tmp_path):
-    torch.save(network().state_dict() | {1: torch.zeros(1)}, tmp_path / "number.pt")
-    torch.save(network().state_dict() | {"x" * 10**6: torch.zeros(1)}, tmp_path / "huge.pt")
-    for name, words in (("number.pt", "a dictionary of names"), ("huge.pt", r"only in the file: x+\.\.\.$")):
-        with pytest.raises(errors.UserError, match=words) as raised:
-            load_weights(network(), str(tmp_path / name))
-        assert len(str(raised.value)) < 1000
-
-
 def test_a_checkpoint_and_a_folder_are_no_weights(tmp_path):
     torch.save({"progress": {}, "random": {}, "parts": {}}, tmp_path / "checkpoint.pt")
     for name, words in (
