@@ -16,15 +16,13 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
-import contextlib
 import io
 import json
-import logging
 import statistics
 import tempfile
-import time
+import timeit
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,24 +42,21 @@ TOLERANCE = 1e-5  # of probabilities
 IMAGES = 64  # compared at most
 
 Run = Callable[[Tensor], Tensor]  # images (B, C, S, S) to logits
-
-
-def preprocessing(net: Classifier) -> str:
-    """What `Classifier.preprocess` does, in the words of the metadata."""
-    square = "the centre square, resized to image_size by Pillow's BILINEAR"
-    if net.description.centre_crop != 1:
-        shorter = round(net.image_size / net.description.centre_crop)
-        square = f"resized by Pillow's BILINEAR, the shorter side to {shorter}, then the centre square of image_size"
-    return (
-        f"turned upright by EXIF, on white where transparent, {square}; RGB / 255 (L / 255 for one channel), minus mean, divided by std; "
-        "float32, (batch, channels, image_size, image_size)"
-    )
+BATCH = ({0: torch.export.Dim("batch")},)
 
 
 def metadata(net: Classifier) -> dict[str, str]:
     """Every field of `network.json`, the whole file, both as JSON, and a text about the preprocessing of images."""
+    square = "the centre square, resized to image_size by Pillow's BILINEAR"
+    if net.description.centre_crop != 1:
+        shorter = round(net.image_size / net.description.centre_crop)
+        square = f"resized by Pillow's BILINEAR, the shorter side to {shorter}, then the centre square of image_size"
+    preprocessing = (
+        f"turned upright by EXIF, on white where transparent, {square}; RGB / 255 (L / 255 for one channel), minus mean, divided by std; "
+        "float32, (batch, channels, image_size, image_size)"
+    )
     fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()}
-    return fields | {"preprocessing": preprocessing(net), trained.FILE: json.dumps(net.description.json)}
+    return fields | {"preprocessing": preprocessing, trained.FILE: json.dumps(net.description.json)}
 
 
 def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
@@ -71,19 +66,18 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
         (name of the runtime, function that runs the file; None if onnxruntime is missing).
     """
     optional("onnx"), optional("onnxscript")
-    with _quiet():
-        program = torch.onnx.export(
-            net.model,
-            (_some(net, 2),),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
+    program = torch.onnx.export(
+        net.model,
+        (_zeros(net, 2),),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=BATCH,
+    )
     assert program is not None
     program.model.metadata_props.update(metadata(net))
-    _write(path, program.model_proto.SerializeToString())
+    path.write_bytes(program.model_proto.SerializeToString())
     try:
         runtime = optional("onnxruntime")
     except UserError:
@@ -95,10 +89,8 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
 def export_torch(net: Classifier, path: Path) -> tuple[str, Run]:
     """Writes a file for `torch.export.load`, with the metadata as its extra files."""
     buffer = io.BytesIO()
-    with _quiet():
-        program = torch.export.export(net.model, (_some(net, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, buffer, extra_files=metadata(net))
-    _write(path, buffer.getvalue())
+    torch.export.save(torch.export.export(net.model, (_zeros(net, 2),), dynamic_shapes=BATCH), buffer, extra_files=metadata(net))
+    path.write_bytes(buffer.getvalue())
     return f"torch.export, PyTorch {torch.__version__}", torch.export.load(path).module()
 
 
@@ -106,7 +98,7 @@ def export_safetensors(net: Classifier, path: Path) -> tuple[str, Run]:
     """Writes a file for `predict.load`: the `state_dict()` without the auxiliary head, and the metadata."""
     inner = Classifier(replace(net.description, auxiliary=False, weights=path.name), net.model, net.device)
     tensors = {name: tensor.contiguous() for name, tensor in net.model.network.state_dict().items()}
-    _write(path, optional("safetensors.torch").save(tensors, metadata=metadata(inner)))
+    optional("safetensors.torch").save_file(tensors, path, metadata=metadata(inner))
     return f"PyTorch {torch.__version__}", load(path, space=net.description.space).model
 
 
@@ -148,21 +140,16 @@ def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
 
 
 def latency(run: Run, batch: Tensor) -> float:
-    """Milliseconds per image: the median over about a third of a second."""
-    times: list[float] = []
+    """Milliseconds per image, the median of ten runs after a first one."""
     with torch.no_grad():
-        run(batch)
-        while len(times) < 5 or (sum(times) < 0.3 and len(times) < 100):
-            start = time.perf_counter()
-            run(batch)
-            times.append(time.perf_counter() - start)
+        _, *times = timeit.repeat(lambda: run(batch), number=1, repeat=11)
     return 1e3 * statistics.median(times) / len(batch)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Export a trained network to a format that other programs read, and compare both on real images.")
     parser.add_argument("run", help="the folder of a training run")
-    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="format of the file")
     parser.add_argument(
         "--output", type=cli.output_file, help="the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder"
     )
@@ -177,13 +164,16 @@ def main() -> None:
     images = real_images(net, args.run, args.images)
     name, export = FORMATS[args.format]
     path = Path(args.output or Path(args.run) / name)
-    with tempfile.TemporaryDirectory() as folder:  # until it is compared, so that a wrong file does not replace a good one
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # the exporters', which concern no user
         temporary = Path(folder) / path.name
         runner, run = export(net, temporary)
         difference = 0.0 if run is None else compare(net, run, images)
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE:  # a wrong file does not replace a good one
             raise UserError(f"{path} was not written: it would compute something else than the run ({difference:.1e}); please report it")
-        _write(path, temporary.read_bytes())
+        try:
+            files.write({path: temporary.read_bytes()})
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     print(f"wrote {printable(str(path))}: {path.stat().st_size / 1e6:.2f} MB, {len(net.classes)} classes")
     parameters = sum(parameter.numel() for parameter in net.model.parameters()) / 1e6
     multiply_adds = utils.count_multiply_adds(net.model, net.image_size, net.description.channels)
@@ -192,32 +182,12 @@ def main() -> None:
         print(f"not compared with PyTorch, and not timed: {runner} is missing (pip install -r requirements-export.txt)")
         return
     print(f"probabilities differ by at most {difference:.1e} from PyTorch's on {len(images)} images ({runner})")
-    one, many = (latency(run, _some(net, batch)) for batch in (1, 32))
+    one, many = (latency(run, _zeros(net, batch)) for batch in (1, 32))
     print(f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({runner}, CPU, {torch.get_num_threads()} threads)")
 
 
-def _some(net: Classifier, batch: int) -> Tensor:
+def _zeros(net: Classifier, batch: int) -> Tensor:
     return torch.zeros(batch, net.description.channels, net.image_size, net.image_size)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        files.write({path: content})
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporters' warnings and log messages, which do not concern users."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 if __name__ == "__main__":

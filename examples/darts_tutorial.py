@@ -24,7 +24,7 @@ def main():
     # Search: the model space, the strategy, and what candidates are evaluated on
     architecture = search("darts", "darts", IMAGES, [show], run_dir=f"{FOLDER}/search", **SEARCH)
 
-    # Export, and draw both cells side by side
+    # Export, and draw both cells
     print(to_nni(architecture.genotype))
     print(*drawing.write({"cells.png": drawing.both(architecture)}, FOLDER))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import colorsys
 import io
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +88,7 @@ def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
         _operation(graph, f"edge{index}", edge.operation)
         graph.edge(edge.tail, f"edge{index}:w", color=colour(edge.operation), dir="none")
         graph.edge(f"edge{index}:e", edge.head, color=colour(edge.operation))
+    _plain_edges(graph, cell)
     return graph
 
 
@@ -107,6 +107,7 @@ def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.
         _operation(graph, f"edge{index}", operation, width="1.3", margin="0", fixedsize="true", **style)  # one size, so one layout
         graph.edge(tail, f"edge{index}:w", dir="none", **line)
         graph.edge(f"edge{index}:e", head, **line)
+    _plain_edges(graph, cell)
     return graph
 
 
@@ -118,15 +119,15 @@ _KINDS = {
 
 
 def _nodes(graph: graphviz.Digraph, cell: Cell, first_node: int = 0) -> None:
-    """Adds the nodes, and the edges without an operation: the fixed ones and those to the output."""
     for name, kind in cell.nodes.items():
         graph.node(name, str(int(name) + first_node) if kind == "node" and first_node else None, **_KINDS[kind])
+
+
+def _plain_edges(graph: graphviz.Digraph, cell: Cell) -> None:
+    """Adds the edges without an operation: the fixed ones and those to the output."""
     output = list(cell.nodes)[-1]
     for tail, head in (*cell.fixed, *((name, output) for name in cell.concat)):
-        graph.edge(tail, head, **_PLAIN)
-
-
-_PLAIN = {"color": "#8C8C8C", "penwidth": "1.2"}
+        graph.edge(tail, head, color="#8C8C8C", penwidth="1.2")
 
 
 def _graph(caption: str) -> graphviz.Digraph:
@@ -276,7 +277,7 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:
-    """A picture of a graph. `dpi` is the resolution of a PNG.
+    """A picture of a graph. `dpi` is the resolution of a PNG, and of a PDF without Graphviz's `dot`, which is then an image.
 
     Raises:
         UserError: no program for drawing is installed, or it fails.
@@ -288,7 +289,9 @@ def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> byte
     if program is None:
         raise UserError(f"no program that draws graphs is installed: {INSTALL}")
     if format == "pdf" and not dot:  # graphviz-pure cannot write PDF
-        return _pdf(render(graph, "svg"))
+        stream = io.BytesIO()
+        stacked([render(graph, "png", 300)]).save(stream, "PDF", resolution=300)
+        return stream.getvalue()
     resolution = [f"-Gdpi={dpi}"] if format == "png" else []
     try:
         done = subprocess.run([program, f"-T{format}", *resolution], input=graph.source.encode(errors="replace"), capture_output=True)
@@ -298,21 +301,3 @@ def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> byte
         reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
         raise UserError(f"{program} cannot draw this as {format} ({reason}): {INSTALL}")
     return done.stdout
-
-
-def _pdf(svg: bytes) -> bytes:
-    """Converts an SVG to a PDF. Its text is in Helvetica, a standard font of PDF, which is as wide as Arial."""
-    import fpdf
-    from fpdf.svg import SVGObject
-
-    text = re.sub(r"<title>.*?</title>", "", svg.decode())  # tooltips, which a PDF does not have
-    try:
-        text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise UserError(f"PDF's standard fonts lack {text[error.start]!r}: leave it out of the caption, or use --format svg") from None
-    drawing = SVGObject(text)
-    document = fpdf.FPDF(unit="pt", format=(drawing.width, drawing.height))  # type: ignore[arg-type]  # never a percentage here
-    document.add_page()
-    document.set_font("Helvetica")
-    drawing.draw_to_page(document)
-    return bytes(document.output())

@@ -495,7 +495,7 @@ def test_other_formats(script, tmp_path, format, make):
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"cells.gif"}
 
 
-DRAWN_WITHOUT = {"torch", "matplotlib", "PIL", "fpdf", "tensorboard", "tqdm"}
+DRAWN_WITHOUT = {"torch", "matplotlib", "PIL", "tensorboard", "tqdm"}
 SEARCHES = {"architect", "nas.search", "nas.strategies", "nas.spaces.enas", "nas.spaces.nasbench201"}
 
 

@@ -112,12 +112,6 @@ def test_svg_shows_the_operations_and_the_caption_literally(tmp_path, without_do
     assert texts(reduction)[f"{caption}: reduction cell"] == 1
 
 
-def test_pdf_without_dot_refuses_letters_that_it_would_lose(tmp_path, without_dot):
-    with pytest.raises(UserError, match="'日'"):
-        drawing.draw(V2, tmp_path, "pdf", "日")
-    assert not list(tmp_path.iterdir())
-
-
 def test_dot_is_preferred_and_gets_the_format(tmp_path, monkeypatch):
     for name in ("dot", "graphviz-pure"):
         fake_program(tmp_path / "bin", name, f'echo "{name} $*"')

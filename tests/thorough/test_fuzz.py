@@ -416,7 +416,7 @@ def test_what_is_taken_can_be_drawn_and_reported(changed, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIGURATION))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = history.read(tmp_path)
-    assert all(graph.source for graphs in animation._graphs(run) for graph in graphs)
+    assert all(graph.source for graphs in animation.graphs_of(run) for graph in graphs)
     assert all(curves.save(figure) for figure in curves.pictures(run).values())
     assert report.of_run(run, {})
     assert compare.table([run])
