@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import genotypes
-import published
 from architecture import Architecture, Cell, Edge, is_index, unmasked
 from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
@@ -34,11 +33,13 @@ _NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
 
 def names() -> dict[str, Genotype]:
     """{name: published cells}: every genotype in `genotypes.py` and `published.py`."""
+    import published
+
     return {name: value for name, value in [*vars(genotypes).items(), *vars(published).items()] if isinstance(value, Genotype)}
 
 
-# All operations that a genotype may contain: the candidates, and others that the named cells use.
-OPERATIONS = list(dict.fromkeys([*PRIMITIVES, *(edge[0] for cells in names().values() for edge in [*cells.normal, *cells.reduce] if edge)]))
+# All operations that a genotype may contain: the candidates, and those of published cells.
+OPERATIONS = list(dict.fromkeys([*PRIMITIVES, "none", *CHOICES.values(), "sep_conv_7x7", "conv_7x1_1x7"]))
 
 
 class Genotyped(Architecture):

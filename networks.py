@@ -11,7 +11,6 @@ from architecture import Architecture
 from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
-from model import NetworkCIFAR, NetworkImageNet
 from registry import constructor_arguments, load_network, load_space
 
 
@@ -23,6 +22,8 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
     """
     if args.space == "darts":
         constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
+        from model import NetworkCIFAR, NetworkImageNet
+
         assert isinstance(architecture, Cells)  # as all of this space
         network = NetworkImageNet if args.network == "imagenet" else NetworkCIFAR
         return network(args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels)

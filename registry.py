@@ -7,10 +7,12 @@ import importlib.util
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+import msgspec
 
 from architecture import Architecture
 from experiment import cli
@@ -147,38 +149,25 @@ def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequenc
     return [{name: _typed(option, name, value, each[name]) for name, value in given.items() if name in each} for each in types]
 
 
-def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, tuple[type, ...]]:
-    """{name: types} of the arguments that can be read from text. Without an annotation, the type is that of the default."""
+def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, Any]:
+    """{name: type} of the arguments that can be read from text. Without an annotation, the type is that of the default."""
     try:
         hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # `maker` is a class
     except Exception:  # an annotation in a user's file may be imported for type checkers only, or be wrong in any way
         hints = {}
-    found = {}
-    for name, parameter in inspect.signature(maker).parameters.items():
-        hint = hints.get(name, type(parameter.default))
-        types = get_args(hint) or (hint,)
-        if name not in reserved and set(types) <= set(_READERS):
-            found[name] = types
-    return found
+    found = {name: hints.get(name, type(value.default)) for name, value in inspect.signature(maker).parameters.items()}
+    return {name: hint for name, hint in found.items() if name not in reserved and set(get_args(hint) or [hint]) <= _TYPES}
 
 
-def _typed(option: str, name: str, text: str, types: tuple[type, ...]) -> Any:
-    for kind, read in _READERS.items():
-        if kind in types:
-            try:
-                return read(text)
-            except (KeyError, ValueError):
-                continue
-    raise UserError(f"{option} {name}={text}: {name} is {' or '.join('None' if kind is NoneType else kind.__name__ for kind in types)}")
+_TYPES = {NoneType, bool, int, float, str}
 
 
-_READERS: dict[type, Callable[[str], Any]] = {  # in the order in which they are tried
-    NoneType: {"None": None}.__getitem__,
-    bool: {"True": True, "true": True, "False": False, "false": False}.__getitem__,
-    int: int,
-    float: float,
-    str: str,
-}
+def _typed(option: str, name: str, text: str, hint: Any) -> Any:
+    try:
+        return msgspec.convert(None if text == "None" else text, hint, strict=False)
+    except msgspec.ValidationError:
+        kinds = " or ".join("None" if kind is NoneType else kind.__name__ for kind in get_args(hint) or [hint])
+        raise UserError(f"{option} {name}={text}: {name} is {kinds}") from None
 
 
 def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
