@@ -7,7 +7,7 @@ those of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -53,6 +53,7 @@ class Architect:
     """
 
     r = 1e-2  # epsilon |v|, the length of the finite difference's steps (footnote 2 of the paper)
+    resting = False  # whether only the weights are trained (`--arch_warmup`)
 
     def __init__(self, model: Searchable, args: Any) -> None:
         self.model = model
@@ -65,6 +66,16 @@ class Architect:
         betas = getattr(args, "arch_beta1", 0.5), 0.999
         options = {"lr": args.arch_learning_rate, "betas": betas, "weight_decay": args.arch_weight_decay}
         self.optimizer = utils.optimizer(torch.optim.Adam, model.arch_parameters(), **options)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the steps of an epoch, and again when a run is resumed in the middle of one."""
+
+    def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Called at the end of an epoch, with the batches of the validation half."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Numbers for the epoch's row in metrics.jsonl."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides the model."""

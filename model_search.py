@@ -6,7 +6,7 @@ from the alphas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,14 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (len(PRIMITIVES),), this edge's softmaxed alphas."""
-        # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of shape (), keep
-        # the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
-        return sum(weight * op(x) for weight, op in zip(weights[:, None], self._ops, strict=True) if not isinstance(op, Zero))
+        return weighted_sum(x, self._ops, weights)
+
+
+def weighted_sum(x: Tensor, operations: Iterable[nn.Module], weights: Tensor) -> Tensor:
+    """The sum of what the operations make of x, weighted by `weights`, (operations,)."""
+    # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of shape (), keep
+    # the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
+    return sum(weight * op(x) for weight, op in zip(weights[:, None], operations, strict=True) if not isinstance(op, Zero))
 
 
 class Cell(nn.Module):

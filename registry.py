@@ -33,7 +33,7 @@ SPACES = {
 }
 STRATEGIES = {
     "darts": "nas.strategies:Darts",
-    "gdas": "nas.remedies.sampling:Gdas",
+    "gdas": "nas.strategies:Gdas",
     "enas": "nas.strategies:Enas",
     "random": "nas.strategies:Random",
 }

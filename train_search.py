@@ -31,16 +31,14 @@ import data
 import proposals
 import registry
 import utils
-from architect import HVP, Searchable
+from architect import HVP, Architect, Searchable
 from architecture import Architecture
 from experiment import distributed
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
-from nas.remedies import options
-from nas.search import build, check
-from nas.strategies import Strategy
-from networks import set_sizes
+from model_search import Network
+from nas import flags
 from pictures import drawing
 from speed import acceleration
 
@@ -82,7 +80,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam")
     group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam")
     group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
-    options.add_arguments(parser)
+    flags.add_arguments(parser)
     group = parser.add_argument_group("collapse (Zela et al. 2020)")
     group.add_argument(
         "--eigenvalue_every",
@@ -133,8 +131,7 @@ def search(
 
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
     space = registry.load_space(args.space)
-    set_sizes(args, init_channels=16, layers=8)
-    check(args)  # before images are loaded
+    flags.check(args)  # before images are loaded
     device = utils.begin(args)
     options = data.Options.of(args)
     images = data.prepare(options, device)
@@ -174,6 +171,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in loop.epochs() if stop is None else ():
             lr = float(scheduler.get_last_lr()[0])
+            architect.resting = epoch < args.arch_warmup
             architect.begin_epoch(epoch)
             if progress.step == 0:
                 meters.reset()
@@ -218,6 +216,17 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         return finish(args, run, len(images.train), space.of(model.export()), stop)
 
 
+def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Any, Any]:
+    """(search model, architect): the paper's network and what learns its alphas, or what other arguments ask for."""
+    if flags.wanted(args):
+        from nas import search
+
+        return search.build(args, num_classes, criterion, device)
+    nodes = args.nodes  # all concatenated
+    model = Network(args.init_channels, num_classes, args.layers, criterion, nodes, nodes, in_channels=args.channels, stem=args.stem)
+    return model.to(device), Architect(model, args)
+
+
 def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None) -> Architecture:
     """Logs, writes and draws what the search has found, and returns it.
 
@@ -241,14 +250,15 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
 
 
 def search_step(
-    model: Searchable, architect: Strategy, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace
+    model: Searchable, architect: Architect, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace
 ) -> Step:
     """The step of the paper's algorithm 1: from a training and a validation batch to loss, logits and the gradient's norm on the former."""
     weights = model.weight_parameters()
 
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # 1. Update the alphas by descending the validation loss.
-        architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
+        if not architect.resting:
+            architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()

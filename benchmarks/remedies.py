@@ -43,8 +43,7 @@ import turns
 
 import train_search
 from architect import HVP
-from nas.remedies import options
-from nas.remedies.recipes import NONE
+from nas import flags
 from speed import acceleration
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -91,7 +90,10 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
     torch.manual_seed(0)
     device = torch.device(args.device)
     settings = argparse.Namespace(
-        **{**NONE, "strategy": "darts", **METHODS[method]},
+        **{**flags.OFF, "strategy": "darts", **METHODS[method]},
+        space="darts",
+        space_arg=None,
+        strategy_arg=None,
         channels=3,
         stem="cifar",
         nodes=4,
@@ -107,9 +109,9 @@ def search_step(method: str, batch_size: int, args: argparse.Namespace) -> Calla
         grad_clip=5.0,
     )
     criterion = torch.nn.CrossEntropyLoss()
-    network, strategy = options.build(settings, 10, criterion)
-    architect = strategy(network.to(device), settings)
+    network, architect = train_search.build(settings, 10, criterion, device)
     architect.begin_epoch(0)
+    architect.resting = settings.arch_warmup > 0
     acceleration.apply(network, device, False, batch_size if args.compile == "yes" else None, args.recompute)
     optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = [torch.randn(batch_size, 3, args.image_size, args.image_size, device=device) for _ in range(2)]

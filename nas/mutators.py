@@ -5,18 +5,31 @@ To write a mutator, define a class with two methods, `sample_search` and `sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from architecture import Architecture, unmasked
+from architecture import Architecture, cell_of, unmasked
 from experiment.errors import UserError, shown
-from nas.mutables import ArgumentError, Choice, InputChoice, LayerChoice, Mutable, MutableScope, SpaceError, pick_inputs, reduce
+from model_search import weighted_sum
+from nas.edges import surround
+from nas.mutables import (
+    ArgumentError,
+    Choice,
+    InputChoice,
+    LayerChoice,
+    Mutable,
+    MutableScope,
+    SpaceError,
+    pick_inputs,
+    reduce,
+)
+from nas.relaxation import Relaxation, edge_weights
 
 Decisions = dict[str, Tensor]
 Choices = dict[str, Any]
@@ -225,9 +238,10 @@ class Mutator(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies. Tensors of an autograd graph cannot be copied, so decisions are detached; `reset` makes a new graph."""
-        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()} | {
-            "_decisions": {key: mask.detach() for key, mask in self._decisions.items()}
-        }
+        state: dict[str, Any] = {name: value.detach() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        for name in {"_decisions", "_edge_weights"} & state.keys():
+            state[name] = {key: mask.detach() for key, mask in state[name].items()}
+        return state
 
 
 def _weighted(output: Any, mask: Tensor, index: int) -> Any:
@@ -268,22 +282,51 @@ class DartsMutator(Mutator):
     names, or 0 if it does not come from a layer choice. Between equal strengths, the earlier input is chosen.
 
     If a layer choice could be chosen by input choices, and none of them does, it chooses nothing, as in NNI: its output is not used.
+
+    Args:
+        relaxation: maps the alphas to weights; None for the softmax. If it has no alpha of `none`, only the candidates have one.
     """
 
     differentiable = True
-    dense = True
-    none = 1
-    """The number of alphas of a layer choice in addition to those of its candidates."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, relaxation: Relaxation | None = None) -> None:
         super().__init__(model)
+        self.relaxation = relaxation or Relaxation()
+        self.dense = not self.relaxation.samples
+        alphas = [(choice, nn.Parameter(1e-3 * torch.randn(len(choice) + self.relaxation.none))) for choice in self.layer_choices]
         self.alphas = nn.ParameterDict(
             # A list of pairs: `ParameterDict` sorts the keys of a dictionary.
-            [(_parameter_name(mutable.key), nn.Parameter(1e-3 * torch.randn(len(mutable) + self.none))) for mutable in self.layer_choices]
+            [(_parameter_name(choice.key), self.relaxation.prepare(alpha, choice.names)) for choice, alpha in alphas]
         )
         if len(self.alphas) < len(self.layer_choices):
             keys = ", ".join(repr(mutable.key) for mutable in self.layer_choices)
             raise SpaceError(f"two keys differ only in dots and slashes, so their alphas would have one name: rename one of {keys}")
+        self.betas: nn.Parameter | None = None
+        self._nodes: list[list[str]] = []
+        self._edge_weights: Decisions = {}
+
+    def weigh_edges(self, ends: Callable[[str], tuple[str, str] | None]) -> None:
+        """Gives edges weights: `betas`, softmaxed over the layer choices that lead into one node.
+
+        These are the layer choices that one input choice chooses from, or that have the same head. One that leads alone has weight 1.
+
+        Args:
+            ends: (tail, head) of the edge of a key, or None, as `Architecture.ends`.
+        """
+        nodes: dict[str, list[str]] = {}
+        chosen_by = {label: mutable.key for mutable in self.input_choices for label in mutable.choose_from}
+        for key in self.choices:
+            edge = ends(key)
+            nodes.setdefault(chosen_by.get(key) or (f"{cell_of(key)} {edge[1]}" if edge else key), []).append(key)
+        self._nodes = list(nodes.values())
+        self.betas = nn.Parameter(1e-3 * torch.randn(len(self.choices)))
+
+    def edge_weights(self) -> Decisions:
+        """{key of a layer choice: weight of the edge, ()}; empty if edges have no weights."""
+        if self.betas is None:
+            return {}
+        weights = edge_weights(self.betas, list(map(len, self._nodes)))
+        return dict(zip(itertools.chain.from_iterable(self._nodes), weights.unbind(), strict=True))
 
     @property
     def choices(self) -> dict[str, nn.Parameter]:
@@ -291,18 +334,36 @@ class DartsMutator(Mutator):
         return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas.values(), strict=True)}
 
     def sample_search(self) -> Decisions:
+        self._edge_weights = self.edge_weights()
         everything = {mutable.key: torch.ones(len(mutable), dtype=torch.bool) for mutable in self.input_choices}
-        return everything | self.relaxed()
+        return everything | self._of_candidates(self.relaxation.mixed(list(self.alphas.values())))
 
-    def relaxed(self) -> Decisions:
-        """{key of a layer choice: softmaxed alphas of its candidates}."""
-        return {key: F.softmax(alpha, dim=-1)[: len(alpha) - self.none] for key, alpha in self.choices.items()}
+    def _of_candidates(self, weights: list[Tensor]) -> Decisions:
+        return {choice.key: weight[: len(choice)] for choice, weight in zip(self.layer_choices, weights, strict=True)}
+
+    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        mask, _ = self._decision(mutable)
+
+        def mix(x: Tensor, weights: Tensor) -> Tensor:
+            return weighted_sum(x, mutable, weights)
+
+        if hasattr(mutable, "auxiliary_op"):  # by `nas.edges.equip_choices`
+            output = surround(mutable, mix, args[0], self.relaxation.columns(mask, self._edge_weights.get(mutable.key)))
+        elif self.dense and mask.is_floating_point() and mutable.reduction in ("sum", "mean") and len(args) == 1 and not kwargs:
+            try:
+                output = mix(args[0], mask)
+            except RuntimeError:
+                return super().on_forward_layer_choice(mutable, *args)  # which says so if the shapes differ
+        else:
+            return super().on_forward_layer_choice(mutable, *args, **kwargs)
+        return output / len(mutable) if mutable.reduction == "mean" else output, mask
 
     @torch.no_grad()
     def sample_final(self) -> Decisions:
-        weights = self.relaxed()
+        weights = self._of_candidates(self.relaxation(list(self.alphas.values())))
         decisions = {key: mask_of(weight.argmax().view(1), len(weight)) for key, weight in weights.items()}
-        strength = {key: weight.max().item() for key, weight in weights.items()}
+        of_edges = self.edge_weights()
+        strength = {key: (weight.max() * of_edges.get(key, 1.0)).item() for key, weight in weights.items()}
         for mutable in self.input_choices:
             strengths = [strength.get(label, 0.0) for label in mutable.choose_from]
             ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)

@@ -1,73 +1,136 @@
-"""From the command line to a search model and its strategy, and to the network of an architecture, in any space."""
+"""From the command line to a search model and its strategy, in any space."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from architect import HVP
-from cells import MOST_NODES, check_candidates
 from experiment import cli
 from experiment.errors import UserError
-from model_search import Network
-from nas.remedies import options
+from nas import flags
+from nas.edges import equip_choices
+from nas.mutators import DartsMutator
+from nas.relaxation import Relaxation, ZeroOneLoss
 from nas.search_model import SearchModel
-from nas.strategies import Strategy
-from networks import build_network, check_imagenet_stem
-from registry import constructor_arguments, load_strategy
+from nas.strategies import Darts, Strategy
+from nas.supernet import Supernet
+from networks import build_network, set_sizes
+from registry import constructor_arguments, load_space, load_strategy
 
 
 def check(args: argparse.Namespace) -> None:
-    """Checks what can be checked without images: the combination of strategy, space and other arguments.
-
-    Args:
-        args: `init_channels` is set.
+    """Completes the sizes of the network, and checks how space, strategy and remedies go together.
 
     Raises:
-        UserError: an unknown strategy, or arguments that cannot be combined.
+        UserError: an unknown space or strategy, or arguments that cannot be combined.
     """
+    set_sizes(args, init_channels=16, layers=8)
     strategy = load_strategy(args.strategy)
-    options.check(args, strategy)
-    if not strategy.mutator.differentiable and (args.unrolled or args.hvp != HVP[0]):
-        raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
-    if args.hvp != HVP[0] and not args.unrolled:
-        raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
-    if not strategy.mutator.differentiable and (args.eigenvalue_every or args.early_stop):
-        raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
-    if args.nodes > MOST_NODES:
-        raise UserError(f"--nodes {args.nodes}: a cell can have {MOST_NODES}")
-    if args.nodes != 4 and args.space != "darts":
-        raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any")
-    if args.stem == "imagenet":
-        if args.space != "darts" or args.strategy not in options.NETWORKS:
-            raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
-        check_imagenet_stem("--stem imagenet", args)
+    remedies = flags.given(vars(args)).keys()
+    second_order = args.unrolled or args.hvp != HVP[0]
+    if not strategy.mutator.differentiable:
+        _refuse(remedies, f"needs alphas, and --strategy {args.strategy} has none")
+        if second_order:
+            raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
+        if args.eigenvalue_every or args.early_stop:
+            raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
+    if not issubclass(strategy, Darts):
+        _refuse(remedies - {"arch_warmup"}, f"needs a strategy derived from Darts, and {args.strategy} is none")
+    elif strategy.relaxation.samples:
+        _refuse(
+            remedies - {"max_skips", "arch_warmup"},
+            f"does not work with --strategy {args.strategy}, which samples operations",
+        )
+        if second_order:
+            raise UserError(f"--unrolled and --hvp do not work with --strategy {args.strategy}: every pass samples other operations")
+        if args.eigenvalue_every or args.early_stop:
+            raise UserError(
+                f"--eigenvalue_every and --early_stop do not work with --strategy {args.strategy}: its loss changes with every pass"
+            )
+    elif strategy.relaxation is not Relaxation:
+        _refuse(
+            remedies & {"gate", "perturb"},
+            f"does not work with --strategy {args.strategy}, which makes the weights itself",
+        )
+    if args.gate == "sigmoid" and args.perturb != "none":
+        raise UserError("--perturb needs softmaxed alphas, whose sum is 1: leave --gate sigmoid out")
+    if args.gate != "sigmoid" and (args.zero_one_weight or args.gate_threshold):
+        raise UserError("--zero_one_weight and --gate_threshold need sigmoids: add --gate sigmoid")
+    if args.gate_threshold and args.max_skips is not None:
+        raise UserError("--max_skips and --gate_threshold cannot be combined: leave one of them out")
+    if args.space != "darts":
+        _refuse(remedies & {"max_skips"}, f"needs --space darts, whose cells it limits, not {args.space}")
+        if args.nodes != 4:
+            raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any")
+    elif args.init_channels % args.partial_channels:
+        raise UserError(f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}: change one")
+    if args.stem == "imagenet" and not _has_supernet(args.space, strategy):
+        raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
 
 
-def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Network | SearchModel, Strategy]:
-    """(search model, strategy) for `args.space` and `args.strategy`; the paper's own network for DARTS's space and strategy.
+def _refuse(remedies: Iterable[str], why: str) -> None:
+    for name in sorted(remedies):
+        raise UserError(f"--{name} {why}: leave it out")
+
+
+def _has_supernet(space: str, strategy: type[Strategy]) -> bool:
+    """Whether the search runs on the network of `model_search.py`."""
+    return space == "darts" and issubclass(strategy, Darts) and strategy.mutator is DartsMutator
+
+
+def build(
+    args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device
+) -> tuple[Supernet | SearchModel, Strategy]:
+    """(search model, strategy) for `args.space`, `args.strategy` and the remedies.
 
     Raises:
-        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, or unknown arguments of
-            a space or a strategy.
+        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, unknown arguments of
+            a space or a strategy, or a remedy that does not work in this space.
     """
     strategy = load_strategy(args.strategy)
-    if args.space == "darts":
-        check_candidates()
-    reserved = ("model", "args")
     of_strategy, of_mutator = constructor_arguments(
-        "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), reserved
+        "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), ("model", "args")
     )
-    if args.space == "darts" and args.strategy in options.NETWORKS:
+    if _has_supernet(args.space, strategy):
         constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
-        supernet, strategy = options.build(args, num_classes, criterion)
-        supernet = supernet.to(device)
-        return supernet, strategy(supernet, args, **of_strategy)
+        model: Supernet | SearchModel = Supernet(
+            args.init_channels,
+            num_classes,
+            args.layers,
+            criterion,
+            strategy.relaxed_by(args),  # type: ignore[attr-defined]  # only `Darts` has this mutator
+            args.partial_channels,
+            args.zero_one_weight,
+            args.max_skips,
+            steps=args.nodes,
+            multiplier=args.nodes,
+            in_channels=args.channels,
+            stem=args.stem,
+        )
+    else:
+        model = _search_model(args, num_classes, criterion, strategy, of_mutator)
+    return model.to(device), strategy(model, args, **of_strategy)
+
+
+def _search_model(args: argparse.Namespace, num_classes: int, criterion: nn.Module, strategy, of_mutator) -> SearchModel:
     network = build_network(args, num_classes)
+    if issubclass(strategy, Darts):
+        of_mutator["relaxation"] = strategy.relaxed_by(args)
     mutator = strategy.mutator(network, **of_mutator)
     if not mutator.layer_choices and not mutator.input_choices:
         raise UserError(f"{args.space} holds no choices: there is nothing to search")
-    model = SearchModel(network, mutator).to(device)
-    return model, strategy(model, args, **of_strategy)
+    if args.gate_threshold and not any("none" in choice.names for choice in mutator.layer_choices):
+        raise UserError(f"--gate_threshold needs a candidate none, and {args.space} has none: set it to 0")
+    model = SearchModel(network, mutator)
+    if args.partial_channels > 1 or args.auxiliary_skip:
+        images = (2, args.channels, args.image_size, args.image_size)
+        equip_choices(network, images, args.partial_channels, args.auxiliary_skip > 0)
+    if args.partial_channels > 1:
+        mutator.weigh_edges(load_space(args.space).ends)
+    if args.zero_one_weight:
+        model.criterion = ZeroOneLoss(criterion, args.zero_one_weight, list(mutator.alphas.values()))
+    return model

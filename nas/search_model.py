@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cells import operation_of
 from nas.mutators import DartsMutator, Mutator
+from nas.relaxation import Relaxation
 
 
 class SearchModel(nn.Module):
@@ -50,13 +50,24 @@ class SearchModel(nn.Module):
         if not isinstance(self.mutator, DartsMutator):
             return {}
         edges = {}
-        for mutable in self.mutator.layer_choices:
-            weights = torch.softmax(self.mutator.choices[mutable.key].detach(), dim=-1).tolist()
+        alphas = self.mutator.relaxation([alpha.detach() for alpha in self.mutator.alphas.values()])
+        for mutable, weights in zip(self.mutator.layer_choices, map(Tensor.tolist, alphas), strict=True):
             edge = dict(zip(map(operation_of, map(str, mutable.labels)), weights, strict=False))
             for none in weights[len(mutable) :]:
                 edge["none"] = edge.get("none", 0.0) + none  # a space may also have a candidate `none`
             edges[mutable.key] = edge
         return edges
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """What maps the alphas to weights."""
+        assert isinstance(self.mutator, DartsMutator)  # the others have no alphas
+        return self.mutator.relaxation
+
+    def betas_by_edge(self) -> dict[str, float]:
+        """{key of a layer choice: weight}; empty if edges have no weights."""
+        weights = self.mutator.edge_weights() if isinstance(self.mutator, DartsMutator) else {}
+        return {key: weight.item() for key, weight in weights.items()}
 
     def alpha_lines(self) -> list[str]:
         """Lines for the log about the alphas, one per choice."""

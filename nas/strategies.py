@@ -19,6 +19,7 @@ from architect import Architect
 from experiment import checkpoint, distributed
 from nas.controller import EnasMutator, Reinforce
 from nas.mutators import DartsMutator, Decisions, Mutator, RandomMutator
+from nas.relaxation import Gumbel, Perturbed, Relaxation, Sigmoid
 from nas.search_model import SearchModel
 
 
@@ -32,6 +33,8 @@ class Strategy:
 
     mutator: type[Mutator] = RandomMutator
     """The class of the mutator."""
+
+    resting = False  # whether the alphas rest, if there are any: then `step` is not called
 
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         self.model = model
@@ -71,24 +74,50 @@ class Strategy:
 
 
 class Darts(Architect, Strategy):
-    """Trains alphas by their gradient, in first or second order.
+    """Trains alphas by their gradient, in first or second order. `relaxation` maps them to the weights of the candidates.
 
-    In the first `args.arch_warmup` epochs, only the weights are trained. `settle` does nothing: the alphas define the architecture.
+    A class derived from this one, with another relaxation, needs no more to work on every space.
     """
 
+    model: Any  # with `relaxation` and `betas_by_edge()`
     mutator = DartsMutator
+    relaxation: type[Relaxation] = Relaxation
+
+    @classmethod
+    def relaxed_by(cls, args: argparse.Namespace) -> Relaxation:
+        """The relaxation for the arguments of the command line."""
+        if args.gate == "sigmoid":
+            return Sigmoid(args.epochs, args.auxiliary_skip, args.gate_threshold)
+        return (Perturbed if args.perturb == "random" else cls.relaxation)(args.epochs, args.auxiliary_skip)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.model.relaxation.begin_epoch(epoch)
+
+    def step(self, *batches: Any, **options: Any) -> None:
+        self.model.relaxation.before_alphas()
+        super().step(*batches, **options)
+        self.model.relaxation.before_weights()
+
+    def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self.model.relaxation.before_alphas()
+
+    def metrics(self) -> dict[str, Any]:
+        """The weights of the edges, if they have any, and the values of this epoch."""
+        betas = self.model.betas_by_edge()
+        return ({"betas": betas} if betas else {}) | self.model.relaxation.metrics()
+
+
+class Gdas(Darts):
+    """GDAS (Dong, Yang, CVPR 2019, 1910.04465): trains alphas by the gradient of sampled operations, in first order.
+
+    BatchNorm always uses the statistics of its batch: running averages would mix those of different operations.
+    """
+
+    relaxation = Gumbel
 
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         super().__init__(model, args)
-        self._warmup, self.resting = getattr(args, "arch_warmup", 0), False
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.resting = epoch < self._warmup
-
-    def step(self, *batches: Any, **options: Any) -> None:
-        """`Architect.step`, except during the warm-up."""
-        if not self.resting:
-            super().step(*batches, **options)
+        use_batch_statistics(model)
 
 
 class Random(Strategy):
@@ -154,7 +183,13 @@ class Enas(Random):
         self.controller = Reinforce(model.mutator)
 
     def step(
-        self, input_train: Tensor, target_train: Tensor, input_valid: Tensor, target_valid: Tensor, *more: Any, **options: Any
+        self,
+        input_train: Tensor,
+        target_train: Tensor,
+        input_valid: Tensor,
+        target_valid: Tensor,
+        *more: Any,
+        **options: Any,
     ) -> None:
         """One step on the controller, with the validation batch. Then samples the architecture for the next weight step."""
         distributed.same_random_numbers(self.device)

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from experiment import errors
-from nas.remedies import recipes
+from nas import flags
 from pictures.history import History
 
 CELL = 0.46  # scale of the pictures of cells, the same for all
@@ -149,7 +149,7 @@ def _what(run: History) -> str:
         what = f"Search with DARTS, {'second' if arguments.get('unrolled') else 'first'} order"
     else:
         what = f"Search by {arguments['strategy']}"
-    if remedies := recipes.given(arguments):
+    if remedies := flags.given(arguments):
         what += " with " + ", ".join(f"--{name} {value}" for name, value in remedies.items())
     on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
     images = arguments.get("data") if arguments.get("dataset") in ("folder", "imagenet") else arguments.get("dataset", "?")

@@ -15,8 +15,7 @@ import utils
 from architect import Architect
 from cells import Cells
 from experiment.loop import FiniteCheck
-from nas import search
-from nas.remedies import recipes
+from nas import flags
 from speed import acceleration, capture
 
 CPU = torch.device("cpu")
@@ -45,15 +44,15 @@ def arguments(**given):
         "grad_clip": 5,
         "auxiliary": True,
         "channels": 3,
+        "image_size": SIZE,
         "stem": "cifar",
         "network": "cifar",
         "auxiliary_weight": 0.4,
         "report_freq": 1000,
         "epochs": 1,
         "capture": False,
-        **recipes.NONE,
     }
-    return Namespace(**recipes.NONE | defaults | given)
+    return Namespace(**flags.OFF | defaults | given)
 
 
 def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, drop_path=True, **given):
@@ -68,7 +67,7 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
         optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
         step, parts = train.training_step(model, criterion, optimizer, args), [optimizer]
     else:
-        model, architect = search.build(args, CLASSES, criterion, device)
+        model, architect = train_search.build(args, CLASSES, criterion, device)
         optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
         step, parts = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect]
     if compiled or device != CPU:

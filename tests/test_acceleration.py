@@ -22,7 +22,8 @@ import speed
 from architect import HVP
 from experiment import errors
 from model import NetworkCIFAR
-from nas.remedies.sampling import SampledNetwork
+from nas.relaxation import Gumbel
+from nas.supernet import Supernet
 from speed import acceleration, compilation, products
 from speed.pooling import share_pools
 from speed.recomputation import recompute
@@ -192,7 +193,7 @@ def broken(function, **options):
         ({"compile": "no"}, "--compile no"),
         ({}, "no compiler works here (broken)"),
         ({"network": lambda: NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)}, "only searches with mixed operations"),
-        ({"network": lambda: SampledNetwork(2, 5, 3, nn.CrossEntropyLoss())}, "only searches with mixed operations"),
+        ({"network": lambda: Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel())}, "only searches with mixed operations"),
     ],
 )
 def test_what_is_not_compiled_says_why(given, says, compiler):

@@ -114,8 +114,8 @@ def test_search_steps_learn_alphas_and_weights(benchmark, way, unrolled, monkeyp
 @pytest.mark.parametrize("method", ["warm-up", "pc-darts", "gdas", "sdarts-rs", "darts-minus", "fair-darts"])
 def test_steps_of_remedies_learn(benchmark, method, monkeypatch):
     module = benchmark("remedies", "--init_channels", "4", "--layers", "3", "--image_size", "8")
-    made, build = [], module.options.build
-    monkeypatch.setattr(module.options, "build", lambda *arguments: made.append(build(*arguments)) or made[0])
+    made, build = [], module.train_search.build
+    monkeypatch.setattr(module.train_search, "build", lambda *arguments: made.append(build(*arguments)) or made[0])
     step = module.search_step(method, 4, module.parse_arguments())
     network = made[0][0]
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}

@@ -30,11 +30,10 @@ import experiment.run
 import genotypes
 import model_search
 import utils
+from architect import Architect
 from experiment import distributed, errors
 from model import NetworkCIFAR
-from nas import search
-from nas.remedies import recipes
-from nas.strategies import Darts
+from nas import flags, search
 
 ROOT = Path(__file__).parent.parent
 
@@ -160,13 +159,13 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
         strategy_arg=None, stem="cifar", init_channels=4,
         layers=None,
         momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5,
-        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, **recipes.NONE,
+        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, **flags.OFF,
     )  # fmt: skip
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
     if strategy == "cells":
         model = model_search.Network(2, 3, 3, criterion, steps=1, multiplier=1)
-        architect = Darts(model, args)
+        architect = Architect(model, args)
     else:
         model, architect = search.build(args, 3, criterion, torch.device("cpu"))
     distributed.convert(model)

@@ -27,7 +27,6 @@ import train_search
 import utils
 from cells import Cells
 from image_files import datasets
-from nas import search
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
 from speed import capture
@@ -79,6 +78,7 @@ reads = pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="the C
         pytest.param(REMEDIES, id="remedies"),
         pytest.param({"gate": "sigmoid", "zero_one_weight": 1.0}, id="sigmoids"),
         pytest.param({"space": "nasbench201", "layers": 1}, id="nasbench201"),
+        pytest.param({"space": "nasbench201", "layers": 1, **REMEDIES}, id="remedies on nasbench201"),
         pytest.param({"space": "enas_micro", "init_channels": 4, "space_arg": "num_nodes=1"}, id="enas_micro"),
         pytest.param({"strategy": "random"}, id="random"),
         pytest.param({"strategy": "gdas"}, id="gdas", marks=reads),
@@ -87,7 +87,7 @@ reads = pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="the C
 )
 def test_the_steps_of_a_search_read_nothing_and_mix_no_devices(given, meta_run):
     args = arguments(nodes=1, **given)
-    model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), META)
+    model, architect = train_search.build(args, CLASSES, nn.CrossEntropyLoss(), META)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
     train_batches, alpha_batches, _ = batches(data.search_batches, META, META)
     architect.begin_epoch(0)
@@ -126,7 +126,7 @@ def test_the_steps_of_a_recurrent_search_read_nothing_and_mix_no_devices(unrolle
 def test_passes_that_need_no_gradient_of_the_alphas_take_them_as_constants(unrolled, expected):
     """These are the pass of the weight step and, in the second order, the pass at w."""
     args = arguments(unrolled=unrolled)
-    model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
+    model, architect = train_search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
     optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9)
     seen = []
     model.register_forward_pre_hook(lambda *_: seen.append(model.alphas_normal.requires_grad))
@@ -143,7 +143,7 @@ def test_one_step_on_an_alpha_changes_the_logits_under_autocast(space):
     """Rounded to bfloat16, the weights of the alphas are the same after it."""
     torch.manual_seed(0)
     args = arguments(space=space, amp=True, arch_learning_rate=3e-5)
-    model, architect = search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
+    model, architect = train_search.build(args, CLASSES, nn.CrossEntropyLoss(), CPU)
     x, y = next(iter(batches(data.train_batches)))
     model.train()
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_one_step_on_an_alpha_changes_the_logits_under_autocast(space):
 
 
 def test_sums_over_edges_are_float32_under_autocast():
-    model, _ = search.build(arguments(), CLASSES, nn.CrossEntropyLoss(), CPU)
+    model, _ = train_search.build(arguments(), CLASSES, nn.CrossEntropyLoss(), CPU)
     seen = []
     model.cells[1].register_forward_hook(lambda module, inputs, output: seen.append((inputs[1].dtype, output.dtype)))
     utils.forward(model, torch.randn(2, 3, SIZE, SIZE), amp=True)
@@ -274,13 +274,14 @@ def test_captured_steps_are_equal_to_ordinary_ones(unrolled, given, double):
 
 def test_what_changes_with_the_epochs_keeps_its_memory():
     """A CUDA graph reads the values from the memory that they had when it was captured."""
-    model, architect = search.build(arguments(**REMEDIES), CLASSES, nn.CrossEntropyLoss(), CPU)
+    model, architect = train_search.build(arguments(**REMEDIES), CLASSES, nn.CrossEntropyLoss(), CPU)
     seen = set()
     for epoch in (0, 7):
         architect.begin_epoch(epoch)
-        seen.add((model.radius.data_ptr(), model.auxiliary_weight.data_ptr()))
+        seen.add((model.relaxation.radius.data_ptr(), model.relaxation.auxiliary_weight.data_ptr()))
     assert len(seen) == 1
-    assert (model.radius.item(), model.auxiliary_weight.item()) == pytest.approx((0.03 + 0.27 * 7 / 8, 1 / 8))
+    values = model.relaxation.radius.item(), model.relaxation.auxiliary_weight.item()
+    assert values == pytest.approx((0.03 + 0.27 * 7 / 8, 1 / 8))
 
 
 def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch, capsys, double):

@@ -15,15 +15,15 @@ import model_search
 from cells import Cells, names
 from genotypes import CELLS
 from model import NetworkCIFAR, NetworkImageNet
-from nas.remedies import cells, sampling, supernet
-from nas.remedies.edges import PartialChannels
-from nas.remedies.supernet import Remedied, Supernet, ZeroOneLoss, onto_simplex
+from nas import relaxation, supernet
+from nas.edges import Edge
+from nas.relaxation import Gumbel, Perturbed, Relaxation, Sigmoid, ZeroOneLoss, onto_simplex
+from nas.strategies import Darts
+from nas.supernet import Supernet
 
 PC, MINUS, FAIR, SMOOTH, GDAS = (golden.load(f"{name}.json") for name in ("pc_darts", "darts_minus", "fair_darts", "sdarts", "gdas"))
 WITHOUT_NONE = genotypes.PRIMITIVES[1:]
-ARGS = SimpleNamespace(
-    momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, epochs=50, auxiliary_skip=0.0, perturb="none"
-)
+ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("double")
 @pytest.fixture
 def without_none(monkeypatch):
     """Some authors leave `none` out."""
-    for module in (model_search, supernet, cells):
+    for module in (model_search, supernet):
         monkeypatch.setattr(module, "PRIMITIVES", WITHOUT_NONE)
 
 
@@ -66,21 +66,22 @@ def check_search(case, make):
         close(network(x), case["eval_logits"], 1e-8)
 
 
-def check_steps(case, network, architect, expected, lr, unrolled=False, tolerance=1e-8):
+def check_steps(case, network, architect, expected, lr, unrolled=False, tolerance=1e-8, warmup=0):
     """Steps of both levels, one an epoch."""
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=3e-4)
     for number, row in enumerate(expected["steps"]):
         train, valid = batch(case, 10 + number), batch(case, 100 + number)
         architect.begin_epoch(row.get("epoch", 0))
-        architect.step(*train, *valid, lr, optimizer, unrolled)
+        if row.get("epoch", 0) >= warmup:
+            architect.step(*train, *valid, lr, optimizer, unrolled)
         for alpha, gradient in zip(network.arch_parameters(), row.get("arch_grad", ()), strict="arch_grad" in row):
             close(alpha.grad, gradient, tolerance)
         if "noise_seed" in row:
             r = np.random.RandomState(row["noise_seed"])
             noise = [r.uniform(-row["epsilon"], row["epsilon"], alpha.shape) for alpha in network.arch_parameters()]
-            close(network.radius, row["epsilon"], 1e-12)
-            network.noise = [torch.as_tensor(values) for values in noise]
+            close(network.relaxation.radius, row["epsilon"], 1e-12)
+            network.relaxation.noise = [torch.as_tensor(values) for values in noise]
             close(torch.stack(network.mixing_weights()), row["perturbed"], 1e-8)
         optimizer.zero_grad()
         logits = network(train[0])
@@ -120,19 +121,19 @@ def test_pc_darts_search(case):
 def test_pc_darts_steps(kind):
     case = PC["search"][0]  # the other holds no steps
     network = filled(case, partial_channels=case["K"])
-    args = SimpleNamespace(**vars(ARGS) | {"arch_learning_rate": 6e-4, "arch_warmup": 15 if kind == "warmup" else 0})
-    second = kind == "second_order"
-    check_steps(case, network, Remedied(network, args), case[kind], 0.1, second, 1e-6 if second else 1e-8)
+    args = SimpleNamespace(**vars(ARGS) | {"arch_learning_rate": 6e-4})
+    second, warmup = kind == "second_order", 15 if kind == "warmup" else 0
+    check_steps(case, network, Darts(network, args), case[kind], 0.1, second, 1e-6 if second else 1e-8, warmup)
 
 
 @pytest.mark.parametrize("case", PC["mixed_op"], ids=lambda case: f"C{case['C']}-stride{case['stride']}-K{case['K']}")
 def test_an_edge_of_partial_channels(case):
-    edge = PartialChannels(case["C"], case["stride"], case["K"])
+    edge = Edge(case["C"], case["stride"], case["K"])
     golden.fill(edge)
     r = np.random.RandomState(case["seed"])
     x = torch.as_tensor(r.randn(case["batch"], case["C"], case["size"], case["size"])).requires_grad_()
     weights = torch.softmax(torch.as_tensor(r.randn(8)), 0).requires_grad_()
-    out = edge(x, weights)
+    out = edge(x, torch.cat([weights, torch.ones(1)]))  # the weight of the edge is 1
     (out * torch.as_tensor(r.randn(*out.shape))).sum().backward()
     close(out.sum((0, 2, 3)), case["output_channel_sums"], 1e-8)
     close(out.norm(), case["output_norm"], 1e-8)
@@ -186,23 +187,22 @@ def test_the_published_networks_of_pc_darts(case):
 @pytest.mark.parametrize("case", [case for case in MINUS["search"] if case["space"] == "s5"], ids=lambda case: case["space"])
 def test_darts_minus(case):
     def make():
-        network = filled(case, auxiliary_skip=1.0)
-        network.auxiliary_weight.fill_(case["beta"])
+        network = filled(case, relaxation=Relaxation(50, auxiliary_skip=1.0))
+        network.relaxation.auxiliary_weight.fill_(case["beta"])
         return network
 
     check_search(case, make)
     assert repr(make().genotype().normal) == repr([tuple(edge) for edge in case["genotype"]["normal"]])
     network = make()
-    args = SimpleNamespace(**vars(ARGS) | {"auxiliary_skip": 1.0})
-    check_steps(case, network, Remedied(network, args), case["first_order"], 0.025)
+    check_steps(case, network, Darts(network, ARGS), case["first_order"], 0.025)
 
 
 def test_the_auxiliary_weight_descends_linearly():
     [case] = [case for case in MINUS["beta_schedule"] if case["decay"] == "linear"]
-    network, found = Supernet(2, 10, 3, nn.CrossEntropyLoss(), auxiliary_skip=float(case["base"])), []
+    decaying, found = Relaxation(50, auxiliary_skip=float(case["base"])), []
     for epoch in range(50):
-        network.set_progress(epoch / 50)
-        found.append(network.auxiliary_weight.item())
+        decaying.begin_epoch(epoch)
+        found.append(decaying.auxiliary_weight.item())
     close(found, case["beta_of_epochs_0_to_49"], 1e-12)
 
 
@@ -214,7 +214,7 @@ def test_fair_darts(case, without_none):
     l2 = case["loss_parts"]["kind"] == "l2"
 
     def make():
-        network = filled(case, gate="sigmoid", zero_one_weight=case["loss_parts"]["weight"])
+        network = filled(case, relaxation=Sigmoid(), zero_one_weight=case["loss_parts"]["weight"])
         if not l2:  # which is no option here: that loss alone is the authors' other one
             network.criterion.zero_one = lambda: -(torch.cat(network.arch_parameters()).sigmoid() - 0.5).abs().mean()
         return network
@@ -224,14 +224,14 @@ def test_fair_darts(case, without_none):
         close(make().criterion.zero_one(), case["loss_parts"]["zero_one"], 1e-8)
         network = make()
         args = SimpleNamespace(**vars(ARGS) | {"arch_learning_rate": 3e-3, "arch_beta1": 0.9})
-        check_steps(case, network, Remedied(network, args), case["steps"], 0.005)
+        check_steps(case, network, Darts(network, args), case["steps"], 0.005)
 
 
 @pytest.mark.parametrize("case", FAIR["genotypes"], ids=lambda case: str(case["seed"]))
 def test_fair_darts_genotypes(case, without_none):
-    network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), gate="sigmoid")
+    network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Sigmoid())
     golden.fill_alphas(network, case["seed"], case["scale"])
-    sparse = Supernet(2, 10, 3, nn.CrossEntropyLoss(), gate="sigmoid", gate_threshold=0.85)
+    sparse = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Sigmoid(threshold=0.85))
     golden.fill_alphas(sparse, case["seed"], case["scale"])
     for cell in CELLS:
         assert [list(edge) for edge in getattr(network.genotype(), cell)] == case["darts"][cell]
@@ -294,8 +294,8 @@ def test_a_discrete_network_of_fair_darts(case):
 
 @pytest.mark.parametrize("case", [case for case in SMOOTH["search"] if case["perturb"] == "random"], ids=lambda case: case["space"])
 def test_smooth_darts(case, without_none):
-    network = filled(case)
-    check_steps(case, network, Remedied(network, SimpleNamespace(**vars(ARGS) | {"perturb": "random"})), case, 0.025)
+    network = filled(case, relaxation=Perturbed(50))
+    check_steps(case, network, Darts(network, ARGS), case, 0.025)
     assert [list(edge) for edge in network.genotype().normal] == case["genotype"]["normal"]
 
 
@@ -306,10 +306,10 @@ def test_perturbed_weights_are_weights(case):
 
 
 def test_the_radius_grows():
-    network, found = Supernet(2, 10, 3, nn.CrossEntropyLoss()), []
+    perturbed, found = Perturbed(50), []
     for epoch in range(50):
-        network.set_progress(epoch / 50)
-        found.append(network.radius.item())
+        perturbed.begin_epoch(epoch)
+        found.append(perturbed.radius.item())
     close(found, SMOOTH["epsilon_of_epochs_0_to_49"], 1e-12)
 
 
@@ -323,18 +323,17 @@ def test_gdas_sampler(case, monkeypatch):
     alphas = torch.as_tensor(0.5 * r.randn(*shape)).requires_grad_()
     exponential, weights = torch.as_tensor(r.exponential(size=shape)), torch.as_tensor(r.randn(*shape))
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda like: exponential)
-    drawn = sampling.sample(alphas, torch.tensor(case["tau"]))
+    drawn = relaxation.sample(alphas, torch.tensor(case["tau"]))
     assert drawn.argmax(1).tolist() == case["index"]
     (drawn * weights).sum().backward()
     close(alphas.grad, case["alpha_grad"], 1e-8)
 
 
 def test_gdas_temperature():
-    network = sampling.SampledNetwork(2, 10, 3, nn.CrossEntropyLoss())
-    strategy, found = sampling.Gdas(network, SimpleNamespace(**vars(ARGS) | {"epochs": 250})), []
+    gumbel, found = Gumbel(250), []
     for epoch in range(250):
-        strategy.begin_epoch(epoch)
-        found.append(network.temperature.item())
+        gumbel.begin_epoch(epoch)
+        found.append(gumbel.temperature.item())
     close(found, GDAS["tau_of_epochs"], 1e-12)
 
 
@@ -352,14 +351,14 @@ THEIRS = {  # in their order
 
 @pytest.fixture
 def their_order(monkeypatch):
-    for module in (model_search, supernet, cells):
+    for module in (model_search, supernet):
         monkeypatch.setattr(module, "PRIMITIVES", list(THEIRS))
 
 
 def test_a_network_of_gdas(their_order, monkeypatch):
     """Their network has no BatchNorm after pooling, one before the global pooling, and biases that the next BatchNorm takes away again."""
     [case] = [case for case in GDAS["networks"] if case["network"] == "nasnet"]
-    network = sampling.SampledNetwork(case["C"], case["num_classes"], 3 * case["N"], nn.CrossEntropyLoss())
+    network = Supernet(case["C"], case["num_classes"], 3 * case["N"], nn.CrossEntropyLoss(), Gumbel())
     for edge in (edge for cell in network.cells for edge in cell._ops):
         edge._ops[6], edge._ops[7] = edge._ops[6][0], edge._ops[7][0]
     network.global_pooling = nn.Sequential(nn.BatchNorm2d(64), nn.ReLU(), network.global_pooling)
@@ -380,7 +379,7 @@ def test_a_network_of_gdas(their_order, monkeypatch):
     assert ours == {key: shape for key, shape in case["keys_shapes"].items() if key in ours}
     golden.fill(network, theirs)
     golden.fill_alphas(network, case["arch_seed"])
-    network.temperature.fill_(case["tau"])
+    network.relaxation.temperature.fill_(case["tau"])
     r = np.random.RandomState(case["noise_seed"])
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda like: torch.as_tensor(r.exponential(size=like.shape)))
     x, y = batch(case, 1)
@@ -401,7 +400,7 @@ def test_a_network_of_gdas(their_order, monkeypatch):
 @pytest.mark.parametrize("case", GDAS["genotypes"], ids=lambda case: str(case["seed"]))
 def test_gdas_genotypes(case, their_order):
     """Theirs may take both operations of a node from one input; here a node takes two inputs."""
-    network = sampling.SampledNetwork(2, 10, 3, nn.CrossEntropyLoss())
+    network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Gumbel())
     golden.fill_alphas(network, case["seed"], 1.0)
     compared = 0
     for cell in CELLS:
@@ -417,7 +416,7 @@ def test_the_loss_s_alphas_are_those_of_a_copy():
     """A network that is copied has the loss of its own alphas."""
     import copy
 
-    network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), gate="sigmoid", zero_one_weight=1.0)
+    network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Sigmoid(), zero_one_weight=1.0)
     copied = copy.deepcopy(network)
     with torch.no_grad():
         copied.alphas_normal.fill_(9.0)

@@ -31,7 +31,6 @@ from experiment import cli, errors
 from experiment.run import Run
 from experiment.weights import load_weights
 from model import NetworkCIFAR
-from nas import strategies
 from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +173,7 @@ def test_learning_rate_of_the_search_and_xi(images, tmp_path, monkeypatch):
     def step(self, x, y, x_valid, y_valid, eta, optimizer, unrolled):
         seen.append((eta, optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(strategies.Darts, "step", step)
+    monkeypatch.setattr(module.Architect, "step", step)
     arguments = [*SMALL_IMAGES, "--data", str(images), "--epochs", "3", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
     monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])

@@ -1,0 +1,143 @@
+"""Remedies on the command line of `train_search.py`, and the settings of the papers. This file does not import torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from cells import MOST_NODES, check_candidates
+from experiment import cli
+from experiment.errors import UserError
+
+# The authors' settings for searches on CIFAR-10 that differ from the defaults here; docs/remedies.md lists what is left out.
+PRESETS: dict[str, dict[str, Any]] = {
+    "pc-darts": {
+        "partial_channels": 4,
+        "arch_warmup": 15,
+        "batch_size": 256,
+        "learning_rate": 0.1,
+        "learning_rate_min": 0.0,
+        "arch_learning_rate": 6e-4,
+    },
+    "gdas": {"strategy": "gdas", "epochs": 250, "batch_size": 256, "layers": 6, "weight_decay": 5e-4},
+    "sdarts-rs": {"perturb": "random"},
+    "darts-minus": {"auxiliary_skip": 1.0},
+    "fair-darts": {
+        "gate": "sigmoid",
+        "zero_one_weight": 10.0,
+        "gate_threshold": 0.85,
+        "batch_size": 128,
+        "learning_rate": 0.005,
+        "arch_learning_rate": 3e-3,
+        "arch_beta1": 0.9,
+    },
+}
+
+# {argument: its value without the remedy}.
+OFF: dict[str, Any] = {
+    "partial_channels": 1,
+    "auxiliary_skip": 0.0,
+    "gate": "softmax",
+    "zero_one_weight": 0.0,
+    "gate_threshold": 0.0,
+    "max_skips": None,
+    "perturb": "none",
+    "arch_warmup": 0,
+}
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The remedies in the arguments of a search: {argument: value}."""
+    return {name: arguments[name] for name, off in OFF.items() if arguments.get(name, off) != off}
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether the search needs more than the network and the `Architect` of the paper."""
+    more = given(vars(args)).keys() - {"arch_warmup"}
+    return bool(more or args.space_arg or args.strategy_arg) or (args.space, args.strategy) != ("darts", "darts")
+
+
+def add_arguments(parser: cli.Parser) -> None:
+    """Adds the arguments of the remedies, and `--preset`, which changes defaults."""
+    parser.presets = PRESETS
+    group = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)")
+    group.add_argument("--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them")
+    group.add_argument(
+        "--arch_warmup",
+        type=cli.non_negative_int,
+        default=0,
+        help="train only the weights in this number of first epochs",
+    )
+    group.add_argument(
+        "--partial_channels",
+        type=cli.positive_int,
+        default=1,
+        metavar="K",
+        help="send 1/K of the channels through the operations, with edge normalisation (PC-DARTS)",
+    )
+    group.add_argument(
+        "--perturb",
+        choices=["none", "random"],
+        default="none",
+        help="perturb the softmaxed alphas in the weight step (SDARTS-RS)",
+    )
+    group.add_argument(
+        "--auxiliary_skip",
+        type=cli.non_negative_float,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        metavar="WEIGHT",
+        help="add a skip connection with this weight to every edge; it decays linearly from the first epoch (DARTS-)",
+    )
+    group.add_argument(
+        "--gate",
+        choices=["softmax", "sigmoid"],
+        default="softmax",
+        help="map alphas to weights by this; sigmoid: FairDARTS",
+    )
+    group.add_argument(
+        "--zero_one_weight",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="weight the loss that pulls sigmoids to 0 or 1 by this",
+    )
+    group.add_argument(
+        "--gate_threshold",
+        type=cli.probability,
+        default=0.0,
+        help="leave out operations with a lower sigmoid when cells are derived",
+    )
+    group.add_argument(
+        "--max_skips",
+        type=cli.non_negative_int,
+        help="limit the skip connections in the normal cell of the genotype to this number (P-DARTS)",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Completes the sizes of the network, and checks what can be checked without images.
+
+    Raises:
+        UserError: an unknown space or strategy, or arguments that cannot be combined.
+    """
+    if args.space == "darts":
+        check_candidates()
+        args.init_channels, args.layers = args.init_channels or 16, args.layers or 8
+    if wanted(args):
+        from nas import search
+
+        search.check(args)
+    if args.stem == "imagenet":
+        from networks import check_imagenet_stem
+
+        check_imagenet_stem("--stem imagenet", args)
+    if args.nodes > MOST_NODES:
+        raise UserError(f"--nodes {args.nodes}: a cell can have {MOST_NODES}")
+    if args.arch_warmup >= args.epochs:
+        raise UserError(f"--arch_warmup {args.arch_warmup} leaves none of the {args.epochs} epochs for the alphas: lower it")
+    if args.arch_warmup and args.capture:
+        raise UserError("--capture repeats one step, but --arch_warmup changes it: leave one of them out")
+    if args.hvp != "finite_difference" and not args.unrolled:
+        raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
