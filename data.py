@@ -27,9 +27,8 @@ from torch import Tensor
 
 from experiment import distributed, errors
 from experiment.errors import UserError
-from image_files.datasets import FileImages, Images, MemoryImages, Options, interleave, loader, plain_errors
-from image_files.sources import DATASETS, FOLDERS, ImageData, load, load_test, source  # noqa: F401  # what commands need
-from image_files.statistics import Levels
+from image_files.datasets import ImageData, Images, Levels, MemoryImages, Options, interleave
+from image_files.sources import DATASETS, FOLDERS, load, load_test, source  # noqa: F401  # what commands need
 
 ON_DEVICE = ("auto", "yes", "no")
 
@@ -157,12 +156,10 @@ class Batches:
         device: torch.device | str,
     ) -> None:
         self.augment, self.epoch, self.start_step = augment, 0, 0
-        self._dataset, self._plan, self._steps, self._seed, self._stream = dataset, plan, steps, options.seed, stream
+        self._plan, self._steps, self._seed, self._stream = plan, steps, options.seed, stream
         self._device = torch.device(device)
-        self._items: list[Any] = []  # of every batch; read by the loader; filled at the beginning of an epoch
-        if isinstance(dataset, FileImages):
-            workers, on_gpu = options.workers, self._device.type == "cuda"
-            self._loader = loader(dataset, self._items, workers, persistent_workers=workers > 0, pin_memory=on_gpu)
+        self._items: list[Any] = []  # of every batch; filled at the beginning of an epoch
+        self._batches = dataset.batches(self._items, options.workers, pin_memory=self._device.type == "cuda")
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """The next iteration yields the batches of `epoch` (counted from 0) from `start_step` on."""
@@ -180,9 +177,7 @@ class Batches:
             for i, indices in enumerate(whole):
                 seeds = _sequence(self._seed, _TRAIN_CROPS, epoch, start + i).generate_state(len(indices), np.uint64)
                 self._items[i] = [(int(index), int(seed)) for index, seed in zip(indices, seeds, strict=True)][shares[i]]
-        in_memory = isinstance(self._dataset, MemoryImages)
-        batches = map(self._dataset.__getitems__, self._items) if in_memory else plain_errors(self._loader)
-        for i, (images, labels) in enumerate(batches):
+        for i, (images, labels) in enumerate(self._batches()):
             state = _sequence(self._seed, self._stream, epoch, start + i).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0]))
             x = self.augment(images.to(self._device, non_blocking=True), generator, len(whole[i]), shares[i])

@@ -35,6 +35,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import data
+from image_files.files import FileImages
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,7 +72,7 @@ def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tenso
     size, jitter = args.image_size, cli.jitter(args.color_jitter)
     options = data.Options("imagenet", args.data, size, crop="resized", color_jitter=args.color_jitter, workers=0)
     images = data.load(options)
-    assert isinstance(images.train, data.FileImages)
+    assert isinstance(images.train, FileImages)
     paths = [os.fsdecode(path) for path in images.train.paths]
     batches = data.train_batches(images, replace(options, batch_size=min(args.batch_size, len(paths))), "cpu")
     stream = chain.from_iterable(itertools.repeat(batches))

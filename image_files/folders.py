@@ -16,8 +16,16 @@ from torchvision.datasets.imagenet import load_meta_file
 
 from experiment import errors
 from experiment.errors import UserError
-from image_files.datasets import FileImages, Options, in_order, interleave
+from image_files.datasets import ImageData, Images, Levels, Options, count_levels, interleave, mean_std
 from image_files.decoding import UNDECODABLE, BadImage
+from image_files.files import FileImages, decode_all, in_order
+from image_files.statistics import measure
+
+# A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in every epoch.
+IN_MEMORY_BYTES = 2**30
+
+# Of ImageNet's training images, in every code that trains on them, the original's included.
+IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 LeftOut = list[tuple[str, str]]  # (kind, path) of what is not used in a folder of images; of a bad image, `path: what is wrong with it`
 HIDDEN, OTHERS, BAD = "hidden files and folders", f"files of other kinds than {', '.join(IMG_EXTENSIONS)}", "bad images"
@@ -32,13 +40,66 @@ class Part(NamedTuple):
     left_out: LeftOut
 
 
-def test_part(name: str, root: Path) -> str:
+def load(options: Options) -> ImageData:
+    """The images of `--dataset folder` and `imagenet`; errors as of `sources.load`."""
+    root, own = Path(options.data), options.dataset == "folder"
+    test_part, valid_part = test_part_of(options.dataset, root), valid_part_of(root)
+    if options.valid_folder and not (own and valid_part and (root / "test").is_dir()):
+        raise UserError("--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder")
+    parts = {part: read(part, options) for part in ("train", test_part)}
+    if options.valid_folder and valid_part:
+        parts[valid_part] = read(valid_part, options)
+    classes = parts["train"].classes
+    for name, part in parts.items():
+        if different := {*classes} ^ {*part.classes}:
+            only = ", ".join(sorted(different))
+            raise UserError(f"{root / 'train'} and {root / name} must hold the same classes; in only one of them: {only}")
+    if len(classes) < 2:
+        raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
+    left_out = [what for part in parts.values() for what in part.left_out]
+    lines = [*notes(left_out, sum(len(part.images) for part in parts.values()))]
+    train, test, valid = parts["train"].images, parts[test_part].images, 0
+    if options.valid_folder and valid_part:
+        valid = len(parts[valid_part].images)
+        train = train.joined(parts[valid_part].images)
+        lines.append(f"the {valid} images in {root / valid_part} are the validation images")
+    elif own and valid_part == test_part:
+        lines.append(f"there is no folder {root / 'test'}: the images in {root / test_part} are the test set")
+    elif own and valid_part:
+        lines.append(f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used")
+    if own and options.crop == "pad" and train.bytes + test.bytes <= IN_MEMORY_BYTES:
+        decoded = decode_all(train)
+        statistics = mean_std(count_levels(decoded.images))
+        both: tuple[Images, Images] = decoded, decode_all(test)
+    elif not own and options.channels == 3:
+        both, statistics = (train, test), IMAGENET_STATISTICS
+    else:
+        of_crop = "" if options.centre_crop == 1 else f"-{options.centre_crop}"
+        both, statistics = (train, test), measure(train, root / f"statistics-{options.image_size}{of_crop}.json")
+    size, crop = options.image_size, options.centre_crop
+    return ImageData(options.dataset, *both, classes, *statistics, size, True, crop, valid, tuple(lines))
+
+
+def load_test(options: Options, statistics: tuple[Levels, Levels] | None) -> ImageData:
+    """As of `sources.load_test`; with known statistics, there need be no training images."""
+    if options.dataset == "imagenet" and options.channels == 3:
+        statistics = statistics or IMAGENET_STATISTICS
+    if statistics is None:
+        return load(options)
+    classes, files, left_out = read(test_part_of(options.dataset, Path(options.data)), options)
+    test = decode_all(files) if options.dataset == "folder" and files.bytes <= IN_MEMORY_BYTES else files
+    none, lines = files.part(np.arange(0)), tuple(notes(left_out, len(files)))
+    size, crop = options.image_size, options.centre_crop
+    return ImageData(options.dataset, none, test, classes, *statistics, size, False, crop, notes=lines)
+
+
+def test_part_of(name: str, root: Path) -> str:
     """The folder of the test images. ImageNet's own `test` has no classes."""
-    valid = valid_part(root)
+    valid = valid_part_of(root)
     return valid or "val" if name == "imagenet" else "test" if (root / "test").is_dir() else valid or "test"
 
 
-def valid_part(root: Path) -> str | None:
+def valid_part_of(root: Path) -> str | None:
     """The folder of the validation images; None if there is none."""
     return next((part for part in ("val", "valid", "validation") if (root / part).is_dir()), None)
 
@@ -121,7 +182,7 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
     except OSError as error:
         raise UserError(f"cannot use the folder {top}: cannot read {error.filename}: {error.strerror} ({layout})") from None
     if not classes:
-        if part == valid_part(root):
+        if part == valid_part_of(root):
             layout += "; ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes"
         raise UserError(f"cannot use the folder {top}: it holds {_content(top)}, and no folders of classes ({layout})")
     if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,45 +21,7 @@ from torchvision import datasets
 
 from experiment import distributed, errors
 from experiment.errors import UserError
-from image_files import folders
-from image_files.datasets import Images, MemoryImages, Options, decode_all, interleave
-from image_files.statistics import Levels, count_levels, mean_std, measure
-
-# A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in every epoch.
-IN_MEMORY_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A dataset.
-
-    Items of `train` and `test` are (uint8 image (C, H, W), int label); `__getitems__(indices)` gives a batch, (uint8
-    (B, C, H, W), int64 (B,)). C is 3 (RGB) or 1 (grey). `mean` and `std` are those of the training pixels.
-    """
-
-    name: str
-    train: Images
-    test: Images
-    classes: tuple[str, ...]
-    mean: Levels
-    std: Levels
-    image_size: int
-    flip: bool  # whether a mirrored image still shows its class
-    centre_crop: float = 1.0  # the share of the shorter side of an image file that is kept
-    valid: int = 0  # how many of the training images, the last ones, are those of a folder's own val/
-    notes: tuple[str, ...] = ()  # lines for the log of a run
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    @property
-    def channels(self) -> int:
-        return len(self.mean)
-
-    def record(self) -> dict[str, Any]:
-        """What a run's `config.json` says of the images."""
-        return {"classes": self.classes, "mean": self.mean, "std": self.std}
+from image_files.datasets import ImageData, Levels, MemoryImages, Options, count_levels, interleave, mean_std
 
 
 def load(options: Options) -> ImageData:
@@ -73,13 +35,15 @@ def load(options: Options) -> ImageData:
     Raises:
         UserError: the name is unknown, the dataset does not have this size, or images are missing or cannot be read.
     """
-    name, root = options.dataset, Path(options.data)
+    name = options.dataset
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
-    if options.valid_folder and not (name == "folder" and (root / "test").is_dir() and folders.valid_part(root)):
-        raise UserError("--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder")
     if name in FOLDERS:
-        return _folder(options)
+        from image_files import folders
+
+        return folders.load(options)
+    if options.valid_folder:
+        raise UserError(f"--valid_folder needs --dataset folder, not {name}")
     if options.image_size != 32:
         raise UserError(f"{name} has images of 32 pixels, not {options.image_size}: only --dataset folder has other sizes")
     if options.skip_bad_images:
@@ -100,26 +64,20 @@ def load_test(options: Options, classes: tuple[str, ...] | None = None, statisti
     Raises:
         UserError: see `load`; or the classes or their order differ from the network's.
     """
-    where: str | Path = options.dataset
-    if statistics is None and options.dataset == "imagenet" and options.channels == 3:
-        statistics = IMAGENET_STATISTICS
-    if statistics is None or options.dataset not in FOLDERS:
-        images = load(options)
-        mean, std = statistics or (images.mean, images.std)
-        images = replace(images, mean=mean, std=std)
+    where = options.dataset
+    if options.dataset in FOLDERS:
+        from image_files import folders
+
+        where = str(Path(options.data) / folders.test_part_of(options.dataset, Path(options.data)))
+        images = folders.load_test(options, statistics)
     else:
-        part = folders.test_part(options.dataset, Path(options.data))
-        where = Path(options.data) / part
-        found, files, left_out = folders.read(part, options)
-        test = decode_all(files) if options.dataset == "folder" and files.bytes <= IN_MEMORY_BYTES else files
-        none, notes = files.part(np.arange(0)), tuple(folders.notes(left_out, len(files)))
-        size, crop = options.image_size, options.centre_crop
-        images = ImageData(options.dataset, none, test, found, *statistics, size, False, crop, notes=notes)
+        images = load(options)
+    mean, std = statistics or (images.mean, images.std)
     if classes not in (None, images.classes):
         differing = sorted({*images.classes} ^ {*(classes or ())})
         which = f"only one of both has {errors.first(differing)}" if differing else "their order differs"
         raise UserError(f"the classes of {where} are not those of the network: {which}")
-    return images
+    return replace(images, mean=mean, std=std)
 
 
 def source(images: str | Path | None) -> dict[str, str]:
@@ -204,43 +162,3 @@ OF_32_PIXELS: dict[str, Callable[[Options], ImageData]] = {
 }
 FOLDERS = ("folder", "imagenet")  # of image files of any size
 DATASETS = (*OF_32_PIXELS, *FOLDERS)
-
-# Of ImageNet's training images, in every code that trains on them, the original's included.
-IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def _folder(options: Options) -> ImageData:
-    root, own = Path(options.data), options.dataset == "folder"
-    test_part, valid_part = folders.test_part(options.dataset, root), folders.valid_part(root)
-    parts = {part: folders.read(part, options) for part in ("train", test_part)}
-    if options.valid_folder and valid_part:
-        parts[valid_part] = folders.read(valid_part, options)
-    classes = parts["train"].classes
-    for name, part in parts.items():
-        if different := {*classes} ^ {*part.classes}:
-            only = ", ".join(sorted(different))
-            raise UserError(f"{root / 'train'} and {root / name} must hold the same classes; in only one of them: {only}")
-    if len(classes) < 2:
-        raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
-    left_out = [what for part in parts.values() for what in part.left_out]
-    notes = [*folders.notes(left_out, sum(len(part.images) for part in parts.values()))]
-    train, test, valid = parts["train"].images, parts[test_part].images, 0
-    if options.valid_folder and valid_part:
-        valid = len(parts[valid_part].images)
-        train = train.joined(parts[valid_part].images)
-        notes.append(f"the {valid} images in {root / valid_part} are the validation images")
-    elif own and valid_part == test_part:
-        notes.append(f"there is no folder {root / 'test'}: the images in {root / test_part} are the test set")
-    elif own and valid_part:
-        notes.append(f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used")
-    if own and options.crop == "pad" and train.bytes + test.bytes <= IN_MEMORY_BYTES:
-        decoded = decode_all(train)
-        statistics = mean_std(count_levels(decoded.images))
-        both: tuple[Images, Images] = decoded, decode_all(test)
-    elif not own and options.channels == 3:
-        both, statistics = (train, test), IMAGENET_STATISTICS
-    else:
-        of_crop = "" if options.centre_crop == 1 else f"-{options.centre_crop}"
-        both, statistics = (train, test), measure(train, root / f"statistics-{options.image_size}{of_crop}.json")
-    size, crop = options.image_size, options.centre_crop
-    return ImageData(options.dataset, *both, classes, *statistics, size, True, crop, valid, tuple(notes))

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of images."""
+"""Mean and standard deviation of images that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Annotated
 
 import msgspec
 import torch
-from torch import Tensor
 
 from experiment import errors, files
 from experiment.errors import UserError
-from image_files.datasets import FileImages, in_order
-
-Levels = tuple[float, ...]  # one value per channel, as a fraction of white
+from image_files.datasets import Levels, count_levels, mean_std
+from image_files.files import FileImages, in_order
 
 
 class Measured(msgspec.Struct):
@@ -28,7 +26,7 @@ class Measured(msgspec.Struct):
 
 
 def measure(images: FileImages, cache: Path) -> tuple[Levels, Levels]:
-    """Mean and deviation of images that do not fit into memory, from the file `cache`, or measured and written there."""
+    """Mean and deviation, from the file `cache`, or measured and written there."""
     channels = images.options.channels
     try:
         ours = Measured("upright, on white", len(images), sum(os.stat(path).st_size for path in images.paths))
@@ -45,18 +43,3 @@ def measure(images: FileImages, cache: Path) -> tuple[Levels, Levels]:
     ours.mean, ours.std = mean_std(sum((count_levels(batch) for batch, _ in in_order(images, images.options.workers)), none))
     files.keep(cache, msgspec.json.encode(ours), "they will be measured again")
     return ours.mean, ours.std
-
-
-def count_levels(images: Tensor) -> Tensor:
-    """How often each of the 256 levels occurs in each channel: (C, 256), from uint8 (N, C, H, W)."""
-    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
-
-
-def mean_std(counts: Tensor) -> tuple[Levels, Levels]:
-    """Exact mean and standard deviation, as fractions of white, from `count_levels`."""
-    share = counts.double() / counts.sum(1, keepdim=True)
-    level = torch.arange(256, dtype=torch.float64) / 255
-    mean = (share * level).sum(1)
-    std = (share * (level - mean[:, None]) ** 2).sum(1).sqrt()
-    std[std == 0] = 1.0  # a constant channel: avoid a division by 0
-    return tuple(mean.tolist()), tuple(std.tolist())

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 import data
 from experiment import cli
 from experiment.errors import UserError
-from image_files import datasets, decoding, folders, sources, statistics
+from image_files import datasets, decoding, files, folders, sources
 
 
 def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:
@@ -97,7 +97,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def large(monkeypatch):
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
 
 
 # ---- Augmentation
@@ -452,7 +452,7 @@ def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     check_stats(images)
     for batches in (*search(images), test_batches(images)):
         assert next(iter(batches))[0].shape == (4, 1, 16, 16)
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
     for _ in range(2):  # measured, and read again
         lazy = load(folder, channels=1)
         assert (lazy.mean, lazy.std) == (images.mean, images.std)
@@ -518,7 +518,7 @@ def test_val_takes_the_place_of_test(folder, val):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memory):
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 2**30 * in_memory)
     with pytest.raises(UserError, match=r"--valid_folder needs --dataset folder with val/ beside train/ and test/"):
         load(folder, valid_folder=True)
     for name, count in (("cat", 2), ("dog", 3)):
@@ -613,7 +613,7 @@ def test_kinds_of_images(tmp_path):
 
 
 def test_images_of_one_colour_do_not_divide_by_zero():
-    assert statistics.mean_std(statistics.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == ((0.2,) * 3, (1.0,) * 3)
+    assert datasets.mean_std(datasets.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == ((0.2,) * 3, (1.0,) * 3)
 
 
 def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_factory, no_waiting):
@@ -759,7 +759,7 @@ def test_decompression_bombs(folder, monkeypatch, limit):
 @pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 2)])
 def test_bad_images_are_skipped_and_counted_when_asked_for(folder, monkeypatch, workers, in_memory):
     """What is left is the folder without them."""
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 2**30 * in_memory)
     truncate(folder)
     save_deep(folder)
     for path in ("train/dog/0.png", "test/dog/1.png"):
@@ -785,7 +785,7 @@ def test_what_is_not_the_image_s_fault_is_not_skipped(folder, monkeypatch):
     (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(UserError, match=r"train/cat/gone\.png: .*No such file"):
         load(folder, skip_bad_images=True)
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
     with pytest.raises(UserError, match=r"cannot read the image .*train/cat/gone.png: No such file"):
         load(folder)
 
@@ -799,11 +799,11 @@ def test_a_class_of_bad_images_alone(folder):
 
 def test_a_large_folder_is_the_same_data(folder, monkeypatch):
     small = load(folder)
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
     assert isinstance(load(folder).train, data.MemoryImages)
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
     lazy, before = load(folder, workers=2), torch.get_rng_state()
-    assert isinstance(lazy.train, datasets.FileImages)
+    assert isinstance(lazy.train, files.FileImages)
     assert (lazy.mean, lazy.std) == (small.mean, small.std)
     for expected, *others in zip(search(small), search(lazy), search(lazy, workers=2), strict=True):
         next(iter(others[1]))  # an epoch left early leaves nothing behind
@@ -817,25 +817,25 @@ def test_a_large_folder_is_the_same_data(folder, monkeypatch):
 @pytest.mark.parametrize("method", [None, "forkserver"])
 def test_workers_need_no_shared_memory(folder, monkeypatch, method):
     """Neither for batches nor for the list of files: a container may have little of it. Here a limit of files' sizes keeps it small."""
-    monkeypatch.setattr(datasets, "_start_method", lambda workers: method)
-    monkeypatch.setattr(datasets, "PATIENCE", 60)
+    monkeypatch.setattr(files, "_start_method", lambda workers: method)
+    monkeypatch.setattr(files, "PATIENCE", 60)
     paths = np.array([os.fsencode(folder / "train" / "cat" / "0.png")] * 2000)
-    files = datasets.FileImages(paths, np.zeros(2000, dtype=np.int64), options(image_size=128))
+    many = files.FileImages(paths, np.zeros(2000, dtype=np.int64), options(image_size=128))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
-        [(images, labels)] = datasets.loader(files, [[0, 1, 2, 3]], 1)
+        [(images, labels)] = files.loader(many, [[0, 1, 2, 3]], 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert torch.equal(images, files.__getitems__([0, 1, 2, 3])[0])
+    assert torch.equal(images, many.__getitems__([0, 1, 2, 3])[0])
     assert labels.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("decode", [lambda *_: os.kill(os.getpid(), signal.SIGKILL), lambda *_: time.sleep(60)])
 def test_a_worker_that_dies_or_hangs_ends_the_run(folder, large, monkeypatch, decode):
     images = load(folder)
-    monkeypatch.setattr(datasets, "decode", decode)
-    monkeypatch.setattr(datasets, "PATIENCE", 2)
+    monkeypatch.setattr(files, "decode", decode)
+    monkeypatch.setattr(files, "PATIENCE", 2)
     with pytest.raises(RuntimeError, match=r"^DataLoader ") as caught:
         list(test_batches(images, workers=1))
     assert "a process that decodes images has died or hangs; lower --workers" in cli._unforeseen(caught.value)

@@ -26,7 +26,7 @@ import train
 import train_search
 import utils
 from cells import Cells
-from image_files import datasets
+from image_files import files
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch
 from speed import capture
@@ -226,24 +226,25 @@ def test_on_a_gpu_optimizers_step_there(monkeypatch):
 
 
 def test_workers_are_not_forked_where_cuda_runs(monkeypatch):
-    assert datasets._start_method(1) is None
+    assert files._start_method(1) is None
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert datasets._start_method(1) == "forkserver"
-    assert datasets._start_method(0) is None
+    assert files._start_method(1) == "forkserver"
+    assert files._start_method(0) is None
 
 
 KILLED = """
+import multiprocessing
 import sys
 import data
-from image_files import datasets, sources
+from image_files import files, folders
 if __name__ == "__main__":
-    datasets._start_method = lambda workers: "forkserver" if workers else None
-    sources.IN_MEMORY_BYTES = 0
+    files._start_method = lambda workers: "forkserver" if workers else None
+    folders.IN_MEMORY_BYTES = 0
     options = data.Options("folder", sys.argv[1], 8, workers=1, batch_size=2)
     loader = data.train_batches(data.load(options), options, "cpu")
     batches = iter(loader)
     next(batches)
-    print(loader._loader._iterator._workers[0].pid, flush=True)
+    print(multiprocessing.active_children()[0].pid, flush=True)
     sys.stdin.read()
 """
 

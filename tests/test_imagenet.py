@@ -27,7 +27,7 @@ from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from image_files import datasets, decoding
+from image_files import decoding, files
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from model_search import Network
 from pictures import compare, history
@@ -241,8 +241,8 @@ def test_training_crops_are_of_the_upright_photograph(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     levels = np.arange(0, 240, 10, dtype=np.uint8)[:, None, None].repeat(24, 1).repeat(3, 2)  # turned: darker from left to right
     Image.fromarray(levels).save(tmp_path / "phone.png", exif=exif)
-    files = datasets.FileImages(np.array([os.fsencode(tmp_path / "phone.png")]), np.array([0]), data.Options(image_size=8))
-    x, _ = files.__getitems__([(0, 1)])
+    photos = files.FileImages(np.array([os.fsencode(tmp_path / "phone.png")]), np.array([0]), data.Options(image_size=8))
+    x, _ = photos.__getitems__([(0, 1)])
     assert x.float().std(2).max() < 1 < x.float().std(3).min()  # varies along the width only
 
 
@@ -306,8 +306,8 @@ def train_batches(images, **changed):
 
 def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
     images = load(wide, centre_crop=0.875)
-    assert isinstance(images.train, datasets.FileImages)
-    assert isinstance(images.test, datasets.FileImages)
+    assert isinstance(images.train, files.FileImages)
+    assert isinstance(images.test, files.FileImages)
     assert (len(images.train), len(images.test)) == (30, 18)
     assert images.classes == tuple(sorted(NAMES))
     assert (images.mean, images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -347,8 +347,8 @@ def test_an_epoch_is_the_same_with_any_number_of_workers_and_from_the_middle(wid
 def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
     images = load(wide)
     whole = [x for x, _ in train_batches(images)]
-    read, parts = datasets.read_image, []
-    monkeypatch.setattr(datasets, "read_image", lambda path, use: parts[-1].append(path) or read(path, use))
+    read, parts = files.read_image, []
+    monkeypatch.setattr(files, "read_image", lambda path, use: parts[-1].append(path) or read(path, use))
     monkeypatch.setattr(data.distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):

@@ -401,9 +401,9 @@ def slow(path, *how):
     print("decoding", flush=True)
     time.sleep(60)
 from experiment import cli
-from image_files import datasets
+from image_files import files
 cli.end_on_ctrl_c()
-datasets.decode = slow
+files.decode = slow
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
     for part, label in itertools.product(("train", "test"), ("a", "b")):
