@@ -11,6 +11,7 @@ from test_rnn_scripts import SEARCH, TRAIN, text, undisturbed  # noqa: F401
 ROOT = Path(__file__).parent.parent.parent
 KILLED = {
     "first order": SEARCH[:-1],
+    "second order": SEARCH,
     "exact": [*SEARCH, "--hvp", "exact", "--epochs", "1"],
     "faithful": [*SEARCH, "--faithful"],
     "train": TRAIN,
