@@ -47,15 +47,11 @@ class Architecture:
     FILES: ClassVar[tuple[str, ...]] = ("architecture.json",)  # in a run's folder, the first that is there is read
     FIELDS: ClassVar[tuple[str, ...]] = ()  # of `Genotype(...)` in a text
     NUMBERED: ClassVar[Sequence[str]] = ()  # the operations behind the numbers in alphas
-    WIDTH, DEPTH = "init_channels", "layers"  # arguments of the network for --init_channels and --layers
+    NETWORK: ClassVar[str] = ""  # module:class of the network with the choices
+    WIDTH, DEPTH = "init_channels", "layers"  # its arguments for --init_channels and --layers
 
     def __init__(self, choices: Mapping[str, Any]) -> None:
         self._choices = dict(choices)
-
-    @classmethod
-    def network(cls) -> type:
-        """The class of the network with the choices."""
-        raise NotImplementedError
 
     # ---- Reading
 

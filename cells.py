@@ -86,13 +86,8 @@ class Cells(Genotyped):
 
     FILES = ("genotype.json", "architecture.json")
     FIELDS = Genotype._fields
+    NETWORK = "nas.spaces.darts:DartsNetwork"
     genotype: Genotype
-
-    @classmethod
-    def network(cls) -> type:
-        from nas.spaces.darts import DartsNetwork
-
-        return DartsNetwork
 
     @classmethod
     def names(cls) -> Mapping[str, Genotype]:
@@ -107,11 +102,10 @@ class Cells(Genotyped):
         """The cells in the result of a search model's `export`, or in decoded JSON.
 
         Args:
-            content: a `Genotype`; `{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat":
-                [...]}`, where edges may be in other notations (see `_in_pairs`); the flat dictionary of NNI's DARTS space,
-                `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`; or the choices of NNI 2.0 and of `nas/spaces/darts.py`,
-                `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in
-                no switch may be `[]`, and NNI 1's indices or masks may replace names.
+            content: a `Genotype`; a dictionary of its fields, where edges may be in other notations (see `_in_pairs`); the flat dictionary
+                of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`; or choices of NNI 2.0 and of
+                `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`,
+                where edges that are in no switch may be `[]`, and NNI 1's indices or masks may replace names.
 
         Raises:
             UserError: `content` is not an architecture of the space.
@@ -192,11 +186,7 @@ def operation_of(choice: str) -> str:
 
 
 def check_candidates() -> None:
-    """Checks `genotypes.PRIMITIVES`, which users may edit.
-
-    Raises:
-        UserError: a name occurs twice, or is NNI's name of another operation; or there are no operations.
-    """
+    """Raises `UserError` if names in `genotypes.PRIMITIVES`, which users may edit, cannot be told apart, or there are none."""
     for name in PRIMITIVES:
         if PRIMITIVES.count(name) > 1:
             raise UserError(f"PRIMITIVES in genotypes.py names {name} twice: delete one of them")
@@ -207,23 +197,16 @@ def check_candidates() -> None:
 
 
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
-    """A `Genotype` of these fields, if both cells can be built.
-
-    Raises:
-        UserError: an unknown operation, a node that does not exist yet, an odd number of edges, more nodes than `MOST_NODES`, no edges or
-            no outputs, or an output that only `none` leads to.
-    """
+    """A `Genotype` of these fields. Raises `UserError` if one of its cells cannot be built, or if only `none` leads to its output."""
     return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
 
 
 def _checked(cell: str, pairs: Any, concat: Any) -> tuple[list[tuple[str, int]], list[int]]:
     """The edges and the concatenated nodes of a cell."""
-    if not _is_list(pairs) or not pairs or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
+    if not _is_list(pairs) or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
         raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
-    if len(pairs) > 2 * MOST_NODES:
-        raise UserError(f"the {cell} cell has {len(pairs)} edges: it can have {2 * MOST_NODES}, two for each of {MOST_NODES} nodes")
-    if len(pairs) % 2:
-        raise UserError(f"the {cell} cell has {len(pairs)} edges: each node takes two, so their number must be even")
+    if not pairs or len(pairs) % 2 or len(pairs) > 2 * MOST_NODES:
+        raise UserError(f"the {cell} cell has {len(pairs)} edges: it needs two for each of 1 to {MOST_NODES} nodes")
     reached = {0, 1}  # by a path from the cell's inputs that is not `none`
     for edge, (operation, source) in enumerate(pairs):
         node = edge // 2 + 2
@@ -234,10 +217,9 @@ def _checked(cell: str, pairs: Any, concat: Any) -> tuple[list[tuple[str, int]],
         if operation != "none" and source in reached:
             reached.add(node)
     last = len(pairs) // 2 + 1
-    if not _is_list(concat) or not concat or not all(is_index(node, last + 1) and node > 1 for node in concat):
-        raise UserError(f"{cell}_concat must list nodes from 2 to {last}, not {shown(concat)}")
-    if len(set(concat)) != len(concat):
-        raise UserError(f"{cell}_concat names a node twice: {shown(concat)}")
+    listed = _is_list(concat) and all(is_index(node, last + 1) and node > 1 for node in concat)
+    if not listed or not 0 < len(concat) == len(set(concat)):
+        raise UserError(f"{cell}_concat must list nodes from 2 to {last}, each at most once, not {shown(concat)}")
     if reached.isdisjoint(concat):
         raise UserError(f"the {cell} cell's output is always 0: every path to it leads through the operation none")
     return [(operation, source) for operation, source in pairs], list(concat)
@@ -285,11 +267,7 @@ _CHOICES = tuple(f"{cell}_n2" for cell in CELLS)
 
 
 def to_nni(genotype: Genotype) -> dict[str, str | int]:
-    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1.
-
-    Raises:
-        UserError: not all nodes are concatenated. This dictionary cannot express that.
-    """
+    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1."""
     found: dict[str, str | int] = {}
     for cell, edges, _ in _whole(genotype):
         for index, (operation, source) in enumerate(edges):

@@ -58,7 +58,7 @@ def load_network(name: str) -> type[nn.Module]:
     """
     from torch import nn
 
-    return load_space(name).network() if name in SPACES else _load_class("space", name, SPACE_HELP, nn.Module)
+    return _named(load_space(name).NETWORK) if name in SPACES else _load_class("space", name, SPACE_HELP, nn.Module)
 
 
 def load_strategy(name: str) -> type[Strategy]:

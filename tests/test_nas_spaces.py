@@ -206,7 +206,7 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
         (tmp_path / "found.txt").write_text(text)
         assert Cell201.read(str(tmp_path / "found.txt")).choices == ARCHITECTURE
     assert Cell201.read(STRING).choices == read_any(STRING).choices == ARCHITECTURE
-    with pytest.raises(UserError, match="is not an edge to node"):
+    with pytest.raises(UserError, match="is not a name of NAS-Bench-201"):
         Cell201.read(STRING.replace("~1", "~7", 1))
     torch.manual_seed(0)
     for _ in range(20):
@@ -225,19 +225,19 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
     ],
 )
 def test_strings_that_are_none(text):
-    with pytest.raises(UserError, match=r"NAS-Bench-201|is not an edge"):
+    with pytest.raises(UserError, match="is not a name of NAS-Bench-201"):
         nasbench201.from_string(text)
 
 
 @pytest.mark.parametrize("change", [{"0_1": "conv"}, {"0_1": 1}, {"0_4": "none"}])
 def test_architectures_without_a_string(change):
-    with pytest.raises(UserError, match=r"0_1 is|has the keys"):
+    with pytest.raises(UserError, match="is not of NAS-Bench-201"):
         nasbench201.to_string(ARCHITECTURE | change)
 
 
 @pytest.mark.parametrize(("C_in", "C_out", "stride"), [(4, 4, 1), (4, 6, 1), (4, 4, 2), (4, 6, 2)])
 def test_every_operation_of_a_cell_has_the_cell_s_shape(C_in, C_out, stride):
-    cell = NASBench201Cell("cell", C_in, C_out, stride, bn_affine=False, bn_momentum=0.3, bn_track_running_stats=False)
+    cell = NASBench201Cell("cell", C_in, C_out, stride)
     x = torch.randn(2, C_in, 8, 8)
     for key, choice in cell.edges.items():
         for candidate in choice:
@@ -246,8 +246,6 @@ def test_every_operation_of_a_cell_has_the_cell_s_shape(C_in, C_out, stride):
             output = candidate(x if first else torch.randn(2, C_out, size, size))
             assert output.shape == (2, C_out, 8 // stride, 8 // stride)
     assert cell.edges["0_1"]["none"](x).count_nonzero() == 0
-    norms = [module for module in cell.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert all(norm.momentum == 0.3 and not norm.affine and not norm.track_running_stats for norm in norms)
 
 
 # ENAS
@@ -378,11 +376,11 @@ def test_drop_path_leaves_identities_alone():
         (spaces.ConvBranch(4, 6, 3, 2, 1, separable=True), (2, 6, 4, 4)),
         (spaces.ConvBranch(4, 6, 5, 1, 2, False), (2, 6, 8, 8)),
         (spaces.PoolBranch("max", 4, 6, 3, 2, 1, affine=True), (2, 6, 4, 4)),
-        (spaces.Pooling(4, 6, 2, bn_affine=False, bn_momentum=0.2, bn_track_running_stats=False), (2, 6, 4, 4)),
+        (spaces.Pooling(4, 6, 2), (2, 6, 4, 4)),
         (spaces.Pooling(4, 4, 1), (2, 4, 8, 8)),
-        (spaces.ReLUConvBN(4, 6, 3, 1, 2, 2, bn_affine=False, bn_momentum=0.2, bn_track_running_stats=False), (2, 6, 8, 8)),
+        (spaces.ReLUConvBN(4, 6, 3, 1, 1), (2, 6, 8, 8)),
         (spaces.Zero(4, 6, 2), (2, 6, 4, 4)),
-        (spaces.FactorizedReduce(4, 6, 2, bn_affine=False), (2, 6, 4, 4)),
+        (spaces.FactorizedReduce(4, 6), (2, 6, 4, 4)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
 )

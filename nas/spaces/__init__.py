@@ -3,9 +3,10 @@
 The classes that NNI documents with these spaces can be imported from here, under the same names.
 """
 
-from nas.spaces.darts import DartsCell, DilConv, PoolBN, SepConv
+from nas.spaces.darts import DartsCell, PoolBN
 from nas.spaces.enas import ConvBranch, ENASMacroGeneralModel, ENASMacroLayer, ENASMicroLayer, Pool, PoolBranch, SepConvBN
-from nas.spaces.nasbench201 import FactorizedReduce, NASBench201Cell, Pooling, ReLUConvBN, Zero
+from nas.spaces.nasbench201 import NASBench201Cell, Pooling, Zero
+from operations import DilConv, FactorizedReduce, ReLUConvBN, SepConv
 
 __all__ = [
     "ConvBranch",

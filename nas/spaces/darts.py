@@ -15,20 +15,11 @@ from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key
 from model_search import candidate, cell_sizes
 from nas.mutables import InputChoice, LayerChoice
-from operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, drop_path
-
-__all__ = ["DartsCell", "DartsNetwork", "DilConv", "PoolBN", "SepConv"]
+from operations import FactorizedReduce, Identity, ReLUConvBN, drop_path
 
 
 class PoolBN(nn.Sequential):
-    """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W').
-
-    Args:
-        pool_type: `max` or `avg`. The average does not count the padding.
-        C: channels.
-        kernel_size, stride, padding: of the pooling.
-        affine: of BatchNorm.
-    """
+    """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the padding."""
 
     def __init__(self, pool_type: str, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
         super().__init__(pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C, affine=affine))
@@ -38,9 +29,7 @@ def pool(pool_type: str, kernel_size: int, stride: int, padding: int) -> nn.Modu
     """A pooling layer of this type, `max` or `avg`. The average does not count the padding."""
     if pool_type == "max":
         return nn.MaxPool2d(kernel_size, stride, padding)
-    if pool_type == "avg":
-        return nn.AvgPool2d(kernel_size, stride, padding, count_include_pad=False)
-    raise UserError(f"unknown pooling {pool_type!r}: known are max, avg")
+    return nn.AvgPool2d(kernel_size, stride, padding, count_include_pad=False)
 
 
 class DropPath(nn.Module):

@@ -54,16 +54,8 @@ class _MicroInput(nn.Module):
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__()
         self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, key=f"{key}_input")
-        self.op_choice = LayerChoice(
-            [
-                SepConvBN(channels, channels, 3, 1),
-                SepConvBN(channels, channels, 5, 2),
-                Pool("avg", 3, 1, 1),
-                Pool("max", 3, 1, 1),
-                Identity(),
-            ],
-            key=f"{key}_op",
-        )
+        convolutions = [SepConvBN(channels, channels, 3, 1), SepConvBN(channels, channels, 5, 2)]
+        self.op_choice = LayerChoice([*convolutions, Pool("avg", 3, 1, 1), Pool("max", 3, 1, 1), Identity()], key=f"{key}_op")
         self.drop_path = DropPath()
 
     def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
@@ -85,12 +77,11 @@ class ENASMicroNode(MutableScope):
 
 
 class ENASMicroLayer(nn.Module):
-    """A cell. Keys of its choices: `normal_node_0_x_input`, `normal_node_0_x_op`, ... or `reduce_...`.
+    """A cell of `num_nodes` nodes. Keys of its choices: `normal_node_0_x_input`, `normal_node_0_x_op`, ... or `reduce_...`.
 
     Args:
-        num_nodes: nodes beside the two inputs.
         in_channels_pp, in_channels_p: channels of the outputs of the two previous layers.
-        out_channels: C, channels of every node and of the output.
+        out_channels: channels of every node and of the output.
         reduction: whether the layer halves height and width. It does so for its inputs.
     """
 
@@ -130,12 +121,7 @@ class ENASMicroLayer(nn.Module):
 class ENASMicroNetwork(nn.Module):
     """Stem, `num_layers` normal layers with reduction layers after the first and second third of them, global pooling, classifier.
 
-    Args:
-        num_layers: normal layers.
-        num_nodes: nodes per layer.
-        out_channels: channels of the first layers, doubled at each reduction; the stem has 3 times as many.
-        in_channels, num_classes: of the dataset.
-        dropout_rate: before the classifier.
+    `out_channels` are those of the first layers, doubled at each reduction; the stem has 3 times as many.
     """
 
     def __init__(
@@ -173,12 +159,9 @@ class ENASMicroNetwork(nn.Module):
 class Micro(Architecture):
     """Two cells of ENAS, {"normal_node_0_x_input": 0, "normal_node_0_x_op": 1, ...}."""
 
+    NETWORK = "nas.spaces.enas:ENASMicroNetwork"
     WIDTH, DEPTH = "out_channels", "num_layers"
     NUMBERED = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
-
-    @classmethod
-    def network(cls) -> type[nn.Module]:
-        return ENASMicroNetwork
 
     @property
     def cells(self) -> dict[str, Cell]:
@@ -202,13 +185,7 @@ class Micro(Architecture):
 
 
 class ConvBranch(nn.Sequential):
-    """1x1 convolution, convolution, BatchNorm, ReLU: (B, C_in, H, W) -> (B, C_out, H', W').
-
-    Args:
-        C_in, C_out: channels.
-        kernel_size, stride, padding: of the convolution.
-        separable: whether the convolution is depthwise separable.
-    """
+    """1x1 convolution, convolution, BatchNorm, ReLU: (B, C_in, H, W) -> (B, C_out, H', W')."""
 
     def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, separable: bool) -> None:
         if separable:
@@ -226,13 +203,7 @@ class PoolBranch(nn.Sequential):
 
 
 class ENASMacroLayer(MutableScope):
-    """One of six branches applied to the previous layer, plus any number of earlier layers.
-
-    Args:
-        key: the layer's key, a label for the layers after it.
-        prev_labels: the labels of the layers that may be added: all in the argument of `forward` except the last.
-        in_filters, out_filters: channels.
-    """
+    """One of six branches applied to the previous layer, plus any of the earlier layers with the labels `prev_labels`."""
 
     def __init__(self, key: str, prev_labels: list[str], in_filters: int, out_filters: int) -> None:
         super().__init__(key)
@@ -260,12 +231,8 @@ class ENASMacroGeneralModel(nn.Module):
     """Stem, `num_layers` layers, global pooling, dropout, classifier. After the first and second third of the layers, the outputs of
     all layers so far are halved in height and width by one factorised reduction. With fewer than 3 layers, there is no reduction.
 
-    Args:
-        num_layers: layers, at least 1. Their keys are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input
-            of layer i: `layer_0` is the stem's output.
-        out_filters: channels of every layer, an even number.
-        in_channels, num_classes: of the dataset.
-        dropout_rate: before the classifier.
+    Keys of layers are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input of layer i: `layer_0` is the
+    stem's output. `out_filters`, the channels of every layer, is an even number.
     """
 
     def __init__(
@@ -297,12 +264,9 @@ class ENASMacroGeneralModel(nn.Module):
 class Macro(Architecture):
     """A network of ENAS: the branch of the first layer, then of every further layer its branch and the layers that are added."""
 
+    NETWORK = "nas.spaces.enas:ENASMacroGeneralModel"
     WIDTH, DEPTH = "out_filters", "num_layers"
     NUMBERED = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
-
-    @classmethod
-    def network(cls) -> type[nn.Module]:
-        return ENASMacroGeneralModel
 
     @property
     def cells(self) -> dict[str, Cell]:

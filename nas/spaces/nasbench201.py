@@ -1,6 +1,6 @@
 """NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625 cells.
 
-The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert. `Cell201` is the space.
+The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert.
 """
 
 from __future__ import annotations
@@ -16,50 +16,50 @@ import operations
 from architecture import Architecture, Cell, Edge
 from experiment.errors import UserError, shown
 from nas.mutables import LayerChoice
-from operations import Identity
+from operations import FactorizedReduce, Identity, ReLUConvBN
 
 NODES = 4
 EDGES = [f"{source}_{node}" for node in range(1, NODES) for source in range(node)]
 
+# {NNI's name of a candidate: its name in the benchmark's strings}.
+CANDIDATES = {
+    "none": "none",
+    "avg_pool_3x3": "avg_pool_3x3",
+    "conv_3x3": "nor_conv_3x3",
+    "conv_1x1": "nor_conv_1x1",
+    "skip_connect": "skip_connect",
+}
 
-class ReLUConvBN(operations.ReLUConvBN):
-    """ReLU, convolution, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W').
 
-    Args:
-        C_in, C_out: channels.
-        kernel_size, stride, padding, dilation: of the convolution.
-        bn_affine, bn_momentum, bn_track_running_stats: of BatchNorm.
-    """
+class Cell201(Architecture):
+    """A cell of the benchmark, {"0_1": "conv_3x3", ...}; texts may be the benchmark's strings."""
 
-    def __init__(
-        self,
-        C_in: int,
-        C_out: int,
-        kernel_size: int,
-        stride: int,
-        padding: int,
-        dilation: int = 1,
-        bn_affine: bool = True,
-        bn_momentum: float = 0.1,
-        bn_track_running_stats: bool = True,
-    ) -> None:
-        nn.Module.__init__(self)
-        self.op = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(C_in, C_out, kernel_size, stride, padding, dilation, bias=False),
-            nn.BatchNorm2d(C_out, momentum=bn_momentum, affine=bn_affine, track_running_stats=bn_track_running_stats),
-        )
+    NETWORK = "nas.spaces.nasbench201:NASBench201Network"
+    WIDTH, DEPTH = "channels", "cells"
+
+    @classmethod
+    def decode(cls, text: str, name: str) -> Any:
+        strings = re.findall(r"\|\w+~\d[\w~|+]*", text)
+        return from_string(strings[-1]) if strings else super().decode(text, name)
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        if set(self.choices) != set(EDGES) or not all(isinstance(operation, str) for operation in self.choices.values()):
+            return {}
+        edges = [Edge(key, key[0], key[-1], operation) for key, operation in self.choices.items()]
+        return {"": Cell({"0": "input", "1": "node", "2": "node", "3": "output"}, edges, [])}
+
+    @classmethod
+    def ends(cls, key: str) -> tuple[str, str] | None:
+        return (key[0], key[-1]) if key in EDGES else None
 
 
 class Pooling(nn.Sequential):
-    """Average pooling of 3x3, after a 1x1 `ReLUConvBN` if input and output channels differ. Arguments as for `ReLUConvBN`."""
+    """Average pooling of 3x3, after a 1x1 `ReLUConvBN` if the channels differ: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
 
-    def __init__(
-        self, C_in: int, C_out: int, stride: int, bn_affine: bool = True, bn_momentum: float = 0.1, bn_track_running_stats: bool = True
-    ) -> None:
+    def __init__(self, C_in: int, C_out: int, stride: int) -> None:
         pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-        norm = (bn_affine, bn_momentum, bn_track_running_stats)
-        super().__init__(*([] if C_in == C_out else [ReLUConvBN(C_in, C_out, 1, 1, 0, 1, *norm)]), pool)
+        super().__init__(*([] if C_in == C_out else [ReLUConvBN(C_in, C_out, 1, 1, 0)]), pool)
 
 
 class Zero(operations.Zero):
@@ -73,26 +73,19 @@ class Zero(operations.Zero):
         return super().forward(x if self.C_in == self.C_out else x[:, :1].expand(-1, self.C_out, -1, -1))
 
 
-class FactorizedReduce(operations.FactorizedReduce):
-    """Halves H and W with two 1x1 convolutions, see `operations.FactorizedReduce`. Arguments as for `ReLUConvBN`; `stride` must be 2."""
-
-    def __init__(
-        self, C_in: int, C_out: int, stride: int, bn_affine: bool = True, bn_momentum: float = 0.1, bn_track_running_stats: bool = True
-    ) -> None:
-        if stride != 2:
-            raise UserError(f"FactorizedReduce has stride 2, not {stride}")
-        super().__init__(C_in, C_out)
-        self.bn = nn.BatchNorm2d(C_out, momentum=bn_momentum, affine=bn_affine, track_running_stats=bn_track_running_stats)
-
-
-# {NNI's name of a candidate: its name in the benchmark's strings}.
-CANDIDATES = {
-    "none": "none",
-    "avg_pool_3x3": "avg_pool_3x3",
-    "conv_3x3": "nor_conv_3x3",
-    "conv_1x1": "nor_conv_1x1",
-    "skip_connect": "skip_connect",
-}
+def _candidates(C_in: int, C_out: int, stride: int) -> OrderedDict[str, nn.Module]:
+    """The candidates. If the shapes of input and output differ, pooling and skip connection contain 1x1 convolutions."""
+    if stride == 2:
+        skip: nn.Module = FactorizedReduce(C_in, C_out)
+    else:
+        skip = Identity() if C_in == C_out else ReLUConvBN(C_in, C_out, 1, 1, 0)
+    return OrderedDict(
+        none=Zero(C_in, C_out, stride),
+        avg_pool_3x3=Pooling(C_in, C_out, stride),
+        conv_3x3=ReLUConvBN(C_in, C_out, 3, stride, 1),
+        conv_1x1=ReLUConvBN(C_in, C_out, 1, stride, 0),
+        skip_connect=skip,
+    )
 
 
 class NASBench201Cell(nn.Module):
@@ -102,28 +95,15 @@ class NASBench201Cell(nn.Module):
         cell_id: a name for this cell, stored as an attribute. All cells have the same keys, and so the same decisions.
         C_in, C_out: channels of the input and of the output.
         stride: of the edges from the input.
-        bn_affine, bn_momentum, bn_track_running_stats: of BatchNorm.
     """
 
-    def __init__(
-        self,
-        cell_id: str | int,
-        C_in: int,
-        C_out: int,
-        stride: int,
-        bn_affine: bool = True,
-        bn_momentum: float = 0.1,
-        bn_track_running_stats: bool = True,
-    ) -> None:
+    def __init__(self, cell_id: str | int, C_in: int, C_out: int, stride: int) -> None:
         super().__init__()
         self.cell_id = cell_id
-        norm = (bn_affine, bn_momentum, bn_track_running_stats)
         self.edges = nn.ModuleDict()
-        for node in range(1, NODES):
-            for source in range(node):
-                shape = (C_in, C_out, stride) if source == 0 else (C_out, C_out, 1)
-                key = f"{source}_{node}"
-                self.edges[key] = LayerChoice(_candidates(*shape, norm), reduction="mean", key=key)
+        for key in EDGES:
+            shape = (C_in, C_out, stride) if key[0] == "0" else (C_out, C_out, 1)
+            self.edges[key] = LayerChoice(_candidates(*shape), reduction="mean", key=key)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
@@ -174,30 +154,8 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.convs(x)
 
 
-class Cell201(Architecture):
-    """A cell of the benchmark, {"0_1": "conv_3x3", ...}; texts may be the benchmark's strings."""
-
-    WIDTH, DEPTH = "channels", "cells"
-
-    @classmethod
-    def network(cls) -> type[nn.Module]:
-        return NASBench201Network
-
-    @classmethod
-    def decode(cls, text: str, name: str) -> Any:
-        strings = re.findall(r"\|\w+~\d[\w~|+]*", text)
-        return from_string(strings[-1]) if strings else super().decode(text, name)
-
-    @property
-    def cells(self) -> dict[str, Cell]:
-        if set(self.choices) != set(EDGES) or not all(isinstance(operation, str) for operation in self.choices.values()):
-            return {}
-        edges = [Edge(key, key[0], key[-1], operation) for key, operation in self.choices.items()]
-        return {"": Cell({"0": "input", "1": "node", "2": "node", "3": "output"}, edges, [])}
-
-    @classmethod
-    def ends(cls, key: str) -> tuple[str, str] | None:
-        return (key[0], key[-1]) if key in EDGES else None
+_NAMES = {name: candidate for candidate, name in CANDIDATES.items()}
+_STRING = r"\+".join(r"\|" + r"\|".join(rf"(\w+)~{source}" for source in range(node)) + r"\|" for node in range(1, NODES))
 
 
 def to_string(architecture: Mapping[str, Any]) -> str:
@@ -206,47 +164,15 @@ def to_string(architecture: Mapping[str, Any]) -> str:
     Raises:
         UserError: it is not an architecture of this space.
     """
-    if set(architecture) != set(EDGES):
-        raise UserError(
-            f"a NAS-Bench-201 architecture has the keys {', '.join(EDGES)}, not {', '.join(sorted(map(str, architecture))[:8])}"
-        )
-    for key in EDGES:
-        if not isinstance(architecture[key], str) or architecture[key] not in CANDIDATES:
-            raise UserError(f"{key} is {architecture[key]!r}: known are {', '.join(CANDIDATES)}")
+    if set(architecture) != set(EDGES) or not set(architecture.values()) <= set(CANDIDATES):
+        raise UserError(f"{shown(architecture)} is not of NAS-Bench-201: {', '.join(EDGES)} are each one of {', '.join(CANDIDATES)}")
     nodes = ([f"{CANDIDATES[architecture[f'{source}_{node}']]}~{source}" for source in range(node)] for node in range(1, NODES))
     return "+".join(f"|{'|'.join(edges)}|" for edges in nodes)
 
 
 def from_string(text: str) -> dict[str, str]:
-    """The architecture for the benchmark's string `text`.
-
-    Raises:
-        UserError: `text` is not such a string.
-    """
-    names = {name: candidate for candidate, name in CANDIDATES.items()}
-    architecture = {}
-    nodes = text.strip().split("+")
-    for node, edges in enumerate(nodes, start=1):
-        for source, edge in enumerate(edges.strip("|").split("|")):
-            match = re.fullmatch(r"(\w+)~(\d)", edge)
-            if not match or match[1] not in names or int(match[2]) != source or not source < node < NODES:
-                raise UserError(f"{shown(edge)} in {shown(text)} is not an edge to node {node}: <operation>~<node>, of {', '.join(names)}")
-            architecture[f"{source}_{node}"] = names[match[1]]
-    if to_string(architecture) != text.strip():
-        raise UserError(f"{shown(text)} is not a name of NAS-Bench-201")
-    return architecture
-
-
-def _candidates(C_in: int, C_out: int, stride: int, norm: tuple[bool, float, bool]) -> OrderedDict[str, nn.Module]:
-    """The candidates. If the shapes of input and output differ, pooling and skip connection contain 1x1 convolutions."""
-    if stride == 2:
-        skip: nn.Module = FactorizedReduce(C_in, C_out, stride, *norm)
-    else:
-        skip = Identity() if C_in == C_out else ReLUConvBN(C_in, C_out, 1, 1, 0, 1, *norm)
-    return OrderedDict(
-        none=Zero(C_in, C_out, stride),
-        avg_pool_3x3=Pooling(C_in, C_out, stride, *norm),
-        conv_3x3=ReLUConvBN(C_in, C_out, 3, stride, 1, 1, *norm),
-        conv_1x1=ReLUConvBN(C_in, C_out, 1, stride, 0, 1, *norm),
-        skip_connect=skip,
-    )
+    """The architecture for the benchmark's string `text`. Raises `UserError` if it is not such a string."""
+    match = re.fullmatch(_STRING, text.strip())
+    if not match or not set(match.groups()) <= set(_NAMES):
+        raise UserError(f"{shown(text)} is not a name of NAS-Bench-201, |<operation>~<node>|+|...|, with operations {', '.join(_NAMES)}")
+    return {edge: _NAMES[name] for edge, name in zip(EDGES, match.groups(), strict=True)}
