@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-import notation
 from experiment.errors import UserError, shorten
 
 Alphas = dict[str, dict[str, float]]  # {edge: {operation: softmaxed alpha}}
@@ -97,7 +96,9 @@ class Architecture:
     @classmethod
     def decode(cls, text: str, name: str) -> Any:
         """What `text` holds; `name` is for messages."""
-        return notation.decode(text, name, cls.FIELDS)
+        from notation import decode
+
+        return decode(text, name, cls.FIELDS)
 
     @classmethod
     def recognises(cls, content: Any) -> bool:

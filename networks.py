@@ -9,9 +9,8 @@ from torch import nn
 
 from architecture import Architecture
 from cells import Cells
-from experiment import cli
 from experiment.errors import UserError
-from registry import constructor_arguments, load_network, load_space
+from registry import load_space
 
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
@@ -21,7 +20,8 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
         UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of the space of DARTS.
     """
     if args.space == "darts":
-        constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
+        if args.space_arg:
+            raise UserError(f"--space_arg {args.space_arg} needs another --space: darts has no such arguments")
         from model import NetworkCIFAR, NetworkImageNet
 
         assert isinstance(architecture, Cells)  # as all of this space
@@ -29,33 +29,10 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
         return network(args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels)
     if args.auxiliary:
         raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
+    from nas.building import build_network
     from nas.mutators import apply_fixed_architecture
 
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
-
-
-def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    """The network of `args.space` with all its choices open."""
-    from nas.mutables import reset_mutable_counter
-
-    space, network = load_space(args.space), load_network(args.space)
-    given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | ({"n_nodes": args.nodes} if args.space == "darts" else {})
-    given = {name: value for name, value in given.items() if value is not None}
-    signature = inspect.signature(network)
-    if "num_classes" in signature.parameters:
-        given["num_classes"] = num_classes
-    if "in_channels" in signature.parameters:
-        given["in_channels"] = args.channels
-    elif args.channels != 3:
-        raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
-    reserved = (space.WIDTH, space.DEPTH, "num_classes", "in_channels", *given)
-    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (network,), reserved)[0]
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise UserError(f"--space {args.space} cannot be built with {given}: {error}") from None
-    reset_mutable_counter()
-    return network(**given)
 
 
 def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None:
@@ -64,6 +41,8 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
     if args.space == "darts":
         defaults = {"init_channels": init_channels, "layers": layers}
     else:
+        from nas.building import load_network
+
         space, parameters = load_space(args.space), inspect.signature(load_network(args.space)).parameters
         own = {"init_channels": space.WIDTH, "layers": space.DEPTH}
         defaults = {name: parameters[key].default if key in parameters else None for name, key in own.items()}

@@ -30,7 +30,40 @@ from architecture import Architecture
 from experiment.errors import UserError
 from pictures import animation, compare, curves, drawing, history, report
 from pictures.history import History
-from registry import canonical, names, read_any
+from registry import SPACES, load_space
+
+
+def names() -> list[str]:
+    """All published cells; those of the recurrent cell begin with `rnn.`."""
+    return [*load_space("darts").names(), *(f"rnn.{name}" for name in load_space("rnn").names())]
+
+
+def canonical(arch: str) -> str:
+    """See `Architecture.canonical`, for all of `names`."""
+    prefix = "rnn." if arch.startswith("rnn.") else ""
+    return prefix + load_space("rnn" if prefix else "darts").canonical(arch.removeprefix(prefix))
+
+
+def read_any(arch: str) -> Architecture:
+    """What `arch`, one of `names` or as of `Architecture.read`, stands for in the space that recognises it.
+
+    Raises:
+        UserError: it is not an architecture.
+    """
+    if (arch := canonical(arch)) in names():
+        return load_space("rnn" if arch.startswith("rnn.") else "darts").read(arch.removeprefix("rnn."))
+    failures = []
+    for space in map(load_space, ("darts", "rnn", *SPACES)):  # those that need no torch first
+        try:
+            content = space.content(arch)
+        except UserError as error:
+            failures.append(error)
+            continue
+        if space.recognises(content):
+            return space.of(content)
+    if failures:
+        raise failures[0]
+    return Architecture.of(content)
 
 
 def picture_architecture(architecture: Architecture, caption: str, format: str) -> dict[str, bytes]:

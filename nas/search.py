@@ -12,14 +12,15 @@ from architect import HVP
 from experiment import cli
 from experiment.errors import UserError
 from nas import flags
+from nas.building import build_network, constructor_arguments, load_strategy
 from nas.edges import equip_choices
 from nas.mutators import DartsMutator
 from nas.relaxation import Relaxation, ZeroOneLoss
 from nas.search_model import SearchModel
 from nas.strategies import Darts, Strategy
 from nas.supernet import Supernet
-from networks import build_network, set_sizes
-from registry import constructor_arguments, load_space, load_strategy
+from networks import set_sizes
+from registry import load_space
 
 
 def check(args: argparse.Namespace) -> None:

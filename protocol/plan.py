@@ -315,6 +315,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
     import torch
 
     import networks
+    from nas.building import build_network
     from nas.mutators import RandomMutator
 
     args = Namespace(space=_space(flags), init_channels=None, layers=None, space_arg=flags.get("space_arg"))
@@ -322,7 +323,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
     networks.set_sizes(args, init_channels=36, layers=20)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mutator = RandomMutator(networks.build_network(args, num_classes=10))
+        mutator = RandomMutator(build_network(args, num_classes=10))
         mutator.reset()
         return load_space(args.space).of(mutator.current())
 

@@ -24,9 +24,9 @@ from cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from pictures import drawing
-from registry import canonical, read_any
 from rnn import genotypes as rnn
 from rnn.cells import RecurrentCell
+from visualize import canonical, read_any
 
 SMALL = {"image_size": 8, "gpu": -1, "workers": 0, "init_channels": 2, "layers": 3}
 SEARCH = SMALL | {"epochs": 1, "batch_size": 8, "arch_learning_rate": 0.01}

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.building import load_network
 from nas.mutables import InputChoice, LayerChoice, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.spaces.darts import DartsCell
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer
 from nas.spaces.nasbench201 import NASBench201Cell
-from registry import load_network
 
 GOLDEN = golden.load("nni_spaces.json")
 MNIST = Path(__file__).parent.parent / "examples" / "mnist_choices.py"

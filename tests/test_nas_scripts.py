@@ -13,10 +13,12 @@ from scripts import said
 import experiment.run
 from architecture import Architecture
 from experiment.loop import MEASURED
+from nas import building
+from nas.building import constructor_arguments
 from nas.spaces import nasbench201
 from nas.spaces.enas import Macro, Micro
 from pictures import drawing
-from registry import constructor_arguments, load_space
+from registry import load_space
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 SPACES = {
@@ -109,8 +111,6 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
 def test_arguments_get_the_types_of_their_annotations():
     from argparse import Namespace
 
-    import networks
-
     text = "flag=false length=None rate=1e-3 word=3"
 
     class Net(torch.nn.Module):
@@ -119,8 +119,8 @@ def test_arguments_get_the_types_of_their_annotations():
             self.got = flag, length, rate, word, untyped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(networks, "load_network", lambda name: Net)
-        network = networks.build_network(
+        patched.setattr(building, "load_network", lambda name: Net)
+        network = building.build_network(
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
     assert network.got == (False, None, 1e-3, "3", 7)
@@ -204,7 +204,7 @@ FILES = {
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
         ("train_search", ["--strategy", "random", "--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
-        ("train", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
+        ("train", ["--space_arg", "n_nodes=2"], "--space_arg n_nodes=2 needs another --space"),
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp need --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp need --strategy darts"),
         ("train_search", ["--hvp", "exact", "--dataset", "folder", "--data", "absent"], "--hvp exact needs the second order"),

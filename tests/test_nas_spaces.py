@@ -28,7 +28,7 @@ from nas.spaces import nasbench201
 from nas.spaces.darts import DartsCell, DartsNetwork, give_drop_path
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetwork
 from nas.spaces.nasbench201 import Cell201, NASBench201Cell, NASBench201Network
-from registry import read_any
+from visualize import read_any
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 KNOWN = names()

@@ -17,6 +17,7 @@ from torch import nn
 
 import experiment.run
 import networks
+import registry
 import train_search
 from architect import Architect
 from cells import Cells, names
@@ -143,7 +144,7 @@ def test_every_remedy_works_on_every_space(remedy, space):
     assert any(not torch.equal(after[name], before[name]) for name in after if "alphas" not in name and "classifier" not in name)
     assert_works(model, plain)
     if isinstance(model, SearchModel):  # what was found is an architecture of the space
-        found = networks.load_space(space).of(model.export())
+        found = registry.load_space(space).of(model.export())
         networks.build_discrete(of_search(**sizes, auxiliary=False), 3, found)(batch(3)[0])
     else:
         assert set(Cells.of(model.export()).cells) == {"normal", "reduce"}

@@ -14,10 +14,10 @@ import experiment.run
 from cells import Cells
 from experiment.errors import UserError
 from pictures import drawing
-from registry import read_any
 from rnn import data, genotypes, train
 from rnn.cells import RecurrentCell
 from rnn.model import Dropouts, RNNModel
+from visualize import read_any
 
 SMALL = ["--emsize", "6", "--bptt", "6", "--batch_size", "4", "--epochs", "2"]
 SEARCH = ["rnn/train_search", *SMALL, "--unrolled"]

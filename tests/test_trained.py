@@ -30,6 +30,7 @@ from experiment.errors import UserError
 from experiment.run import versions
 from image_files import datasets, decoding, folders
 from model import NetworkCIFAR
+from nas.building import build_network
 from nas.mutators import RandomMutator
 from registry import load_space
 from trained import Trained
@@ -575,7 +576,7 @@ def test_networks_of_other_spaces(run, tmp_path, space):
     """Any of their architectures, from its description; code is run that the caller names, wherever it lay when it was trained."""
     args = Namespace(space=space, init_channels=2, layers=None, auxiliary=False, channels=3, space_arg=None)
     networks.set_sizes(args, 16, 8)
-    mutator = RandomMutator(networks.build_network(args, 3))
+    mutator = RandomMutator(build_network(args, 3))
     mutator.reset()
     architecture = mutator.current()
     network = networks.build_discrete(args, 3, load_space(space)(architecture))
