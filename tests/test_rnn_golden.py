@@ -1,5 +1,6 @@
 """Everything that the original's recurrent code computes, in float64 (tests/golden/darts_rnn.json)."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import golden
@@ -311,7 +312,8 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
         steps.clear()
         place.begin()
         batches = noted_pieces(steps, train_text, place, args.bptt, args.bptt + case["max_seq_len_delta"])
-        learn(model, train.training_step(model, optimizer, place, rnn.sequences.Meters(), args), batches)
+        step = train.training_step(model, place, rnn.sequences.Meters(), args)
+        learn(model, partial(step, optimizer), batches)
         check_steps(steps, case[f"{name}_steps"], args.lr, args.bptt, 1e-8)
         state = model.state_dict()
         for key, norm in case[f"{name}_norms"].items():
