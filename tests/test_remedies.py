@@ -186,7 +186,10 @@ def test_edges_that_a_remedy_cannot_wrap(candidates, flag, words, monkeypatch):
 SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "8", "--compile", "no"]
 SMALL = ["--image_size", "8"]
 PC, SMOOTH = ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1"], ["--perturb", "random", "--auxiliary_skip", "0.5"]
-RUNS = {"pc-darts, sdarts, darts-": PC + SMOOTH, "gdas on nasbench201": ["--strategy", "gdas", "--space", "nasbench201", "--layers", "1"]}
+RUNS = {
+    "pc-darts, sdarts, darts-": ["--nodes", "2", *PC, *SMOOTH],
+    "gdas on nasbench201": ["--strategy", "gdas", "--space", "nasbench201", "--layers", "1"],
+}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -234,7 +237,7 @@ def test_searched_killed_and_resumed(name, images, tmp_path, script):
 
 def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, images, tmp_path):
     given = ["--preset", "fair-darts", "--gate_threshold", "0.5", "--batch_size", "8", "--fast_dev_run"]
-    status, output = run([*SEARCH[:5], *given], images, *SMALL, "--run_dir", tmp_path / "run")
+    status, output = run([*SEARCH[:5], "--nodes", "1", *given], images, *SMALL, "--run_dir", tmp_path / "run")
     assert status == 0, output
     command = said(log_lines(tmp_path / "run"), "train what was found: ")
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
