@@ -48,6 +48,7 @@ def start_plain(command, prepare=lambda: None):
     if child:
         os.close(writer)
         return child, reader
+    os.close(reader)
     status = 1
     try:
         torch.set_num_threads(1)  # the threads of the process that was forked do not exist in this one, which would wait for them

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import load, log_lines, said, without_times
+from scripts import load, log_lines, said, start_plain, without_times
 
 import genotypes
 import model_search
@@ -36,6 +36,7 @@ from pictures import drawing
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
 SMALL_IMAGES = ["--dataset", "folder", "--image_size", "8", "--workers", "0", "--batch_size", "8", *TINY[2:]]
+ONE_CELL = ["--nodes", "1", "--layers", "1"]  # the fastest search
 
 
 def test_search_then_train_then_test(script, tmp_path):
@@ -98,10 +99,8 @@ def test_search_then_train_then_test(script, tmp_path):
     ("nodes", "layers", "flags"),
     [
         (1, 1, ["--unrolled", "--hvp", "exact", "--eigenvalue_every", "1"]),
-        (2, 2, ["--unrolled"]),
-        (5, 3, ["--partial_channels", "2", "--auxiliary_skip", "--max_skips", "1", "--recompute"]),
-        (3, 2, ["--strategy", "gdas"]),
-        (3, 3, ["--strategy", "random"]),
+        (5, 2, ["--partial_channels", "2", "--auxiliary_skip", "--max_skips", "1", "--recompute"]),
+        (2, 3, ["--strategy", "random"]),
     ],
 )
 def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, nodes, layers, flags):
@@ -127,7 +126,7 @@ def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, no
     assert script("test", "eval", "--gpu", "-1")[0] == 0
 
 
-def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
+def test_a_search_that_cannot_draw_is_complete(script, tmp_path, images, monkeypatch):
     original = drawing.draw
 
     def draw(architecture, folder, caption):
@@ -135,7 +134,7 @@ def test_a_search_that_cannot_draw_is_complete(script, tmp_path, monkeypatch):
         return original(architecture, folder, caption=caption)
 
     monkeypatch.setattr(drawing, "draw", draw)
-    status, _, err = script("train_search", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
+    status, _, err = script("train_search", *SMALL_IMAGES, "--data", images, *ONE_CELL, "--fast_dev_run", "--run_dir", "run")
     assert (status, err) == (0, "")
     lines = log_lines(tmp_path / "run")
     assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", str(tmp_path / "run")]
@@ -174,7 +173,7 @@ def test_learning_rate_of_the_search_and_xi(images, tmp_path, monkeypatch):
         seen.append((eta, optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(module.Architect, "step", step)
-    arguments = [*SMALL_IMAGES, "--data", str(images), "--epochs", "3", "--run_dir", str(tmp_path / "run")]
+    arguments = [*SMALL_IMAGES, "--data", str(images), *ONE_CELL, "--epochs", "3", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr(module.utils, "evaluate", lambda *_: module_meters(module))
     monkeypatch.setattr(sys, "argv", ["train_search.py", *arguments])
     module.main()
@@ -197,7 +196,7 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
     for part in ("train", "test"):
         (tmp_path / "images" / part / "dark" / "0.png").write_bytes(b"")
     folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--skip_bad_images", "--gpu", "-1", "--workers", "0"]
-    status, out, _ = script("train_search", *folder, *TINY[4:], "--fast_dev_run", "--batch_size", "4", "--run_dir", "search")
+    status, out, _ = script("train_search", *folder, *TINY[4:], *ONE_CELL, "--fast_dev_run", "--batch_size", "4", "--run_dir", "search")
     assert status == 0
     sizes = ["--fast_dev_run", "--batch_size", "4", "--workers", "0", *TINY[4:]]
     status, more, _ = script("train", *said(out.splitlines(), "train what was found: ")[2:], *sizes, "--run_dir", "eval")
@@ -238,16 +237,13 @@ def test_messages_are_one_line_that_can_be_printed(capsys):
 
 
 def test_same_seed_same_log(script, tmp_path, images, monkeypatch):
+    command = ["train_search", *SMALL_IMAGES, "--data", images, *ONE_CELL, "--fast_dev_run", "--cutout"]
     logs = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        script("train_search", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", "run", "--cutout")
-        logs.append([line.replace(str(tmp_path / name), "") for line in log_lines(tmp_path / name / "run")])
+    for name, seed in (("a", 2), ("b", 2), ("c", 3)):
+        script(*command, "--run_dir", name, "--seed", seed)
+        logs.append([line.replace(f"{tmp_path}/{name}", "") for line in log_lines(tmp_path / name)[1:]])
     assert logs[0] == logs[1]
-    monkeypatch.chdir(tmp_path)
-    script("train_search", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", "other", "--cutout", "--seed", "3")
-    assert log_lines(tmp_path / "other")[2:] != logs[0][2:]
+    assert logs[0][1:] != logs[2][1:]
 
 
 def test_default_folders_have_the_originals_names(script, tmp_path):
@@ -354,10 +350,9 @@ def test_a_folder_that_holds_anything_is_refused(script, tmp_path):
 
 
 def test_a_mistake_ends_the_process_without_a_traceback():
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--arch", "nonsense"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(r"train\.py: error: unknown architecture nonsense.*\n", done.stderr)
+    done = subprocess.run([sys.executable, ROOT / "visualize.py", "nonsense"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"visualize\.py: error: unknown architecture nonsense.*\n", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -435,34 +430,33 @@ def ends_without_a_word(command, folder, words):
     assert process.returncode == -signal.SIGINT
 
 
-@pytest.fixture
-def unread(tmp_path):
-    """Runs a script in a process whose standard output nobody reads: (exit status, standard error)."""
+def unread(folder, name, *arguments, closed=False):
+    """(exit status, standard error) of a script whose standard output nobody reads."""
 
-    def run(name, *arguments, closed=False):
-        reader, writer = os.pipe()
-        os.close(reader)
-        close = ["sh", "-c", 'exec "$0" "$@" >&-'] if closed else []
-        command = [*close, sys.executable, ROOT / f"{name}.py", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
-        os.close(writer)
-        return done.returncode, done.stderr
+    def prepare():
+        os.chdir(folder)
+        os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+        if closed:
+            sys.stdout = None
 
-    return run
+    child, reader = start_plain([name, *arguments], prepare)
+    os.close(reader)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), (folder / "stderr").read_text()
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_run_whose_reader_goes_away_goes_on(unread, tmp_path, closed):
+def test_a_run_whose_reader_goes_away_goes_on(images, tmp_path, closed):
     """As with `| head -1`: its log has every line."""
-    assert unread("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", closed=closed) == (0, "")
+    command = ["train", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", tmp_path / "run"]
+    assert unread(tmp_path, *command, closed=closed) == (0, "")
     assert said(log_lines(tmp_path / "run"), "test the weights again: ")[:2] == ["python", "test.py"]
 
 
-def test_what_is_only_printed_ends_without_a_word_when_nobody_reads(unread, tmp_path):
-    assert unread("visualize", "DARTS_V2", "--format", "svg") == (141, "")
+def test_what_is_only_printed_ends_without_a_word_when_nobody_reads(images, tmp_path):
+    assert unread(tmp_path, "visualize", "DARTS_V2", "--format", "svg") == (141, "")
     assert (tmp_path / "reduction.svg").exists()
-    torch.save(network().state_dict(), tmp_path / "weights.pt")
-    assert unread("test", *TINY, "--auxiliary", "--model_path", "weights.pt") == (141, "")
+    torch.save(NetworkCIFAR(2, 2, 3, True, genotypes.DARTS_V2).state_dict(), tmp_path / "weights.pt")
+    assert unread(tmp_path, "test", *SMALL_IMAGES, "--data", images, "--auxiliary", "--model_path", "weights.pt") == (141, "")
 
 
 def test_importing_anything_does_nothing(tmp_path):
@@ -610,7 +604,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path, images):
     arguments = [*SMALL_IMAGES, "--data", images, "--fast_dev_run", "--amp"]
     for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
-        status, _, errors = script("train_search", *arguments, *order, "--run_dir", "-".join(["search", *order]))
+        status, _, errors = script("train_search", *arguments, *ONE_CELL, *order, "--run_dir", "-".join(["search", *order]))
         assert status == 0, errors
     status, _, errors = script("train", *arguments, "--arch", "search", "--auxiliary", "--run_dir", "train")
     assert status == 0, errors
@@ -642,17 +636,9 @@ def test_autocast_changes_the_alphas_gradient_by_its_roundings_only(unrolled, hv
     gradients = []
     for architect, x, y in architects(hvp):
         optimizer = torch.optim.SGD(architect.model.weight_parameters(), 0.025, momentum=0.9)
-        architect.step(x[0], y[0], x[1], y[1], 0.025, optimizer, unrolled)
+        # A long virtual step: most of the second order is its Hessian-vector product, which would be lost in autocast.
+        architect.step(x[0], y[0], x[1], y[1], 1.0, optimizer, unrolled)
         gradients.append(torch.cat([alpha.grad.flatten() for alpha in architect.model.arch_parameters()]))
     plain, rounded = gradients
     assert plain.dtype == rounded.dtype == torch.float32
     assert 0 < (rounded - plain).norm() / plain.norm() < 2 * 29 * torch.finfo(torch.bfloat16).eps / 2
-
-
-def test_the_finite_difference_is_never_taken_in_autocast():
-    """Its roundings would be larger than the difference."""
-    products = []
-    for architect, x, y in architects():
-        weights = torch.cat([weight.detach().flatten() for weight in architect.model.weight_parameters()])
-        products.append(architect._hessian_vector_product(weights, weights, x[0], y[0]))
-    assert all(torch.equal(rounded, plain) for plain, rounded in zip(*products, strict=True))
