@@ -3,9 +3,7 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
-import tarfile
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -97,33 +95,23 @@ class Here:
         return Namespace(result=lambda: value)
 
 
-@pytest.mark.parametrize("way", ["plain", "eager", "recompute"])
-@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize(
+    ("way", "unrolled"),
+    [("plain", False), ("eager", True), ("recompute", False), ("warm-up", False), ("gdas", False), ("pc-darts", True)],
+)
 def test_search_steps_learn_alphas_and_weights(benchmark, way, unrolled, monkeypatch):
-    module = benchmark("search_step", *TINY, "--image_size", "8")
-    made, network = [], module.model_search.Network
-    monkeypatch.setattr(module.model_search, "Network", lambda *arguments: made.append(network(*arguments)) or made[0])
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # takes long, and has its own tests
-    step = module.search_step(way, unrolled, 4, module.parse_arguments())
-    before = {name: parameter.clone() for name, parameter in made[0].named_parameters()}
-    step()
-    still = [name for name, parameter in made[0].named_parameters() if torch.equal(parameter, before[name])]
-    assert not still
-
-
-@pytest.mark.parametrize("method", ["warm-up", "pc-darts", "gdas", "sdarts-rs", "darts-minus", "fair-darts"])
-def test_steps_of_remedies_learn(benchmark, method, monkeypatch):
-    module = benchmark("remedies", "--init_channels", "4", "--layers", "3", "--image_size", "8")
+    module = benchmark("search_step", "--init_channels", "4", "--layers", "3", "--image_size", "8")
     made, build = [], module.train_search.build
     monkeypatch.setattr(module.train_search, "build", lambda *arguments: made.append(build(*arguments)) or made[0])
-    step = module.search_step(method, 4, module.parse_arguments())
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    step = module.search_step(way, unrolled, 4, module.parse_arguments())
     network = made[0][0]
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     step()
     still = {name for name, parameter in network.named_parameters() if torch.equal(parameter, before[name])}
-    if method == "warm-up":
+    if way == "warm-up":
         assert still == {"alphas_normal", "alphas_reduce"}
-    elif method == "gdas":  # most operations were not drawn
+    elif way == "gdas":  # most operations were not drawn
         assert not still & {"alphas_normal", "alphas_reduce", "classifier.weight", "stem.0.weight"}
         assert len(still) > len(before) / 2
     else:
@@ -142,58 +130,17 @@ def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch, double):
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, tmp_path):
-    for name in ("hypergradient", "remedies", "search_step", "train_step"):
+    for name in ("hypergradient", "search_step", "train_step"):
         module = benchmark(name, "--json", tmp_path / "nowhere" / "table.json")
         with pytest.raises(UserError, match="nowhere"):
             module.main()
 
 
-@pytest.mark.parametrize("name", ["remedies", "search_step", "train_step"])
-def test_a_gpu_that_is_not_there_is_a_user_s_error(benchmark, name, monkeypatch):
+def test_a_gpu_that_is_not_there_is_a_user_s_error(benchmark, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    module = benchmark(name, "--device", "cuda")
+    module = benchmark("search_step", "--device", "cuda")
     with pytest.raises(UserError, match="--device cuda: PyTorch finds no GPU here"):
         module.main()
-
-
-def test_all_that_is_measured_on_a_gpu_runs_on_a_cpu(images, tmp_path):
-    """End to end in a process of its own, from an archive of images; a part that has its result is not repeated, one that has not is."""
-    with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
-        for part in ("train", "test"):
-            archive.add(images / part, part)
-    out = tmp_path / "out"
-    arguments = ["--out", out, "--data", tmp_path / "images.tar.xz", "--device", "cpu", "--tiny"]
-    command = [sys.executable, FOLDER / "gpu.py", *arguments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = {row["part"]: row for row in json.loads((out / "report.json").read_text())}
-    assert not [row for row in results.values() if "error" in row]
-    equal = [row for part, row in results.items() if part.startswith("equality")]
-    assert [(row["equal"], row["difference"]) for row in equal] == [(True, 0.0)] * 3
-    steps = [row for part, row in results.items() if part.startswith("step")]
-    assert len(steps) == 3
-    assert all(row["seconds"] > 0 and row["operators"] > 500 for row in steps)
-    assert {name: (results[name]["status"], results[name]["epochs"]) for name in ("search", "training")} == {
-        "search": (0, 1),
-        "training": (0, 1),
-    }
-    assert "| second order, bfloat16, captured |" in (out / "report.md").read_text()
-
-    (out / "images.json").unlink()  # the shortest part
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json") if not path.name.startswith("report")}
-    again = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
-    assert [line.split(":")[0] for line in again.stdout.splitlines()] == ["images", f"{out / 'report.md'} is written"]
-    assert all((out / name).stat().st_mtime_ns == time for name, time in before.items())
-
-
-def test_steps_are_measured_from_the_most_important_one_on(benchmark, tmp_path):
-    module = benchmark("gpu", "--out", tmp_path)
-    steps = module.all_steps(tiny=False)
-    assert steps[0] == ("first order", "float32", "eager")
-    assert set(steps[1:4]) == {
-        ("first order", "float32", "captured"), ("first order", "bfloat16", "eager"), ("second order", "float32", "eager")
-    }  # fmt: skip
-    assert len({*steps}) == 36
 
 
 def test_a_part_that_fails_costs_its_own_row(benchmark, tmp_path):
