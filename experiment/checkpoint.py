@@ -1,4 +1,4 @@
-"""Saves and checks the content of checkpoints: the states of networks, optimizers and random number generators."""
+"""Parts of a checkpoint: states of optimizers and random number generators. `Run.save` in `run.py` writes the file."""
 
 from __future__ import annotations
 
