@@ -171,21 +171,15 @@ def _mix(colour: str, share: float) -> str:
 def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
     """A row for every choice and what was chosen, in the order of the file, at most `MOST_ROWS`."""
     graph = _graph(caption)
-    graph.attr(rankdir="TB", ranksep="0.15")
-    entries = list(choices.items())
-    if (more := len(entries) - MOST_ROWS) > 0:
-        entries[MOST_ROWS:] = [("...", f"{more} more")]
-    for row, (key, entry) in enumerate(entries):
+    rows = list(choices.items())
+    if (more := len(rows) - MOST_ROWS) > 0:
+        rows[MOST_ROWS:] = [("...", f"{more} more")]
+    for number, (key, entry) in reversed(list(enumerate(rows))):  # Graphviz places the first one at the bottom
         chosen = entry if isinstance(entry, list) else [entry]
         text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
-        with graph.subgraph() as cells:
-            cells.attr(rank="same")
-            cells.node(f"key{row}", label=_plain(shorten(key)), **_KINDS["input"])
-            cells.node(f"chosen{row}", label=_plain(shorten(text) or "nothing"), **_KINDS["output"])
-            cells.edge(f"key{row}", f"chosen{row}")
-        if row:  # one row below the other
-            graph.edge(f"key{row - 1}", f"key{row}", style="invis")
-            graph.edge(f"chosen{row - 1}", f"chosen{row}", style="invis")
+        graph.node(f"key{number}", _plain(shorten(key)), **_KINDS["input"])
+        graph.node(f"chosen{number}", _plain(shorten(text) or "nothing"), **_KINDS["output"])
+        graph.edge(f"key{number}", f"chosen{number}")
     return graph
 
 
