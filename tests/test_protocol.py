@@ -169,16 +169,17 @@ def kill(process, with_runs):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_signal_ends_the_runs(small, tmp_path):
-    child, reader = reproduce(*small, "--methods", "random", "--out", tmp_path / "out")
-    while not list((tmp_path / "out").rglob("config.json")):
+def test_a_signal_lets_every_run_save(tmp_path, no_waiting):
+    """Runs of days end within seconds, with a checkpoint."""
+    (tmp_path / "long.json").write_text('{"common": {"fast_dev_run": false, "init_channels": 2}, "train": {"epochs": 100000}}')
+    long = ["--preset", "smoke", "--config", tmp_path / "long.json", "--methods", "random", "--trainings", "1"]
+    child, reader = reproduce(*long, "--out", tmp_path / "out")
+    while not list((tmp_path / "out").rglob("log.txt")):
         time.sleep(0.05)
-    [run] = runs_of(child)
     os.kill(child, signal.SIGTERM)
     status, output = scripts.finish(child, reader)
     assert status == 128 + signal.SIGTERM, output
-    with pytest.raises(ProcessLookupError):
-        os.kill(run, 0)
+    assert list((tmp_path / "out").rglob("checkpoint.pt"))
 
 
 def test_a_lost_node_costs_no_result(whole, small, tmp_path):
@@ -310,10 +311,10 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("given", "words"),
     [
-        ("[]", "Expected `object`"),
-        ('{"seed": 3}', "unknown field `seed`"),
+        ("[]", "--config mine.json: Expected `object`"),
+        ('{"seed": 3}', "--config mine.json: Object contains unknown field `seed`"),
         ('{"seeds": 0}', ">= 1"),
         ('{"search": {"epochs": [1]}}', "got `array`"),
         ('{"methods": {"mine": {}}}', "needs either search"),
@@ -321,27 +322,16 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
         ('{"methods": {"../mine": {"arch": "DARTS_V1"}}}', r"matching regex '^[\\w-]+$'"),
         ('{"methods": {"mine": {"arch": "DARTS_V1", "flags": {}}}}', "unknown field `flags`"),
         ('{"seeds"', "truncated"),
-    ],
-)
-def test_wrong_configurations_are_refused(script, content, words, tmp_path):
-    (tmp_path / "mine.json").write_text(content)
-    status, _, error = script("reproduce", "--preset", "smoke", "--config", "mine.json", "--dry_run")
-    assert (status, error.count("\n")) == (2, 1)
-    assert "--config mine.json: " in error
-    assert words in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
         (["--methods", "firts"], "unknown method firts"),
         (["--config", "nowhere.json"], "cannot read --config nowhere.json"),
         (["--preset", "small", "--data", "nowhere"], "lacks train/<class>/"),
-        (["--preset", "smoke", "--gpus", "a"], "--gpus a: give numbers"),
+        (["--gpus", "a"], "--gpus a: give numbers"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(script, arguments, words):
-    status, _, error = script("reproduce", *arguments)
+def test_a_mistake_is_one_line_and_status_2(script, given, words):
+    """In the arguments, or in a configuration."""
+    Path("mine.json").write_text(given if isinstance(given, str) else "{}")
+    status, _, error = script("reproduce", *(["--config", "mine.json", "--dry_run"] if isinstance(given, str) else given))
     assert (status, error.count("\n")) == (2, 1)
     assert words in error
 

@@ -343,17 +343,6 @@ def test_the_table(tmp_path):
     assert float(three["params, M"]) > 0
 
 
-def test_sizes_are_those_of_the_network_itself(tmp_path):
-    import utils
-    from model import NetworkCIFAR
-
-    v2 = genotypes.DARTS_V2
-    [row] = compare.table([history.read(training_run(tmp_path / "run", v2, init_channels=4, layers=3))])
-    network = NetworkCIFAR(4, 10, 3, True, v2)
-    assert row["params, M"] == f"{utils.count_parameters_in_MB(network):.3f}"
-    assert row["mult-adds, M"] == f"{utils.count_multiply_adds(network, 32):.1f}"
-
-
 def test_code_that_only_a_folder_names_is_not_run_to_compare_it(tmp_path):
     (tmp_path / "space.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w').close()")
     rows = [losses(0, "valid") | {"alphas": {}, "architecture": {"a": 1}}]
@@ -395,12 +384,6 @@ def test_the_size_of_a_search_is_that_of_the_training_that_the_paper_would_do(tm
     run = history.read(folder)
     network = NetworkImageNet(36, 10, 20, False, run.architecture.genotype)
     assert compare.size(run) == (utils.count_parameters_in_MB(network), utils.count_multiply_adds(network, 96))
-
-
-def test_a_space_that_is_gone_has_no_size(tmp_path):
-    rows = [losses(0, "valid") | {"alphas": {}, "architecture": {"a": 1}}]
-    [row] = compare.table([history.read(write_run(tmp_path / "run", rows, space="gone.py:Net"))])
-    assert (row["params, M"], row["mult-adds, M"]) == ("-", "-")
 
 
 def test_runs_of_different_spaces_are_compared(script, tmp_path):
