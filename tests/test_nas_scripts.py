@@ -347,6 +347,7 @@ def test_micro_cells_are_drawn_as_cells():
     assert cells["normal"].concat == ["1"]
     assert cells["reduce"].concat == ["0", "1"]
     assert Micro(architecture | {"more": 1}).cells == {}
+    assert Micro({key: chosen for key, chosen in architecture.items() if "reduce_node_1_y" not in key}).cells == {}
     assert Micro(architecture | {"normal_node_1_x_input": 3}).cells == {}
 
 

@@ -175,6 +175,8 @@ class Micro(Architecture):
                     return {}
                 pairs.append((self.NUMBERED[operation], source))
                 keys.append(f"{node}_op")
+            if len(pairs) % 2:
+                return {}
             if pairs:
                 used = {source for _, source in pairs}
                 found[name] = graph(name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys)
