@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,6 @@ class Mutable(nn.Module):
 
     Args:
         key: by default the name of the class and a number that counts up through the program: `LayerChoice1`, `InputChoice2`, ...
-
-    `init_hook` and `forward_hook` exist as in NNI 2.0, for mutators that store something there. They are None, and never called here.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -60,19 +58,8 @@ class Mutable(nn.Module):
         elif not isinstance(key, str):
             warnings.warn(f"the key {key!r} of a {type(self).__name__} is not a string: {str(key)!r} is used", stacklevel=3)
             key = str(key)
-        self._key = key
-        self._name = key
-        self.init_hook: Any = None
-        self.forward_hook: Any = None
-
-    @property
-    def key(self) -> str:
-        return self._key
-
-    @property
-    def name(self) -> str:
-        """The module's name in its model, such as `layers.0.op`. Before a mutator is applied, the key."""
-        return self._name
+        self.key = key
+        self.name = key  # with a mutator, the module's name in its model, such as `layers.0.op`
 
     @property
     def mutator(self):
@@ -99,7 +86,7 @@ class Mutable(nn.Module):
             raise SpaceError(f"a mutator already decides for {self.key}: a model can have only one; build the model again for another")
         # Bypasses `nn.Module.__setattr__`, which would register the mutator, with its parameters, as a submodule.
         self.__dict__["_mutator"] = mutator
-        self._name = self._name if name is None else name
+        self.name = name or self.name
 
     def extra_repr(self) -> str:
         return f"key={self.key!r}"
@@ -207,16 +194,12 @@ class LayerChoice(Choice):
         return len(self.names)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter([self._candidate(name) for name in self.names])
+        return iter(self[:])
 
-    @overload
-    def __getitem__(self, index: int | str) -> nn.Module: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[nn.Module]: ...
-
-    def __getitem__(self, index: int | str | slice) -> nn.Module | list[nn.Module]:
-        return [self._candidate(name) for name in self.names[index]] if isinstance(index, slice) else self._candidate(self._name_of(index))
+    def __getitem__(self, index: int | str | slice) -> Any:
+        if isinstance(index, slice):
+            return [self._modules[name] for name in self.names[index]]
+        return self._modules[self._name_of(index)]
 
     def __setitem__(self, index: int | str, module: nn.Module) -> None:
         self._modules[self._name_of(index)] = module
@@ -230,11 +213,6 @@ class LayerChoice(Choice):
         if isinstance(index, str) and index not in self.names:
             raise KeyError(index)
         return index if isinstance(index, str) else self.names[index]
-
-    def _candidate(self, name: str) -> nn.Module:
-        module = self._modules[name]
-        assert module is not None
-        return module
 
 
 class InputChoice(Choice):
