@@ -233,22 +233,6 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
     assert "auxiliary loss" not in Path("plain/log.txt").read_text()
 
 
-def test_a_checkpoint_from_before_the_auxiliary_loss_was_logged():
-    meters, again = utils.Meters(), utils.Meters()
-    meters.update(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]), torch.tensor(3.0))
-    state = meters.state_dict()
-    again.load_state_dict(state)
-    assert again.state_dict() == state
-    assert (str(again), again.auxiliary.avg) == ("loss 1.000 top1 100.0 auxiliary loss 3.000", 3.0)
-    del state["auxiliary"]
-    old = utils.Meters()
-    old.load_state_dict(state)
-    assert (old.state_dict(), old.auxiliary.count) == (state, 0)
-    for damaged in ({**state, "auxiliary": (float("nan"), 2)}, {**state, "auxiliary": None}, {**state, "more": (1.0, 1)}, ["auxiliary"]):
-        with pytest.raises(ValueError, match="the meters"):
-            utils.Meters().load_state_dict(damaged)
-
-
 # ---- Both cells on one picture
 
 

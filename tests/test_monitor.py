@@ -27,7 +27,7 @@ from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--batch_size", "4", "--report_freq", "1"]
-CELLS = [*TINY, "--init_channels", "2", "--layers", "3"]
+CELLS = [*TINY, "--init_channels", "2", "--layers", "1"]
 SMALL_SPACE = [*TINY, "--space", f"{ROOT / 'examples' / 'small_space.py'}:Net", "--init_channels", "2"]
 
 
@@ -296,8 +296,15 @@ def test_times_in_words():
     assert [errors.duration(time) for time in seconds] == words
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a fault")])
-@pytest.mark.parametrize("name", ["__init__", "add_scalar", "flush", "close"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("__init__", OSError(28, "No space left on device")),
+        ("add_scalar", RuntimeError("a fault")),
+        ("flush", OSError(28, "No space left on device")),
+        ("close", RuntimeError("a fault")),
+    ],
+)
 def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script, monkeypatch, name, error):
     def failing(*_, **__):
         raise error
