@@ -29,7 +29,7 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
         return network(args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels)
     if args.auxiliary:
         raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
-    from nas.building import build_network
+    from nas.loading import build_network
     from nas.mutators import apply_fixed_architecture
 
     return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
@@ -41,7 +41,7 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
     if args.space == "darts":
         defaults = {"init_channels": init_channels, "layers": layers}
     else:
-        from nas.building import load_network
+        from nas.loading import load_network
 
         space, parameters = load_space(args.space), inspect.signature(load_network(args.space)).parameters
         own = {"init_channels": space.WIDTH, "layers": space.DEPTH}

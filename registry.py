@@ -1,4 +1,4 @@
-"""The spaces and strategies that have names, and what `--arch` stands for in a space. `nas/building.py` builds them."""
+"""The spaces and strategies that have names, and what `--arch` stands for in a space. `nas/loading.py` builds them."""
 
 from __future__ import annotations
 

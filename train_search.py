@@ -219,9 +219,9 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
 def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Any, Any]:
     """(search model, architect): the paper's network and what learns its alphas, or what other arguments ask for."""
     if flags.wanted(args):
-        from nas import search
+        from nas import building
 
-        return search.build(args, num_classes, criterion, device)
+        return building.build(args, num_classes, criterion, device)
     nodes = args.nodes  # all concatenated
     model = Network(args.init_channels, num_classes, args.layers, criterion, nodes, nodes, in_channels=args.channels, stem=args.stem)
     return model.to(device), Architect(model, args)

@@ -1,137 +1,135 @@
-"""Builds the networks with choices and finds the strategies that `--space` and `--strategy` name, also in a user's file."""
+"""From the command line to a search model and its strategy, in any space."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import inspect
-import sys
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from collections.abc import Iterable, Set
 
-import msgspec
+import torch
 from torch import nn
 
+from architect import HVP
 from experiment import cli
-from experiment.errors import UserError, shown
-from nas.mutables import reset_mutable_counter
-from registry import SPACE_HELP, SPACES, STRATEGIES, STRATEGY_HELP, load, load_space
-
-if TYPE_CHECKING:
-    from nas.strategies import Strategy
-
-T = TypeVar("T")
-
-
-def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    """The network of `args.space` with all its choices open."""
-    space, network = load_space(args.space), load_network(args.space)
-    given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | ({"n_nodes": args.nodes} if args.space == "darts" else {})
-    given = {name: value for name, value in given.items() if value is not None}
-    signature = inspect.signature(network)
-    if "num_classes" in signature.parameters:
-        given["num_classes"] = num_classes
-    if "in_channels" in signature.parameters:
-        given["in_channels"] = args.channels
-    elif args.channels != 3:
-        raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
-    reserved = (space.WIDTH, space.DEPTH, "num_classes", "in_channels", *given)
-    given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (network,), reserved)[0]
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise UserError(f"--space {args.space} cannot be built with {given}: {error}") from None
-    reset_mutable_counter()
-    return network(**given)
+from experiment.errors import UserError
+from nas.edges import equip_choices
+from nas.loading import build_network, constructor_arguments, load_strategy
+from nas.mutators import DartsMutator
+from nas.relaxation import Relaxation, ZeroOneLoss
+from nas.search_model import SearchModel
+from nas.strategies import Darts, Strategy
+from nas.supernet import Supernet
+from networks import set_sizes
+from registry import load_space
 
 
-def load_network(name: str) -> type[nn.Module]:
-    """The network with the choices of a space, a built-in one or `file.py:Class`.
+def check(args: argparse.Namespace, remedies: Set[str]) -> None:
+    """Completes the sizes of the network, and checks how space, strategy and the remedies with these names go together.
 
     Raises:
-        UserError: see `_load_class`.
+        UserError: an unknown space or strategy, or arguments that cannot be combined.
     """
-    return load(load_space(name).NETWORK) if name in SPACES else _load_class("space", name, SPACE_HELP, nn.Module)
+    set_sizes(args, init_channels=16, layers=8)
+    strategy = load_strategy(args.strategy)
+    second_order = args.unrolled or args.hvp != HVP[0]
+    if not strategy.mutator.differentiable:
+        _refuse(remedies, f"needs alphas, and --strategy {args.strategy} has none")
+        if second_order:
+            raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
+        if args.eigenvalue_every or args.early_stop:
+            raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
+    if not issubclass(strategy, Darts):
+        _refuse(remedies - {"arch_warmup"}, f"needs a strategy derived from Darts, and {args.strategy} is none")
+    elif strategy.relaxation.samples:
+        _refuse(
+            remedies - {"max_skips", "arch_warmup"},
+            f"does not work with --strategy {args.strategy}, which samples operations",
+        )
+        if second_order:
+            raise UserError(f"--unrolled and --hvp do not work with --strategy {args.strategy}: every pass samples other operations")
+        if args.eigenvalue_every or args.early_stop:
+            raise UserError(
+                f"--eigenvalue_every and --early_stop do not work with --strategy {args.strategy}: its loss changes with every pass"
+            )
+    elif strategy.relaxation is not Relaxation:
+        _refuse(
+            remedies & {"gate", "perturb"},
+            f"does not work with --strategy {args.strategy}, which makes the weights itself",
+        )
+    if args.gate == "sigmoid" and args.perturb != "none":
+        raise UserError("--perturb needs softmaxed alphas, whose sum is 1: leave --gate sigmoid out")
+    if args.gate != "sigmoid" and (args.zero_one_weight or args.gate_threshold):
+        raise UserError("--zero_one_weight and --gate_threshold need sigmoids: add --gate sigmoid")
+    if args.gate_threshold and args.max_skips is not None:
+        raise UserError("--max_skips and --gate_threshold cannot be combined: leave one of them out")
+    if args.space != "darts":
+        _refuse(remedies & {"max_skips"}, f"needs --space darts, whose cells it limits, not {args.space}")
+        if args.nodes != 4:
+            raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any")
+    elif args.init_channels % args.partial_channels:
+        raise UserError(f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}: change one")
+    if args.stem == "imagenet" and not _has_supernet(args.space, strategy):
+        raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
 
 
-def load_strategy(name: str) -> type[Strategy]:
-    """The strategy `name`, a built-in one or `file.py:Class`.
+def _refuse(remedies: Iterable[str], why: str) -> None:
+    for name in sorted(remedies):
+        raise UserError(f"--{name} {why}: leave it out")
+
+
+def _has_supernet(space: str, strategy: type[Strategy]) -> bool:
+    """Whether the search runs on the network of `model_search.py`."""
+    return space == "darts" and issubclass(strategy, Darts) and strategy.mutator is DartsMutator
+
+
+def build(
+    args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device
+) -> tuple[Supernet | SearchModel, Strategy]:
+    """(search model, strategy) for `args.space`, `args.strategy` and the remedies.
 
     Raises:
-        UserError: see `_load_class`.
+        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, unknown arguments of
+            a space or a strategy, or a remedy that does not work in this space.
     """
-    if name in STRATEGIES:
-        return load(STRATEGIES[name])
-    from nas.strategies import Strategy
-
-    return _load_class("strategy", name, STRATEGY_HELP, Strategy)
-
-
-def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
-    """The class `file.py:Class`. Runs the code of the file.
-
-    Raises:
-        UserError: `name` does not have this form, the file cannot be imported, or it has no such subclass of `base`.
-    """
-    file, _, class_name = name.rpartition(":")
-    if not file or not class_name.isidentifier():
-        raise UserError(f"unknown {option} {name!r}: {known}")
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"--{option} {name}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"{option}_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--{option} {name}: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"--{option} {name}: {file} cannot be imported: {type(error).__name__}: {error}") from None
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"--{option} {name}: {file} has no class {class_name} that is a {base.__name__}")
-    return found
+    strategy = load_strategy(args.strategy)
+    of_strategy, of_mutator = constructor_arguments(
+        "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), ("model", "args")
+    )
+    if _has_supernet(args.space, strategy):
+        constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (), ())
+        model: Supernet | SearchModel = Supernet(
+            args.init_channels,
+            num_classes,
+            args.layers,
+            criterion,
+            strategy.relaxed_by(args),  # type: ignore[attr-defined]  # only `Darts` has this mutator
+            args.partial_channels,
+            args.zero_one_weight,
+            args.max_skips,
+            steps=args.nodes,
+            multiplier=args.nodes,
+            in_channels=args.channels,
+            stem=args.stem,
+        )
+    else:
+        model = _search_model(args, num_classes, criterion, strategy, of_mutator)
+    return model.to(device), strategy(model, args, **of_strategy)
 
 
-def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:
-    """For each class in `makers` its arguments from `--space_arg` or `--strategy_arg`, converted by the annotations of its constructor.
-
-    Args:
-        option: the name of the option, for messages.
-        given: {name: value} from the command line.
-        makers: the classes.
-        reserved: constructor arguments that cannot be set this way.
-
-    Raises:
-        UserError: no constructor has an argument of this name, or the value does not have its type.
-    """
-    types = [_argument_types(maker, reserved) for maker in makers]
-    known = sorted({name for each in types for name in each})
-    for name in given:
-        if name not in known:
-            raise UserError(f"unknown {option} {shown(name)}: known are {', '.join(known) or 'none'}")
-    return [{name: _typed(option, name, value, each[name]) for name, value in given.items() if name in each} for each in types]
-
-
-def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, Any]:
-    """{name: type} of the arguments that can be read from text. Without an annotation, the type is that of the default."""
-    try:
-        hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # `maker` is a class
-    except Exception:  # an annotation in a user's file may be imported for type checkers only, or be wrong in any way
-        hints = {}
-    found = {name: hints.get(name, type(value.default)) for name, value in inspect.signature(maker).parameters.items()}
-    return {name: hint for name, hint in found.items() if name not in reserved and set(get_args(hint) or [hint]) <= _TYPES}
-
-
-_TYPES = {NoneType, bool, int, float, str}
-
-
-def _typed(option: str, name: str, text: str, hint: Any) -> Any:
-    try:
-        return msgspec.convert(None if text == "None" else text, hint, strict=False)
-    except msgspec.ValidationError:
-        kinds = " or ".join("None" if kind is NoneType else kind.__name__ for kind in get_args(hint) or [hint])
-        raise UserError(f"{option} {name}={text}: {name} is {kinds}") from None
+def _search_model(args: argparse.Namespace, num_classes: int, criterion: nn.Module, strategy, of_mutator) -> SearchModel:
+    network = build_network(args, num_classes)
+    if issubclass(strategy, Darts):
+        of_mutator["relaxation"] = strategy.relaxed_by(args)
+    mutator = strategy.mutator(network, **of_mutator)
+    if not mutator.layer_choices and not mutator.input_choices:
+        raise UserError(f"{args.space} holds no choices: there is nothing to search")
+    if args.gate_threshold and not any("none" in choice.names for choice in mutator.layer_choices):
+        raise UserError(f"--gate_threshold needs a candidate none, and {args.space} has none: set it to 0")
+    model = SearchModel(network, mutator)
+    if args.partial_channels > 1 or args.auxiliary_skip:
+        images = (2, args.channels, args.image_size, args.image_size)
+        equip_choices(network, images, args.partial_channels, args.auxiliary_skip > 0)
+    if args.partial_channels > 1:
+        mutator.weigh_edges(load_space(args.space).ends)
+    if args.zero_one_weight:
+        model.criterion = ZeroOneLoss(criterion, args.zero_one_weight, list(mutator.alphas.values()))
+    return model

@@ -126,9 +126,9 @@ def check(args: argparse.Namespace) -> None:
         check_candidates()
         args.init_channels, args.layers = args.init_channels or 16, args.layers or 8
     if wanted(args):
-        from nas import search
+        from nas import building
 
-        search.check(args)
+        building.check(args, given(vars(args)).keys())
     if args.stem == "imagenet":
         from networks import check_imagenet_stem
 

@@ -315,7 +315,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
     import torch
 
     import networks
-    from nas.building import build_network
+    from nas.loading import build_network
     from nas.mutators import RandomMutator
 
     args = Namespace(space=_space(flags), init_channels=None, layers=None, space_arg=flags.get("space_arg"))

@@ -31,7 +31,7 @@ import utils
 from architect import Architect
 from experiment import distributed, errors
 from model import NetworkCIFAR
-from nas import flags, search
+from nas import building, flags
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,7 +165,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
         model = model_search.Network(2, 3, 3, criterion, steps=1, multiplier=1)
         architect = Architect(model, args)
     else:
-        model, architect = search.build(args, 3, criterion, torch.device("cpu"))
+        model, architect = building.build(args, 3, criterion, torch.device("cpu"))
     distributed.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
     train, draws, valid = data.search_batches(dataset(), options(batch_size=12), "cpu")

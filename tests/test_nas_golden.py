@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.building import load_network
+from nas.loading import load_network
 from nas.mutables import InputChoice, LayerChoice, MutableScope, reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.spaces.darts import DartsCell

@@ -13,8 +13,8 @@ from scripts import said
 import experiment.run
 from architecture import Architecture
 from experiment.loop import MEASURED
-from nas import building
-from nas.building import constructor_arguments
+from nas import loading
+from nas.loading import constructor_arguments
 from nas.spaces import nasbench201
 from nas.spaces.enas import Macro, Micro
 from pictures import drawing
@@ -124,8 +124,8 @@ def test_arguments_get_the_types_of_their_annotations():
             self.got = flag, length, rate, word, untyped
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(building, "load_network", lambda name: Net)
-        network = building.build_network(
+        patched.setattr(loading, "load_network", lambda name: Net)
+        network = loading.build_network(
             Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
         )
     assert network.got == (False, None, 1e-3, "3", 7)

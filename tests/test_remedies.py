@@ -176,7 +176,7 @@ class Odd(nn.Module):
     ],
 )
 def test_edges_that_a_remedy_cannot_wrap(candidates, flag, words, monkeypatch):
-    monkeypatch.setattr("nas.search.build_network", lambda *_: Odd(*candidates))
+    monkeypatch.setattr("nas.building.build_network", lambda *_: Odd(*candidates))
     with pytest.raises(UserError, match=re.escape(words)):
         train_search.build(of_search(space="odd.py:Odd", **{flag: 2}), 3, nn.CrossEntropyLoss(), CPU)
 

@@ -479,7 +479,7 @@ def test_other_formats(script, tmp_path, format, make):
 
 
 DRAWN_WITHOUT = {"torch", "matplotlib", "PIL", "tensorboard", "tqdm"}
-SEARCHES = {"architect", "nas.search", "nas.strategies", "nas.spaces.enas", "nas.spaces.nasbench201"}
+SEARCHES = {"architect", "nas.building", "nas.strategies", "nas.spaces.enas", "nas.spaces.nasbench201"}
 
 
 def test_scripts_load_only_what_they_need(tmp_path):

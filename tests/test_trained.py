@@ -30,7 +30,7 @@ from experiment.errors import UserError
 from experiment.run import versions
 from image_files import datasets, folders
 from model import NetworkCIFAR
-from nas.building import build_network
+from nas.loading import build_network
 from nas.mutators import RandomMutator
 from registry import load_space
 from trained import Trained
