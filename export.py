@@ -149,12 +149,12 @@ def latency(run: Run, batch: Tensor) -> float:
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Export a trained network to a format that other programs read, and compare both on real images.")
     parser.add_argument("run", help="the folder of a training run")
-    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="format of the file")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="format of the exported file")
     parser.add_argument(
         "--output", type=cli.output_file, help="the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder"
     )
-    parser.add_argument("--images", nargs="+", default=[], help="files or folders to compare on; none: the test set of the run")
-    parser.add_argument("--space", help=f"to allow the code of a space in a file: {registry.SPACE_HELP}")
+    parser.add_argument("--images", nargs="+", default=[], help="compare the two on these files or folders; none: on the run's test set")
+    parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {registry.SPACE_HELP}")
     return parser.parse_args()
 
 

@@ -143,14 +143,16 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Predict the classes of images with a trained network.")
     parser.add_argument("run", help="the folder of a training run, or a .safetensors file of export.py")
-    parser.add_argument("images", nargs="+", metavar="image", help="files of any kind that Pillow reads, and folders")
-    parser.add_argument("--top", type=cli.positive_int, default=5, help="the number of classes named for each image")
+    parser.add_argument(
+        "images", nargs="+", metavar="image", help="an image file of any format that Pillow reads, or a folder of such files"
+    )
+    parser.add_argument("--top", type=cli.positive_int, default=5, help="name this many classes for each image")
     parser.add_argument(
         "--json", action="store_true", help='print a line of JSON for each image: {"image": ..., "classes": {name: probability}}'
     )
-    parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images that are computed at once")
-    parser.add_argument("--gpu", type=cli.device_number, default=0, help="number of the CUDA device; -1 for the CPU")
-    parser.add_argument("--space", help=f"the space of the run, if it is code in a file, which is then run: {registry.SPACE_HELP}")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images per batch")
+    parser.add_argument("--gpu", type=cli.device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU")
+    parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {registry.SPACE_HELP}")
     return parser.parse_args()
 
 

@@ -37,21 +37,23 @@ from protocol.plan import PRESETS, STAGES, Plan, configured
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Search, select and train by the paper's protocol, with several seeds, into one table.")
-    parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes and numbers of runs")
-    parser.add_argument("--out", type=cli.path, help="folder for all runs and results; None: protocol-<preset>")
-    parser.add_argument("--methods", help="names of methods, separated by commas; None: those of the preset")
+    parser.add_argument("--preset", choices=PRESETS, default="paper", help="use the sizes and numbers of runs of this preset")
+    parser.add_argument("--out", type=cli.path, help="write all runs and results to this folder; None: to protocol-<preset>")
+    parser.add_argument("--methods", help="run these methods, separated by commas; None: those of the preset")
     parser.add_argument("--seeds", type=cli.positive_int, help="number of searches for each method; None: the preset's")
     parser.add_argument("--trainings", type=cli.positive_int, help="number of trainings for each method; None: the preset's")
     parser.add_argument(
         "--data",
         type=cli.path,
         default="../data",
-        help="folder of the images; for --preset small: with train/<class>/ and test/<class>/",
+        help="read images from this folder; --preset small needs train/<class>/ and test/<class>/ in it",
     )
-    parser.add_argument("--config", help="a JSON file, or with PyYAML a YAML file, with flags for the stages and your own methods")
-    parser.add_argument("--gpus", help="numbers of GPUs, separated by commas, a job on each; None: the CPU")
-    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="number of runs at a time on the CPU; they share its cores")
-    parser.add_argument("--ray", metavar="ADDRESS", help="run the jobs by Ray; local starts a cluster on this machine")
+    parser.add_argument(
+        "--config", help="read flags for the stages, and your own methods, from this file: JSON, or YAML with PyYAML installed"
+    )
+    parser.add_argument("--gpus", help="run one job at a time on each of these GPUs, numbers separated by commas; None: on the CPU")
+    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="run this many jobs at a time on the CPU; they share its cores")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run the jobs on this Ray cluster; local: start one on this machine")
     parser.add_argument("--dry_run", action="store_true", help="print all command lines and run nothing")
     parser.add_argument(
         "--collect",

@@ -46,21 +46,23 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     cli.add_device_arguments(parser)
     cli.accept_unread(parser, "--seed", "--cutout_length", "--drop_path_prob", nargs=1)
     cli.accept_unread(parser, "--cutout", nargs=0)
-    parser.add_argument("--batch_size", type=cli.positive_int, default=96)
-    parser.add_argument("--report_freq", type=cli.positive_int, default=50, help="steps between two printed lines")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=96, help="images per batch")
+    parser.add_argument("--report_freq", type=cli.positive_int, default=50, help="print a line every so many batches")
     parser.add_argument(
         "--arch",
         type=Cells.canonical,
         default="DARTS",
-        help=f"{', '.join(Cells.names())}; a file with JSON or Genotype(...); a run's folder; or such a text",
+        help=f"architecture of the weights: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as text or in a file",
     )
-    parser.add_argument("--space", default="darts", help=registry.SPACE_HELP)
-    parser.add_argument("--model_path", default="EXP/model.pt", help="the saved weights, a state_dict")
-    parser.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
-    parser.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    parser.add_argument("--space", default="darts", help=f"space of --arch: {registry.SPACE_HELP}")
+    parser.add_argument("--model_path", default="EXP/model.pt", help="the file of the saved weights, a state_dict")
+    parser.add_argument(
+        "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 36, or the space's default"
+    )
+    parser.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
     cli.add_network_arguments(parser, parser, cli.IMAGENET)
     cli.add_space_argument(parser, "--space_arg", "space")
-    parser.add_argument("--auxiliary", action="store_true", help="the weights were trained with the auxiliary head")
+    parser.add_argument("--auxiliary", action="store_true", help="the weights include those of the auxiliary head")
     args = parser.parse_args()
     if args.run is None:
         networks.set_sizes(args, init_channels=36, layers=20)

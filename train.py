@@ -71,15 +71,17 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.accept_unread(parser, "--parallel", nargs=0)  # torchrun starts several processes
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of weights, data order, augmentation and drop path")
     group = parser.add_argument_group("network")
-    group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
+    group.add_argument("--space", default="darts", help=f"space of --arch: {registry.SPACE_HELP}")
     group.add_argument(
         "--arch",
         type=Cells.canonical,
         default="DARTS",
-        help=f"{', '.join(Cells.names())}; a file with JSON or Genotype(...); a search's folder; or such a text",
+        help=f"train this architecture: {', '.join(Cells.names())}; a search's folder; or JSON or Genotype(...), as text or in a file",
     )
-    group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 36, or the space's own number")
-    group.add_argument("--layers", type=cli.positive_int, help="cells; None: 20, or the space's own number")
+    group.add_argument(
+        "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 36, or the space's default"
+    )
+    group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
     cli.add_network_arguments(parser, group, IMAGENET)
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
@@ -87,7 +89,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--init_from",
         type=cli.path,
         metavar="WEIGHTS",
-        help="begin with these saved weights; the classifier may be one for another number of classes",
+        help="begin with the weights in this file, except for a classifier of another number of classes",
     )
     group = cli.add_weights_arguments(parser, epochs=600, batch_size=CIFAR_BATCH, learning_rate_min=0.0)
     group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="weight of the auxiliary head's loss")
@@ -95,16 +97,16 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--drop_path_prob",
         type=cli.probability,
         default=0.2,
-        help="probability of drop path in the last epoch; it grows linearly from 0",
+        help="probability of drop path at the end; it grows linearly from 0",
     )
     group = parser.add_argument_group("held-out images and best epoch")
     group.add_argument(
         "--valid_portion",
         type=cli.probability,
         default=0.0,
-        help="hold out this part of the training images, and choose the best epoch on it",
+        help="hold out this share of the training images, and choose the best epoch on it",
     )
-    group.add_argument("--valid_folder", action="store_true", help="choose the best epoch on the images in val/, beside test/")
+    group.add_argument("--valid_folder", action="store_true", help="choose the best epoch on the images in val/; test/ must be there, too")
     group.add_argument(
         "--keep",
         choices=["last", "best"],
@@ -112,14 +114,19 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help="best: also write the weights of the epoch with the best test accuracy to best.pt",
     )
     group = parser.add_argument_group("other recipes (docs/imagenet.md)")
-    group.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="adam needs a far lower --learning_rate, such as 1e-3")
+    group.add_argument(
+        "--optimizer",
+        choices=["sgd", "adam"],
+        default="sgd",
+        help="use this optimizer; adam needs a far lower --learning_rate, such as 1e-3",
+    )
     group.add_argument(
         "--decay_period",
         type=cli.non_negative_int,
         default=0,
         help="multiply the learning rate by --gamma every so many epochs; 0: cosine schedule",
     )
-    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="factor of the learning rate, see --decay_period")
+    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="multiply the learning rate by this number; see --decay_period")
     group.add_argument(
         "--scale_lr",
         action="store_true",
@@ -129,14 +136,15 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--lr_warmup_epochs",
         type=cli.non_negative_int,
         default=0,
-        help="raise the learning rate linearly from a hundredth during the first epochs",
+        help="raise the learning rate linearly from a hundredth during this many epochs",
     )
     group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="smooth the labels of the training loss by this share")
     group.add_argument(
         "--crop",
         choices=["pad", "resized"],
         default="pad",
-        help="pad: pad by an eighth and crop; resized: torchvision's RandomResizedCrop, for --dataset folder or imagenet",
+        help="crop training images at random; pad: after padding by an eighth; resized: with torchvision's "
+        "RandomResizedCrop, for --dataset folder or imagenet",
     )
     group.add_argument(
         "--color_jitter",

@@ -45,37 +45,41 @@ from speed import acceleration
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """Those of the command line, or `arguments`, {name: value}."""
-    parser = cli.Parser(description="Search for an architecture: with DARTS for cells, or with another strategy or in another space.")
+    parser = cli.Parser(description="Search for an architecture: for cells with DARTS, or in another space or with another strategy.")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
     parser.add_argument("--seed", type=cli.seed, default=2, help="seed of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
-    group.add_argument("--space", default="darts", help=registry.SPACE_HELP)
-    group.add_argument("--strategy", default="darts", help=f"how the architecture is learned: {registry.STRATEGY_HELP}")
-    group.add_argument("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's own number")
-    group.add_argument("--layers", type=cli.positive_int, help="cells; None: 8, or the space's own number")
-    group.add_argument("--nodes", type=cli.positive_int, default=4, help="intermediate nodes of a cell of --space darts, all concatenated")
+    group.add_argument("--space", default="darts", help=f"search in this space: {registry.SPACE_HELP}")
+    group.add_argument("--strategy", default="darts", help=f"search with this strategy: {registry.STRATEGY_HELP}")
+    group.add_argument(
+        "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 16, or the space's default"
+    )
+    group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 8, or the space's default")
+    group.add_argument("--nodes", type=cli.positive_int, default=4, help="number of intermediate nodes in a cell of --space darts")
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument(
         "--stem",
         choices=cli.NETWORKS,
         default="cifar",
-        help="before the cells of --space darts; imagenet divides height and width by 8, for images of 64 pixels and more",
+        help="put this stem before the cells of --space darts; imagenet divides height and width by 8, for images from 64 pixels on",
     )
     cli.add_space_argument(group, "--strategy_arg", "strategy")
     cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
     group = parser.add_argument_group("alphas")
-    group.add_argument("--unrolled", action="store_true", help="second order: virtual step of the weights before the validation loss")
-    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order computes its Hessian-vector product")
+    group.add_argument(
+        "--unrolled", action="store_true", help="use the second order: the validation loss after a virtual step of the weights"
+    )
+    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way")
     group.add_argument(
         "--train_portion",
         type=cli.proportion,
         default=0.5,
-        help="part of the images that trains the weights; the rest trains the alphas",
+        help="train the weights on this share of the training images, and the alphas on the rest",
     )
     group.add_argument(
-        "--valid_folder", action="store_true", help="learn alphas on the images in val/, beside test/, and weights on all training images"
+        "--valid_folder", action="store_true", help="train the alphas on val/ and the weights on all of train/; needs test/, too"
     )
     group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam")
     group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam")
@@ -86,9 +90,11 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--eigenvalue_every",
         type=cli.non_negative_int,
         default=0,
-        help="epochs between measuring the alphas' dominant eigenvalue; 0: never",
+        help="measure the dominant eigenvalue of the alphas' Hessian every so many epochs; 0: never",
     )
-    group.add_argument("--early_stop", choices=["eigenvalue"], help="stop when it grows, and return the architecture from before")
+    group.add_argument(
+        "--early_stop", choices=["eigenvalue"], help="stop when the eigenvalue has grown, and return an earlier architecture"
+    )
     args = cli.parse(parser, "search", arguments)
     cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":

@@ -94,17 +94,19 @@ def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
 
 
 def main() -> None:
-    parser = cli.Parser(description="Draw an architecture, everything about a run, or several runs side by side.")
+    parser = cli.Parser(description="Draw an architecture, a run, or several runs side by side.")
     parser.add_argument(
         "what",
         nargs="+",
         type=canonical,
-        help=f"one of {', '.join(names())}, a JSON file, Genotype(...), or runs' folders",
+        help=f"an architecture: one of {', '.join(names())}, a JSON file, or Genotype(...); or folders of runs",
     )
-    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="format of pictures other than cells.gif")
-    parser.add_argument("--report", action="store_true", help="for runs: also write one self-contained page, report.html")
-    parser.add_argument("--out", default="", help="folder for the pictures; if empty, the folder of a single run, else the current one")
-    parser.add_argument("--caption", default="", help="caption of an architecture that is not from a run; if empty, its name")
+    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="format of the pictures, except cells.gif")
+    parser.add_argument("--report", action="store_true", help="also write report.html, a self-contained page about the runs")
+    parser.add_argument(
+        "--out", default="", help="write pictures to this folder; if empty, to the folder of a single run, or else to the current one"
+    )
+    parser.add_argument("--caption", default="", help="caption for an architecture that is not a run's; if empty, its name")
     args = parser.parse_args()
     first, folder, page = args.what[0], ".", None
     if args.report and args.format != "png":

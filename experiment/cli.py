@@ -325,7 +325,9 @@ def _at_most_cores(option: str, kind: Callable[[str], int]) -> Callable[[str], i
 
 def add_space_argument(group: Any, option: str, what: str) -> None:
     """Adds `--space_arg name=value` or `--strategy_arg name=value`. All values are kept as one string, which the option also accepts."""
-    group.add_argument(option, action=_Assignments, metavar="NAME=VALUE", help=f"an argument of the {what}'s constructor; may be repeated")
+    group.add_argument(
+        option, action=_Assignments, metavar="NAME=VALUE", help=f"pass this argument to the {what}'s constructor; may be repeated"
+    )
 
 
 NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
@@ -347,18 +349,19 @@ IMAGENET: dict[str, Any] = {
 def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
     """`--network` and what goes with larger images: the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
     parser.presets = {"imagenet": preset}
-    group.add_argument("--preset", choices=parser.presets, help="the authors' settings for ImageNet; other arguments override them")
+    group.add_argument("--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them")
     group.add_argument(
         "--network",
         choices=["auto", *NETWORKS],
         default="auto",
-        help="network around the cells of --space darts; imagenet: its stem divides height and width by 8; auto: by the images' size",
+        help="build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; auto: choose by "
+        "the size of the images",
     )
     group.add_argument(
         "--centre_crop",
         type=_number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
         default=1.0,
-        help="keep the central square of an image, of this share of its shorter side; for --dataset folder and imagenet",
+        help="crop the centre of each image to a square of this share of its shorter side; for --dataset folder and imagenet",
     )
 
 
@@ -396,13 +399,14 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
         "--dataset",
         choices=datasets,
         default=datasets[0],
-        help="digits needs no download; folder reads your own images; imagenet reads any number of them, and keeps none in memory",
+        help="use these images; digits needs no download; folder and imagenet read your own, imagenet without keeping them in memory",
     )
     group.add_argument(
         "--data",
         type=path,
         default="../data",
-        help="the folder of CIFAR or MNIST (downloaded if absent), or of train/<class>/ and test/<class>/ or val/<class>/; imagenet: val",
+        help="read images from this folder; CIFAR and MNIST are downloaded into it; folder needs train/<class>/ and test/<class>/ or "
+        "val/<class>/ in it, imagenet train/<class>/ and val/<class>/",
     )
     group.add_argument(
         "--image_size",
@@ -415,15 +419,17 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
         "--workers",
         type=_at_most_cores("--workers", non_negative_int),
         default=2,
-        help="processes that decode images, at most the number of cores; does not change results",
+        help="decode images in this many processes, at most one per core; the results are the same",
     )
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float) -> Any:
     """Adds the arguments for training weights, the same for both stages but for these defaults. Returns their group."""
     group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training images")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images in a step; in a search, of each half")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="train for this many passes over the training images")
+    group.add_argument(
+        "--batch_size", type=positive_int, default=batch_size, help="images per step; a search takes this many from each half"
+    )
     group.add_argument("--learning_rate", type=positive_float, default=0.025, help="learning rate in the first epoch")
     group.add_argument(
         "--learning_rate_min",
@@ -435,7 +441,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser, epochs: int, batch_si
     group.add_argument("--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of SGD on all weights")
     group.add_argument("--grad_clip", type=positive_float, default=5.0, help="clip the gradient to this norm")
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument("--cutout_length", type=positive_int, default=16, help="side of that square in pixels")
+    group.add_argument("--cutout_length", type=positive_int, default=16, help="side of the square that --cutout cuts out, in pixels")
     return group
 
 
@@ -445,11 +451,14 @@ def add_device_arguments(parser: Parser, images: bool = True) -> None:
     parser.rare.add_argument(
         "--threads",
         type=_at_most_cores("--threads", positive_int),
-        help="use this many threads on a CPU; None: one for every 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
+        help="compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
     )
     if images:
         parser.rare.add_argument(
-            "--data_on_device", choices=["auto", "yes", "no"], default="auto", help="keep decoded images in the GPU's memory"
+            "--data_on_device",
+            choices=["auto", "yes", "no"],
+            default="auto",
+            help="keep decoded images in the GPU's memory; auto: if they fit well",
         )
         parser.rare.add_argument(
             "--skip_bad_images",
@@ -462,23 +471,25 @@ def add_run_arguments(parser: Parser, images: bool = True) -> None:
     """Adds the arguments for device, speed, run folder and log, the same for both stages; with `images` also those for images."""
     add_device_arguments(parser, images)
     group, rare = parser.add_argument_group("run"), parser.rare
-    group.add_argument("--run_dir", type=path, help="write to this folder, which is new or empty; None: one named by --save and the time")
+    group.add_argument("--run_dir", type=path, help="write to this folder, new or empty; None: a new one, named after --save and the time")
     group.add_argument("--resume", type=path, metavar="RUN_DIR", help="continue the run in this folder, with its arguments")
-    group.add_argument("--fast_dev_run", action="store_true", help="try everything: one epoch of two batches of training and of validation")
     group.add_argument(
-        "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: if the run is long enough to pay off"
+        "--fast_dev_run", action="store_true", help="check that everything works: one epoch of two training and two validation batches"
+    )
+    group.add_argument(
+        "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: only for runs that are long enough"
     )
     if images:
         group.add_argument("--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise")
         rare.add_argument("--recompute", action="store_true", help="recompute activations in the backward pass: less memory, more time")
-        rare.add_argument("--capture", action="store_true", help="on a GPU, repeat a step as one CUDA graph; one process only")
-        rare.add_argument("--sync_bn", action="store_true", help="with several processes: BatchNorm over the whole batch, not each share")
-    rare.add_argument("--tf32", action="store_true", help="on a GPU, round the factors of float32 products to 10 bits: faster")
-    rare.add_argument("--deterministic", action="store_true", help="on CUDA, use only deterministic kernels: slower")
-    rare.add_argument("--save", default="EXP", help="make this a part of the name of the run's default folder")
-    rare.add_argument("--report_freq", type=positive_int, default=50, help="write a line of the log every so many steps")
+        rare.add_argument("--capture", action="store_true", help="run each step as one CUDA graph; needs a GPU and a single process")
+        rare.add_argument("--sync_bn", action="store_true", help="let BatchNorm use the whole batch, not each process's share of it")
+    rare.add_argument("--tf32", action="store_true", help="round the factors of float32 products to 10 bits on a GPU: faster, less precise")
+    rare.add_argument("--deterministic", action="store_true", help="use only deterministic kernels on a GPU: slower")
+    rare.add_argument("--save", default="EXP", help="include this in the name of the run's default folder")
+    rare.add_argument("--report_freq", type=positive_int, default=50, help="write a line to the log every so many steps")
     rare.add_argument(
-        "--checkpoint_minutes", type=non_negative_float, default=10, help="save a checkpoint every so many minutes of an epoch"
+        "--checkpoint_minutes", type=non_negative_float, default=10, help="save a checkpoint every so many minutes within an epoch"
     )
 
 

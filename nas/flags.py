@@ -67,7 +67,7 @@ def add_arguments(parser: cli.Parser) -> None:
         "--arch_warmup",
         type=cli.non_negative_int,
         default=0,
-        help="train only the weights in this number of first epochs",
+        help="train only the weights for this many epochs at the beginning",
     )
     group.add_argument(
         "--partial_channels",
@@ -95,24 +95,24 @@ def add_arguments(parser: cli.Parser) -> None:
         "--gate",
         choices=["softmax", "sigmoid"],
         default="softmax",
-        help="map alphas to weights by this; sigmoid: FairDARTS",
+        help="map alphas to the weights of operations with this function (sigmoid: FairDARTS)",
     )
     group.add_argument(
         "--zero_one_weight",
         type=cli.non_negative_float,
         default=0.0,
-        help="weight the loss that pulls sigmoids to 0 or 1 by this",
+        help="weight of the loss that pulls sigmoids towards 0 or 1 (FairDARTS)",
     )
     group.add_argument(
         "--gate_threshold",
         type=cli.probability,
         default=0.0,
-        help="leave out operations with a lower sigmoid when cells are derived",
+        help="leave operations with a lower sigmoid out of the derived cells (FairDARTS)",
     )
     group.add_argument(
         "--max_skips",
         type=cli.non_negative_int,
-        help="limit the skip connections in the normal cell of the genotype to this number (P-DARTS)",
+        help="allow at most this many skip connections in the normal cell of the genotype (P-DARTS)",
     )
 
 

@@ -14,27 +14,27 @@ from rnn.model import Dropouts
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that select the text, the same for every stage."""
     group = parser.add_argument_group("data")
-    what = "which text to learn; pydoc needs no files; text reads your own"
+    what = "learn this text; pydoc needs no files; text reads your own"
     group.add_argument("--dataset", choices=data.DATASETS, default="ptb", help=what)
-    what = "folder with train.txt, valid.txt and test.txt; for --dataset text, a file or a folder"
+    what = "read train.txt, valid.txt and test.txt in this folder; for --dataset text, a file or a folder of files"
     group.add_argument("--data", type=cli.path, default="../data/penn/", help=what)
-    what = "largest number of words in the vocabulary, for --dataset text and pydoc"
+    what = "keep at most this many words in the vocabulary, for --dataset text and pydoc"
     group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help=what)
 
 
 def add_arch_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--arch`. Its value is a published cell by its canonical name, or what was given."""
     known = ", ".join(RecurrentCell.names())
-    what = f"the cell: {known}; a file with JSON or Genotype(...); a search's folder; or such a text"
+    what = f"the cell: {known}; a search's folder; or JSON or Genotype(...), as text or in a file"
     parser.add_argument("--arch", type=RecurrentCell.canonical, default="DARTS", help=what)
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
     """Adds the arguments for the size of the network, and `--faithful`, the same for every stage."""
     group = parser.add_argument_group("network")
-    group.add_argument("--emsize", type=cli.positive_int, default=emsize, help="number of units of a state")
+    group.add_argument("--emsize", type=cli.positive_int, default=emsize, help="number of units of embeddings and hidden states")
     for name in ("--nhid", "--nhidlast"):
-        group.add_argument(name, type=cli.positive_int, help="the same as --emsize, its default")
+        group.add_argument(name, type=cli.positive_int, help="must be equal to --emsize; None: it is")
     group.add_argument("--bptt", type=cli.positive_int, default=35, help="length of most sequences, in words")
     what = "compute as the authors' code does, including its faults (docs/recurrent.md)"
     group.add_argument("--faithful", action="store_true", help=what)
@@ -49,7 +49,7 @@ def add_training_arguments(
     what = "the same as --report_freq"
     parser.add_argument("--log-interval", dest="report_freq", type=whole, default=argparse.SUPPRESS, help=what)
     group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=whole, default=epochs, help="number of passes over the training text")
+    group.add_argument("--epochs", type=whole, default=epochs, help="train for this many passes over the training text")
     group.add_argument("--batch_size", type=whole, default=batch_size, help="number of sequences in a batch")
     group.add_argument("--lr", type=positive, default=20.0, help="learning rate for a sequence of length --bptt")
     group.add_argument("--clip", type=positive, default=0.25, help="clip the gradient to this norm")
@@ -61,13 +61,13 @@ def add_training_arguments(
     group = parser.add_argument_group("dropout")
     dropped = {
         "dropout": (0.75, "units of the decoder's input"),
-        "dropouth": (0.25, "units of states within the cell"),
+        "dropouth": (0.25, "units of hidden states within the cell"),
         "dropoutx": (0.75, "units of the cell's input"),
         "dropouti": (0.2, "units of embeddings"),
-        "dropoute": (dropoute, "words, everywhere in the batch"),
+        "dropoute": (dropoute, "whole words, in the whole batch,"),
     }
     for name, (default, what) in dropped.items():
-        group.add_argument(f"--{name}", type=cli.probability, default=default, help=f"probability to drop {what}")
+        group.add_argument(f"--{name}", type=cli.probability, default=default, help=f"drop {what} with this probability")
     cli.accept_unread(parser, "--small_batch_size")
     cli.accept_unread(parser, "--cuda", "--continue_train", "--single_gpu", nargs=0)
 

@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_device_arguments(parser, images=False)
     arguments.add_network_arguments(parser, emsize=850)
     arguments.add_arch_argument(parser)
-    parser.add_argument("--model_path", default="EXP/model.pt", help="file with the saved weights, a state_dict")
+    parser.add_argument("--model_path", default="EXP/model.pt", help="the file of the saved weights, a state_dict")
     args = parser.parse_args()
     arguments.check_sizes(args)
     return args

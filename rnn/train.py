@@ -41,9 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments.add_network_arguments(parser, emsize=850)
     arguments.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
     arguments.add_arch_argument(parser)
-    what = "number of epochs without a better validation loss before ASGD begins"
+    what = "begin ASGD after this many epochs without a better validation loss"
     parser.add_argument("--nonmono", type=cli.positive_int, default=5, help=what)
-    what = "largest number of words that a sequence may have beyond --bptt"
+    what = "let sequences be longer than --bptt by at most this many words"
     parser.add_argument("--max_seq_len_delta", type=cli.non_negative_int, default=20, help=what)
     args = cli.parse(parser, "rnn-eval")
     arguments.check_sizes(args)

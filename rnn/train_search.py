@@ -45,8 +45,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments.add_training_arguments(parser, batch_size=256, epochs=50, seed=3, dropoute=0.0, wdecay=5e-7)
     cli.accept_unread(parser, "--nonmono", "--max_seq_len_delta")
     group = parser.add_argument_group("alphas")
-    group.add_argument("--unrolled", action="store_true", help="second order: descend the loss after a step of the weights")
-    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="how the second order multiplies with the Hessian")
+    group.add_argument(
+        "--unrolled", action="store_true", help="use the second order: the validation loss after a virtual step of the weights"
+    )
+    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way")
     group.add_argument("--arch_lr", type=cli.positive_float, default=3e-3, help="learning rate of the alphas")
     group.add_argument("--arch_wdecay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas")
     args = cli.parse(parser, "rnn-search")
