@@ -25,6 +25,7 @@ from scipy import stats
 import data
 import genotypes
 from cells import Cells
+from nas.search import check
 from pictures import protocol as page
 from protocol import results, workers
 from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured, run_of
@@ -174,7 +175,7 @@ def test_a_signal_lets_every_run_save(tmp_path, no_waiting):
     (tmp_path / "long.json").write_text('{"common": {"fast_dev_run": false, "init_channels": 2}, "train": {"epochs": 100000}}')
     long = ["--preset", "smoke", "--config", tmp_path / "long.json", "--methods", "random", "--trainings", "1"]
     child, reader = reproduce(*long, "--out", tmp_path / "out")
-    while not list((tmp_path / "out").rglob("log.txt")):
+    while not list((tmp_path / "out").rglob("metrics.jsonl")):
         time.sleep(0.05)
     os.kill(child, signal.SIGTERM)
     status, output = scripts.finish(child, reader)
@@ -248,8 +249,7 @@ def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_p
     for job in jobs:
         monkeypatch.setattr(sys, "argv", job.command(-1))
         given[job.method] = train_search.parse_arguments()
-        train_search.set_sizes(given[job.method], init_channels=16, layers=8)
-        train_search.check(given[job.method])
+        check(given[job.method])
     assert given["pc-darts"].partial_channels == 4
     for method in ("pc-darts", "warm-up"):
         assert given[method].arch_warmup == int(0.3 * given[method].epochs)
