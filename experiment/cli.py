@@ -11,7 +11,9 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Required, TypedDict
+from typing import Annotated, Any, NoReturn, Required, TypedDict
+
+import msgspec
 
 from experiment import files
 from experiment.errors import UserError, shorten, shown, warn
@@ -255,7 +257,7 @@ class Config(TypedDict, total=False):
     primitives: list[str]
     versions: dict[str, str]
     gpu: str | None
-    threads: int
+    threads: Annotated[int, msgspec.Meta(ge=1)]
     processes: int
     next: dict[str, str]  # the commands that the run proposes, {purpose: command}
 

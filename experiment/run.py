@@ -30,7 +30,7 @@ import torch
 import torchvision
 from torch import nn
 
-from experiment import checkpoint, cli, distributed, errors, files
+from experiment import checkpoint, cli, distributed, files
 from experiment.console import Console, Lines, reporter
 from experiment.errors import UserError, shorten
 from genotypes import PRIMITIVES
@@ -286,16 +286,16 @@ class Run:
         config = cli.read_config(self.folder)
         threads, now = config.get("threads"), torch.get_num_threads()
         comparable = self.device.type == "cpu" and config.get("processes") == distributed.world_size()
-        if not comparable or type(threads) is not int or threads == now:
+        if not comparable or threads in (None, now):
             return
-        if self.args.threads is None and 1 <= threads <= (os.cpu_count() or 1):
+        if self.args.threads is None and threads <= (os.cpu_count() or 1):
             torch.set_num_threads(threads)
             self.log("going on with %d threads, as the run began: with %d, results would differ in their last digits", threads, now)
         else:
-            self.log("warning: the run began with %s threads: with %d, results differ in their last digits", errors.shown(threads), now)
+            self.log("warning: the run began with %s threads: with %d, results differ in their last digits", threads, now)
 
     def _load_checkpoint(self) -> bytes:
-        """Loads the newest usable checkpoint and returns the content of its file; empty if there is no checkpoint yet."""
+        """Loads the newest usable checkpoint, and returns the content of its file; empty if there is none yet."""
         found = [path for path in (self.folder / "checkpoint.pt", self.folder / "checkpoint.prev.pt") if path.exists()]
         if not found:
             self.log("no checkpoint yet: from the beginning")
