@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from speed.capture import remember
 # that switches a ReLU, or the sign of an alpha's first step of Adam, changed the gradients by up to 5% of their norm (float32, 4 channels,
 # 4 cells, second order; other kernels for the same convolutions).
 LOSS, GRADIENT = 0.01, 1 / 3
-ROUNDINGS = 4.0  # or by so many times what one rounding of every weight does to it, where that is more
+ROUNDINGS = 4.0  # or by so many times what one more rounding of every layer's output does to it, where that is more
 
 
 def checked_step(
@@ -34,8 +35,8 @@ def checked_step(
     """`fast`, which its first batch of `batch_size` compares with `plain`; from there on `plain`, not compiled, if they differ.
 
     The loss and the gradient of every parameter are compared, within the bound above. It is wider for what rounding itself decides, in
-    bfloat16 or for a bias before a BatchNorm: a second plain step, with weights that are multiplied by 1 plus or minus the precision that
-    they are computed with, shows how much that is. The check takes these two plain steps, and leaves no trace in the run's results. Where
+    bfloat16 or for a bias before a BatchNorm: a second plain step, in which every layer's output is multiplied by 1 plus or minus the
+    precision of its type, shows how much that is. The check takes these two plain steps, and leaves no trace in the run's results. Where
     the alphas rest at first, it is made again in their first step. The arguments are those of `acceleration.fast_step`.
     """
     checked: set[bool] = set()  # whether the alphas rested
@@ -51,8 +52,8 @@ def checked_step(
         acceleration.uses_compiled_code = False
         truth = _measured(plain(*batch), model)
         restore()
-        _round(model, args)
-        rounded = _measured(plain(*batch), model)
+        with _rounded_once_more(model):
+            rounded = _measured(plain(*batch), model)
         restore()
         acceleration.uses_compiled_code = True
         results = fast(*batch)
@@ -85,13 +86,23 @@ def _differing(found: list[Tensor], truth: list[Tensor], rounded: list[Tensor]) 
     return int((~(error <= torch.maximum(share * size, ROUNDINGS * noise)) & size.isfinite()).sum())
 
 
-@torch.no_grad()
-def _round(model: nn.Module, args: argparse.Namespace) -> None:
-    """Multiplies every parameter by 1 plus or minus the precision that it is computed with."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)  # the run's numbers stay as they are
-    for parameter in model.parameters():
-        precision = torch.finfo(torch.bfloat16 if getattr(args, "amp", False) else parameter.dtype).eps
-        if parameter.is_cuda and args.tf32:
+@contextmanager
+def _rounded_once_more(model: nn.Module) -> Iterator[None]:
+    """Multiplies the output of every layer by 1 plus or minus the precision of its type."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+
+    def round_again(layer: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        precision = torch.finfo(output.dtype).eps
+        if output.is_cuda and torch.backends.cuda.matmul.allow_tf32:
             precision = max(precision, 2.0**-10)
-        up = torch.rand(parameter.shape, generator=generator, device=parameter.device) < 0.5
-        parameter.mul_(torch.where(up, 1 + precision, 1 - precision).to(parameter.dtype))
+        up = torch.rand(output.shape, generator=generator, device=output.device) < 0.5
+        return output * torch.where(up, 1 + precision, 1 - precision).to(output.dtype)
+
+    hooks = [layer.register_forward_hook(round_again) for layer in model.modules() if not any(True for _ in layer.children())]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
