@@ -1,4 +1,5 @@
-"""`Architecture`: what a search finds, a value of its space, with text, JSON, edges and distance. A space is a subclass (registry.py).
+"""`Architecture`: what a search finds, a value of its space, with text, JSON, edges and distance. A space is a subclass
+(registry.py).
 
     Architecture.read("run/").choices                              # {key of a choice: what was chosen}
     registry.load_space("darts").read("DARTS_V2").cells["normal"].edges
@@ -41,7 +42,8 @@ class Cell(NamedTuple):
 
 
 class Architecture:
-    """{key of a choice: what was chosen}, in any network with choices. Subclasses are the spaces that are known better."""
+    """{key of a choice: what was chosen}, in any network with choices. Subclasses are the spaces that are known
+    better."""
 
     FILES: ClassVar[tuple[str, ...]] = ("architecture.json",)  # in a run's folder, the first that is there is read
     FIELDS: ClassVar[tuple[str, ...]] = ()  # of `Genotype(...)` in a text
@@ -61,15 +63,18 @@ class Architecture:
 
     @classmethod
     def canonical(cls, arch: str) -> str:
-        """The name that `arch` names, in upper or lower case, with `-` or `_`. Everything else is returned unchanged, also a path."""
+        """The name that `arch` names, in upper or lower case, with `-` or `_`. Everything else is returned unchanged,
+        also a path."""
         spelt = {_spelling(name): name for name in cls.names()}.get(_spelling(arch))
         return arch if spelt is None or os.path.lexists(arch) else spelt
 
     @classmethod
     def read(cls, arch: str) -> Self:
-        """The architecture that `arch` names: one of `names`, the folder of a run, or a text or a file of what `of` takes.
+        """The architecture that `arch` names: one of `names`, the folder of a run, or a text or a file of what `of`
+        takes.
 
-        A text is JSON or Python's notation, also with other text around it, such as a log. The last of several `Genotype(...)` is read.
+        A text is JSON or Python's notation, also with other text around it, such as a log. The last of several
+        `Genotype(...)` is read.
 
         Raises:
             UserError: `arch` is none of these, or not an architecture of the space.
@@ -158,12 +163,14 @@ class Architecture:
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """{name: cell} with names of `TITLES`. Empty if the space draws none: then a picture is a table of the choices."""
+        """{name: cell} with names of `TITLES`. Empty if the space draws none: then a picture is a table of the
+        choices."""
         return {}
 
     @classmethod
     def ends(cls, key: str) -> tuple[str, str] | None:
-        """(tail, head) of the edge that alphas name `key`, where this does not depend on the architecture; else None."""
+        """(tail, head) of the edge that alphas name `key`, where this does not depend on the architecture; else
+        None."""
         return None
 
     @property
@@ -186,7 +193,8 @@ class Architecture:
 
 
 def cell_of(key: str) -> str:
-    """The cell of an edge or a choice by its key: `normal`, `reduce` or `recurrent`, or "" if it belongs to none of them."""
+    """The cell of an edge or a choice by its key: `normal`, `reduce` or `recurrent`, or "" if it belongs to none of
+    them."""
     kind = key.partition("_")[0]
     return kind if kind in TITLES else ""
 
@@ -196,7 +204,8 @@ def is_index(chosen: Any, length: int) -> bool:
 
 
 def unmasked(values: list[Any], count: int) -> list[Any]:
-    """The indices in a mask over `count` candidates, as NNI 1 writes it: all booleans, or all floats. Other `values` are returned."""
+    """The indices in a mask over `count` candidates, as NNI 1 writes it: all booleans, or all floats. Other `values`
+    are returned."""
     if len(values) == count and {type(on) for on in values} in ({bool}, {float}):
         return [index for index, on in enumerate(values) if on]
     return values

@@ -1,4 +1,5 @@
-"""The cells of DARTS as an `Architecture`: published ones by name, every notation that other codes write, NNI's dictionaries, pictures.
+"""The cells of DARTS as an `Architecture`: published ones by name, every notation that other codes write, NNI's
+dictionaries, pictures.
 
 This file does not import torch.
 """
@@ -43,7 +44,8 @@ OPERATIONS = list(dict.fromkeys([*PRIMITIVES, "none", *CHOICES.values(), "sep_co
 
 
 class Genotyped(Architecture):
-    """An architecture that a named tuple `Genotype` describes: lists of edges, (operation, source), and of nodes that are concatenated."""
+    """An architecture that a named tuple `Genotype` describes: lists of edges, (operation, source), and of nodes that
+    are concatenated."""
 
     FILES: ClassVar[tuple[str, ...]] = ("genotype.json",)
 
@@ -74,7 +76,8 @@ class Genotyped(Architecture):
         return content
 
     def distance(self, other: Architecture) -> int | None:
-        """The number of edges, with their operations, that `other` lacks; None if the two belong to different spaces."""
+        """The number of edges, with their operations, that `other` lacks; None if the two belong to different
+        spaces."""
         ours, theirs = ([cell.edges for cell in found.cells.values()] for found in (self, other))
         if type(self) is not type(other) or list(map(len, ours)) != list(map(len, theirs)):
             return None
@@ -102,10 +105,11 @@ class Cells(Genotyped):
         """The cells in the result of a search model's `export`, or in decoded JSON.
 
         Args:
-            content: a `Genotype`; a dictionary of its fields, where edges may be in other notations (see `_in_pairs`); the flat dictionary
-                of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1, ...}`; or choices of NNI 2.0 and of
-                `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`,
-                where edges that are in no switch may be `[]`, and NNI 1's indices or masks may replace names.
+            content: a `Genotype`; a dictionary of its fields, where edges may be in other notations (see `_in_pairs`);
+                the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1,
+                ...}`; or choices of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ...,
+                "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in no switch may be
+                `[]`, and NNI 1's indices or masks may replace names.
 
         Raises:
             UserError: `content` is not an architecture of the space.
@@ -126,12 +130,14 @@ class Cells(Genotyped):
         """The cells as choices of `nas/spaces/darts.py`, with `[]` for unused edges.
 
         Raises:
-            UserError: this space does not contain the cells: unknown operations, two edges from one node, or nodes not concatenated.
+            UserError: this space does not contain the cells: unknown operations, two edges from one node, or nodes not
+                concatenated.
         """
         return _to_choices(self.genotype)
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """Choices, genotype and NNI's form; only the genotype for cells in which `none` replaces an edge (`--gate_threshold`)."""
+        """Choices, genotype and NNI's form; only the genotype for cells in which `none` replaces an edge
+        (`--gate_threshold`)."""
         if any(name == "none" for name, _ in [*self.genotype.normal, *self.genotype.reduce]):
             return {"genotype.json": self.json}
         return {"architecture.json": self.choices, "genotype.json": self.json, "nni.json": to_nni(self.genotype)}
@@ -186,7 +192,8 @@ def operation_of(choice: str) -> str:
 
 
 def check_candidates() -> None:
-    """Raises `UserError` if names in `genotypes.PRIMITIVES`, which users may edit, cannot be told apart, or there are none."""
+    """Raises `UserError` if names in `genotypes.PRIMITIVES`, which users may edit, cannot be told apart, or there are
+    none."""
     for name in PRIMITIVES:
         if PRIMITIVES.count(name) > 1:
             raise UserError(f"PRIMITIVES in genotypes.py names {name} twice: delete one of them")
@@ -197,7 +204,8 @@ def check_candidates() -> None:
 
 
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
-    """A `Genotype` of these fields. Raises `UserError` if one of its cells cannot be built, or if only `none` leads to its output."""
+    """A `Genotype` of these fields. Raises `UserError` if one of its cells cannot be built, or if only `none` leads to
+    its output."""
     return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
 
 
@@ -235,8 +243,8 @@ def _is_list(value: Any) -> bool:
 def _in_pairs(fields: dict[str, Any]) -> dict[str, Any]:
     """These fields of a `Genotype` with two pairs (operation, source) per node, as `check` takes them.
 
-    Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two edges: missing ones
-    become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
+    Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two
+    edges: missing ones become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
     """
     found = dict(fields)
     for cell in CELLS:
@@ -267,7 +275,8 @@ _CHOICES = tuple(f"{cell}_n2" for cell in CELLS)
 
 
 def to_nni(genotype: Genotype) -> dict[str, str | int]:
-    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2, edges 0 and 1."""
+    """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2,
+    edges 0 and 1."""
     found: dict[str, str | int] = {}
     for cell, edges, _ in _whole(genotype):
         for index, (operation, source) in enumerate(edges):
@@ -292,7 +301,8 @@ def _from_nni(content: dict[str, Any]) -> Genotype:
 
 
 def _from_choices(content: dict[str, Any]) -> Genotype:
-    """NNI 2.0's choices: an operation for every edge, `<cell>_n<node>_p<source>`, and two edges per node, `<cell>_n<node>_switch`."""
+    """NNI 2.0's choices: an operation for every edge, `<cell>_n<node>_p<source>`, and two edges per node,
+    `<cell>_n<node>_switch`."""
     remaining, known = dict(content), {choice_of(operation): operation for operation in OPERATIONS if operation != "none"}
     cells: dict[str, list] = {}
     for cell in CELLS:

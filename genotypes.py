@@ -1,11 +1,11 @@
 """What a cell is: `Genotype`, the candidates of the search, the cells of the paper.
 
-A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and intermediate nodes 2, 3, ... Node i is the sum of two
-edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that it is applied to. The outputs of the
-nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1).
+A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and intermediate nodes 2, 3, ... Node i is
+the sum of two edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that
+it is applied to. The outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1).
 
-Every `Genotype` in this file, also one of your own, is a name for `--arch`. `cells.py` reads and writes genotypes; `published.py` has the
-cells of other papers. This file does not import torch.
+Every `Genotype` in this file, also one of your own, is a name for `--arch`. `cells.py` reads and writes genotypes;
+`published.py` has the cells of other papers. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Genotype(NamedTuple):
 
 CELLS = ("normal", "reduce")
 
-# The candidates of every edge in the search, in the order of the alphas' columns (DARTS, section 3.1). Each is a key of `operations.OPS`.
+# The candidates of every edge in the search, in the order of the alphas' columns (DARTS, section 3.1). Each is a key of
+# `operations.OPS`.
 PRIMITIVES = [
     "none",
     "max_pool_3x3",
@@ -39,7 +40,8 @@ PRIMITIVES = [
 
 
 def reductions(layers: int) -> tuple[int, int]:
-    """The first and the second reduction cell of so many cells, counted from 0. Fewer than 3 cells are all reduction cells."""
+    """The first and the second reduction cell of so many cells, counted from 0. Fewer than 3 cells are all reduction
+    cells."""
     return layers // 3, 2 * layers // 3
 
 

@@ -14,10 +14,12 @@ from registry import load_space
 
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
-    """The network of this architecture in `args.space`; for the space of DARTS the one that `args.network` names, `cifar` or `imagenet`.
+    """The network of this architecture in `args.space`; for the space of DARTS the one that `args.network` names,
+    `cifar` or `imagenet`.
 
     Raises:
-        UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of the space of DARTS.
+        UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of
+            the space of DARTS.
     """
     if args.space == "darts":
         if args.space_arg:
@@ -36,7 +38,8 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
 
 
 def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None:
-    """Fills in `args.init_channels` and `args.layers` where they are None: by these for the space of DARTS, else by the network's own."""
+    """Fills in `args.init_channels` and `args.layers` where they are None: by these for the space of DARTS, else by the
+    network's own."""
     defaults: dict[str, int | None]
     if args.space == "darts":
         defaults = {"init_channels": init_channels, "layers": layers}
@@ -56,7 +59,8 @@ IMAGENET_DIVIDES = 32  # height and width are divided by this, in the stem and t
 
 
 def choose_network(args: argparse.Namespace) -> str:
-    """Replaces `auto` in `args.network`, and returns a line for the log. In spaces other than that of DARTS, it becomes None.
+    """Replaces `auto` in `args.network`, and returns a line for the log. In spaces other than that of DARTS, it becomes
+    None.
 
     Args:
         args: `init_channels` is set.
@@ -81,7 +85,8 @@ def choose_network(args: argparse.Namespace) -> str:
 
 
 def check_imagenet_stem(option: str, args: argparse.Namespace) -> None:
-    """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit the images or `args.init_channels`."""
+    """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit the images or
+    `args.init_channels`."""
     if args.image_size < 2 * IMAGENET_DIVIDES or args.image_size % IMAGENET_DIVIDES:
         raise UserError(f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is {args.image_size}")
     if args.init_channels % 2:

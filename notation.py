@@ -1,4 +1,5 @@
-"""Reads JSON, and what other codes print: `Genotype(...)` or a dictionary in Python's notation. Nothing is evaluated."""
+"""Reads JSON, and what other codes print: `Genotype(...)` or a dictionary in Python's notation. Nothing is
+evaluated."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ _WRAPPERS = {"array", "int", "int32", "int64", "list", "str_", "tuple"}  # as in
 
 
 def _value(node: ast.AST | None, fields: Sequence[str]) -> Any:
-    """The value of a literal, of `range` of integers, or of `Genotype(...)` as the dictionary of its `fields`. Nothing is evaluated."""
+    """The value of a literal, of `range` of integers, or of `Genotype(...)` as the dictionary of its `fields`. Nothing
+    is evaluated."""
     match node:
         case ast.Constant():
             return node.value

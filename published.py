@@ -12,7 +12,8 @@ def _genotype(normal: str, reduce: str, normal_concat: list[int] | None = None) 
     return Genotype(next(cells), normal_concat or nodes, next(cells), nodes)
 
 
-# The two cells of NNI's DARTS tutorial: from its plain evaluator, and from the paper's recipe (97.12% after 600 epochs, by its authors).
+# The two cells of NNI's DARTS tutorial: from its plain evaluator, and from the paper's recipe (97.12% after 600 epochs,
+# by its authors).
 NNI_BASIC = _genotype(
     "sep_conv_3x3:1 sep_conv_3x3:0 sep_conv_3x3:1 sep_conv_3x3:2 sep_conv_3x3:1 sep_conv_3x3:0 sep_conv_3x3:1 max_pool_3x3:0",
     "sep_conv_3x3:0 sep_conv_3x3:1 dil_conv_5x5:2 sep_conv_3x3:0 dil_conv_5x5:2 sep_conv_5x5:1 sep_conv_5x5:4 dil_conv_5x5:2",
@@ -34,8 +35,8 @@ PC_DARTS_IMAGENET = _genotype(
     "sep_conv_3x3:0 skip_connect:1 dil_conv_5x5:2 max_pool_3x3:1 sep_conv_3x3:2 sep_conv_3x3:1 sep_conv_5x5:0 sep_conv_3x3:3",
 )
 
-# Chu et al. 2020 (1911.12126), the cells of seven searches on CIFAR-10: 2.54 +- 0.05% test error there on average. Their nodes may have
-# fewer than two edges: missing ones are `none`, and nodes without edges are not concatenated.
+# Chu et al. 2020 (1911.12126), the cells of seven searches on CIFAR-10: 2.54 +- 0.05% test error there on average.
+# Their nodes may have fewer than two edges: missing ones are `none`, and nodes without edges are not concatenated.
 FAIR_DARTS_A = _genotype(
     "sep_conv_3x3:0 sep_conv_5x5:1 none:0 none:1 max_pool_3x3:0 none:1 sep_conv_3x3:0 none:1",
     "max_pool_3x3:0 avg_pool_3x3:1 avg_pool_3x3:0 dil_conv_5x5:1 avg_pool_3x3:0 sep_conv_5x5:1 skip_connect:0 skip_connect:1",

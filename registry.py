@@ -31,7 +31,8 @@ STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strateg
 
 
 def load_space(name: str) -> type[Architecture]:
-    """The class of the architectures of a space: `Architecture` itself for a network in a user's file, which is not run."""
+    """The class of the architectures of a space: `Architecture` itself for a network in a user's file, which is not
+    run."""
     return load(_SPACES[name]) if name in _SPACES else Architecture
 
 

@@ -1,4 +1,5 @@
-"""The description of a trained network: `network.json` in its run's folder holds everything except the weights that using it needs."""
+"""The description of a trained network: `network.json` in its run's folder holds everything except the weights that
+using it needs."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ ARGUMENTS = ("space", "init_channels", "layers", "network", "space_arg", "auxili
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that using a trained network needs, except its weights. Bounds keep a damaged file from using all memory."""
+    """Everything that using a trained network needs, except its weights. Bounds keep a damaged file from using all
+    memory."""
 
     space: str
     architecture: dict[str, Any]
@@ -61,7 +63,8 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             trusted: a space, `file.py:Class`, whose code may be run, in any folder. No other file is run.
 
         Raises:
-            UserError: the space is in a file that is not `trusted`, the network cannot be built, or the weights do not fit.
+            UserError: the space is in a file that is not `trusted`, the network cannot be built, or the weights do not
+                fit.
         """
         args = argparse.Namespace(**{name: getattr(self, name) for name in (*ARGUMENTS, "channels")})
         if cli.runs_code(self.space):

@@ -1,4 +1,5 @@
-"""Builds the networks with choices and finds the strategies that `--space` and `--strategy` name, also in a user's file."""
+"""Builds the networks with choices and finds the strategies that `--space` and `--strategy` name, also in a user's
+file."""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
 
 
 def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:
-    """For each class in `makers` its arguments from `--space_arg` or `--strategy_arg`, converted by the annotations of its constructor.
+    """For each class in `makers` its arguments from `--space_arg` or `--strategy_arg`, converted by the annotations of
+    its constructor.
 
     Args:
         option: the name of the option, for messages.
@@ -117,7 +119,8 @@ def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequenc
 
 
 def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, Any]:
-    """{name: type} of the arguments that can be read from text. Without an annotation, the type is that of the default."""
+    """{name: type} of the arguments that can be read from text. Without an annotation, the type is that of the
+    default."""
     try:
         hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # `maker` is a class
     except Exception:  # an annotation in a user's file may be imported for type checkers only, or be wrong in any way

@@ -63,7 +63,8 @@ def check(recurrent: Any, concat: Any) -> Genotype:
     """A `Genotype` of these fields, if the cell can be built.
 
     Raises:
-        UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no outputs.
+        UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no
+            outputs.
     """
     if not isinstance(recurrent, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent):
         raise UserError("the recurrent cell of a Genotype must be a list of pairs (activation, input node)")

@@ -19,7 +19,8 @@ from operations import FactorizedReduce, Identity, ReLUConvBN, drop_path
 
 
 class PoolBN(nn.Sequential):
-    """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the padding."""
+    """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the
+    padding."""
 
     def __init__(self, pool_type: str, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
         super().__init__(pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C, affine=affine))
@@ -33,7 +34,8 @@ def pool(pool_type: str, kernel_size: int, stride: int, padding: int) -> nn.Modu
 
 
 class DropPath(nn.Module):
-    """Drop path (see `operations.drop_path`) with the probability in the network's `drop_path_prob`, see `give_drop_path`."""
+    """Drop path (see `operations.drop_path`) with the probability in the network's `drop_path_prob`, see
+    `give_drop_path`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +48,8 @@ class DropPath(nn.Module):
 
 
 def give_drop_path(network: nn.Module) -> None:
-    """Gives `network` the attribute `drop_path_prob`, initially 0: the probability of all its `DropPath` modules in training."""
+    """Gives `network` the attribute `drop_path_prob`, initially 0: the probability of all its `DropPath` modules in
+    training."""
     network.__dict__["drop_path_prob"] = 0.0
     for module in network.modules():
         if isinstance(module, DropPath):
@@ -54,7 +57,8 @@ def give_drop_path(network: nn.Module) -> None:
 
 
 class DartsNode(nn.Module):
-    """A node: a layer choice for every node before it, and an input choice that adds two of the results, each (B, C, H', W').
+    """A node: a layer choice for every node before it, and an input choice that adds two of the results, each (B, C,
+    H', W').
 
     As in `model.Cell`, drop path does not affect identities.
     """
@@ -98,7 +102,8 @@ class DartsCell(nn.Module):
         self.nodes = nn.ModuleList(DartsNode(kind, node, channels, n_halved) for node in range(2, n_nodes + 2))
 
     def forward(self, pprev: Tensor, prev: Tensor) -> Tensor:
-        """(B, channels_pp, H, W) (2H, 2W after a reduction) and (B, channels_p, H, W) to (B, n_nodes * channels, H', W')."""
+        """(B, channels_pp, H, W) (2H, 2W after a reduction) and (B, channels_p, H, W) to (B, n_nodes * channels, H',
+        W')."""
         states = [self.preproc0(pprev), self.preproc1(prev)]
         for node in self.nodes:
             states.append(node(states))

@@ -1,4 +1,5 @@
-"""The two spaces of ENAS (Pham et al., ICML 2018, 1802.03268): cells of two-input nodes (micro), and whole networks with skips (macro)."""
+"""The two spaces of ENAS (Pham et al., ICML 2018, 1802.03268): cells of two-input nodes (micro), and whole networks
+with skips (macro)."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class _MicroInput(nn.Module):
 
 
 class ENASMicroNode(MutableScope):
-    """The sum of two inputs, each an earlier node and an operation on it. Returns the sum and the indices of the nodes used."""
+    """The sum of two inputs, each an earlier node and an operation on it. Returns the sum and the indices of the nodes
+    used."""
 
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__(key)
@@ -77,7 +79,8 @@ class ENASMicroNode(MutableScope):
 
 
 class ENASMicroLayer(nn.Module):
-    """A cell of `num_nodes` nodes. Keys of its choices: `normal_node_0_x_input`, `normal_node_0_x_op`, ... or `reduce_...`.
+    """A cell of `num_nodes` nodes. Keys of its choices: `normal_node_0_x_input`, `normal_node_0_x_op`, ... or
+    `reduce_...`.
 
     Args:
         in_channels_pp, in_channels_p: channels of the outputs of the two previous layers.
@@ -102,8 +105,8 @@ class ENASMicroLayer(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, affine=False)
 
     def forward(self, pprev: Tensor, prev: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, in_channels_pp, H, W) and (B, in_channels_p, H, W) to (previous, output), the pair that the next layer takes:
-        prev, halved in a reduction layer, and (B, out_channels, H', W')."""
+        """(B, in_channels_pp, H, W) and (B, in_channels_p, H, W) to (previous, output), the pair that the next layer
+        takes: prev, halved in a reduction layer, and (B, out_channels, H', W')."""
         if self.reduction:
             pprev, prev = self.reduce0(pprev), self.reduce1(prev)
         states = [self.preproc0(pprev), self.preproc1(prev)]
@@ -119,7 +122,8 @@ class ENASMicroLayer(nn.Module):
 
 
 class ENASMicroNetwork(nn.Module):
-    """Stem, `num_layers` normal layers with reduction layers after the first and second third of them, global pooling, classifier.
+    """Stem, `num_layers` normal layers with reduction layers after the first and second third of them, global pooling,
+    classifier.
 
     `out_channels` are those of the first layers, doubled at each reduction; the stem has 3 times as many.
     """
@@ -205,7 +209,8 @@ class PoolBranch(nn.Sequential):
 
 
 class ENASMacroLayer(MutableScope):
-    """One of six branches applied to the previous layer, plus any of the earlier layers with the labels `prev_labels`."""
+    """One of six branches applied to the previous layer, plus any of the earlier layers with the labels
+    `prev_labels`."""
 
     def __init__(self, key: str, prev_labels: list[str], in_filters: int, out_filters: int) -> None:
         super().__init__(key)
@@ -230,11 +235,12 @@ class ENASMacroLayer(MutableScope):
 
 
 class ENASMacroGeneralModel(nn.Module):
-    """Stem, `num_layers` layers, global pooling, dropout, classifier. After the first and second third of the layers, the outputs of
-    all layers so far are halved in height and width by one factorised reduction. With fewer than 3 layers, there is no reduction.
+    """Stem, `num_layers` layers, global pooling, dropout, classifier. After the first and second third of the layers,
+    the outputs of all layers so far are halved in height and width by one factorised reduction. With fewer than 3
+    layers, there is no reduction.
 
-    Keys of layers are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input of layer i: `layer_0` is the
-    stem's output. `out_filters`, the channels of every layer, is an even number.
+    Keys of layers are `layer_0`, ...; as in NNI, the label `layer_i` of a skip connection means the input of layer i:
+    `layer_0` is the stem's output. `out_filters`, the channels of every layer, is an even number.
     """
 
     def __init__(
@@ -264,7 +270,8 @@ class ENASMacroGeneralModel(nn.Module):
 
 
 class Macro(Architecture):
-    """A network of ENAS: the branch of the first layer, then of every further layer its branch and the layers that are added."""
+    """A network of ENAS: the branch of the first layer, then of every further layer its branch and the layers that are
+    added."""
 
     NETWORK = "nas.spaces.enas:ENASMacroGeneralModel"
     WIDTH, DEPTH = "out_filters", "num_layers"
@@ -272,7 +279,8 @@ class Macro(Architecture):
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """The whole network as one cell: a branch leads from each node to the next one, and skip connections are fixed edges."""
+        """The whole network as one cell: a branch leads from each node to the next one, and skip connections are fixed
+        edges."""
         keys = list(self.choices)[:1] + list(self.choices)[1::2]
         values = [chosen if isinstance(chosen, list) else [chosen] for chosen in self.choices.values()]
         branches, skips = values[:1] + values[1::2], [[], *values[2::2]]

@@ -1,4 +1,5 @@
-"""NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625 cells.
+"""NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625
+cells.
 
 The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert.
 """
@@ -55,7 +56,8 @@ class Cell201(Architecture):
 
 
 class Pooling(nn.Sequential):
-    """Average pooling of 3x3, after a 1x1 `ReLUConvBN` if the channels differ: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+    """Average pooling of 3x3, after a 1x1 `ReLUConvBN` if the channels differ: (B, C_in, H, W) -> (B, C_out, H /
+    stride, W / stride)."""
 
     def __init__(self, C_in: int, C_out: int, stride: int) -> None:
         pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
@@ -74,7 +76,8 @@ class Zero(operations.Zero):
 
 
 def _candidates(C_in: int, C_out: int, stride: int) -> OrderedDict[str, nn.Module]:
-    """The candidates. If the shapes of input and output differ, pooling and skip connection contain 1x1 convolutions."""
+    """The candidates. If the shapes of input and output differ, pooling and skip connection contain 1x1
+    convolutions."""
     if stride == 2:
         skip: nn.Module = FactorizedReduce(C_in, C_out)
     else:
@@ -89,7 +92,8 @@ def _candidates(C_in: int, C_out: int, stride: int) -> OrderedDict[str, nn.Modul
 
 
 class NASBench201Cell(nn.Module):
-    """A cell. Every node is the sum of all nodes before it, with a chosen operation on each edge. Keys: `0_1`, `0_2`, `1_2`, ...
+    """A cell. Every node is the sum of all nodes before it, with a chosen operation on each edge. Keys: `0_1`, `0_2`,
+    `1_2`, ...
 
     Args:
         cell_id: a name for this cell, stored as an attribute. All cells have the same keys, and so the same decisions.
@@ -114,7 +118,8 @@ class NASBench201Cell(nn.Module):
 
 
 class NASBench201Network(nn.Module):
-    """The benchmark's network: three stages of cells with C, 2C and 4C channels, and a residual block of stride 2 between stages.
+    """The benchmark's network: three stages of cells with C, 2C and 4C channels, and a residual block of stride 2
+    between stages.
 
     Args:
         channels: C, 16 in the benchmark.
@@ -143,7 +148,8 @@ class NASBench201Network(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the first with stride 2, plus a pooled 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2)."""
+    """Two 3x3 convolutions, the first with stride 2, plus a pooled 1x1 convolution: (B, C_in, H, W) -> (B, C_out, H /
+    2, W / 2)."""
 
     def __init__(self, C_in: int, C_out: int) -> None:
         super().__init__()
