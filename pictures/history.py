@@ -98,9 +98,9 @@ def read(path: str | Path) -> History:
             row = files.parse_json(line)
             msgspec.convert(row, metrics.Epoch)
             load_space(run.space).of_epoch(row)
-            epochs.append(row)
-            if row["epoch"] != number or row.get("alphas", {}).keys() != epochs[0].get("alphas", {}).keys():
+            if row["epoch"] != number or row.get("alphas", {}).keys() != (epochs or [row])[0].get("alphas", {}).keys():
                 raise ValueError("it does not follow the line before")
+            epochs.append(row)
         except (ValueError, msgspec.ValidationError) as error:
             if line.endswith(b"\n"):
                 raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
