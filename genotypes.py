@@ -1,10 +1,10 @@
-"""What a cell is: `Genotype`, the candidates of the search, the cells of the paper.
+"""Cells: `Genotype`, the candidate operations of the search, and the cells of the paper.
 
 A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and intermediate nodes 2, 3, ... Node i is
 the sum of two edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that
 it is applied to. The outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1).
 
-Every `Genotype` in this file, also one of your own, is a name for `--arch`. `cells.py` reads and writes genotypes;
+The name of every `Genotype` in this file is a value of `--arch`, also if you add one. `cells.py` reads and writes genotypes;
 `published.py` has the cells of other papers. This file does not import torch.
 """
 

@@ -1,4 +1,4 @@
-"""Builds networks of any space from the arguments of a command: that of an architecture, or with all choices open."""
+"""Builds networks of any space from the arguments of a command: of one architecture, or with all choices open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an edge can be: every candidate operation, from C channels to C channels, at stride 1 or 2.
+"""The operations of an edge: all map C channels to C channels, at stride 1 or 2.
 
 `OPS[name](C, stride, affine)` builds one. All take and return (B, C, H, W), with H and W halved at stride 2, where they must be even.
 Convolutions are ReLU, convolution, BatchNorm in this order (DARTS, section 3.1, after NASNet). `affine` is False in the search, because an

@@ -1,4 +1,4 @@
-"""The commands that a finished run proposes."""
+"""The commands that a finished search proposes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spaces and strategies that have names, and what `--arch` stands for in a space. `nas/loading.py` builds them."""
+"""The names of spaces and strategies, and the architecture that `--arch` names in a space. `nas/loading.py` builds them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def load_space(name: str) -> type[Architecture]:
 
 
 def load(path: str) -> Any:
-    """What `module:name` names."""
+    """The object that `module:name` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def read(arch: str, space: str) -> Architecture:
-    """What `--arch` stands for in a space.
+    """The architecture that `--arch` names in a space.
 
     Raises:
         UserError: it is not an architecture of the space, or is the folder of a run in another one.

@@ -4,7 +4,7 @@
     python benchmarks/recurrent_step.py --stages first --steps 1 --json recurrent_step.json
     python benchmarks/recurrent_step.py --device cuda
 
-A step of the search is that of the alphas, then that of the weights (forward, backward, clipping, SGD); of the training, the latter alone.
+A step of the search updates the alphas, then the weights (forward, backward, clipping, SGD). A step of the training updates the weights.
 
 | way | what is computed |
 |---|---|

@@ -2,7 +2,7 @@
 
     python -m examples.darts_tutorial
 
-On digits, at a small size: see docs/nni_tutorial.md, which goes through it, for what it prints and for the tutorial's own sizes.
+It uses digits and small networks. docs/nni_tutorial.md explains it, shows its output, and has the tutorial's own sizes.
 """
 
 from cells import to_nni

@@ -1,4 +1,4 @@
-"""What all command lines share. A user's mistake ends in one line on standard error, with exit status 2 and without a traceback."""
+"""Arguments and error handling that all commands share. A user's mistake ends in one line on standard error, with exit status 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal: log lines, a progress bar below them, and estimates of the time that is left."""
+"""A run's output on a terminal: log lines, a progress bar below them, and estimates of the time that is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An epoch's row of metrics.jsonl: the types of what is read back, and the rows of classes. docs/metrics.md lists every key."""
+"""Rows of metrics.jsonl: the types of their values, and the entries about classes. docs/metrics.md lists every key."""
 
 from __future__ import annotations
 

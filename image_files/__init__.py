@@ -1,1 +1,1 @@
-"""Images in files: decoding them, folders of them, and what is known of these folders."""
+"""Datasets: their names, folders of images, and the decoding of image files."""

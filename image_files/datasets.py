@@ -1,4 +1,4 @@
-"""What a dataset is, and how it is asked for."""
+"""`ImageData`, a dataset, and `Options`, the arguments that select it."""
 
 from __future__ import annotations
 

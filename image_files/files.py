@@ -1,4 +1,4 @@
-"""Images in files, and the processes that decode them."""
+"""Datasets of image files that are decoded when they are needed, by several processes."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class SearchModel(nn.Module):
 
     @property
     def relaxation(self) -> Relaxation:
-        """What maps the alphas to weights."""
+        """The relaxation that maps the alphas to weights."""
         assert isinstance(self.mutator, DartsMutator)  # the others have no alphas
         return self.mutator.relaxation
 

@@ -1,8 +1,8 @@
-"""What a recurrent cell is: `Genotype`, the candidates of the search, the published cells (DARTS, section 3.2).
+"""Recurrent cells: `Genotype`, the candidate activations of the search, and the published cells (DARTS, section 3.2).
 
 Node 0 combines the word and the previous state. Each node 1, 2, ... has one edge: entry i of the list belongs to
 node i + 1, and is an activation and the earlier node that it is applied to. The output of the cell, the next state, is
-the mean of the nodes in `concat`. This file does not import torch. Every `Genotype` in it is a name for `--arch`.
+the mean of the nodes in `concat`. This file does not import torch. The name of every `Genotype` in it is a value of `--arch`.
 `rnn/cells.py` reads and writes genotypes.
 """
 

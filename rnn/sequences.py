@@ -1,4 +1,4 @@
-"""The sequences of a text on which language models learn and are measured: order, weight step, loss and perplexity."""
+"""Cuts texts into sequences for language models, and computes the weight step, losses and perplexities on them."""
 
 from __future__ import annotations
 

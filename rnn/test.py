@@ -4,7 +4,7 @@
 
 Prints the perplexities of a unigram and a bigram model of the same text, the progress, and in the last line the model's
 perplexities. The arguments of network and text must be those of the training; rnn/train.py prints the command at its
-end. The authors' file holds a whole module, which docs/faq.md converts.
+end. The authors' file holds a whole module; docs/faq.md shows how to convert it.
 """
 
 from __future__ import annotations

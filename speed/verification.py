@@ -1,4 +1,4 @@
-"""Checks a fast step on a run's first batch, before it is used: compiled and captured code has been wrong without a word."""
+"""Checks a fast step on a run's first batch, before it is used: compiled and captured code has been wrong without any error."""
 
 from __future__ import annotations
 
