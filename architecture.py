@@ -1,5 +1,4 @@
-"""`Architecture`: what a search finds, a value of its space, with text, JSON, edges and distance. A space is a subclass
-(registry.py).
+"""`Architecture`, the result of a search, with its forms: text, JSON, edges. Each named space has a subclass.
 
     Architecture.read("run/").choices                              # {key of a choice: what was chosen}
     registry.load_space("darts").read("DARTS_V2").cells["normal"].edges

@@ -1,5 +1,4 @@
-"""Reads JSON, and what other codes print: `Genotype(...)` or a dictionary in Python's notation. Nothing is
-evaluated."""
+"""Reads architectures as JSON or as other codes print them: `Genotype(...)` or a Python dictionary."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The description of a trained network: `network.json` in its run's folder holds everything except the weights that
-using it needs."""
+"""`network.json`, the description of a trained network. With the weights, it is all that using the network needs."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     python benchmarks/search_step.py --orders first --ways eager pc-darts gdas sdarts-rs darts-minus fair-darts
     python benchmarks/search_step.py --device cuda
 
-A step is the whole of it: the alphas', then the weights' (forward, backward, clipping, SGD). The ways are in `WAYS`; "default" is
+A step updates the alphas, then the weights (forward, backward, clipping, SGD). The ways are in `WAYS`; "default" is
 `--compile yes`, and the remedies are computed as "eager" is.
 
 Expect a table: per order and batch size the median seconds of a step, how many times as fast as the first way it is, and its share of that
