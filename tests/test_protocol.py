@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 import runs
 import scripts
-from nas.search import check
 from PIL import Image
 from scipy import stats
 
 import data
 import genotypes
 from cells import Cells
+from nas.flags import check
 from pictures import protocol as page
 from protocol import results, workers
 from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured, run_of
