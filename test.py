@@ -24,6 +24,7 @@ from torch import nn
 
 import data
 import networks
+import recipes
 import registry
 import trained
 import utils
@@ -60,7 +61,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
         "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 36, or the space's default"
     )
     parser.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
-    cli.add_network_arguments(parser, parser, cli.IMAGENET)
+    recipes.add_network_arguments(parser, parser, recipes.IMAGENET_NETWORK)
     cli.add_space_argument(parser, "--space_arg", "space")
     parser.add_argument("--auxiliary", action="store_true", help="the weights include those of the auxiliary head")
     args = parser.parse_args()

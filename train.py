@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import data
 import networks
+import recipes
 import registry
 import trained
 import utils
@@ -41,24 +42,6 @@ from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
 from speed import acceleration
-
-# The authors' train_imagenet.py, for 250 epochs as in the paper.
-IMAGENET = cli.IMAGENET | {
-    "epochs": 250,
-    "learning_rate": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 3e-5,
-    "decay_period": 1,
-    "gamma": 0.97,
-    "grad_clip": 5.0,
-    "label_smoothing": 0.1,
-    "auxiliary_weight": 0.4,
-    "drop_path_prob": 0.0,
-    "crop": "resized",
-    "color_jitter": "0.4,0.4,0.4,0.2",
-    "keep": "best",
-}
-CIFAR_BATCH = 96  # the default of `--batch_size`, which that of `--learning_rate` is for
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -81,7 +64,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 36, or the space's default"
     )
     group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
-    cli.add_network_arguments(parser, group, IMAGENET)
+    recipes.add_network_arguments(parser, group, recipes.IMAGENET)
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--auxiliary", action="store_true", help="add the auxiliary head")
     group.add_argument(
@@ -90,7 +73,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         metavar="WEIGHTS",
         help="begin with the weights in this file, except for a classifier of another number of classes",
     )
-    group = cli.add_weights_arguments(parser, epochs=600, batch_size=CIFAR_BATCH, learning_rate_min=0.0)
+    group = cli.add_weights_arguments(parser, epochs=600, batch_size=recipes.CIFAR_BATCH, learning_rate_min=0.0)
     group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="weight of the auxiliary head's loss")
     group.add_argument(
         "--drop_path_prob",
@@ -112,55 +95,12 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         default="last",
         help="best: also write the weights of the epoch with the best test accuracy to best.pt",
     )
-    group = parser.add_argument_group("other recipes (docs/imagenet.md)")
-    group.add_argument(
-        "--optimizer",
-        choices=["sgd", "adam"],
-        default="sgd",
-        help="use this optimizer; adam needs a far lower --learning_rate, such as 1e-3",
-    )
-    group.add_argument(
-        "--decay_period",
-        type=cli.non_negative_int,
-        default=0,
-        help="multiply the learning rate by --gamma every so many epochs; 0: cosine schedule",
-    )
-    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="multiply the learning rate by this number; see --decay_period")
-    group.add_argument(
-        "--scale_lr",
-        action="store_true",
-        help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / {IMAGENET['batch_size']}",
-    )
-    group.add_argument(
-        "--lr_warmup_epochs",
-        type=cli.non_negative_int,
-        default=0,
-        help="raise the learning rate linearly from a hundredth during this many epochs",
-    )
-    group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="smooth the labels of the training loss by this share")
-    group.add_argument(
-        "--crop",
-        choices=["pad", "resized"],
-        default="pad",
-        help="crop training images at random; pad: after padding by an eighth; resized: with torchvision's "
-        "RandomResizedCrop, for --dataset folder or imagenet",
-    )
-    group.add_argument(
-        "--color_jitter",
-        type=cli.color_jitter,
-        default="0,0,0,0",
-        help="change brightness, contrast, saturation and hue at random by these shares; needs --crop resized",
-    )
+    recipes.add_arguments(parser)
     args = cli.parse(parser, "eval", arguments)
     cli.check_learning_rates(args)
     if args.valid_portion and args.valid_folder:
         raise UserError("--valid_portion and --valid_folder both say which images are held out: leave one of them out")
-    if args.decay_period and args.learning_rate_min:
-        raise UserError("--learning_rate_min is of the cosine schedule, and --decay_period asks for another: leave one of them out")
-    if args.lr_warmup_epochs >= args.epochs:
-        raise UserError(f"--lr_warmup_epochs {args.lr_warmup_epochs} are all of the {args.epochs} epochs: lower it")
-    if any(cli.jitter(args.color_jitter)) and args.crop != "resized":
-        raise UserError("--color_jitter goes with --crop resized: add it")
+    recipes.check(args)
     if args.auxiliary and args.batch_size == 1:
         raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
     return args
@@ -222,8 +162,8 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     utils.set_threads(args, batch_work / distributed.world_size(), device)
     if args.sync_bn:
         distributed.convert(model)
-    optimizer = build_optimizer(model, args)
-    scheduler = build_scheduler(optimizer, args)
+    optimizer = recipes.optimizer(model, args)
+    scheduler = recipes.scheduler(optimizer, args)
     plain = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)
     meters = utils.Meters()
 
@@ -315,30 +255,6 @@ def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> 
     notes: list[str] = []
     kept = load_weights(model, args.init_from, num_classes, say=notes.append)
     return (*notes, f"begins with the weights in {args.init_from}" + f"; new, for {num_classes} classes: {', '.join(kept)}" * bool(kept))
-
-
-def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    lr = args.learning_rate
-    if args.scale_lr:
-        lr *= args.batch_size / (CIFAR_BATCH if args.preset is None else IMAGENET["batch_size"])
-    weights, options = list(model.parameters()), {"lr": lr, "weight_decay": args.weight_decay}
-    if args.optimizer == "adam":
-        return utils.optimizer(torch.optim.Adam, weights, betas=(args.momentum, 0.999), **options)
-    return utils.optimizer(torch.optim.SGD, weights, momentum=args.momentum, **options)
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate epoch by epoch, as in torchvision's references."""
-    schedules = torch.optim.lr_scheduler
-    main: torch.optim.lr_scheduler.LRScheduler
-    if args.decay_period:
-        main = schedules.StepLR(optimizer, args.decay_period, gamma=args.gamma)
-    else:
-        main = schedules.CosineAnnealingLR(optimizer, args.epochs - args.lr_warmup_epochs, eta_min=args.learning_rate_min)
-    if not args.lr_warmup_epochs:
-        return main
-    warmup = schedules.LinearLR(optimizer, start_factor=0.01, total_iters=args.lr_warmup_epochs)
-    return schedules.SequentialLR(optimizer, [warmup, main], [args.lr_warmup_epochs])
 
 
 def measure_best(model: nn.Module, batches: data.Batches, loop: Loop, run: Run) -> utils.Meters:

@@ -35,6 +35,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import data
+import recipes
 from image_files.files import FileImages
 
 
@@ -42,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Time the decoding and augmentation of images.")
     parser.add_argument("--data", required=True, help="the folder, as of --dataset imagenet")
     parser.add_argument("--image_size", type=cli.image_size, default=224)
-    parser.add_argument("--color_jitter", type=cli.color_jitter, default="0.4,0.4,0.4,0.2")
+    parser.add_argument("--color_jitter", type=recipes.color_jitter, default="0.4,0.4,0.4,0.2")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--batches", type=cli.positive_int, default=8, help="of each way, after one that is not counted")
     parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
@@ -69,7 +70,7 @@ def main() -> None:
 
 def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tensor]]:
     """{way: function from a batch's number to the batch}."""
-    size, jitter = args.image_size, cli.jitter(args.color_jitter)
+    size, jitter = args.image_size, recipes.jitter(args.color_jitter)
     options = data.Options("imagenet", args.data, size, crop="resized", color_jitter=args.color_jitter, workers=0)
     images = data.load(options)
     assert isinstance(images.train, FileImages)

@@ -287,7 +287,7 @@ def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> 
     return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 
-def _number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], Any]:
+def number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], Any]:
     def parse(text: str):
         try:
             value = kind(text)
@@ -301,15 +301,15 @@ def _number(kind: type, accepted: Callable[[float], bool], description: str) -> 
 
 
 _MOST = 2**31 - 1  # more than any run needs, and the limit of the libraries below
-positive_int = _number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
-non_negative_int = _number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
-seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
-device_number = _number(int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})")
-image_size = _number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
-positive_float = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
-non_negative_float = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
-probability = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
-proportion = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
+positive_int = number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
+non_negative_int = number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
+seed = number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
+device_number = number(int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})")
+image_size = number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
+positive_float = number(float, lambda x: 0 < x < float("inf"), "a number above 0")
+non_negative_float = number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
+probability = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
+proportion = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def _at_most_cores(option: str, kind: Callable[[str], int]) -> Callable[[str], int]:
@@ -333,54 +333,6 @@ def add_space_argument(group: Any, option: str, what: str) -> None:
 
 
 NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
-
-
-# What the authors trained on ImageNet, and with which images; the recipe is train.py's.
-IMAGENET: dict[str, Any] = {
-    "network": "imagenet",
-    "init_channels": 48,
-    "layers": 14,
-    "dataset": "imagenet",
-    "data": "../data/imagenet",
-    "image_size": 224,
-    "centre_crop": 0.875,  # images resized to 256, of which 224 are cut out
-    "batch_size": 128,
-}
-
-
-def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
-    """`--network` and what goes with larger images: the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
-    parser.presets = {"imagenet": preset}
-    group.add_argument("--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them")
-    group.add_argument(
-        "--network",
-        choices=["auto", *NETWORKS],
-        default="auto",
-        help="build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; auto: choose by "
-        "the size of the images",
-    )
-    group.add_argument(
-        "--centre_crop",
-        type=_number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
-        default=1.0,
-        help="crop the centre of each image to a square of this share of its shorter side; for --dataset folder and imagenet",
-    )
-
-
-def color_jitter(text: str) -> str:
-    """Brightness, contrast, saturation and hue of torchvision's ColorJitter, as `jitter` reads them."""
-    try:
-        *values, hue = jitter(text)
-        accepted = len(values) == 3 and all(0 <= value < float("inf") for value in values) and 0 <= hue <= 0.5
-    except ValueError:
-        accepted = False
-    if not accepted:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not four numbers of at least 0, 0.4,0.4,0.4,0.2, the last of at most 0.5")
-    return text
-
-
-def jitter(text: str) -> list[float]:
-    return [float(value) for value in text.split(",")]
 
 
 # The argument type of a path that is recorded, so that it also holds for a command in another folder.

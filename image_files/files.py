@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from experiment import cli, distributed
+from experiment import distributed
 from experiment.errors import UserError
 from image_files.datasets import MemoryImages, Options
 from image_files.decoding import BadImage, decode, on_white, read_image, to_tensor, upright
@@ -40,7 +40,7 @@ class FileImages(Dataset):
     def __init__(self, paths: np.ndarray, labels: np.ndarray, options: Options) -> None:
         self.paths, self._labels, self.options = paths, labels, options
         distortions: list[torch.nn.Module] = [v2.RandomResizedCrop(options.image_size), v2.RandomHorizontalFlip()]
-        if any(jitter := cli.jitter(options.color_jitter)):
+        if any(jitter := [float(share) for share in options.color_jitter.split(",")]):
             distortions.append(v2.ColorJitter(*jitter))
         self._distort = v2.Compose(distortions)
 

@@ -22,6 +22,7 @@ import data
 import genotypes
 import networks
 import predict
+import recipes
 import utils
 from cells import Cells
 from experiment import cli
@@ -181,11 +182,10 @@ def test_the_preset_is_the_authors_and_flags_replace_its_values(monkeypatch):
 
 
 def rates(epochs, **flags):
-    train = scripts.load("train")
     plain = {"learning_rate": 0.1, "learning_rate_min": 0.0, "decay_period": 0, "gamma": 0.97, "lr_warmup_epochs": 0, "scale_lr": False}
     plain |= {"batch_size": 128, "preset": "imagenet", "weight_decay": 3e-5, "momentum": 0.9, "optimizer": "sgd", "epochs": epochs}
-    optimizer = train.build_optimizer(nn.Linear(1, 1), Namespace(**plain | flags))
-    scheduler = train.build_scheduler(optimizer, Namespace(**plain | flags))
+    optimizer = recipes.optimizer(nn.Linear(1, 1), Namespace(**plain | flags))
+    scheduler = recipes.scheduler(optimizer, Namespace(**plain | flags))
     found = []
     for _ in range(epochs):
         found.append(optimizer.param_groups[0]["lr"])

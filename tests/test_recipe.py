@@ -174,7 +174,7 @@ def test_label_smoothing_reaches_the_step(script, images):
 
 
 def test_the_optimizers():
-    build, model = load("train").build_optimizer, nn.Linear(2, 2)
+    build, model = recipes.optimizer, nn.Linear(2, 2)
     args = Namespace(optimizer="adam", learning_rate=1e-3, scale_lr=False, weight_decay=0.1, momentum=0.8)
     adam = build(model, args)
     assert type(adam) is torch.optim.Adam

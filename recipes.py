@@ -1,0 +1,157 @@
+"""Recipes of training other than the paper's for CIFAR-10: that of the authors' train_imagenet.py, and its parts (docs/imagenet.md)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import utils
+from experiment import cli
+from experiment.cli import Parser
+from experiment.errors import UserError, shown
+
+# What the authors trained on ImageNet, and with which images.
+IMAGENET_NETWORK: dict[str, Any] = {
+    "network": "imagenet",
+    "init_channels": 48,
+    "layers": 14,
+    "dataset": "imagenet",
+    "data": "../data/imagenet",
+    "image_size": 224,
+    "centre_crop": 0.875,  # images resized to 256, of which 224 are cut out
+    "batch_size": 128,
+}
+
+# How they trained it, for 250 epochs as in the paper.
+IMAGENET = IMAGENET_NETWORK | {
+    "epochs": 250,
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 3e-5,
+    "decay_period": 1,
+    "gamma": 0.97,
+    "grad_clip": 5.0,
+    "label_smoothing": 0.1,
+    "auxiliary_weight": 0.4,
+    "drop_path_prob": 0.0,
+    "crop": "resized",
+    "color_jitter": "0.4,0.4,0.4,0.2",
+    "keep": "best",
+}
+CIFAR_BATCH = 96  # the default of `--batch_size`, which that of `--learning_rate` is for
+
+
+def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
+    """`--network` and what goes with larger images: the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
+    parser.presets = {"imagenet": preset}
+    group.add_argument("--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them")
+    group.add_argument(
+        "--network",
+        choices=["auto", *cli.NETWORKS],
+        default="auto",
+        help="build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; auto: choose by "
+        "the size of the images",
+    )
+    group.add_argument(
+        "--centre_crop",
+        type=cli.number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
+        default=1.0,
+        help="crop the centre of each image to a square of this share of its shorter side; for --dataset folder and imagenet",
+    )
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments for other recipes than that of CIFAR-10."""
+    group = parser.add_argument_group("other recipes (docs/imagenet.md)")
+    group.add_argument(
+        "--optimizer",
+        choices=["sgd", "adam"],
+        default="sgd",
+        help="use this optimizer; adam needs a far lower --learning_rate, such as 1e-3",
+    )
+    group.add_argument(
+        "--decay_period",
+        type=cli.non_negative_int,
+        default=0,
+        help="multiply the learning rate by --gamma every so many epochs; 0: cosine schedule",
+    )
+    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="multiply the learning rate by this number; see --decay_period")
+    group.add_argument(
+        "--scale_lr",
+        action="store_true",
+        help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / {IMAGENET['batch_size']}",
+    )
+    group.add_argument(
+        "--lr_warmup_epochs",
+        type=cli.non_negative_int,
+        default=0,
+        help="raise the learning rate linearly from a hundredth during this many epochs",
+    )
+    group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="smooth the labels of the training loss by this share")
+    group.add_argument(
+        "--crop",
+        choices=["pad", "resized"],
+        default="pad",
+        help="crop training images at random; pad: after padding by an eighth; resized: with torchvision's "
+        "RandomResizedCrop, for --dataset folder or imagenet",
+    )
+    group.add_argument(
+        "--color_jitter",
+        type=color_jitter,
+        default="0,0,0,0",
+        help="change brightness, contrast, saturation and hue at random by these shares; needs --crop resized",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises `UserError` if these arguments cannot be combined."""
+    if args.decay_period and args.learning_rate_min:
+        raise UserError("--learning_rate_min is of the cosine schedule, and --decay_period asks for another: leave one of them out")
+    if args.lr_warmup_epochs >= args.epochs:
+        raise UserError(f"--lr_warmup_epochs {args.lr_warmup_epochs} are all of the {args.epochs} epochs: lower it")
+    if any(jitter(args.color_jitter)) and args.crop != "resized":
+        raise UserError("--color_jitter goes with --crop resized: add it")
+
+
+def color_jitter(text: str) -> str:
+    """Brightness, contrast, saturation and hue of torchvision's ColorJitter, as `jitter` reads them."""
+    try:
+        *values, hue = jitter(text)
+        accepted = len(values) == 3 and all(0 <= value < float("inf") for value in values) and 0 <= hue <= 0.5
+    except ValueError:
+        accepted = False
+    if not accepted:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not four numbers of at least 0, 0.4,0.4,0.4,0.2, the last of at most 0.5")
+    return text
+
+
+def jitter(text: str) -> list[float]:
+    return [float(value) for value in text.split(",")]
+
+
+def optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    lr = args.learning_rate
+    if args.scale_lr:
+        lr *= args.batch_size / (CIFAR_BATCH if args.preset is None else IMAGENET["batch_size"])
+    weights, options = list(model.parameters()), {"lr": lr, "weight_decay": args.weight_decay}
+    if args.optimizer == "adam":
+        return utils.optimizer(torch.optim.Adam, weights, betas=(args.momentum, 0.999), **options)
+    return utils.optimizer(torch.optim.SGD, weights, momentum=args.momentum, **options)
+
+
+def scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate epoch by epoch, as in torchvision's references."""
+    schedules = torch.optim.lr_scheduler
+    main: torch.optim.lr_scheduler.LRScheduler
+    if args.decay_period:
+        main = schedules.StepLR(optimizer, args.decay_period, gamma=args.gamma)
+    else:
+        main = schedules.CosineAnnealingLR(optimizer, args.epochs - args.lr_warmup_epochs, eta_min=args.learning_rate_min)
+    if not args.lr_warmup_epochs:
+        return main
+    warmup = schedules.LinearLR(optimizer, start_factor=0.01, total_iters=args.lr_warmup_epochs)
+    return schedules.SequentialLR(optimizer, [warmup, main], [args.lr_warmup_epochs])
