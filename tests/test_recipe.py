@@ -18,6 +18,7 @@ from torch import nn
 import data
 import genotypes
 import proposals
+import recipes
 import utils
 from experiment import errors, metrics
 from experiment.loop import Loop
