@@ -78,7 +78,7 @@ class Architect:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the model."""
+        """The state that a checkpoint holds in addition to the model."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

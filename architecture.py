@@ -83,7 +83,7 @@ class Architecture:
 
     @classmethod
     def content(cls, arch: str) -> Any:
-        """What the text, the file or the folder `arch` holds."""
+        """The decoded content of `arch`: a text, a file or a run's folder."""
         if re.match(r"\s*[{|]|.*Genotype\(", arch, re.DOTALL) and not os.path.lexists(arch):
             return cls.decode(arch, arch)
         path = Path(arch)
@@ -99,7 +99,7 @@ class Architecture:
 
     @classmethod
     def decode(cls, text: str, name: str) -> Any:
-        """What `text` holds; `name` is for messages."""
+        """The decoded content of `text`; `name` is for messages."""
         from notation import decode
 
         return decode(text, name, cls.FIELDS)

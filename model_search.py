@@ -183,7 +183,7 @@ class Network(nn.Module):
         return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
 
     def export(self) -> Genotype:
-        """What the search has found so far."""
+        """The genotype that the alphas stand for now."""
         return self.genotype()
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from experiment.errors import UserError, shorten
 
 
 def decode(text: str, name: str, fields: Sequence[str]) -> Any:
-    """What `text` holds: JSON, or the last `Genotype(...)`, as a dictionary of its `fields`, or the first dictionary.
+    """The content of `text`: JSON, the last `Genotype(...)` as a dictionary of its `fields`, or the first dictionary.
 
     Args:
         name: of the text, for messages.

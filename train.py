@@ -111,11 +111,11 @@ def main() -> None:
 
 
 class Result(NamedTuple):
-    """What a training has led to."""
+    """The result of a training."""
 
     accuracy: float  # on the test set, in percent
     folder: Path  # the run's
-    network: nn.Module  # with the weights that `accuracy` is of; `predict.load(folder)` gives one that takes images
+    network: nn.Module  # the network with that accuracy; `predict.load(folder)` gives one that takes images
 
 
 def train(

@@ -45,7 +45,7 @@ def canonical(arch: str) -> str:
 
 
 def read_any(arch: str) -> Architecture:
-    """What `arch`, one of `names` or as of `Architecture.read`, stands for in the space that recognises it.
+    """The architecture that `arch` names (one of `names`, or as for `Architecture.read`), in the space that recognises it.
 
     Raises:
         UserError: it is not an architecture.

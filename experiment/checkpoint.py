@@ -16,7 +16,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
 
 
 def saved(content: Any) -> memoryview:
-    """What `torch.save` writes, in memory. An error while it is written to disk is then an error of the disk, not of a device."""
+    """The bytes that `torch.save` writes. Later errors are then errors of the disk, not of a device."""
     file = io.BytesIO()
     torch.save(content, file)
     return file.getbuffer()

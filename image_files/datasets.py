@@ -119,7 +119,7 @@ class ImageData:
         return len(self.mean)
 
     def record(self) -> dict[str, Any]:
-        """What a run's `config.json` says of the images."""
+        """The entries of a run's `config.json` about the images."""
         return {"classes": self.classes, "mean": self.mean, "std": self.std}
 
 

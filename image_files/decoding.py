@@ -80,7 +80,7 @@ def decode(path: str, size: int, channels: int = 3, centre_crop: float = 1.0) ->
 
 
 def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
-    """What `use` makes of the opened image in a file.
+    """The result of `use(image)` for the image in a file.
 
     Raises:
         BadImage: it cannot be decoded.

@@ -33,7 +33,7 @@ LINKS = "links to folders that are visited already, or that hold the link"
 
 
 class Part(NamedTuple):
-    """What a part of a folder holds: its classes, sorted, and its images, whose order is that of `interleave`."""
+    """A part of a folder: its sorted classes, and its images in the order of `interleave`."""
 
     classes: tuple[str, ...]
     images: FileImages
@@ -81,7 +81,7 @@ def load(options: Options) -> ImageData:
 
 
 def load_test(options: Options, statistics: tuple[Levels, Levels] | None) -> ImageData:
-    """As of `sources.load_test`; with known statistics, there need be no training images."""
+    """The test images, as for `sources.load_test`. With known statistics, no training images are needed."""
     if options.dataset == "imagenet" and options.channels == 3:
         statistics = statistics or IMAGENET_STATISTICS
     if statistics is None:
@@ -105,7 +105,7 @@ def valid_part_of(root: Path) -> str | None:
 
 
 def read(part: str, options: Options) -> Part:
-    """What `options.data`/`part` holds, without images that cannot be decoded if `options.skip_bad_images`.
+    """The content of `options.data`/`part`; `options.skip_bad_images` leaves out images that cannot be decoded.
 
     Raises:
         UserError: the folder is not as needed or cannot be read, or no image of a class can be decoded.
@@ -229,7 +229,7 @@ def _hidden(name: str) -> bool:
 
 
 def _content(folder: Path) -> str:
-    """What a folder holds, for a message: folders first."""
+    """The content of a folder, for a message: folders first."""
     try:
         entries = sorted((not entry.is_dir(), entry.name) for entry in os.scandir(folder))
     except OSError as error:

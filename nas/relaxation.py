@@ -40,7 +40,7 @@ class Relaxation(nn.Module):
         self.auxiliary_weight: Tensor
 
     def prepare(self, alphas: nn.Parameter, candidates: Sequence[str]) -> nn.Parameter:
-        """What is trained in place of new alphas, (..., candidates). Called for every tensor of alphas, in the order of `forward`."""
+        """Returns the parameters to train in place of new alphas, (..., candidates). Called for each tensor of alphas, in order."""
         return alphas
 
     def forward(self, alphas: Sequence[Tensor]) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Strategy:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs in addition to the model: tensors, numbers, strings, and lists and dictionaries of these."""
+        """The state that a checkpoint holds in addition to the model: tensors, numbers, strings, lists and dictionaries of them."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

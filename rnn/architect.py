@@ -30,7 +30,7 @@ Piece = tuple[Tensor, Tensor, Tensor]  # words (T, B), next words (T, B), hidden
 
 
 def learner(model: RNNModelSearch, args: Any) -> Architect:
-    """What learns the alphas of `model`; `wdecay`, `arch_lr`, `arch_wdecay` and `hvp` of `args` are read."""
+    """Learns the alphas of `model`. Reads `wdecay`, `arch_lr`, `arch_wdecay` and `hvp` of `args`."""
     alphas = {"arch_learning_rate": args.arch_lr, "arch_weight_decay": args.arch_wdecay, "arch_beta1": 0.9}
     return Architect(model, SimpleNamespace(momentum=0.0, weight_decay=args.wdecay, hvp=args.hvp, **alphas))
 

@@ -122,7 +122,7 @@ def _topics() -> list[str]:
 
 
 class Vocabulary(msgspec.Struct):
-    """What a run's folder keeps of its text: the vocabulary, and a checksum of the words."""
+    """A run's record of its text: the vocabulary, and a checksum of the words."""
 
     words: list[str]
     sha256: str

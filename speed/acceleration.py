@@ -82,7 +82,7 @@ def apply(
     compiled_for: int | None = None,
     recomputed: bool = False,
 ) -> None:
-    """What `fast_step` does to a network for images, without its decisions.
+    """The changes that `fast_step` makes to a network for images, without its decisions.
 
     Args:
         amp: whether it will run in autocast.

@@ -39,7 +39,7 @@ def options() -> dict[str, Any]:
             _replace_products(graph, torch.ops.darts.product.default)
 
         def uuid(self) -> bytes:
-            """What the compiler's cache knows this pass by."""
+            """The key of this pass in the compiler's cache."""
             return get_hash_for_files((__file__,))
 
     return {"post_grad_custom_post_pass": UseOneDNN()}
