@@ -85,7 +85,7 @@ class Classifier:
         """For each image, opened, in a file, or from `preprocess`, the `top` most probable classes. All images are one batch.
 
         Raises:
-            UserError: as of `preprocess`.
+            UserError: see `preprocess`.
         """
         batch = [x if isinstance(x, Tensor) else self.preprocess(x) for x in images]
         if not batch:

@@ -1,4 +1,4 @@
-"""Recipes of training other than the paper's for CIFAR-10: that of the authors' train_imagenet.py, and its parts (docs/imagenet.md)."""
+"""Training recipes beyond the paper's for CIFAR-10: that of the authors' train_imagenet.py, and its parts."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ IMAGENET = IMAGENET_NETWORK | {
     "color_jitter": "0.4,0.4,0.4,0.2",
     "keep": "best",
 }
-CIFAR_BATCH = 96  # the default of `--batch_size`, which that of `--learning_rate` is for
+CIFAR_BATCH = 96  # the default of `--batch_size`; the default of `--learning_rate` suits it
 
 
 def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
-    """`--network` and what goes with larger images: the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
+    """Adds `--network` and its relatives, the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
     parser.presets = {"imagenet": preset}
     group.add_argument("--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them")
     group.add_argument(
@@ -65,7 +65,7 @@ def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any])
 
 
 def add_arguments(parser: Parser) -> None:
-    """Adds the arguments for other recipes than that of CIFAR-10."""
+    """Adds the arguments of these recipes."""
     group = parser.add_argument_group("other recipes (docs/imagenet.md)")
     group.add_argument(
         "--optimizer",
@@ -110,7 +110,7 @@ def add_arguments(parser: Parser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raises `UserError` if these arguments cannot be combined."""
     if args.decay_period and args.learning_rate_min:
-        raise UserError("--learning_rate_min is of the cosine schedule, and --decay_period asks for another: leave one of them out")
+        raise UserError("--learning_rate_min belongs to the cosine schedule, which --decay_period replaces: leave one of them out")
     if args.lr_warmup_epochs >= args.epochs:
         raise UserError(f"--lr_warmup_epochs {args.lr_warmup_epochs} are all of the {args.epochs} epochs: lower it")
     if any(jitter(args.color_jitter)) and args.crop != "resized":

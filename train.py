@@ -45,7 +45,7 @@ from speed import acceleration
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
-    """Those of the command line, or `arguments`, {name: value}."""
+    """Returns the arguments of the command line, or `arguments`, {name: value}, with all defaults."""
     parser = cli.Parser(description="Train the network of an architecture from scratch.")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
@@ -127,9 +127,9 @@ def train(
     """Trains as the command does: the same run's folder, log, signals and result.
 
     Args:
-        network: the architecture of the network, as `train_search.search` returns it, or as of `--arch`; None here and below: the
-            command's default. Its size is `init_channels` and `layers`.
-        images: the name of a dataset, as of `--dataset`, or a folder, as of `--dataset folder --data`.
+        network: the result of `train_search.search`, or a value of `--arch`; None here and below: the command's default.
+            `init_channels` and `layers` set its size.
+        images: a value of `--dataset`, or a folder of images (`--dataset folder --data`).
         callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
         arguments: the command's other arguments by their names, `epochs=4, auxiliary=True`; False leaves a flag out.
 

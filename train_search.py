@@ -44,7 +44,7 @@ from speed import acceleration
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
-    """Those of the command line, or `arguments`, {name: value}."""
+    """Returns the arguments of the command line, or `arguments`, {name: value}, with all defaults."""
     parser = cli.Parser(description="Search for an architecture: for cells with DARTS, or in another space or with another strategy.")
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
@@ -118,9 +118,9 @@ def search(
     """Searches as the command does: the same run's folder, log, pictures, signals and result.
 
     Args:
-        space: as of `--space`; None here and below: the command's default.
-        strategy: as of `--strategy`.
-        images: the name of a dataset, as of `--dataset`, or a folder, as of `--dataset folder --data`.
+        space: a value of `--space`; None here and below: the command's default.
+        strategy: a value of `--strategy`.
+        images: a value of `--dataset`, or a folder of images (`--dataset folder --data`).
         callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
         arguments: the command's other arguments by their names, `epochs=4, unrolled=True`; False leaves a flag out.
 

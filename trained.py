@@ -113,7 +113,7 @@ def read(run: str | Path) -> Trained:
     folder = Path(run)
     path = folder / FILE
     if not folder.is_dir():
-        raise UserError(f"{shorten(str(run))} is not a folder: name that of a training run")
+        raise UserError(f"{shorten(str(run))} is not a folder: name the folder of a training run")
     if not path.exists():
         raise UserError(f"{shorten(str(run))} {_instead(folder)}")
     try:

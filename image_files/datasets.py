@@ -38,7 +38,7 @@ class Options:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Options:
-        """Those of a command line; flags that the command lacks have the values above."""
+        """Returns the options of a command line; flags that the command lacks have the values above."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)})
 
 

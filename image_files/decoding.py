@@ -54,7 +54,7 @@ def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float 
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """RGB, or RGBA where it is transparent; errors as of `pixels`."""
+    """RGB, or RGBA where it is transparent; raises the same errors as `pixels`."""
     if image.mode[0] in "IF":
         raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
     if min(image.size) < 2:
@@ -75,7 +75,7 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def decode(path: str, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
-    """`pixels` of the image in a file; errors as of `read_image`."""
+    """`pixels` of the image in a file; raises the same errors as `read_image`."""
     return read_image(path, lambda image: pixels(image, size, channels, centre_crop))
 
 

@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
 
 def load(options: Options) -> ImageData:
-    """The images of `--dataset folder` and `imagenet`; errors as of `sources.load`."""
+    """The images of `--dataset folder` and `imagenet`; raises the same errors as `sources.load`."""
     root, own = Path(options.data), options.dataset == "folder"
     test_part, valid_part = test_part_of(options.dataset, root), valid_part_of(root)
     if options.valid_folder and not (own and valid_part and (root / "test").is_dir()):
