@@ -30,9 +30,8 @@ from msgspec.structs import replace
 from torch import Tensor
 
 import data
-import registry
-import trained
 import utils
+from architectures import registry, trained
 from experiment import files
 from experiment.errors import UserError, printable
 from experiment.weights import optional

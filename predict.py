@@ -29,13 +29,12 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import data
-import registry
-import trained
 import utils
+from architectures import registry, trained
+from architectures.trained import Trained
 from experiment.errors import UserError
 from image_files import decoding, folders
 from speed import convolutions
-from trained import Trained
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the most probable first
 

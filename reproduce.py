@@ -27,7 +27,7 @@ from typing import Any
 import filelock
 import msgspec
 
-from cells import Cells
+from architectures.cells import Cells
 from experiment import files
 from experiment.errors import UserError
 from pictures import protocol as pictures

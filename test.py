@@ -23,17 +23,15 @@ from typing import Any
 from torch import nn
 
 import data
-import networks
 import recipes
-import registry
-import trained
 import utils
-from cells import Cells
+from architectures import networks, registry, trained
+from architectures.cells import Cells
+from architectures.trained import Trained
 from experiment import console
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from speed import convolutions
-from trained import Trained
 
 # Arguments that define the network and its images. For a run's folder, they cannot be changed.
 FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "centre_crop", "channels")

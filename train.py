@@ -29,13 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
-import networks
 import recipes
-import registry
-import trained
 import utils
-from architecture import Architecture
-from cells import Cells
+from architectures import networks, registry, trained
+from architectures.architecture import Architecture
+from architectures.cells import Cells
 from experiment import distributed, metrics
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length

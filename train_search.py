@@ -29,10 +29,10 @@ from torch import Tensor, nn
 import collapse
 import data
 import proposals
-import registry
 import utils
 from architect import HVP, Architect, Searchable
-from architecture import Architecture
+from architectures import registry
+from architectures.architecture import Architecture
 from experiment import distributed
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length

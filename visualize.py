@@ -26,11 +26,11 @@ if __name__ == "__main__":
 import os
 from pathlib import Path
 
-from architecture import Architecture
+from architectures.architecture import Architecture
+from architectures.registry import SPACES, load_space
 from experiment.errors import UserError
 from pictures import animation, compare, curves, drawing, history, report
 from pictures.history import History
-from registry import SPACES, load_space
 
 
 def names() -> list[str]:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 import turns
 
 import utils
-from cells import names
+from architectures.cells import names
 from model import NetworkCIFAR, NetworkImageNet
 from speed import acceleration
 

@@ -5,7 +5,7 @@
 It uses digits and small networks. docs/nni_tutorial.md explains it, shows its output, and has the tutorial's own sizes.
 """
 
-from cells import to_nni
+from architectures.cells import to_nni
 from pictures import drawing
 from train import train
 from train_search import search

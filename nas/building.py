@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from architect import HVP
+from architectures.networks import set_sizes
+from architectures.registry import load_space
 from experiment import cli
 from experiment.errors import UserError
 from nas.edges import equip_choices
@@ -18,8 +20,6 @@ from nas.relaxation import Relaxation, ZeroOneLoss
 from nas.search_model import SearchModel
 from nas.strategies import Darts, Strategy
 from nas.supernet import Supernet
-from networks import set_sizes
-from registry import load_space
 
 
 def check(args: argparse.Namespace, remedies: Set[str]) -> None:

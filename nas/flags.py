@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from cells import MOST_NODES, check_candidates
+from architectures.cells import MOST_NODES, check_candidates
 from experiment import cli
 from experiment.errors import UserError
 
@@ -130,7 +130,7 @@ def check(args: argparse.Namespace) -> None:
 
         building.check(args, given(vars(args)).keys())
     if args.stem == "imagenet":
-        from networks import check_imagenet_stem
+        from architectures.networks import check_imagenet_stem
 
         check_imagenet_stem("--stem imagenet", args)
     if args.nodes > MOST_NODES:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cells import operation_of
+from architectures.cells import operation_of
 from nas.mutators import DartsMutator, Mutator
 from nas.relaxation import Relaxation
 

@@ -7,11 +7,11 @@ import math
 
 import graphviz
 
-from architecture import Alphas, Architecture, Cell, cell_of
+from architectures.architecture import Alphas, Architecture, Cell, cell_of
+from architectures.registry import load_space
 from pictures import drawing, history
 from pictures.drawing import RelaxedEdge
 from pictures.history import History
-from registry import load_space
 
 DPI = 64  # 970 pixels of width for the cells of DARTS
 SECONDS = 0.4  # per epoch; less if there are many epochs; two seconds more for the last one

@@ -65,8 +65,8 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
     """
     import torch
 
-    import networks
     import utils
+    from architectures import networks
 
     arguments = {name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network", "image_size")}
     args = Namespace(**arguments, space=run.space, channels=1 if run.arguments.get("channels") == 1 else 3, auxiliary=False)

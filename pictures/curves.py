@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from architecture import TITLES, Architecture, cell_of
-from cells import edge_of
+from architectures.architecture import TITLES, Architecture, cell_of
+from architectures.cells import edge_of
+from architectures.registry import load_space
 from experiment import errors
 from pictures import history
 from pictures.animation import strongest
 from pictures.drawing import COLOURS, colour
 from pictures.history import History
-from registry import load_space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from architecture import Alphas, Architecture
+from architectures.architecture import Alphas, Architecture
+from architectures.registry import load_space
 from experiment import cli, files, metrics
 from experiment.errors import UserError, warn
-from registry import load_space
 
 
 @dataclass

@@ -19,13 +19,13 @@ import msgspec
 
 import collapse
 import genotypes
-from architecture import Architecture
-from cells import Cells
+from architectures.architecture import Architecture
+from architectures.cells import Cells
+from architectures.registry import load_space
 from experiment import files
 from experiment.errors import UserError, shorten
 from pictures import history
 from pictures.history import History
-from registry import load_space
 
 STAGES = {"search": "train_search.py", "select": "train.py", "train": "train.py"}
 Flags = dict[str, bool | int | float | str]
@@ -314,7 +314,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
         return Cells(_random_cells(random.Random(seed), int(protocol.search.get("nodes", 4))))
     import torch
 
-    import networks
+    from architectures import networks
     from nas.loading import build_network
     from nas.mutators import RandomMutator
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from architectures.registry import load_space
 from pictures import compare, history
 from pictures.compare import UNKNOWN
 from pictures.history import History
 from protocol.plan import Job, Plan, run_of
-from registry import load_space
 
 Results = dict[str, Any]
 Table = tuple[str, Sequence[str], list[list[str]]]  # heading, columns, rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from architecture import Cell, Edge, is_index
-from cells import MOST_NODES, Genotyped, edge_of
+from architectures.architecture import Cell, Edge, is_index
+from architectures.cells import MOST_NODES, Genotyped, edge_of
 from experiment.errors import UserError, shown
 from genotypes import edge_key
 from rnn import genotypes

@@ -3,7 +3,7 @@
 import json
 import random
 
-from cells import Cells
+from architectures.cells import Cells
 from collapse import entropies
 from genotypes import PRIMITIVES, Genotype, edge_key
 

@@ -8,12 +8,12 @@ from torch.utils import _pytree as pytree
 
 import genotypes
 import model_search
-import networks
 import train
 import train_search
 import utils
 from architect import Architect
-from cells import Cells
+from architectures import networks
+from architectures.cells import Cells
 from experiment.loop import FiniteCheck
 from nas import flags
 from speed import acceleration, capture

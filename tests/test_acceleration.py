@@ -14,12 +14,12 @@ from steps import CPU, batch, learn_cell, supernet
 from torch import nn
 from torch.utils import _pytree as pytree
 
-import cells
 import genotypes
 import model_search
 import operations
 import speed
 from architect import HVP
+from architectures import cells
 from experiment import errors
 from model import NetworkCIFAR
 from nas.relaxation import Gumbel

@@ -6,8 +6,8 @@ from pathlib import Path
 import golden
 import pytest
 
-from architecture import Architecture, cell_of
-from cells import Cells, edge_of, to_nni
+from architectures.architecture import Architecture, cell_of
+from architectures.cells import Cells, edge_of, to_nni
 from experiment.errors import UserError
 from genotypes import DARTS_V1, DARTS_V2, AmoebaNet, NASNet, edge_key
 from nas.spaces.nasbench201 import Cell201

@@ -19,8 +19,8 @@ import genotypes
 import train
 import train_search
 import utils
-from architecture import Architecture
-from cells import Cells
+from architectures.architecture import Architecture
+from architectures.cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from pictures import drawing

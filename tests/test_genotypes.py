@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import genotypes
-import published
-from cells import OPERATIONS, Cells, check, names
+from architectures import published
+from architectures.cells import OPERATIONS, Cells, check, names
 from experiment.errors import UserError
 from genotypes import DARTS_V2, PRIMITIVES, Genotype
 from model import NetworkCIFAR

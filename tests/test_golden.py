@@ -11,7 +11,7 @@ from golden import close
 import genotypes
 import model_search
 from architect import Architect
-from cells import Cells, names
+from architectures.cells import Cells, names
 from model import NetworkCIFAR, NetworkImageNet
 from speed import convolutions, recomputation
 

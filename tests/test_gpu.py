@@ -18,14 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import genotypes
-import networks
 import rnn.architect
 import rnn.sequences
 import rnn.train_search
 import train
 import train_search
 import utils
-from cells import Cells
+from architectures import networks
+from architectures.cells import Cells
 from image_files import files
 from rnn.model import Dropouts
 from rnn.model_search import RNNModelSearch

@@ -20,11 +20,11 @@ from torchvision import transforms
 
 import data
 import genotypes
-import networks
 import predict
 import recipes
 import utils
-from cells import Cells
+from architectures import networks
+from architectures.cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import collapse
 import genotypes
-from cells import Cells
+from architectures.cells import Cells
 from collapse import entropies
 from experiment import console, errors, tensorboard
 from experiment.loop import MEASURED

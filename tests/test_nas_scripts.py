@@ -11,14 +11,14 @@ import torch
 from scripts import said
 
 import experiment.run
-from architecture import Architecture
+from architectures.architecture import Architecture
+from architectures.registry import load_space
 from experiment.loop import MEASURED
 from nas import loading
 from nas.loading import constructor_arguments
 from nas.spaces import nasbench201
 from nas.spaces.enas import Macro, Micro
 from pictures import drawing
-from registry import load_space
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 SPACES = {
@@ -148,7 +148,7 @@ def test_annotations_that_cannot_be_evaluated_do_not_matter(annotation):
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     from argparse import Namespace
 
-    import networks
+    from architectures import networks
 
     args = Namespace(space=space, init_channels=None, layers=None)
     networks.set_sizes(args, init_channels=16, layers=8)

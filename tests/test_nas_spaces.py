@@ -15,7 +15,7 @@ from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 import genotypes
 import utils
 from architect import Architect
-from cells import CHOICES, Cells, names
+from architectures.cells import CHOICES, Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model import NetworkCIFAR

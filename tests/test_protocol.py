@@ -24,7 +24,7 @@ from scipy import stats
 
 import data
 import genotypes
-from cells import Cells
+from architectures.cells import Cells
 from nas.flags import check
 from pictures import protocol as page
 from protocol import results, workers

@@ -16,11 +16,10 @@ from steps import arguments as of_search
 from torch import nn
 
 import experiment.run
-import networks
-import registry
 import train_search
 from architect import Architect
-from cells import Cells, names
+from architectures import networks, registry
+from architectures.cells import Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model_search import MixedOp, Network, derive_cell

@@ -12,7 +12,7 @@ from torch import nn
 
 import genotypes
 import model_search
-from cells import Cells, names
+from architectures.cells import Cells, names
 from genotypes import CELLS
 from model import NetworkCIFAR, NetworkImageNet
 from nas import relaxation, supernet

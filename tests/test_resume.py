@@ -23,7 +23,7 @@ from scripts import assert_same, finish, kill_at_random_moments, result, run, st
 import experiment.run
 import genotypes
 import utils
-from cells import Cells
+from architectures.cells import Cells
 from experiment import checkpoint, errors
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

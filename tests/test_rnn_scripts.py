@@ -11,7 +11,7 @@ import torch
 from scripts import assert_same, log_lines, result, run, said
 
 import experiment.run
-from cells import Cells
+from architectures.cells import Cells
 from experiment.errors import UserError
 from pictures import drawing
 from rnn import data, genotypes, train

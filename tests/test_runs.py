@@ -17,8 +17,8 @@ from PIL import Image
 from runs import losses, macro_run, nasbench201_run, search_run, some_genotype, training_run, write_run
 
 import genotypes
-from architecture import Architecture
-from cells import Cells
+from architectures.architecture import Architecture
+from architectures.cells import Cells
 from experiment import metrics
 from experiment.errors import UserError
 from nas.spaces.enas import Macro, Micro

@@ -25,8 +25,8 @@ from scripts import load, log_lines, said, start_plain, without_times
 import genotypes
 import model_search
 from architect import Architect
+from architectures.cells import Cells
 from benchmarks.hypergradient import make_smooth
-from cells import Cells
 from experiment import cli, errors
 from experiment.run import Run
 from experiment.weights import load_weights

@@ -21,10 +21,11 @@ from scripts import load as load_script
 import data
 import export
 import genotypes
-import networks
 import predict
-import trained
-from cells import Cells
+from architectures import networks, trained
+from architectures.cells import Cells
+from architectures.registry import load_space
+from architectures.trained import Trained
 from experiment import cli
 from experiment.errors import UserError
 from experiment.run import versions
@@ -32,8 +33,6 @@ from image_files import datasets, folders
 from model import NetworkCIFAR
 from nas.loading import build_network
 from nas.mutators import RandomMutator
-from registry import load_space
-from trained import Trained
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ('"alte" Autos', "Müllers Frösche", "Opa's Schiffe")

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from architecture import Architecture
-from cells import OPERATIONS, Cells, check, names
+from architectures.architecture import Architecture
+from architectures.cells import OPERATIONS, Cells, check, names
 from experiment.errors import UserError
 from genotypes import Genotype
 from pictures import drawing

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from cells import choice_of, switch_key
+from architectures.cells import choice_of, switch_key
 from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key
 from model_search import candidate, cell_sizes

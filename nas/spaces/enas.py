@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from architecture import Architecture, Cell, Edge, is_index
-from cells import graph
+from architectures.architecture import Architecture, Cell, Edge, is_index
+from architectures.cells import graph
 from experiment.errors import UserError
 from genotypes import CELLS, reductions
 from nas.mutables import InputChoice, LayerChoice, MutableScope

@@ -24,7 +24,7 @@ from torch import nn
 
 import experiment.run
 import genotypes
-from cells import CHOICES, OPERATIONS, Cells, check, names
+from architectures.cells import CHOICES, OPERATIONS, Cells, check, names
 from experiment import checkpoint, cli
 from experiment.errors import UserError
 from experiment.weights import load_weights

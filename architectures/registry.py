@@ -7,13 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from architecture import Architecture
+from architectures.architecture import Architecture
 from experiment import cli
 from experiment.errors import UserError, shorten
 
 # {name of a space: the class of its architectures}. A module is imported when its name is asked for.
 SPACES = {
-    "darts": "cells:Cells",
+    "darts": "architectures.cells:Cells",
     "enas_micro": "nas.spaces.enas:Micro",
     "enas_macro": "nas.spaces.enas:Macro",
     "nasbench201": "nas.spaces.nasbench201:Cell201",

@@ -100,7 +100,7 @@ class Architecture:
     @classmethod
     def decode(cls, text: str, name: str) -> Any:
         """The decoded content of `text`; `name` is for messages."""
-        from notation import decode
+        from architectures.notation import decode
 
         return decode(text, name, cls.FIELDS)
 

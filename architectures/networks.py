@@ -7,10 +7,10 @@ import inspect
 
 from torch import nn
 
-from architecture import Architecture
-from cells import Cells
+from architectures.architecture import Architecture
+from architectures.cells import Cells
+from architectures.registry import load_space
 from experiment.errors import UserError
-from registry import load_space
 
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:

@@ -10,14 +10,14 @@ import msgspec
 from msgspec import Meta
 from torch import nn
 
-import networks
-from architecture import Architecture
+from architectures import networks
+from architectures.architecture import Architecture
+from architectures.registry import load_space
 from data import ImageData
 from experiment import cli
 from experiment.errors import UserError, shorten
 from experiment.run import versions
 from experiment.weights import load_weights, read_metadata
-from registry import load_space
 
 FILE = "network.json"
 ARGUMENTS = ("space", "init_channels", "layers", "network", "space_arg", "auxiliary")  # of train.py that define the network

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import genotypes
-from architecture import Architecture, Cell, Edge, is_index, unmasked
+from architectures.architecture import Architecture, Cell, Edge, is_index, unmasked
 from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
 
@@ -34,7 +34,7 @@ _NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
 
 def names() -> dict[str, Genotype]:
     """{name: published cells}: every genotype in `genotypes.py` and `published.py`."""
-    import published
+    from architectures import published
 
     return {name: value for name, value in [*vars(genotypes).items(), *vars(published).items()] if isinstance(value, Genotype)}
 
