@@ -43,7 +43,8 @@ def prepare(options: Options, device: torch.device) -> ImageData:
 def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> ImageData:
     """`data` with its decoded images on `device`, so that batches are assembled and augmented there without waiting for the CPU.
 
-    `choice` is `yes`, which is an error if they do not fit, `no`, or `auto`: if they need at most half of the free memory.
+    `choice` is `no`, which leaves them; `auto`, which leaves them if they need more than half of the free memory; or `yes`, which is then
+    an error.
     """
     if choice == "no" or device.type == "cpu":
         return data
@@ -185,7 +186,7 @@ class Batches:
 
 
 def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
-    """For evaluation: no image is left out. A last batch with fewer images than processes is joined with the one before."""
+    """The batches of an evaluation, which leaves out no image. A last batch with fewer images than processes joins the one before."""
     processes = distributed.world_size()
     if len(indices) < processes:
         raise UserError(f"{len(indices)} images to measure the accuracy on cannot be shared by {processes} processes: start fewer")
@@ -285,7 +286,7 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
 
 
 def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training images for w, and for alpha, which are those of a `valid_folder` if there is one."""
+    """The indices of the training images for w, and of those for alpha: the images of the `valid_folder`, if there is one."""
     split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
     return np.arange(split), np.arange(split, len(data.train))
 

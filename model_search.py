@@ -105,7 +105,7 @@ class Network(nn.Module):
         steps: intermediate nodes per cell.
         multiplier: how many nodes, counted from the last, are concatenated into a cell's output.
         stem_multiplier: the stem's channels, in multiples of C.
-        in_channels: of the images.
+        in_channels: channels of the images.
         mixed_op: builds an edge, from its number of channels and its stride.
         stem: `cifar`, which keeps height and width, or `imagenet`, which divides them by 8 and has C channels, C even.
 
@@ -133,7 +133,7 @@ class Network(nn.Module):
         self._steps = steps
         self._multiplier = multiplier
 
-        reduction_prev = stem == "imagenet"  # its halves differ in size as two cells do around a reduction
+        reduction_prev = stem == "imagenet"  # the halves of this stem differ in size, as cells do before and after a reduction
         C_stem = C if reduction_prev else stem_multiplier * C
         if reduction_prev:
             self.stem0, self.stem1 = imagenet_stem(C, in_channels)
@@ -151,7 +151,7 @@ class Network(nn.Module):
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to logits (B, num_classes). H and W are multiples of 4, with the stem for ImageNet of 32."""
+        """Images (B, in_channels, H, W) to logits (B, num_classes). H and W are multiples of 4; of 32 with the stem for ImageNet."""
         weights_normal, weights_reduce = self.mixing_weights()
         s0 = self.stem0(x) if hasattr(self, "stem0") else self.stem(x)
         s1 = self.stem1(s0) if hasattr(self, "stem1") else s0
@@ -164,7 +164,7 @@ class Network(nn.Module):
         return [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]
 
     def mixing_weights(self) -> Sequence[Sequence[Any] | Tensor]:
-        """For normal and reduction cells: what each edge's `forward` gets as `weights`."""
+        """The weights of each edge's operations, first for normal cells, then for reduction cells."""
         return self.relaxed()
 
     def arch_parameters(self) -> list[nn.Parameter]:

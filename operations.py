@@ -35,7 +35,7 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """The two halves of the stem for ImageNet, C even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8, W / 8)."""
+    """The two halves of the stem for ImageNet. C is even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8, W / 8)."""
     stem0 = nn.Sequential(
         nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(C // 2),

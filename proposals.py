@@ -11,7 +11,7 @@ PAPER = {"init_channels": (16, 36), "layers": (8, 20), "epochs": (50, 600), "bat
 
 
 def train_commands(args: argparse.Namespace, run: Path, images: int) -> dict[str, str]:
-    """{purpose: command} that trains what a search has found, at a size that fits the search, and at the paper's size.
+    """{purpose: command}: commands that train the found architecture, at the search's scale and at the paper's size.
 
     Args:
         args: the arguments of the search.

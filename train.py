@@ -291,7 +291,7 @@ def finish(args: argparse.Namespace, run: Run) -> None:
 
 
 def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> Step:
-    """A step on a batch, which gives loss, logits and the gradient's norm, and the auxiliary head's loss where there is one.
+    """Returns a step on a batch. The step returns loss, logits, the gradient's norm, and the auxiliary head's loss if any.
 
     This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and without label smoothing.
     """

@@ -76,7 +76,7 @@ def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.de
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch. `deterministic` also keeps CUDA to kernels that repeat their results, which are slower."""
+    """Seeds Python, NumPy and torch. With `deterministic`, CUDA only uses kernels that repeat their results; these are slower."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -167,9 +167,9 @@ _WAYS = ("foreach", "fused", "capturable")
 
 
 def optimizer(kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any) -> torch.optim.Optimizer:
-    """`kind(parameters, **options)`; on a GPU one that steps in few kernels, without waiting for them, and that a CUDA graph can hold.
+    """Returns `kind(parameters, **options)`. On a GPU, its step takes few kernels, does not wait, and can be in a CUDA graph.
 
-    A loaded state does not change how it steps, even if that state was saved on another device.
+    A loaded state does not change this, even if it was saved on another device.
     """
     if any(parameter.is_cuda for parameter in parameters):
         options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
@@ -194,7 +194,7 @@ def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) ->
 
 
 def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Logits of `model`, (B, classes), and those of its auxiliary head, where it has one that runs.
+    """The logits of `model`, (B, classes), and of its auxiliary head, or None if no head runs.
 
     With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the loss needs them.
     """

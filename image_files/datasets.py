@@ -59,7 +59,7 @@ class Images(Protocol):
         ...
 
     def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-        """A function that yields a batch for each of `items`, which may change between its calls; `workers` decode."""
+        """Returns a function that yields a batch for each of `items`. `items` may change between its calls. `workers` decode."""
         ...
 
 

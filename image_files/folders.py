@@ -140,7 +140,7 @@ def _complaints(images: FileImages, numbers: list[int]) -> list[tuple[int, str]]
 
 
 def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of ImageNet's classes, "n01440764 tench, Tinca tinca", by the `meta.bin` that torchvision makes of the devkit, where it is."""
+    """Names of ImageNet's classes, "n01440764 tench, Tinca tinca", if the folder holds torchvision's `meta.bin`."""
     if not (root / "meta.bin").is_file():
         return classes
     try:

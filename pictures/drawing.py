@@ -60,7 +60,7 @@ INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphvi
 
 
 def colour(operation: str) -> str:
-    """The colour of an operation. One that is not in `COLOURS` gets a dark colour whose hue depends on its name."""
+    """The colour of an operation. Operations outside of `COLOURS` get a dark colour; its hue depends on the name."""
     if operation in COLOURS:
         return COLOURS[operation]
     hue = zlib.crc32(operation.encode(errors="replace")) % 360 / 360

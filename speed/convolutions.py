@@ -114,7 +114,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
-    """The gradient of x, where `grad` is that of `convolve(x, weight, stride, padding)`."""
+    """The gradient of x; `grad` is the gradient of `convolve(x, weight, stride, padding)`."""
     if stride == 1 and 2 * padding == weight.size(-1) - 1:  # then it is the convolution with the kernel rotated by 180 degrees
         result = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0))
     else:
@@ -123,7 +123,7 @@ def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding
 
 
 def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
-    """The gradient of `weight`, where `grad` is that of `convolve(x, weight, stride, padding)`."""
+    """The gradient of `weight`; `grad` is the gradient of `convolve(x, weight, stride, padding)`."""
     B, C, H, W = x.shape
     k = weight.size(-1)
     if not (k == 5 and stride == 1 and padding == 2 and W % 2 == 0 and W >= 8):

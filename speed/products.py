@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 @functools.cache
 def options() -> dict[str, Any]:
-    """The options of torch.compile that make compiled code use oneDNN; none if this PyTorch lacks what that needs."""
+    """The options that make torch.compile use oneDNN; empty if this PyTorch cannot."""
     try:
         from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 

@@ -50,7 +50,7 @@ class SepConvBN(nn.Sequential):
 
 
 class _MicroInput(nn.Module):
-    """One of a node's two inputs: which earlier node, and which operation on it."""
+    """One of a node's two inputs: chooses an earlier node, and an operation on it."""
 
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__()
