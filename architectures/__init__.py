@@ -1,1 +1,1 @@
-"""What a search finds: architectures of every space, in every form, and the networks that they describe."""
+"""Architectures of every space, in every form, and the networks that they describe."""

@@ -1,5 +1,4 @@
-"""The cells of DARTS as an `Architecture`: published ones by name, every notation that other codes write, NNI's
-dictionaries, pictures.
+"""The cells of DARTS as an `Architecture`: reads published names, the notations of other codes and NNI's dictionaries.
 
 This file does not import torch.
 """
