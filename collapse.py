@@ -1,7 +1,7 @@
 """Detects a collapse by the dominant eigenvalue of the Hessian of the validation loss with respect to the alphas.
 
-Zela et al., ICLR 2020 (1909.09656). If the eigenvalue grows, the search tends towards cells full of skip connections, which generalise
-badly (sections 4.1 and 4.2). `stop_at` is their rule to stop before that (section 4.3).
+Zela et al., ICLR 2020 (1909.09656). If the eigenvalue grows, the search tends towards cells full of skip connections,
+which generalise badly (sections 4.1 and 4.2). `stop_at` is their rule to stop before that (section 4.3).
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from experiment import distributed
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared
 THRESHOLD = 0.75  # stop if an average has grown by more than a third
-# Skip connections among the eight edges of a normal cell. Liang et al. 2019 (DARTS+, 1909.06035) stop a search at this number.
+# Skip connections among the eight edges of a normal cell. Liang et al. 2019 (DARTS+, 1909.06035) stop a search at this
+# number.
 MOST_SKIPS = 2
 EARLIEST = 10  # first epoch whose architecture may be returned; only in the authors' code, not in the paper
 
 
-def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolerance: float = 1e-3, max_iterations: int = 100) -> float:
+def dominant_eigenvalue(
+    model: Searchable, input: Tensor, target: Tensor, tolerance: float = 1e-3, max_iterations: int = 100
+) -> float:
     """The eigenvalue of d2/dalpha2 L_val(w, alpha) with the largest absolute value, with its sign, by power iteration.
 
-    The loss is computed in training mode, as in the alpha step, without weight decay. Running statistics, gradients and random states do
-    not change.
+    The loss is computed in training mode, as in the alpha step, without weight decay. Running statistics, gradients and
+    random states do not change.
 
     Args:
-        model: a search model whose alphas are `arch_parameters()`. The loss is its attribute `criterion` if it has one, else cross-entropy.
+        model: a search model whose alphas are `arch_parameters()`. The loss is its attribute `criterion` if it has one,
+            else cross-entropy.
         input, target: a batch of the validation half, (B, C, H, W) and (B,), or this process's share of one.
         tolerance: the iteration ends when |H v - lambda v| is at most `tolerance` * |lambda|.
         max_iterations: most Hessian-vector products. They are exact.
@@ -46,7 +50,10 @@ def dominant_eigenvalue(model: Searchable, input: Tensor, target: Tensor, tolera
     criterion = getattr(model, "criterion", F.cross_entropy)
     training = model.training
     # Compiled code cannot be differentiated twice.
-    with torch.random.fork_rng([input.device] if input.device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+    with (
+        torch.random.fork_rng([input.device] if input.device.type == "cuda" else []),
+        torch.compiler.set_stance("force_eager"),
+    ):
         logits = functional_call(model.train(), constants | buffers, (input,))
     model.train(training)
     gradient = _gradient(distributed.mean(criterion(logits, target), target.size(0)), alphas, create_graph=True)
@@ -75,12 +82,13 @@ def _gradient(output: Tensor, inputs: Sequence[Tensor], **options: Any) -> Tenso
 def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
     """If the search should stop now, the epoch whose architecture to return; else None.
 
-    Let m(i) be the mean of the five measurements around measurement i (of three or four at the beginning), and i the last measurement with
-    two more after it. The search stops if m(i - 5) / m(i) < 0.75, and returns the architecture of measurement i - 5.
+    Let m(i) be the mean of the five measurements around measurement i (of three or four at the beginning), and i the
+    last measurement with two more after it. The search stops if m(i - 5) / m(i) < 0.75, and returns the architecture of
+    measurement i - 5.
 
     Args:
-        metrics: the metrics of the epochs so far, in order. Only epochs with an `eigenvalue` count. If every epoch has one, as in the
-            paper, the distance of five measurements is five epochs.
+        metrics: the metrics of the epochs so far, in order. Only epochs with an `eigenvalue` count. If every epoch has
+            one, as in the paper, the distance of five measurements is five epochs.
     """
     half = WINDOW // 2
     measured = [(row["epoch"], row["eigenvalue"]) for row in metrics if "eigenvalue" in row]
@@ -98,15 +106,19 @@ def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
 
 
 def entropies(alphas: Alphas) -> dict[str, float]:
-    """{cell: entropy of softmaxed alphas in nats, averaged over edges}, from 0 (one weight is 1) to ln(candidates) (all are equal)."""
+    """{cell: entropy of softmaxed alphas in nats, averaged over edges}, from 0 (one weight is 1) to ln(candidates) (all
+    are equal).
+    """
     by_cell: dict[str, list[float]] = {}
     for edge, weights in alphas.items():
-        by_cell.setdefault(cell_of(edge), []).append(-math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0))
+        by_cell.setdefault(cell_of(edge), []).append(
+            -math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0)
+        )
     return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
 
 
 def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
-    """Metrics of an epoch of a search: alphas, their entropy, and skip connections, for each cell if there are cells."""
+    """Metrics of an epoch of a search: alphas, their entropy, and skip connections, for each cell."""
     metrics: dict[str, Any] = {}
     for name, values in (("entropy", entropies(alphas)), ("skips", architecture.skips())):
         metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
@@ -114,11 +126,12 @@ def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
 
 
 def warning(metrics: dict[str, Any], earlier: list[dict[str, Any]]) -> str | None:
-    """A warning for the log if the normal cell has too many skip connections and their number has changed; else None."""
+    """A warning if the normal cell has too many skip connections and their number has changed; else None."""
     skips = metrics.get("skips_normal", 0)
     if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
         return None
     return (
-        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to train badly "
+        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to "
+        f"train badly "
         "(--early_stop eigenvalue, a shorter search or another --seed may help)"
     )

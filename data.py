@@ -8,9 +8,9 @@
         for x, y in batches:
             ...
 
-Decoding is deterministic. A whole batch is augmented at once, on its device, with different random numbers for each image. These depend
-only on the seed, the epoch and the step. Therefore the number of workers does not change results, and a run can be resumed in the middle of
-an epoch without a stored random state.
+Decoding is deterministic. A whole batch is augmented at once, on its device, with different random numbers for each
+image. These depend only on the seed, the epoch and the step. Therefore the number of workers does not change results,
+and a run can be resumed in the middle of an epoch without a stored random state.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def prepare(options: Options, device: torch.device) -> ImageData:
 
 
 def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> ImageData:
-    """`data` with its decoded images on `device`, so that batches are assembled and augmented there without waiting for the CPU.
+    """`data` with its decoded images on `device`, so that batches are assembled and augmented there without waiting for
+    the CPU.
 
-    `choice` is `no`, which leaves them; `auto`, which leaves them if they need more than half of the free memory; or `yes`, which is then
-    an error.
+    `choice` is `no`, which leaves them; `auto`, which leaves them if they need more than half of the free memory; or
+    `yes`, which is then an error.
     """
     if choice == "no" or device.type == "cpu":
         return data
@@ -62,7 +63,9 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
 
 
 class Normalise:
-    """uint8 (..., C, H, W) -> float32 on the same device: fractions of white, minus the mean, divided by the deviation of the channel."""
+    """uint8 (..., C, H, W) -> float32 on the same device: fractions of white, minus the mean, divided by the deviation
+    of the channel.
+    """
 
     def __init__(self, mean: Levels, std: Levels) -> None:
         self._mean, self._std = torch.tensor([mean, std])[..., None, None]
@@ -75,10 +78,10 @@ class Normalise:
 class Augment:
     """The original's augmentation of CIFAR images, for a whole batch, with different random numbers for each image.
 
-    For training: pad with black and crop at random, flip at random (if `data.flip`), normalise, cut out a square (DeVries
-    & Taylor 2017, 1708.04552). As in the original, the padding is 4 pixels for images of 32 pixels (an eighth of the size)
-    and is added before normalisation. The centre of the square is anywhere in the image, and the square is filled with 0,
-    the mean.
+    For training: pad with black and crop at random, flip at random (if `data.flip`), normalise, cut out a square
+    (DeVries & Taylor 2017, 1708.04552). As in the original, the padding is 4 pixels for images of 32 pixels (an eighth
+    of the size) and is added before normalisation. The centre of the square is anywhere in the image, and the square is
+    filled with 0, the mean.
 
     Args:
         cutout_length: the side of the square in pixels, rounded down to an even number, as in the original; 0 for none.
@@ -90,10 +93,14 @@ class Augment:
         self.flip, self.crop, self.cutout_length, self.train = data.flip, crop, cutout_length, train
         self._normalise = Normalise(data.mean, data.std)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. With a CPU generator, results do not depend on the device.
+    def __call__(
+        self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)
+    ) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. With a CPU generator, results do not depend on
+        the device.
 
-        `images` are the `share` of a batch of `whole` images (None: B). The random numbers are those of the whole batch.
+        `images` are the `share` of a batch of `whole` images (None: B). The random numbers are those of the whole
+        batch.
         """
         if not self.train:
             return self._normalise(images)
@@ -101,7 +108,9 @@ class Augment:
         padding = height // 8
 
         def draw(high: int) -> Tensor:
-            return torch.randint(high, (whole or batch,), generator=generator, device=generator.device if generator else None)[share]
+            return torch.randint(
+                high, (whole or batch,), generator=generator, device=generator.device if generator else None
+            )[share]
 
         draws = [draw(2 * padding + 1), draw(2 * padding + 1), draw(2), draw(height), draw(width)]
         top, left, mirrored, y, x = torch.stack(draws).to(images.device, non_blocking=True)[..., None]  # (B, 1) each
@@ -110,10 +119,14 @@ class Augment:
         columns = torch.arange(width, device=images.device)
         if self.crop:
             from_rows = rows + top  # (B, H), in the padded image
-            from_columns = (torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns) + left  # (B, W)
+            from_columns = (
+                torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns
+            ) + left  # (B, W)
             source = from_rows[:, :, None] * (width + 2 * padding) + from_columns[:, None, :]  # (B, H, W)
             padded = F.pad(images, [padding] * 4).flatten(2)
-            images = padded.gather(2, source.flatten(1)[:, None].expand(-1, channels, -1)).view(batch, channels, height, width)
+            images = padded.gather(2, source.flatten(1)[:, None].expand(-1, channels, -1)).view(
+                batch, channels, height, width
+            )
 
         normalised = self._normalise(images)
         if self.cutout_length:
@@ -134,16 +147,19 @@ Plan = Callable[[int], Sequence[np.ndarray]]
 
 
 def _sequence(seed: int, stream: int, epoch: int, step: int = 0) -> np.random.SeedSequence:
-    """A seed that hashes all arguments, so that the random numbers of neighbouring seeds, epochs and steps are independent."""
+    """A seed that hashes all arguments, so that the random numbers of neighbouring seeds, epochs and steps are
+    independent.
+    """
     return np.random.SeedSequence([seed, stream, epoch, step])
 
 
 class Batches:
     """The batches of one epoch: (float32 images (B, C, H, W), int64 labels (B,)) on `device`. Can be iterated again.
 
-    `plan(epoch)` gives the images and their order. The augmentation depends on (seed, `stream`, epoch, step). The length is
-    that of a whole epoch. To resume a run, the first `start_step` batches are left out, and not decoded. With several
-    processes, each gets and decodes its share of every batch; together, the shares are the batch of a single process.
+    `plan(epoch)` gives the images and their order. The augmentation depends on (seed, `stream`, epoch, step). The
+    length is that of a whole epoch. To resume a run, the first `start_step` batches are left out, and not decoded. With
+    several processes, each gets and decodes its share of every batch; together, the shares are the batch of a single
+    process.
     """
 
     def __init__(
@@ -177,7 +193,9 @@ class Batches:
         if not self.augment.crop:  # the workers crop, and need a seed for each image
             for i, indices in enumerate(whole):
                 seeds = _sequence(self._seed, _TRAIN_CROPS, epoch, start + i).generate_state(len(indices), np.uint64)
-                self._items[i] = [(int(index), int(seed)) for index, seed in zip(indices, seeds, strict=True)][shares[i]]
+                self._items[i] = [(int(index), int(seed)) for index, seed in zip(indices, seeds, strict=True)][
+                    shares[i]
+                ]
         for i, (images, labels) in enumerate(self._batches()):
             state = _sequence(self._seed, self._stream, epoch, start + i).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0]))
@@ -186,10 +204,15 @@ class Batches:
 
 
 def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
-    """The batches of an evaluation, which leaves out no image. A last batch with fewer images than processes joins the one before."""
+    """The batches of an evaluation, which leaves out no image.
+
+    A last batch with fewer images than processes joins the one before.
+    """
     processes = distributed.world_size()
     if len(indices) < processes:
-        raise UserError(f"{len(indices)} images to measure the accuracy on cannot be shared by {processes} processes: start fewer")
+        raise UserError(
+            f"{len(indices)} images to measure the accuracy on cannot be shared by {processes} processes: start fewer"
+        )
     batches = _split(indices, batch_size)
     if len(batches[-1]) < processes:
         batches[-2:] = [np.concatenate(batches[-2:])]
@@ -213,7 +236,8 @@ def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _training_steps(images: int, batch_size: int) -> int:
-    """The number of batches. A last, smaller batch is kept, as in the original, unless a process would get a single image.
+    """The number of batches. A last, smaller batch is kept, as in the original, unless a process would get a single
+    image.
 
     BatchNorm of 1x1 maps needs more than one image.
     """
@@ -228,13 +252,14 @@ def _training_steps(images: int, batch_size: int) -> int:
 def search_batches(data: ImageData, options: Options, device: torch.device | str) -> tuple[Batches, Batches, Batches]:
     """The search split (DARTS, section 3.1): w is trained on one part of the training images, alpha on the other.
 
-    The first floor(`train_portion` * n) training images are for w, the others for alpha. As in the original, both parts are
-    augmented, also to measure the supernet's accuracy.
+    The first floor(`train_portion` * n) training images are for w, the others for alpha. As in the original, both parts
+    are augmented, also to measure the supernet's accuracy.
 
     Returns:
         train: all images for w in a new random order, for the weight steps.
-        validation_draws: the same number of batches for the alpha steps, each sampled from all images for alpha, without
-            replacement within a batch. (The original restarts its shuffled loader in every step: the same, but slower.)
+        validation_draws: the same number of batches for the alpha steps, each sampled from all images for alpha,
+            without replacement within a batch. (The original restarts its shuffled loader in every step: the same, but
+            slower.)
         validation: all images for alpha in order, to measure the accuracy.
 
     Raises:
@@ -263,7 +288,8 @@ def search_batches(data: ImageData, options: Options, device: torch.device | str
 
 
 def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
-    """(`data` without a portion of its training images, the same with this portion as its test images). For 0, both `data`.
+    """(`data` without a portion of its training images, the same with this portion as its test images). For 0, both
+    `data`.
 
     The portion is stratified by class, whatever the seed. With a `valid_folder`, its images are held out instead.
 
@@ -280,13 +306,18 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
             f"--valid_portion {portion} of {len(order)} training images holds out {count}: hold out at least one image, and leave one"
         )
     held_out, rest = np.sort(order[:count]), np.sort(order[count:])
-    notes = (f"{count} of {len(order)} training images are held out, to choose the best epoch on", *one_sided(data, held_out, rest))
+    notes = (
+        f"{count} of {len(order)} training images are held out, to choose the best epoch on",
+        *one_sided(data, held_out, rest),
+    )
     left = replace(data, train=data.train.part(rest), valid=0, notes=data.notes + notes)
     return left, replace(left, test=data.train.part(held_out))
 
 
 def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training images for w, and of those for alpha: the images of the `valid_folder`, if there is one."""
+    """The indices of the training images for w, and of those for alpha: the images of the `valid_folder`, if there is
+    one.
+    """
     split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
     return np.arange(split), np.arange(split, len(data.train))
 
@@ -296,7 +327,11 @@ def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
     present = [{data.classes[label] for label in data.train.labels[torch.from_numpy(part)].unique()} for part in parts]
     lacking = sorted(set.union(*present) - set.intersection(*present))
     advice = "add images of them, or choose another portion"
-    return [f"warning: all images of these classes are on one side of the split: {errors.first(lacking)}: {advice}"] if lacking else []
+    return (
+        [f"warning: all images of these classes are on one side of the split: {errors.first(lacking)}: {advice}"]
+        if lacking
+        else []
+    )
 
 
 def train_batches(data: ImageData, options: Options, device: torch.device | str) -> Batches:
@@ -307,9 +342,14 @@ def train_batches(data: ImageData, options: Options, device: torch.device | str)
     """
     count = len(data.train)
     if count < options.batch_size:
-        raise UserError(f"there are only {count} training images, less than a batch of {options.batch_size}: lower --batch_size")
+        raise UserError(
+            f"there are only {count} training images, less than a batch of {options.batch_size}: lower --batch_size"
+        )
     augment = Augment(data, options.cutout_length if options.cutout else 0, crop=options.crop == "pad")
-    plan, steps = _shuffled(np.arange(count), options.batch_size, options.seed, _TRAIN_ORDER), _training_steps(count, options.batch_size)
+    plan, steps = (
+        _shuffled(np.arange(count), options.batch_size, options.seed, _TRAIN_ORDER),
+        _training_steps(count, options.batch_size),
+    )
     return Batches(data.train, plan, steps, augment, _TRAIN_AUGMENT, options, device)
 
 

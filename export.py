@@ -4,8 +4,8 @@
     python export.py runs/x --format torch           # for torch.export.load, which needs none of this code
     python export.py runs/x --format safetensors     # weights and description in one file, for `predict.load`
 
-Writes a file beside the weights, for batches of any size, and compares its probabilities with PyTorch's on real images. The file also
-contains the class names and how images are preprocessed (docs/own_images.md shows how to use both).
+Writes a file beside the weights, for batches of any size, and compares its probabilities with PyTorch's on real images.
+The file also contains the class names and how images are preprocessed (docs/own_images.md shows how to use both).
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ def metadata(net: Classifier) -> dict[str, str]:
         shorter = round(net.image_size / net.description.centre_crop)
         square = f"resized by Pillow's BILINEAR, the shorter side to {shorter}, then the centre square of image_size"
     preprocessing = (
-        f"turned upright by EXIF, on white where transparent, {square}; RGB / 255 (L / 255 for one channel), minus mean, divided by std; "
+        f"turned upright by EXIF, on white where transparent, {square}; RGB / 255 (L / 255 for one channel), minus "
+        f"mean, divided by std; "
         "float32, (batch, channels, image_size, image_size)"
     )
-    fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()}
+    fields = {
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()
+    }
     return fields | {"preprocessing": preprocessing, trained.FILE: json.dumps(net.description.json)}
 
 
@@ -82,13 +85,17 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
     except UserError:
         return "onnxruntime", None
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return f"onnxruntime {runtime.__version__}", lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return f"onnxruntime {runtime.__version__}", lambda images: torch.from_numpy(
+        session.run(None, {"images": images.numpy()})[0]
+    )
 
 
 def export_torch(net: Classifier, path: Path) -> tuple[str, Run]:
     """Writes a file for `torch.export.load`, with the metadata as its extra files."""
     buffer = io.BytesIO()
-    torch.export.save(torch.export.export(net.model, (_zeros(net, 2),), dynamic_shapes=BATCH), buffer, extra_files=metadata(net))
+    torch.export.save(
+        torch.export.export(net.model, (_zeros(net, 2),), dynamic_shapes=BATCH), buffer, extra_files=metadata(net)
+    )
     path.write_bytes(buffer.getvalue())
     return f"torch.export, PyTorch {torch.__version__}", torch.export.load(path).module()
 
@@ -109,11 +116,15 @@ FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], tuple[str, Run | None
 
 
 def compare(net: Classifier, run: Run, images: Tensor) -> float:
-    """The largest difference between probabilities of `net` and `run` on `images`, (B, C, S, S), as one batch and one by one."""
+    """The largest difference between probabilities of `net` and `run` on `images`, (B, C, S, S), as one batch and one
+    by one.
+    """
     with torch.no_grad():
         expected = net.model(images).softmax(1)
         alone = torch.cat([run(image[None]) for image in images[:4]])
-        return max((run(images).softmax(1) - expected).abs().max().item(), (alone.softmax(1) - expected[:4]).abs().max().item())
+        return max(
+            (run(images).softmax(1) - expected).abs().max().item(), (alone.softmax(1) - expected[:4]).abs().max().item()
+        )
 
 
 def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
@@ -146,13 +157,19 @@ def latency(run: Run, batch: Tensor) -> float:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Export a trained network to a format that other programs read, and compare both on real images.")
+    parser = cli.Parser(
+        description="Export a trained network to a format that other programs read, and compare both on real images."
+    )
     parser.add_argument("run", help="the folder of a training run")
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="format of the exported file")
     parser.add_argument(
-        "--output", type=cli.output_file, help="the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder"
+        "--output",
+        type=cli.output_file,
+        help="the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder",
     )
-    parser.add_argument("--images", nargs="+", default=[], help="compare the two on these files or folders; none: on the run's test set")
+    parser.add_argument(
+        "--images", nargs="+", default=[], help="compare the two on these files or folders; none: on the run's test set"
+    )
     parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {registry.SPACE_HELP}")
     return parser.parse_args()
 
@@ -163,12 +180,18 @@ def main() -> None:
     images = real_images(net, args.run, args.images)
     name, export = FORMATS[args.format]
     path = Path(args.output or Path(args.run) / name)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # the exporters', which concern no user
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(action="ignore"),
+    ):  # the exporters', which concern no user
         temporary = Path(folder) / path.name
         runner, run = export(net, temporary)
         difference = 0.0 if run is None else compare(net, run, images)
         if not difference <= TOLERANCE:  # a wrong file does not replace a good one
-            raise UserError(f"{path} was not written: it would compute something else than the run ({difference:.1e}); please report it")
+            raise UserError(
+                f"{path} was not written: it would compute something else than the run ({difference:.1e}); please "
+                f"report it"
+            )
         try:
             files.write({path: temporary.read_bytes()})
         except OSError as error:
@@ -182,7 +205,10 @@ def main() -> None:
         return
     print(f"probabilities differ by at most {difference:.1e} from PyTorch's on {len(images)} images ({runner})")
     one, many = (latency(run, _zeros(net, batch)) for batch in (1, 32))
-    print(f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({runner}, CPU, {torch.get_num_threads()} threads)")
+    print(
+        f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({runner}, CPU, {torch.get_num_threads()} "
+        f"threads)"
+    )
 
 
 def _zeros(net: Classifier, batch: int) -> Tensor:

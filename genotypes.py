@@ -4,8 +4,8 @@ A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and
 the sum of two edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that
 it is applied to. The outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1).
 
-The name of every `Genotype` in this file is a value of `--arch`, also if you add one. `architectures/cells.py` reads and writes genotypes;
-`architectures/published.py` has the cells of other papers. This file does not import torch.
+The name of every `Genotype` in this file is a value of `--arch`, also if you add one. `architectures/cells.py` reads
+and writes genotypes; `architectures/published.py` has the cells of other papers. This file does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The discrete network: the cells of a genotype, stacked, with an optional auxiliary head, for CIFAR-sized images and for ImageNet."""
+"""The discrete network: the cells of a genotype, stacked, with an optional auxiliary head, for CIFAR-sized images and
+for ImageNet.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,23 @@ from operations import FactorizedReduce, Identity, ReLUConvBN, build, drop_path,
 class Cell(nn.Module):
     """A cell of a genotype.
 
-    Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W). Output:
-    (B, multiplier * C, H, W), where `multiplier` is the number of concatenated nodes; a reduction cell halves H and W.
+    Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H,
+    W). Output: (B, multiplier * C, H, W), where `multiplier` is the number of concatenated nodes; a reduction cell
+    halves H and W.
     """
 
-    def __init__(self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> None:
+    def __init__(
+        self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool
+    ) -> None:
         super().__init__()
         if reduction_prev:
             self.preprocess0: nn.Module = FactorizedReduce(C_prev_prev, C)
         else:
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
-        edges, concat = (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
+        edges, concat = (
+            (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
+        )
         self._ops = nn.ModuleList(build(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges)
         self._indices = [source for _, source in edges]
         self._concat = list(concat)
@@ -32,7 +39,9 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float | Tensor) -> Tensor:
         """`drop_prob`: probability of drop path in training, for every operation but `Identity`."""
-        dropping = self.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)  # reading a tensor's value would wait for the GPU
+        dropping = self.training and (
+            isinstance(drop_prob, Tensor) or drop_prob > 0
+        )  # reading a tensor's value would wait for the GPU
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for first in range(0, len(self._ops), 2):
             edges = []
@@ -46,7 +55,10 @@ class Cell(nn.Module):
 
 
 class _AuxiliaryPool(nn.Module):
-    """Average pooling to 2x2 with two overlapping windows a side, which are a `share` of the map apart: (B, C, S, S), any S from 2."""
+    """Average pooling to 2x2 with two overlapping windows a side, which are a `share` of the map apart:
+
+    (B, C, S, S), any S from 2.
+    """
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -58,7 +70,10 @@ class _AuxiliaryPool(nn.Module):
 
 
 class AuxiliaryHeadCIFAR(nn.Module):
-    """A second classifier at 2/3 of the depth: (B, C, S, S), S at least 2, to logits (B, num_classes). S = 8 in the original."""
+    """A second classifier at 2/3 of the depth:
+
+    (B, C, S, S), S at least 2, to logits (B, num_classes). S = 8 in the original.
+    """
 
     share = 3 / 8  # of an 8x8 map: windows of 5x5 at stride 3
     second_norm = True
@@ -82,7 +97,10 @@ class AuxiliaryHeadCIFAR(nn.Module):
 
 
 class AuxiliaryHeadImageNet(AuxiliaryHeadCIFAR):
-    """The same for ImageNet, where S = 7. There is no BatchNorm after the second convolution, as in the authors' code."""
+    """The same for ImageNet, where S = 7.
+
+    There is no BatchNorm after the second convolution, as in the authors' code.
+    """
 
     share = 2 / 7  # of a 7x7 map: windows of 5x5 at stride 2
     second_norm = False
@@ -143,7 +161,9 @@ class NetworkCIFAR(_Network):
         in_channels: channels of the images.
     """
 
-    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3) -> None:
+    def __init__(
+        self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3
+    ) -> None:
         super().__init__()
         C_stem = 3 * C
         self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
@@ -166,12 +186,16 @@ class NetworkImageNet(_Network):
     The stem divides H and W by 8, and the two reductions by 4: the last cells see 7x7 of an image of 224x224.
     """
 
-    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3) -> None:
+    def __init__(
+        self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3
+    ) -> None:
         super().__init__()
         self.stem0, self.stem1 = imagenet_stem(C, in_channels)
         self._build(C, num_classes, layers, genotype, C, True, AuxiliaryHeadImageNet if auxiliary else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, in_channels, S, S), S a multiple of 32, at least 64, to logits and auxiliary logits, as for `NetworkCIFAR`."""
+        """Images (B, in_channels, S, S), S a multiple of 32, at least 64, to logits and auxiliary logits, as for
+        `NetworkCIFAR`.
+        """
         s0 = self.stem0(x)
         return self._classify(s0, self.stem1(s0))

@@ -1,7 +1,7 @@
 """The supernet of the search: all edges and all operations at once, weighted by the softmax of the alphas.
 
-This is the continuous relaxation of the paper (DARTS, section 2.2), operation by operation. `Network.genotype` derives the discrete cells
-from the alphas.
+This is the continuous relaxation of the paper (DARTS, section 2.2), operation by operation. `Network.genotype` derives
+the discrete cells from the alphas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def candidate(primitive: str, C: int, stride: int) -> nn.Module:
 
 
 class MixedOp(nn.Module):
-    """One edge: the weighted sum of all candidate operations (DARTS, equation 2), (B, C, H, W) -> (B, C, H / stride, W / stride)."""
+    """One edge: the weighted sum of all candidate operations (DARTS, equation 2), (B, C, H, W) -> (B, C, H / stride, W
+    / stride).
+    """
 
     def __init__(self, C: int, stride: int) -> None:
         super().__init__()
@@ -38,16 +40,18 @@ class MixedOp(nn.Module):
 
 def weighted_sum(x: Tensor, operations: Iterable[nn.Module], weights: Tensor) -> Tensor:
     """The sum of what the operations make of x, weighted by `weights`, (operations,)."""
-    # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of shape (), keep
-    # the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
-    return sum(weight * op(x) for weight, op in zip(weights[:, None], operations, strict=True) if not isinstance(op, Zero))
+    # `none` adds nothing to the sum; its alpha still takes part in the softmax. Weights of shape (1,), unlike those of
+    # shape (), keep the sum in float32 under autocast; in bfloat16, small changes of the alphas would be rounded away.
+    return sum(
+        weight * op(x) for weight, op in zip(weights[:, None], operations, strict=True) if not isinstance(op, Zero)
+    )
 
 
 class Cell(nn.Module):
     """A cell in which every node has an edge, a `MixedOp`, from every node before it.
 
-    Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H, W); output:
-    (B, multiplier * C, H, W), halved in height and width by a reduction cell.
+    Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H,
+    W); output: (B, multiplier * C, H, W), halved in height and width by a reduction cell.
     """
 
     def __init__(
@@ -71,7 +75,9 @@ class Cell(nn.Module):
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
         # Edges in the order of the alphas' rows: those into node 2 (from 0, 1), into node 3 (from 0, 1, 2), ...
-        self._ops = nn.ModuleList(mixed_op(C, 2 if reduction and source < 2 else 1) for step in range(steps) for source in range(2 + step))
+        self._ops = nn.ModuleList(
+            mixed_op(C, 2 if reduction and source < 2 else 1) for step in range(steps) for source in range(2 + step)
+        )
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (edges, len(PRIMITIVES)), the softmaxed alphas of this kind of cell."""
@@ -85,7 +91,9 @@ class Cell(nn.Module):
 
 
 def cell_sizes(C: int, C_stem: int, layers: int, multiplier: int) -> Iterator[tuple[int, int, int, bool]]:
-    """(C_prev_prev, C_prev, C, reduction) of every cell behind a stem with `C_stem` channels; C is doubled at each reduction."""
+    """(C_prev_prev, C_prev, C, reduction) of every cell behind a stem with `C_stem` channels; C is doubled at each
+    reduction.
+    """
     C_prev_prev = C_prev = C_stem
     for i in range(layers):
         reduction = i in reductions(layers)
@@ -95,7 +103,8 @@ def cell_sizes(C: int, C_stem: int, layers: int, multiplier: int) -> Iterator[tu
 
 
 class Network(nn.Module):
-    """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling, classifier.
+    """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling,
+    classifier.
 
     Args:
         C: channels of the first cells; doubled at each reduction.
@@ -109,8 +118,8 @@ class Network(nn.Module):
         mixed_op: builds an edge, from its number of channels and its stride.
         stem: `cifar`, which keeps height and width, or `imagenet`, which divides them by 8 and has C channels, C even.
 
-    All normal cells share `alphas_normal`, all reduction cells `alphas_reduce`, (edges, len(PRIMITIVES)) each. They are parameters, so that
-    `to()` and `state_dict()` include them, but they are never in `weight_parameters()`.
+    All normal cells share `alphas_normal`, all reduction cells `alphas_reduce`, (edges, len(PRIMITIVES)) each. They are
+    parameters, so that `to()` and `state_dict()` include them, but they are never in `weight_parameters()`.
     """
 
     def __init__(
@@ -133,7 +142,9 @@ class Network(nn.Module):
         self._steps = steps
         self._multiplier = multiplier
 
-        reduction_prev = stem == "imagenet"  # the halves of this stem differ in size, as cells do before and after a reduction
+        reduction_prev = (
+            stem == "imagenet"
+        )  # the halves of this stem differ in size, as cells do before and after a reduction
         C_stem = C if reduction_prev else stem_multiplier * C
         if reduction_prev:
             self.stem0, self.stem1 = imagenet_stem(C, in_channels)
@@ -151,7 +162,10 @@ class Network(nn.Module):
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to logits (B, num_classes). H and W are multiples of 4; of 32 with the stem for ImageNet."""
+        """Images (B, in_channels, H, W) to logits (B, num_classes).
+
+        H and W are multiples of 4; of 32 with the stem for ImageNet.
+        """
         weights_normal, weights_reduce = self.mixing_weights()
         s0 = self.stem0(x) if hasattr(self, "stem0") else self.stem(x)
         s1 = self.stem1(s0) if hasattr(self, "stem1") else s0
@@ -203,8 +217,9 @@ class Network(nn.Module):
 def derive_cell(weights: list[list[float]], steps: int) -> list[tuple[str, int]]:
     """For each node its two strongest edges, the stronger first, each with its strongest operation.
 
-    The strength of an edge is the weight of its strongest operation other than `none`. A large weight of `none` makes the edge weaker,
-    because of the softmax, but `none` is never chosen. Between equal weights, the earlier edge and the earlier operation are chosen.
+    The strength of an edge is the weight of its strongest operation other than `none`. A large weight of `none` makes
+    the edge weaker, because of the softmax, but `none` is never chosen. Between equal weights, the earlier edge and the
+    earlier operation are chosen.
 
     Args:
         weights: for each edge the softmaxed alphas of `PRIMITIVES`; edges in the order of `Cell`.

@@ -1,8 +1,9 @@
 """The operations of an edge: all map C channels to C channels, at stride 1 or 2.
 
-`OPS[name](C, stride, affine)` builds one. All take and return (B, C, H, W), with H and W halved at stride 2, where they must be even.
-Convolutions are ReLU, convolution, BatchNorm in this order (DARTS, section 3.1, after NASNet). `affine` is False in the search, because an
-operation that can scale its own output would change the meaning of its alpha, and True in the final network.
+`OPS[name](C, stride, affine)` builds one. All take and return (B, C, H, W), with H and W halved at stride 2, where they
+must be even. Convolutions are ReLU, convolution, BatchNorm in this order (DARTS, section 3.1, after NASNet). `affine`
+is False in the search, because an operation that can scale its own output would change the meaning of its alpha, and
+True in the final network.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """The two halves of the stem for ImageNet. C is even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8, W / 8)."""
+    """The two halves of the stem for ImageNet.
+
+    C is even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8, W / 8).
+    """
     stem0 = nn.Sequential(
         nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(C // 2),
@@ -47,13 +51,16 @@ def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequentia
 
 
 def build(name: str, C: int, stride: int, affine: bool) -> nn.Module:
-    """`OPS[name](C, stride, affine)`. The first of its kind is tried, so that a faulty operation is reported before a run begins.
+    """`OPS[name](C, stride, affine)`. The first of its kind is tried, so that a faulty operation is reported before a
+    run begins.
 
     Raises:
         UserError: the operation is not in `OPS`, fails, or returns a wrong shape.
     """
     if name not in OPS:
-        raise UserError(f"the operation {name} is not in OPS of operations.py: add a line that builds it, or leave the name out")
+        raise UserError(
+            f"the operation {name} is not in OPS of operations.py: add a line that builds it, or leave the name out"
+        )
     _try(name, OPS[name], C, stride, affine)
     return OPS[name](C, stride, affine)
 
@@ -70,7 +77,9 @@ def _try(name: str, make: Callable[[int, int, bool], nn.Module], C: int, stride:
                 f"{type(error).__name__}: {error}"
             ) from error
     if shape != expected:
-        raise UserError(f"the operation {name} of operations.py makes {shape} of {given} at stride {stride}, not {expected}")
+        raise UserError(
+            f"the operation {name} of operations.py makes {shape} of {given} at stride {stride}, not {expected}"
+        )
 
 
 class ReLUConvBN(nn.Module):
@@ -89,9 +98,14 @@ class ReLUConvBN(nn.Module):
 
 
 class DilConv(nn.Module):
-    """Dilated depthwise-separable convolution: ReLU, depthwise, pointwise, BatchNorm; (B, C_in, H, W) -> (B, C_out, H', W')."""
+    """Dilated depthwise-separable convolution:
 
-    def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, dilation: int, affine: bool = True) -> None:
+    ReLU, depthwise, pointwise, BatchNorm; (B, C_in, H, W) -> (B, C_out, H', W').
+    """
+
+    def __init__(
+        self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, dilation: int, affine: bool = True
+    ) -> None:
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
@@ -143,9 +157,11 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves H and W by two 1x1 convolutions of stride 2 whose outputs are concatenated: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2).
+    """Halves H and W by two 1x1 convolutions of stride 2 whose outputs are concatenated: (B, C_in, H, W) -> (B, C_out,
+    H / 2, W / 2).
 
-    The second convolution is shifted by one row and one column, so that the two together see even and odd ones. C_out must be even.
+    The second convolution is shifted by one row and one column, so that the two together see even and odd ones. C_out
+    must be even.
     """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
@@ -159,12 +175,14 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        # Subsampled first, then convolved: equal to convolutions of stride 2, which corrupt memory on some CPUs (speed/convolutions.py).
+        # Subsampled first, then convolved: equal to convolutions of stride 2, which corrupt memory on some CPUs
+        # (speed/convolutions.py).
         return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
 def drop_path(x: Tensor, drop_prob: float | Tensor) -> Tensor:
-    """Sets each image of x, (B, C, H, W), to zero with probability `drop_prob`, and scales the others by 1 / (1 - `drop_prob`).
+    """Sets each image of x, (B, C, H, W), to zero with probability `drop_prob`, and scales the others by 1 / (1 -
+    `drop_prob`).
 
     Larsson et al. 2017. With the same random state, a float and a tensor, (), of the same value drop the same images.
     """

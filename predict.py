@@ -6,7 +6,8 @@
 
     python predict.py runs/x photo.jpg more_photos/ --top 3
 
-Prints a line for each image: its classes, the most probable first. Only the run's folder is needed, not the images of its training.
+Prints a line for each image: its classes, the most probable first. Only the run's folder is needed, not the images of
+its training.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Prediction = list[tuple[str, float]]  # classes and their probabilities, the mos
 
 
 class Logits(nn.Module):
-    """A network in evaluation mode without its auxiliary head: normalised images (B, C, S, S) to logits (B, classes)."""
+    """A network in evaluation mode without auxiliary head: normalised images (B, C, S, S) to logits (B, classes)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -55,9 +56,11 @@ class Logits(nn.Module):
 
 
 class Classifier:
-    """A trained network: `model` maps images (B, C, S, S), as `preprocess` returns them, to logits (B, classes), in evaluation mode.
+    """A trained network: `model` maps images (B, C, S, S), as `preprocess` returns them, to logits (B, classes), in
+    evaluation mode.
 
-    `classes` are the class names in the order of the logits, `image_size` is S, `description` is the content of `network.json`.
+    `classes` are the class names in the order of the logits, `image_size` is S, `description` is the content of
+    `network.json`.
     """
 
     def __init__(self, description: Trained, model: Logits, device: torch.device | str) -> None:
@@ -77,11 +80,17 @@ class Classifier:
             return self._normalise(decoding.pixels(image, *self._shape))
         if isinstance(image, str | os.PathLike):
             return self._normalise(decoding.decode(os.fspath(image), *self._shape))
-        raise UserError(f"an image is a path, an opened image or a tensor, not {type(image).__name__}: PIL.Image.fromarray opens an array")
+        raise UserError(
+            f"an image is a path, an opened image or a tensor, not {type(image).__name__}: PIL.Image.fromarray opens "
+            f"an array"
+        )
 
     @torch.no_grad()
-    def predict(self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5) -> list[Prediction]:
-        """For each image, opened, in a file, or from `preprocess`, the `top` most probable classes. All images are one batch.
+    def predict(
+        self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5
+    ) -> list[Prediction]:
+        """For each image, opened, in a file, or from `preprocess`, the `top` most probable classes. All images are one
+        batch.
 
         Raises:
             UserError: see `preprocess`.
@@ -100,7 +109,8 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 
     Args:
         run: the folder of a training run, or a file that `export.py --format safetensors` wrote. It may be untrusted.
-        space: if the network's space is a class in a Python file, its `file.py:Class` again, which allows this code to run.
+        space: if the network's space is a class in a Python file, its `file.py:Class` again, which allows this code to
+            run.
 
     Raises:
         UserError: `run` is neither a run's folder nor such a file, or it is damaged.
@@ -118,7 +128,8 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(files, notes): `paths` with folders replaced by the images in them, sorted; lines about what else these folders hold.
+    """(files, notes): `paths` with folders replaced by the images in them, sorted; lines about what else these folders
+    hold.
 
     Raises:
         UserError: a folder cannot be read, or holds no image.
@@ -134,7 +145,9 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
         except OSError as error:
             raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
         if not images:
-            raise UserError(f"the folder {path} holds no image ({', '.join(IMG_EXTENSIONS)}); other kinds can be named one by one")
+            raise UserError(
+                f"the folder {path} holds no image ({', '.join(IMG_EXTENSIONS)}); other kinds can be named one by one"
+            )
         found += images
     return found, [*folders.notes(left_out)]
 
@@ -143,14 +156,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Predict the classes of images with a trained network.")
     parser.add_argument("run", help="the folder of a training run, or a .safetensors file of export.py")
     parser.add_argument(
-        "images", nargs="+", metavar="image", help="an image file of any format that Pillow reads, or a folder of such files"
+        "images",
+        nargs="+",
+        metavar="image",
+        help="an image file of any format that Pillow reads, or a folder of such files",
     )
     parser.add_argument("--top", type=cli.positive_int, default=5, help="name this many classes for each image")
     parser.add_argument(
-        "--json", action="store_true", help='print a line of JSON for each image: {"image": ..., "classes": {name: probability}}'
+        "--json",
+        action="store_true",
+        help='print a line of JSON for each image: {"image": ..., "classes": {name: probability}}',
     )
     parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images per batch")
-    parser.add_argument("--gpu", type=cli.device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU")
+    parser.add_argument(
+        "--gpu", type=cli.device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU"
+    )
     parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {registry.SPACE_HELP}")
     return parser.parse_args()
 
@@ -179,7 +199,9 @@ def main() -> None:
             if args.json:
                 print(json.dumps({"image": path, "classes": dict(prediction)}))
                 continue
-            cells = [f"{errors.printable(name):<{class_width}} {100 * probability:6.2f}%" for name, probability in prediction]
+            cells = [
+                f"{errors.printable(name):<{class_width}} {100 * probability:6.2f}%" for name, probability in prediction
+            ]
             print("  ".join([f"{errors.printable(path):<{width}}", *cells]))
     if failures:
         raise UserError(f"{failures} of {len(paths)} images could not be read: see above")

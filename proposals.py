@@ -26,9 +26,11 @@ def train_commands(args: argparse.Namespace, run: Path, images: int) -> dict[str
 
 
 def proportional_sizes(args: argparse.Namespace, images: int) -> dict[str, int]:
-    """{argument of train.py: value}: the search's sizes, multiplied as the paper's training multiplies those of its search.
+    """{argument of train.py: value}: the search's sizes, multiplied as the paper's training multiplies those of its
+    search.
 
-    A network outside of the space of DARTS keeps the search's channels and cells, which the found architecture may depend on.
+    A network outside of the space of DARTS keeps the search's channels and cells, which the found architecture may
+    depend on.
     """
     searched = {name: getattr(args, name) for name in PAPER if getattr(args, name) is not None}
     scaled = {name: round(value * PAPER[name][1] / PAPER[name][0]) for name, value in searched.items()}

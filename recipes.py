@@ -46,21 +46,28 @@ CIFAR_BATCH = 96  # the default of `--batch_size`; the default of `--learning_ra
 
 
 def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
-    """Adds `--network` and its relatives, the same for training and testing. `preset`: the defaults of `--preset imagenet`."""
+    """Adds `--network` and its relatives, the same for training and testing.
+
+    `preset`: the defaults of `--preset imagenet`.
+    """
     parser.presets = {"imagenet": preset}
-    group.add_argument("--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them")
+    group.add_argument(
+        "--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them"
+    )
     group.add_argument(
         "--network",
         choices=["auto", *cli.NETWORKS],
         default="auto",
-        help="build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; auto: choose by "
+        help="build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; "
+        "auto: choose by "
         "the size of the images",
     )
     group.add_argument(
         "--centre_crop",
         type=cli.number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
         default=1.0,
-        help="crop the centre of each image to a square of this share of its shorter side; for --dataset folder and imagenet",
+        help="crop the centre of each image to a square of this share of its shorter side; for --dataset folder and "
+        "imagenet",
     )
 
 
@@ -79,11 +86,17 @@ def add_arguments(parser: Parser) -> None:
         default=0,
         help="multiply the learning rate by --gamma every so many epochs; 0: cosine schedule",
     )
-    group.add_argument("--gamma", type=cli.proportion, default=0.97, help="multiply the learning rate by this number; see --decay_period")
+    group.add_argument(
+        "--gamma",
+        type=cli.proportion,
+        default=0.97,
+        help="multiply the learning rate by this number; see --decay_period",
+    )
     group.add_argument(
         "--scale_lr",
         action="store_true",
-        help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / {IMAGENET['batch_size']}",
+        help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / "
+        f"{IMAGENET['batch_size']}",
     )
     group.add_argument(
         "--lr_warmup_epochs",
@@ -91,7 +104,12 @@ def add_arguments(parser: Parser) -> None:
         default=0,
         help="raise the learning rate linearly from a hundredth during this many epochs",
     )
-    group.add_argument("--label_smoothing", type=cli.probability, default=0.0, help="smooth the labels of the training loss by this share")
+    group.add_argument(
+        "--label_smoothing",
+        type=cli.probability,
+        default=0.0,
+        help="smooth the labels of the training loss by this share",
+    )
     group.add_argument(
         "--crop",
         choices=["pad", "resized"],
@@ -110,7 +128,9 @@ def add_arguments(parser: Parser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raises `UserError` if these arguments cannot be combined."""
     if args.decay_period and args.learning_rate_min:
-        raise UserError("--learning_rate_min belongs to the cosine schedule, which --decay_period replaces: leave one of them out")
+        raise UserError(
+            "--learning_rate_min belongs to the cosine schedule, which --decay_period replaces: leave one of them out"
+        )
     if args.lr_warmup_epochs >= args.epochs:
         raise UserError(f"--lr_warmup_epochs {args.lr_warmup_epochs} are all of the {args.epochs} epochs: lower it")
     if any(jitter(args.color_jitter)) and args.crop != "resized":
@@ -125,7 +145,9 @@ def color_jitter(text: str) -> str:
     except ValueError:
         accepted = False
     if not accepted:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not four numbers of at least 0, 0.4,0.4,0.4,0.2, the last of at most 0.5")
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not four numbers of at least 0, 0.4,0.4,0.4,0.2, the last of at most 0.5"
+        )
     return text
 
 
@@ -150,7 +172,9 @@ def scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> tor
     if args.decay_period:
         main = schedules.StepLR(optimizer, args.decay_period, gamma=args.gamma)
     else:
-        main = schedules.CosineAnnealingLR(optimizer, args.epochs - args.lr_warmup_epochs, eta_min=args.learning_rate_min)
+        main = schedules.CosineAnnealingLR(
+            optimizer, args.epochs - args.lr_warmup_epochs, eta_min=args.learning_rate_min
+        )
     if not args.lr_warmup_epochs:
         return main
     warmup = schedules.LinearLR(optimizer, start_factor=0.01, total_iters=args.lr_warmup_epochs)

@@ -5,8 +5,9 @@
     python reproduce.py --preset small --data cifar10-jpeg --jobs 2       # CIFAR-10 at a scale for two CPU cores
     python reproduce.py --preset paper --gpus 0,1,2,3                     # the full protocol
 
-After every run that ends, prints its time and the number of runs that are left, and writes `results.json`, `table.md`, `table.tex` and
-`report.html` into `--out`. The same command continues after an interruption. docs/protocol.md describes the protocol.
+After every run that ends, prints its time and the number of runs that are left, and writes `results.json`, `table.md`,
+`table.tex` and `report.html` into `--out`. The same command continues after an interruption. docs/protocol.md describes
+the protocol.
 """
 
 from __future__ import annotations
@@ -36,12 +37,20 @@ from protocol.plan import PRESETS, STAGES, Plan, configured
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Search, select and train by the paper's protocol, with several seeds, into one table.")
-    parser.add_argument("--preset", choices=PRESETS, default="paper", help="use the sizes and numbers of runs of this preset")
-    parser.add_argument("--out", type=cli.path, help="write all runs and results to this folder; None: to protocol-<preset>")
+    parser = cli.Parser(
+        description="Search, select and train by the paper's protocol, with several seeds, into one table."
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="paper", help="use the sizes and numbers of runs of this preset"
+    )
+    parser.add_argument(
+        "--out", type=cli.path, help="write all runs and results to this folder; None: to protocol-<preset>"
+    )
     parser.add_argument("--methods", help="run these methods, separated by commas; None: those of the preset")
     parser.add_argument("--seeds", type=cli.positive_int, help="number of searches for each method; None: the preset's")
-    parser.add_argument("--trainings", type=cli.positive_int, help="number of trainings for each method; None: the preset's")
+    parser.add_argument(
+        "--trainings", type=cli.positive_int, help="number of trainings for each method; None: the preset's"
+    )
     parser.add_argument(
         "--data",
         type=cli.path,
@@ -49,11 +58,18 @@ def parse_arguments() -> argparse.Namespace:
         help="read images from this folder; --preset small needs train/<class>/ and test/<class>/ in it",
     )
     parser.add_argument(
-        "--config", help="read flags for the stages, and your own methods, from this file: JSON, or YAML with PyYAML installed"
+        "--config",
+        help="read flags for the stages, and your own methods, from this file: JSON, or YAML with PyYAML installed",
     )
-    parser.add_argument("--gpus", help="run one job at a time on each of these GPUs, numbers separated by commas; None: on the CPU")
-    parser.add_argument("--jobs", type=cli.positive_int, default=1, help="run this many jobs at a time on the CPU; they share its cores")
-    parser.add_argument("--ray", metavar="ADDRESS", help="run the jobs on this Ray cluster; local: start one on this machine")
+    parser.add_argument(
+        "--gpus", help="run one job at a time on each of these GPUs, numbers separated by commas; None: on the CPU"
+    )
+    parser.add_argument(
+        "--jobs", type=cli.positive_int, default=1, help="run this many jobs at a time on the CPU; they share its cores"
+    )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run the jobs on this Ray cluster; local: start one on this machine"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print all command lines and run nothing")
     parser.add_argument(
         "--collect",
@@ -138,16 +154,24 @@ def keep_protocol(plan: Plan, preset: str) -> None:
             raise UserError(f"cannot read {path} ({error}): name another --out") from None
         fixed = ("preset", "common", "search", "select", "train", "images_per_class")
         if changed := [key for key in fixed if before.get(key) != now[key]]:
-            raise UserError(f"{plan.out} holds the runs of another protocol, which differs in {', '.join(changed)}: name another --out")
+            raise UserError(
+                f"{plan.out} holds the runs of another protocol, which differs in {', '.join(changed)}: name another "
+                f"--out"
+            )
     files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
 
 
 def copy_images(plan: Plan, source: Path, counts: tuple[int, int]) -> None:
-    """Copies the first images of each class, by name, from `source` to the plan's folder: so many to train and to test on."""
+    """Copies the first images of each class, by name, from `source` to the plan's folder: so many to train and to test
+    on.
+    """
     for part, count in zip(("train", "test"), counts, strict=True):
         classes = [path for path in (source / part).glob("*") if path.is_dir()]
         if not classes:
-            raise UserError(f"--data {source} lacks {part}/<class>/: name a folder of CIFAR-10 as images (docs/protocol.md makes one)")
+            raise UserError(
+                f"--data {source} lacks {part}/<class>/: name a folder of CIFAR-10 as images (docs/protocol.md makes "
+                f"one)"
+            )
         for folder in classes:
             target = plan.out / "images" / part / folder.name
             target.mkdir(parents=True, exist_ok=True)
@@ -191,7 +215,9 @@ def write_results(plan: Plan, preset: str) -> str:
         "results.json": json.dumps(found, indent=2) + "\n",
         "table.md": table,
         "table.tex": results.tex(found),
-        "report.html": pictures.page(found, results.tables(found), f"{state}. {', '.join(found['failed']) or 'No run'} failed."),
+        "report.html": pictures.page(
+            found, results.tables(found), f"{state}. {', '.join(found['failed']) or 'No run'} failed."
+        ),
     }
     files.write({plan.out / name: content.encode() for name, content in contents.items()})
     return table

@@ -1,10 +1,11 @@
 """Stage 3: the accuracy of saved weights on the test set. Weights of the original authors also load.
 
-    python test.py eval-EXP-20260101-120000                               # a run of train.py: its folder holds everything else
-    python test.py --auxiliary --model_path cifar10_model.pt --gpu 0      # the authors' weights of DARTS_V2: 97.37% as they report
+    python test.py eval-EXP-20260101-120000      # a run of train.py: its folder holds everything else
+    python test.py --auxiliary --model_path cifar10_model.pt --gpu 0    # the authors' weights: they report 97.37%
     python test.py --preset imagenet --auxiliary --model_path imagenet_model.pt --gpu 0      # docs/imagenet.md
 
-Prints loss and accuracy. Without a run's folder, the arguments that define the network must be the same as in its training.
+Prints loss and accuracy. Without a run's folder, the arguments that define the network must be the same as in its
+training.
 """
 
 from __future__ import annotations
@@ -34,11 +35,25 @@ from experiment.weights import load_weights
 from speed import convolutions
 
 # Arguments that define the network and its images. For a run's folder, they cannot be changed.
-FIXED = ("arch", "space", "init_channels", "layers", "network", "space_arg", "auxiliary", "image_size", "centre_crop", "channels")
+FIXED = (
+    "arch",
+    "space",
+    "init_channels",
+    "layers",
+    "network",
+    "space_arg",
+    "auxiliary",
+    "image_size",
+    "centre_crop",
+    "channels",
+)
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
-    """The arguments, and the run that they name or None. Arguments that are not given have their values from the run's training."""
+    """The arguments, and the run that they name or None.
+
+    Arguments that are not given have their values from the run's training.
+    """
     parser = cli.Parser(description="Measure the accuracy of saved weights on the test set.")
     parser.add_argument("run", nargs="?", help="the folder of a training run; without it, give --arch and --model_path")
     cli.add_data_arguments(parser, data.DATASETS)
@@ -51,12 +66,15 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
         "--arch",
         type=Cells.canonical,
         default="DARTS",
-        help=f"architecture of the weights: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as text or in a file",
+        help=f"architecture of the weights: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as "
+        f"text or in a file",
     )
     parser.add_argument("--space", default="darts", help=f"space of --arch: {registry.SPACE_HELP}")
     parser.add_argument("--model_path", default="EXP/model.pt", help="the file of the saved weights, a state_dict")
     parser.add_argument(
-        "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 36, or the space's default"
+        "--init_channels",
+        type=cli.positive_int,
+        help="number of channels of the first cells; None: 36, or the space's default",
     )
     parser.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
     recipes.add_network_arguments(parser, parser, recipes.IMAGENET_NETWORK)
@@ -76,7 +94,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     args = parser.parse_args()
     for name, value in own.items():
         if getattr(args, name) != value:
-            raise UserError(f"--{name} {getattr(args, name)}: the network in {args.run} has {value}, which is fixed: leave it out")
+            raise UserError(
+                f"--{name} {getattr(args, name)}: the network in {args.run} has {value}, which is fixed: leave it out"
+            )
     return args, network
 
 
@@ -87,11 +107,16 @@ def _images_and_device(run: str) -> dict[str, Any]:
 
 
 def load_images(args: argparse.Namespace, options: data.Options, network: Trained | None) -> data.ImageData:
-    """The images to measure on. Size, classes and statistics are those of `network` if it is known, otherwise those of the dataset."""
+    """The images to measure on.
+
+    Size, classes and statistics are those of `network` if it is known, otherwise those of the dataset.
+    """
     if network is None:
         return data.load_test(options)
     if args.image_size != network.image_size:
-        raise UserError(f"--image_size {args.image_size}: {args.model_path} was trained on images of {network.image_size} pixels")
+        raise UserError(
+            f"--image_size {args.image_size}: {args.model_path} was trained on images of {network.image_size} pixels"
+        )
     options = replace(options, channels=network.channels, centre_crop=network.centre_crop)
     return data.load_test(options, network.classes, (network.mean, network.std))
 
@@ -112,7 +137,9 @@ def main() -> None:
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
     convolutions.set_memory_format(model, device)
-    utils.set_threads(args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device)
+    utils.set_threads(
+        args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device
+    )
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, options, device)
     report = console.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))

@@ -5,9 +5,9 @@
     python train.py --arch DARTS_V2 --valid_portion 0.1 --auxiliary --cutout --gpu 0
     python train.py --preset imagenet --arch DARTS_V2 --auxiliary --gpu 0      # docs/imagenet.md
 
-After every epoch, weights.pt in the run's folder holds the weights, and the log the test accuracy. The last one is the result. The best one
-is printed too, but it was picked on the test set, so it is too high. With --valid_portion, the best epoch is chosen on held-out training
-images, its weights are in best.pt, and the test set is measured once.
+After every epoch, weights.pt in the run's folder holds the weights, and the log the test accuracy. The last one is the
+result. The best one is printed too, but it was picked on the test set, so it is too high. With --valid_portion, the
+best epoch is chosen on held-out training images, its weights are in best.pt, and the test set is measured once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path")
     cli.accept_unread(parser, "--parallel", nargs=0)  # torchrun starts several processes
-    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of weights, data order, augmentation and drop path")
+    parser.add_argument(
+        "--seed", type=cli.seed, default=0, help="seed of weights, data order, augmentation and drop path"
+    )
     group = parser.add_argument_group("network")
     group.add_argument("--space", default="darts", help=f"space of --arch: {registry.SPACE_HELP}")
     group.add_argument(
@@ -59,7 +61,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help=f"train this architecture: {', '.join(Cells.names())}; a search's folder; or JSON or Genotype(...), as text or in a file",
     )
     group.add_argument(
-        "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 36, or the space's default"
+        "--init_channels",
+        type=cli.positive_int,
+        help="number of channels of the first cells; None: 36, or the space's default",
     )
     group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
     recipes.add_network_arguments(parser, group, recipes.IMAGENET)
@@ -72,7 +76,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help="begin with the weights in this file, except for a classifier of another number of classes",
     )
     group = cli.add_weights_arguments(parser, epochs=600, batch_size=recipes.CIFAR_BATCH, learning_rate_min=0.0)
-    group.add_argument("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="weight of the auxiliary head's loss")
+    group.add_argument(
+        "--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="weight of the auxiliary head's loss"
+    )
     group.add_argument(
         "--drop_path_prob",
         type=cli.probability,
@@ -86,7 +92,11 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         default=0.0,
         help="hold out this share of the training images, and choose the best epoch on it",
     )
-    group.add_argument("--valid_folder", action="store_true", help="choose the best epoch on the images in val/; test/ must be there, too")
+    group.add_argument(
+        "--valid_folder",
+        action="store_true",
+        help="choose the best epoch on the images in val/; test/ must be there, too",
+    )
     group.add_argument(
         "--keep",
         choices=["last", "best"],
@@ -100,7 +110,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         raise UserError("--valid_portion and --valid_folder both say which images are held out: leave one of them out")
     recipes.check(args)
     if args.auxiliary and args.batch_size == 1:
-        raise UserError("--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image")
+        raise UserError(
+            "--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image"
+        )
     return args
 
 
@@ -125,8 +137,8 @@ def train(
     """Trains as the command does: the same run's folder, log, signals and result.
 
     Args:
-        network: the result of `train_search.search`, or a value of `--arch`; None here and below: the command's default.
-            `init_channels` and `layers` set its size.
+        network: the result of `train_search.search`, or a value of `--arch`; None here and below: the command's
+            default. `init_channels` and `layers` set its size.
         images: a value of `--dataset`, or a folder of images (`--dataset folder --data`).
         callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
         arguments: the command's other arguments by their names, `epochs=4, auxiliary=True`; False leaves a flag out.
@@ -175,7 +187,12 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         if recorded is None:
             run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million (the auxiliary head left out)", utils.count_parameters_in_MB(model))
-        run.log("multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)", multiply_adds, size, size)
+        run.log(
+            "multiply-adds = %.6f million (convolutions and linear layers, one image of %dx%d)",
+            multiply_adds,
+            size,
+            size,
+        )
         part = "valid" if holds_out(args) else "test"  # that every epoch is measured on
         progress = run.restore(model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
@@ -218,8 +235,12 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
                 row |= metrics.of_classes(measured.confusion.tolist(), images.classes)
             if last or best or not holds_out(args):
                 weights = "best.pt" if holds_out(args) else "weights.pt"
-                measured_on = f"{measured.top1.count} {measured_images(args, last)} images, after epoch {epoch + 1} of {epochs}"
-                run.write_json(trained.FILE, trained.describe(args, images, architecture, weights, measured.top1.avg, measured_on))
+                measured_on = (
+                    f"{measured.top1.count} {measured_images(args, last)} images, after epoch {epoch + 1} of {epochs}"
+                )
+                run.write_json(
+                    trained.FILE, trained.describe(args, images, architecture, weights, measured.top1.avg, measured_on)
+                )
             loop.complete(row)
 
         finish(args, run)
@@ -252,7 +273,11 @@ def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> 
         return ()
     notes: list[str] = []
     kept = load_weights(model, args.init_from, num_classes, say=notes.append)
-    return (*notes, f"begins with the weights in {args.init_from}" + f"; new, for {num_classes} classes: {', '.join(kept)}" * bool(kept))
+    return (
+        *notes,
+        f"begins with the weights in {args.init_from}"
+        + f"; new, for {num_classes} classes: {', '.join(kept)}" * bool(kept),
+    )
 
 
 def measure_best(model: nn.Module, batches: data.Batches, loop: Loop, run: Run) -> utils.Meters:
@@ -279,7 +304,11 @@ def finish(args: argparse.Namespace, run: Run) -> None:
         run.log("test accuracy %.2f%% after two batches: --fast_dev_run only tries whether everything runs", accuracy)
     elif holds_out(args):
         best = max(rows, key=lambda row: row["valid_acc"])
-        run.log("best accuracy on the held-out images %.2f%%, in epoch %d: its weights are in best.pt", best["valid_acc"], best["epoch"])
+        run.log(
+            "best accuracy on the held-out images %.2f%%, in epoch %d: its weights are in best.pt",
+            best["valid_acc"],
+            best["epoch"],
+        )
         run.log("test accuracy %.2f%% of these weights, measured once: the result", accuracy)
     else:
         run.log("final test accuracy %.2f%% after %d epochs: the result", accuracy, len(rows))
@@ -290,10 +319,14 @@ def finish(args: argparse.Namespace, run: Run) -> None:
     run.propose({"test the weights again": test_command(args, run)})
 
 
-def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> Step:
-    """Returns a step on a batch. The step returns loss, logits, the gradient's norm, and the auxiliary head's loss if any.
+def training_step(
+    model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace
+) -> Step:
+    """Returns a step on a batch. The step returns loss, logits, the gradient's norm, and the auxiliary head's loss if
+    any.
 
-    This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and without label smoothing.
+    This loss is the one that evaluation measures, so that they can be compared: without the auxiliary head's, and
+    without label smoothing.
     """
     parallel = distributed.data_parallel(model)
 
@@ -314,7 +347,9 @@ def training_step(model: nn.Module, criterion: nn.Module, optimizer: torch.optim
 
 def test_command(args: argparse.Namespace, run: Run) -> str:
     """The command that measures the saved weights' accuracy; a space in a file is named again (see `cli.parse`)."""
-    return shlex.join(["python", "test.py", str(run.folder), *(["--space", args.space] if cli.runs_code(args.space) else [])])
+    return shlex.join(
+        ["python", "test.py", str(run.folder), *(["--space", args.space] if cli.runs_code(args.space) else [])]
+    )
 
 
 if __name__ == "__main__":

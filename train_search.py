@@ -3,12 +3,13 @@
     python train_search.py --unrolled --gpu 0               # CIFAR-10, second order: the paper's setting
     python train_search.py --gpu 0                          # first order: about a third of the time
     python train_search.py --dataset digits --gpu -1 --epochs 6 --init_channels 4 --layers 4 --batch_size 32
-    python train_search.py --stem imagenet --dataset folder --data photos --image_size 128 --gpu 0      # docs/imagenet.md
+    python train_search.py --stem imagenet --dataset folder --data photos --image_size 128 --gpu 0    # docs/imagenet.md
     python train_search.py --space nasbench201 --strategy enas --gpu 0
     python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --batch_size 16
 
-The run's folder then holds genotype.json, architecture.json, nni.json and pictures of the cells. The log ends with the command that trains
-them. Accuracies in the log are those of the supernet. They do not predict the accuracy of the found network, which train.py measures.
+The run's folder then holds genotype.json, architecture.json, nni.json and pictures of the cells. The log ends with the
+command that trains them. Accuracies in the log are those of the supernet. They do not predict the accuracy of the found
+network, which train.py measures.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ from speed import acceleration
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """Returns the arguments of the command line, or `arguments`, {name: value}, with all defaults."""
-    parser = cli.Parser(description="Search for an architecture: for cells with DARTS, or in another space or with another strategy.")
+    parser = cli.Parser(
+        description="Search for an architecture: for cells with DARTS, or in another space or with another strategy."
+    )
     cli.add_data_arguments(parser, data.DATASETS)
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
@@ -54,24 +57,33 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     group.add_argument("--space", default="darts", help=f"search in this space: {registry.SPACE_HELP}")
     group.add_argument("--strategy", default="darts", help=f"search with this strategy: {registry.STRATEGY_HELP}")
     group.add_argument(
-        "--init_channels", type=cli.positive_int, help="number of channels of the first cells; None: 16, or the space's default"
+        "--init_channels",
+        type=cli.positive_int,
+        help="number of channels of the first cells; None: 16, or the space's default",
     )
     group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 8, or the space's default")
-    group.add_argument("--nodes", type=cli.positive_int, default=4, help="number of intermediate nodes in a cell of --space darts")
+    group.add_argument(
+        "--nodes", type=cli.positive_int, default=4, help="number of intermediate nodes in a cell of --space darts"
+    )
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument(
         "--stem",
         choices=cli.NETWORKS,
         default="cifar",
-        help="put this stem before the cells of --space darts; imagenet divides height and width by 8, for images from 64 pixels on",
+        help="put this stem before the cells of --space darts; imagenet divides height and width by 8, for images "
+        "from 64 pixels on",
     )
     cli.add_space_argument(group, "--strategy_arg", "strategy")
     cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
     group = parser.add_argument_group("alphas")
     group.add_argument(
-        "--unrolled", action="store_true", help="use the second order: the validation loss after a virtual step of the weights"
+        "--unrolled",
+        action="store_true",
+        help="use the second order: the validation loss after a virtual step of the weights",
     )
-    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way")
+    group.add_argument(
+        "--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way"
+    )
     group.add_argument(
         "--train_portion",
         type=cli.proportion,
@@ -79,10 +91,16 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help="train the weights on this share of the training images, and the alphas on the rest",
     )
     group.add_argument(
-        "--valid_folder", action="store_true", help="train the alphas on val/ and the weights on all of train/; needs test/, too"
+        "--valid_folder",
+        action="store_true",
+        help="train the alphas on val/ and the weights on all of train/; needs test/, too",
     )
-    group.add_argument("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam")
-    group.add_argument("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam")
+    group.add_argument(
+        "--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam"
+    )
+    group.add_argument(
+        "--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam"
+    )
     group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
     flags.add_arguments(parser)
     group = parser.add_argument_group("collapse (Zela et al. 2020)")
@@ -93,7 +111,9 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help="measure the dominant eigenvalue of the alphas' Hessian every so many epochs; 0: never",
     )
     group.add_argument(
-        "--early_stop", choices=["eigenvalue"], help="stop when the eigenvalue has grown, and return an earlier architecture"
+        "--early_stop",
+        choices=["eigenvalue"],
+        help="stop when the eigenvalue has grown, and return an earlier architecture",
     )
     args = cli.parse(parser, "search", arguments)
     cli.check_learning_rates(args)
@@ -132,7 +152,9 @@ def search(
         TypeError: an argument that the command does not have.
         SystemExit: a signal has stopped the run, which `resume=` the run's folder goes on with.
     """
-    return run_search(parse_arguments(dict(space=space, strategy=strategy, **data.source(images), **arguments)), callbacks)
+    return run_search(
+        parse_arguments(dict(space=space, strategy=strategy, **data.source(images), **arguments)), callbacks
+    )
 
 
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
@@ -153,7 +175,11 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     if args.sync_bn:
         distributed.convert(model)
     optimizer = utils.optimizer(
-        torch.optim.SGD, model.weight_parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
+        torch.optim.SGD,
+        model.weight_parameters(),
+        lr=args.learning_rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
     plain = search_step(model, architect, criterion, optimizer, args)
@@ -167,7 +193,10 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     with Run("search", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)))
         if args.space == "darts" and args.layers < 3:
-            run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas stay random")
+            run.log(
+                "warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas "
+                "stay random"
+            )
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(**parts)
@@ -229,11 +258,15 @@ def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, devi
 
         return building.build(args, num_classes, criterion, device)
     nodes = args.nodes  # all concatenated
-    model = Network(args.init_channels, num_classes, args.layers, criterion, nodes, nodes, in_channels=args.channels, stem=args.stem)
+    model = Network(
+        args.init_channels, num_classes, args.layers, criterion, nodes, nodes, in_channels=args.channels, stem=args.stem
+    )
     return model.to(device), Architect(model, args)
 
 
-def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None) -> Architecture:
+def finish(
+    args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None
+) -> Architecture:
     """Logs, writes and draws what the search has found, and returns it.
 
     Args:
@@ -245,7 +278,9 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
     if stop is not None:
         before = registry.load_space(args.space).of_epoch(run.progress.metrics[stop])
         assert before is not None  # a search records one in every epoch
-        run.log("the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop)
+        run.log(
+            "the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop
+        )
         run.log("weights.pt is still the supernet of epoch %d", epoch - 1)
         architecture, epoch = before, stop + 1
         run.write_architecture(architecture.files())
@@ -256,9 +291,15 @@ def finish(args: argparse.Namespace, run: Run, images: int, architecture: Archit
 
 
 def search_step(
-    model: Searchable, architect: Architect, criterion: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace
+    model: Searchable,
+    architect: Architect,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    args: argparse.Namespace,
 ) -> Step:
-    """The step of the paper's algorithm 1: from a training and a validation batch to loss, logits and the gradient's norm on the former."""
+    """The step of the paper's algorithm 1: from a training and a validation batch to loss, logits and the gradient's
+    norm on the former.
+    """
     weights = model.weight_parameters()
 
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

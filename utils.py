@@ -28,13 +28,14 @@ def select_device(gpu: int, tf32: bool = False) -> torch.device:
 
     Args:
         gpu: the number.
-        tf32: whether GPUs round the factors of float32 products and convolutions to TF32's 10 bits. (PyTorch does, unless told
-            otherwise, in convolutions and not in products.)
+        tf32: whether GPUs round the factors of float32 products and convolutions to TF32's 10 bits. (PyTorch does,
+            unless told otherwise, in convolutions and not in products.)
 
     Raises:
         UserError: there are GPUs, but none with this number.
     """
-    # These set the newer `fp32_precision`, too; setting only that makes the reading of these an error, and compilers read them.
+    # These set the newer `fp32_precision`, too; setting only that makes the reading of these an error, and compilers
+    # read them.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if gpu < 0:
         return torch.device("cpu")
@@ -55,8 +56,9 @@ def begin(args: argparse.Namespace) -> torch.device:
     return device
 
 
-# Below, a second thread saves nothing: a small network is thousands of tiny operations, and in each, every thread waits for the last. On a
-# busy machine, whose other programs push threads aside, two threads took 3 times as long as one (benchmarks/README.md).
+# Below, a second thread saves nothing: a small network is thousands of tiny operations, and in each, every thread waits
+# for the last. On a busy machine, whose other programs push threads aside, two threads took 3 times as long as one
+# (benchmarks/README.md).
 MULTIPLY_ADDS_OF_A_THREAD = 1e9
 
 
@@ -76,7 +78,10 @@ def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.de
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch. With `deterministic`, CUDA only uses kernels that repeat their results; these are slower."""
+    """Seeds Python, NumPy and torch.
+
+    With `deterministic`, CUDA only uses kernels that repeat their results; these are slower.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -116,7 +121,8 @@ class AverageMeter:
 
 
 class Meters:
-    """Loss, top-1 and top-5 accuracy of an epoch, the auxiliary head's loss where there is one, and the log's words about them.
+    """Loss, top-1 and top-5 accuracy of an epoch, the auxiliary head's loss where there is one, and the log's words
+    about them.
 
     After `evaluate`, `confusion` holds how often images of class i were taken for class j, int64 (classes, classes).
     """
@@ -158,7 +164,9 @@ class Meters:
 
     def __str__(self) -> str:
         # Of five classes or fewer, every one is among the five most likely.
-        shown = f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (self._classes > 5)
+        shown = f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (
+            self._classes > 5
+        )
         return shown + (f" auxiliary loss {self.auxiliary.avg:.3f}" if self.auxiliary.count else "")
 
 
@@ -166,8 +174,11 @@ class Meters:
 _WAYS = ("foreach", "fused", "capturable")
 
 
-def optimizer(kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any) -> torch.optim.Optimizer:
-    """Returns `kind(parameters, **options)`. On a GPU, its step takes few kernels, does not wait, and can be in a CUDA graph.
+def optimizer(
+    kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any
+) -> torch.optim.Optimizer:
+    """Returns `kind(parameters, **options)`. On a GPU, its step takes few kernels, does not wait, and can be in a CUDA
+    graph.
 
     A loaded state does not change this, even if it was saved on another device.
     """
@@ -186,7 +197,10 @@ def _keep_ways(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[
 
 
 def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) -> None:
-    """Moves the learning rate on by `epochs`. A resumed run takes no optimizer steps before, so torch's warning about that is silenced."""
+    """Moves the learning rate on by `epochs`.
+
+    A resumed run takes no optimizer steps before, so torch's warning about that is silenced.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
         for _ in range(epochs):
@@ -196,12 +210,15 @@ def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) ->
 def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
     """The logits of `model`, (B, classes), and of its auxiliary head, or None if no head runs.
 
-    With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the loss needs them.
+    With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the
+    loss needs them.
     """
     # Without the cache of converted weights: each is used once, and a CUDA graph must not hold one from before.
     with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
         output = model(x)
-    logits, auxiliary = output if isinstance(output, tuple) else (output, None)  # only the network of cells has an auxiliary head
+    logits, auxiliary = (
+        output if isinstance(output, tuple) else (output, None)
+    )  # only the network of cells has an auxiliary head
     if amp:
         return logits.float(), None if auxiliary is None else auxiliary.float()
     return logits, auxiliary
@@ -230,9 +247,11 @@ def evaluate(
     criterion: Callable[[Tensor, Tensor], Tensor],
     report: Callable[[int, Meters], None] = lambda step, meters: None,
 ) -> Meters:
-    """Loss and accuracy of `model` in evaluation mode over `batches` of (images, classes); `report` is called after every batch.
+    """Loss and accuracy of `model` in evaluation mode over `batches` of (images, classes); `report` is called after
+    every batch.
 
-    Never in autocast: a network trained in it is measured as test.py will. Processes with a share of each batch all get those of the whole.
+    Never in autocast: a network trained in it is measured as test.py will. Processes with a share of each batch all get
+    those of the whole.
     """
     model.eval()
     meters = Meters()
@@ -255,9 +274,11 @@ def count_parameters_in_MB(model: nn.Module) -> float:
 
 
 def count_multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> float:
-    """Millions of multiply-adds for one image, the papers' "FLOPs": those of convolutions and linear layers, and nothing else.
+    """Millions of multiply-adds for one image, the papers' "FLOPs": those of convolutions and linear layers, and
+    nothing else.
 
-    BatchNorm, pooling, activations and additions are not counted, nor is the auxiliary head, which evaluation does not run.
+    BatchNorm, pooling, activations and additions are not counted, nor is the auxiliary head, which evaluation does not
+    run.
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)

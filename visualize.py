@@ -8,12 +8,14 @@
     python visualize.py search-EXP/ --report      # and all of them on one page, report.html
     python visualize.py search-A/ search-B/       # side by side, into the current folder
 
-An architecture is drawn as normal.png and reduction.png, as recurrent.png, or, if it does not consist of such cells, as architecture.png. A
-run also has cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge), operations.png (which operations win,
-and whether the search has converged) and curves.png (loss, and accuracy or perplexity), if it recorded these values. Several runs give
-curves.png, cells.png and a table, which is printed and written to comparison.md.
+An architecture is drawn as normal.png and reduction.png, as recurrent.png, or, if it does not consist of such cells, as
+architecture.png. A run also has cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge),
+operations.png (which operations win, and whether the search has converged) and curves.png (loss, and accuracy or
+perplexity), if it recorded these values. Several runs give curves.png, cells.png and a table, which is printed and
+written to comparison.md.
 
-Prints the paths. Takes a second for an architecture, and half a minute for a run of 50 epochs. Replaces pictures of the same names.
+Prints the paths. Takes a second for an architecture, and half a minute for a run of 50 epochs. Replaces pictures of the
+same names.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def canonical(arch: str) -> str:
 
 
 def read_any(arch: str) -> Architecture:
-    """The architecture that `arch` names (one of `names`, or as for `Architecture.read`), in the space that recognises it.
+    """The architecture that `arch` names (one of `names`, or as for `Architecture.read`), in the space that recognises
+    it.
 
     Raises:
         UserError: it is not an architecture.
@@ -70,9 +73,13 @@ def picture_architecture(architecture: Architecture, caption: str, format: str) 
     """{file name: picture}.
 
     Raises:
-        UserError: no program for drawing is installed. The functions below raise it too, also if a run's files are damaged.
+        UserError: no program for drawing is installed. The functions below raise it too, also if a run's files are
+            damaged.
     """
-    return {f"{name}.{format}": drawing.render(graph, format) for name, graph in drawing.graphs(architecture, caption).items()}
+    return {
+        f"{name}.{format}": drawing.render(graph, format)
+        for name, graph in drawing.graphs(architecture, caption).items()
+    }
 
 
 def picture_run(run: History, format: str) -> dict[str, bytes]:
@@ -101,12 +108,20 @@ def main() -> None:
         type=canonical,
         help=f"an architecture: one of {', '.join(names())}, a JSON file, or Genotype(...); or folders of runs",
     )
-    parser.add_argument("--format", choices=drawing.FORMATS, default="png", help="format of the pictures, except cells.gif")
-    parser.add_argument("--report", action="store_true", help="also write report.html, a self-contained page about the runs")
     parser.add_argument(
-        "--out", default="", help="write pictures to this folder; if empty, to the folder of a single run, or else to the current one"
+        "--format", choices=drawing.FORMATS, default="png", help="format of the pictures, except cells.gif"
     )
-    parser.add_argument("--caption", default="", help="caption for an architecture that is not a run's; if empty, its name")
+    parser.add_argument(
+        "--report", action="store_true", help="also write report.html, a self-contained page about the runs"
+    )
+    parser.add_argument(
+        "--out",
+        default="",
+        help="write pictures to this folder; if empty, to the folder of a single run, or else to the current one",
+    )
+    parser.add_argument(
+        "--caption", default="", help="caption for an architecture that is not a run's; if empty, its name"
+    )
     args = parser.parse_args()
     first, folder, page = args.what[0], ".", None
     if args.report and args.format != "png":

@@ -91,7 +91,10 @@ class Architecture:
             if path.is_dir():
                 path = next((file for name in cls.FILES if (file := path / name).exists()), path / cls.FILES[0])
             elif (known := cls.names()) and path.suffix != ".json" and not path.is_file():
-                raise UserError(f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or Genotype(...)")
+                raise UserError(
+                    f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or "
+                    f"Genotype(...)"
+                )
             text = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the architecture {shorten(str(path))}: {error.strerror or error}") from None

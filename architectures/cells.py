@@ -35,7 +35,11 @@ def names() -> dict[str, Genotype]:
     """{name: published cells}: every genotype in `genotypes.py` and `published.py`."""
     from architectures import published
 
-    return {name: value for name, value in [*vars(genotypes).items(), *vars(published).items()] if isinstance(value, Genotype)}
+    return {
+        name: value
+        for name, value in [*vars(genotypes).items(), *vars(published).items()]
+        if isinstance(value, Genotype)
+    }
 
 
 # All operations that a genotype may contain: the candidates, and those of published cells.
@@ -57,7 +61,10 @@ class Genotyped(Architecture):
     @property
     def json(self) -> dict[str, Any]:
         fields = self.genotype._asdict().items()
-        return {name: [list(entry) if isinstance(entry, tuple | list) else entry for entry in field] for name, field in fields}
+        return {
+            name: [list(entry) if isinstance(entry, tuple | list) else entry for entry in field]
+            for name, field in fields
+        }
 
     @classmethod
     def recognises(cls, content: Any) -> bool:
@@ -68,7 +75,10 @@ class Genotyped(Architecture):
         """`content` if it has the fields of the genotype."""
         if not isinstance(content, dict):
             raise UserError(f"an architecture must be an object in JSON with {', '.join(cls.FIELDS)}")
-        missing, unknown = [field for field in cls.FIELDS if field not in content], [key for key in content if key not in cls.FIELDS]
+        missing, unknown = (
+            [field for field in cls.FIELDS if field not in content],
+            [key for key in content if key not in cls.FIELDS],
+        )
         if missing or unknown:
             fields = ", ".join(cls.FIELDS)
             raise UserError(f"an architecture needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
@@ -97,7 +107,9 @@ class Cells(Genotyped):
 
     @classmethod
     def recognises(cls, content: Any) -> bool:
-        return isinstance(content, dict) and any(str(key) in cls.FIELDS or str(key).startswith(_NNI + _CHOICES) for key in content)
+        return isinstance(content, dict) and any(
+            str(key) in cls.FIELDS or str(key).startswith(_NNI + _CHOICES) for key in content
+        )
 
     @classmethod
     def of(cls, content: Any) -> Self:
@@ -117,7 +129,9 @@ class Cells(Genotyped):
             return cls(content)
         keys = [str(key) for key in content] if isinstance(content, dict) else []
         if "recurrent" in keys:
-            raise UserError("this is a recurrent cell, not the cells of a convolutional network: python -m rnn.train trains it")
+            raise UserError(
+                "this is a recurrent cell, not the cells of a convolutional network: python -m rnn.train trains it"
+            )
         if any(key.startswith(_NNI) for key in keys):
             return cls(_from_nni(content))
         if any(key.startswith(_CHOICES) for key in keys):
@@ -157,7 +171,10 @@ def graph(name: str, pairs: Sequence[tuple[str, int]], concat: Sequence[int], ke
     nodes = [_node_name(node) for node in range(len(pairs) // 2 + 2)]
     kinds = dict.fromkeys(nodes[:2], "input") | dict.fromkeys(nodes[2:], "node") | {"c_{k}": "output"}
     keys = keys or [edge_key(name, index // 2 + 2, source) for index, (_, source) in enumerate(pairs)]
-    edges = [Edge(keys[index], nodes[source], nodes[index // 2 + 2], operation) for index, (operation, source) in enumerate(pairs)]
+    edges = [
+        Edge(keys[index], nodes[source], nodes[index // 2 + 2], operation)
+        for index, (operation, source) in enumerate(pairs)
+    ]
     return Cell(kinds, edges, [nodes[node] for node in concat])
 
 
@@ -197,7 +214,9 @@ def check_candidates() -> None:
         if PRIMITIVES.count(name) > 1:
             raise UserError(f"PRIMITIVES in genotypes.py names {name} twice: delete one of them")
         if name in CHOICES:
-            raise UserError(f"PRIMITIVES in genotypes.py names {name}, which is NNI's name of {CHOICES[name]}: choose another name")
+            raise UserError(
+                f"PRIMITIVES in genotypes.py names {name}, which is NNI's name of {CHOICES[name]}: choose another name"
+            )
     if not set(PRIMITIVES) - {"none"}:
         raise UserError("PRIMITIVES in genotypes.py names no operation besides none: there is nothing to choose from")
 
@@ -218,9 +237,14 @@ def _checked(cell: str, pairs: Any, concat: Any) -> tuple[list[tuple[str, int]],
     for edge, (operation, source) in enumerate(pairs):
         node = edge // 2 + 2
         if not isinstance(operation, str) or operation not in OPERATIONS:
-            raise UserError(f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}")
+            raise UserError(
+                f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}"
+            )
         if not is_index(source, node):
-            raise UserError(f"edge {edge} of the {cell} cell takes node {shown(source)}; node {node} can only take nodes 0 to {node - 1}")
+            raise UserError(
+                f"edge {edge} of the {cell} cell takes node {shown(source)}; node {node} can only take nodes 0 to "
+                f"{node - 1}"
+            )
         if operation != "none" and source in reached:
             reached.add(node)
     last = len(pairs) // 2 + 1
@@ -251,9 +275,13 @@ def _in_pairs(fields: dict[str, Any]) -> dict[str, Any]:
         if not (_is_list(edges) and edges and _is_list(concat)):
             continue  # `check` says what is wrong
         if all(_is_list(edge) and len(edge) == 3 and type(edge[1]) is int for edge in edges):
-            nodes = [[(name, source) for name, head, source in edges if head == node] for node in range(2, MOST_NODES + 2)]
+            nodes = [
+                [(name, source) for name, head, source in edges if head == node] for node in range(2, MOST_NODES + 2)
+            ]
             if sum(map(len, nodes)) < len(edges):
-                raise UserError(f"the {cell} cell has an edge (operation, node, source) to no node from 2 to {MOST_NODES + 1}")
+                raise UserError(
+                    f"the {cell} cell has an edge (operation, node, source) to no node from 2 to {MOST_NODES + 1}"
+                )
             while not nodes[-1]:
                 nodes.pop()
         elif all(_is_list(node) and all(_is_list(edge) and len(edge) == 2 for edge in node) for node in edges):
@@ -263,7 +291,9 @@ def _in_pairs(fields: dict[str, Any]) -> dict[str, Any]:
         empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
         nodes = [[pair for pair in pairs if not (type(pair[1]) is int and pair[1] in empty)] for pairs in nodes]
         if crowded := [node for node, pairs in enumerate(nodes, 2) if len(pairs) > 2]:
-            raise UserError(f"node {crowded[0]} of the {cell} cell has {len(nodes[crowded[0] - 2])} edges: each node takes two")
+            raise UserError(
+                f"node {crowded[0]} of the {cell} cell has {len(nodes[crowded[0] - 2])} edges: each node takes two"
+            )
         found[cell] = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
         found[f"{cell}_concat"] = [node for node in concat if node not in empty]
     return found
@@ -302,7 +332,10 @@ def _from_nni(content: dict[str, Any]) -> Genotype:
 def _from_choices(content: dict[str, Any]) -> Genotype:
     """NNI 2.0's choices: an operation for every edge, `<cell>_n<node>_p<source>`, and two edges per node,
     `<cell>_n<node>_switch`."""
-    remaining, known = dict(content), {choice_of(operation): operation for operation in OPERATIONS if operation != "none"}
+    remaining, known = (
+        dict(content),
+        {choice_of(operation): operation for operation in OPERATIONS if operation != "none"},
+    )
     cells: dict[str, list] = {}
     for cell in CELLS:
         edges: list[tuple[Any, int]] = []
@@ -346,11 +379,18 @@ def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
         for node in nodes:
             used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
             if len(used) < 2:
-                raise UserError(f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two")
+                raise UserError(
+                    f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two"
+                )
             unknown = [operation for operation in used.values() if operation not in candidates]
             if unknown:
-                raise UserError(f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}")
-            choices |= {edge_key(cell, node, source): choice_of(used[source]) if source in used else [] for source in range(node)}
+                raise UserError(
+                    f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}"
+                )
+            choices |= {
+                edge_key(cell, node, source): choice_of(used[source]) if source in used else []
+                for source in range(node)
+            }
             choices[switch_key(cell, node)] = [edge_key(cell, node, source) for source in sorted(used)]
     return choices
 
@@ -362,7 +402,8 @@ def _whole(genotype: Genotype) -> list[tuple[str, Sequence[tuple[str, int]], lis
         nodes = list(range(2, len(edges) // 2 + 2))
         if sorted(concat) != nodes:
             raise UserError(
-                f"choices and NNI's dictionary concatenate nodes {nodes} of the {cell} cell, this one concatenates {list(concat)}"
+                f"choices and NNI's dictionary concatenate nodes {nodes} of the {cell} cell, this one concatenates "
+                f"{list(concat)}"
             )
         found.append((cell, edges, nodes))
     return found

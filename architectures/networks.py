@@ -28,7 +28,9 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
 
         assert isinstance(architecture, Cells)  # as all of this space
         network = NetworkImageNet if args.network == "imagenet" else NetworkCIFAR
-        return network(args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels)
+        return network(
+            args.init_channels, num_classes, args.layers, args.auxiliary, architecture.genotype, args.channels
+        )
     if args.auxiliary:
         raise UserError("--auxiliary needs --space darts: only its network has an auxiliary head")
     from nas.loading import build_network
@@ -88,6 +90,9 @@ def check_imagenet_stem(option: str, args: argparse.Namespace) -> None:
     """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit the images or
     `args.init_channels`."""
     if args.image_size < 2 * IMAGENET_DIVIDES or args.image_size % IMAGENET_DIVIDES:
-        raise UserError(f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is {args.image_size}")
+        raise UserError(
+            f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is "
+            f"{args.image_size}"
+        )
     if args.init_channels % 2:
         raise UserError(f"{option} halves the channels in its stem: --init_channels {args.init_channels} is odd")

@@ -62,7 +62,9 @@ def _value(node: ast.AST | None, fields: Sequence[str]) -> Any:
         case ast.List() | ast.Tuple():
             return [_value(element, fields) for element in node.elts]
         case ast.Dict():
-            return {_value(key, fields): _value(value, fields) for key, value in zip(node.keys, node.values, strict=True)}
+            return {
+                _value(key, fields): _value(value, fields) for key, value in zip(node.keys, node.values, strict=True)
+            }
         case ast.Call(func=ast.Name(id="Genotype")):
             found = dict(zip(fields, (_value(argument, fields) for argument in node.args), strict=False))
             found |= {keyword.arg or "**": _value(keyword.value, fields) for keyword in node.keywords}

@@ -1,4 +1,7 @@
-"""The names of spaces and strategies, and the architecture that `--arch` names in a space. `nas/loading.py` builds them."""
+"""The names of spaces and strategies, and the architecture that `--arch` names in a space.
+
+`nas/loading.py` builds them.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ def read(arch: str, space: str) -> Architecture:
         UserError: it is not an architecture of the space, or is the folder of a run in another one.
     """
     if space != "darts" and arch in load_space("darts").names() and not Path(arch).exists():
-        raise UserError(f"--arch {arch} belongs to --space darts: name a JSON file or a search's folder of --space {space}")
+        raise UserError(
+            f"--arch {arch} belongs to --space darts: name a JSON file or a search's folder of --space {space}"
+        )
     try:
         other = cli.read_config(arch)["arguments"].get("space")
     except (OSError, ValueError):  # not a run's folder

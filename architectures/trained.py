@@ -20,7 +20,14 @@ from experiment.run import versions
 from experiment.weights import load_weights, read_metadata
 
 FILE = "network.json"
-ARGUMENTS = ("space", "init_channels", "layers", "network", "space_arg", "auxiliary")  # of train.py that define the network
+ARGUMENTS = (
+    "space",
+    "init_channels",
+    "layers",
+    "network",
+    "space_arg",
+    "auxiliary",
+)  # of train.py that define the network
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +44,9 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dataset: str
     classes: Annotated[tuple[str, ...], Meta(min_length=1)]  # in the order of the logits
     image_size: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)]
-    centre_crop: Annotated[float, Meta(ge=0.1, le=1)]  # side of the central square that is resized, as a share of the image's shorter side
+    centre_crop: Annotated[
+        float, Meta(ge=0.1, le=1)
+    ]  # side of the central square that is resized, as a share of the image's shorter side
     channels: Literal[1, 3]  # of the images
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Meta(gt=0)], ...]
@@ -69,7 +78,9 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if cli.runs_code(self.space):
             if trusted is None or Path(trusted).name != Path(self.space).name:
                 space = shorten(self.space)
-                raise UserError(f"this network's space is the code in {space}: if you trust that file, add --space {space}")
+                raise UserError(
+                    f"this network's space is the code in {space}: if you trust that file, add --space {space}"
+                )
             args.space = trusted
         network = networks.build_discrete(args, len(self.classes), load_space(self.space).of(self.architecture))
         load_weights(network, str(weights))
@@ -77,7 +88,12 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def describe(
-    args: argparse.Namespace, images: ImageData, architecture: Architecture, weights: str, accuracy: float, measured_on: str
+    args: argparse.Namespace,
+    images: ImageData,
+    architecture: Architecture,
+    weights: str,
+    accuracy: float,
+    measured_on: str,
 ) -> dict[str, Any]:
     """The content of `network.json` for a network that `train.py` trains.
 
@@ -161,5 +177,7 @@ def _instead(folder: Path) -> str:
     except (OSError, ValueError):
         return f"holds no {FILE}: it is not the folder of a training run"
     if stage == "search":
-        return "is a search, not a training: train its architecture with train.py --arch, and name the folder of that run"
+        return (
+            "is a search, not a training: train its architecture with train.py --arch, and name the folder of that run"
+        )
     return f"holds no {FILE}: train.py writes it after its first epoch; test.py also takes --model_path"

@@ -1,12 +1,12 @@
 """Measures everything that needs a GPU, with one command of at most 25 minutes.
 
-    python benchmarks/gpu.py --out gpu --data cifar10-jpeg.tar.xz        # or a folder that holds train/<class>/ and test/<class>/
+    python benchmarks/gpu.py --out gpu --data cifar10-jpeg.tar.xz   # or a folder with train/<class>/ and test/<class>/
     python benchmarks/gpu.py --out /tmp/gpu --device cpu --tiny          # the same code on a CPU, in a minute or two
 
-Writes `report.md` and `report.json` into the folder. Each part runs in a separate process, so a part that fails only leaves out its own
-row. In this order: whether captured steps equal eager ones; time, memory, synchronisations and operators of steps, the most important steps
-first; a whole first-order search; epochs of DARTS_V2 until the time is over. If the command is run again, it skips parts whose results are
-in the folder.
+Writes `report.md` and `report.json` into the folder. Each part runs in a separate process, so a part that fails only
+leaves out its own row. In this order: whether captured steps equal eager ones; time, memory, synchronisations and
+operators of steps, the most important steps first; a whole first-order search; epochs of DARTS_V2 until the time is
+over. If the command is run again, it skips parts whose results are in the folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ WAYS = ("eager", "captured", "compiled and captured", "compiled")
 TOLERANCE = 1e-9  # of captured steps in float64: the largest difference, relative to the tensor's largest value
 EQUAL_STEPS = 20  # 3 with --tiny
 SETTINGS = Namespace(
-    hvp="finite_difference", momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, grad_clip=5,
+    hvp="finite_difference", momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3,
+    grad_clip=5,
     auxiliary_weight=0.4, learning_rate=2**-5,
 )  # fmt: skip
 
@@ -62,10 +63,14 @@ Result = dict[str, Any]
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Measure on a GPU all that only a GPU can tell.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, and of the runs")
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as images: a folder or an archive of train/ and test/; None: digits")
+    parser.add_argument(
+        "--data", type=Path, help="CIFAR-10 as images: a folder or an archive of train/ and test/; None: digits"
+    )
     parser.add_argument("--minutes", type=cli.positive_float, default=25, help="in all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, few steps, nothing compiled: to test this command")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny networks, few steps, nothing compiled: to test this command"
+    )
     return parser.parse_args()
 
 
@@ -97,7 +102,11 @@ def all_steps(tiny: bool) -> list[tuple[str, str, str]]:
 
 
 def do(
-    args: argparse.Namespace, name: str, function: Callable[[argparse.Namespace], Result], until: float | None = None, grace: float = 0
+    args: argparse.Namespace,
+    name: str,
+    function: Callable[[argparse.Namespace], Result],
+    until: float | None = None,
+    grace: float = 0,
 ) -> None:
     """Runs a part in a separate process, unless its result exists already or the time is over, and rewrites the report.
 
@@ -109,7 +118,8 @@ def do(
     file = args.out / f"{name}.json".replace(", ", "-").replace(" ", "_")
     seconds = (until or args.deadline) - time.monotonic()
     if not file.exists() and seconds > 0:
-        # Forked, so that nothing is imported again; this process itself never touches the GPU, which a fork would not survive.
+        # Forked, so that nothing is imported again; this process itself never touches the GPU, which a fork would not
+        # survive.
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe(duplex=False)
         args.seconds = seconds
@@ -127,7 +137,11 @@ def do(
         process.kill()
         file.write_text(json.dumps({"part": name, **result}) + "\n")
         print(f"{name}: {describe(result)}", flush=True)
-    results = [json.loads(path.read_text()) for path in sorted(args.out.glob("*.json"), key=os.path.getmtime) if path.name != "report.json"]
+    results = [
+        json.loads(path.read_text())
+        for path in sorted(args.out.glob("*.json"), key=os.path.getmtime)
+        if path.name != "report.json"
+    ]
     (args.out / "report.json").write_text(json.dumps(results, indent=2) + "\n")
     (args.out / "report.md").write_text(report(results))
 
@@ -172,8 +186,18 @@ def machine(args: argparse.Namespace) -> Result:
     return {"machine": turns.machine(args.device, torch.get_num_threads()), "date": time.strftime("%Y-%m-%d")}
 
 
-def make(kind: str, args: argparse.Namespace, *, captured: bool, compiled: bool = False, amp: bool = False, small: bool = False) -> Any:
-    """(the model, its step without arguments) of this kind, on random images; `small`: a network for comparisons in float64."""
+def make(
+    kind: str,
+    args: argparse.Namespace,
+    *,
+    captured: bool,
+    compiled: bool = False,
+    amp: bool = False,
+    small: bool = False,
+) -> Any:
+    """(the model, its step without arguments) of this kind, on random images; `small`: a network for comparisons in
+    float64.
+    """
     torch.manual_seed(0)
     settings = Namespace(**vars(SETTINGS), amp=amp, unrolled=kind == "second order")
     channels, layers, batch_size = (16, 8, 64) if kind != "training" else (36, 20, 96)
@@ -280,7 +304,10 @@ def unpack(args: argparse.Namespace) -> Result:
         root = args.out / "images"
         with tarfile.open(args.data) as archive:
             archive.extractall(root, filter="data")
-    found = next((path for path in (root, *sorted(root.iterdir())) if (path / "train").is_dir() and (path / "test").is_dir()), None)
+    found = next(
+        (path for path in (root, *sorted(root.iterdir())) if (path / "train").is_dir() and (path / "test").is_dir()),
+        None,
+    )
     if found is None:
         raise errors.UserError(f"{args.data} holds no folders train and test")
     return {"arguments": ["--dataset", "folder", "--data", str(found), "--image_size", "32"], "images": args.data.name}
@@ -305,12 +332,22 @@ def training(args: argparse.Namespace) -> Result:
 def _run(script: str, args: argparse.Namespace, arguments: list[str], accuracy: str) -> Result:
     """Runs a script, or goes on with it, until it ends or the time is up; what its folder says then."""
     images, folder = _result(args, "images"), args.out / Path(script).stem
-    captured = _result(args, f"equality-{'first_order' if script == 'train_search.py' else 'training'}").get("equal", False)
-    arguments = [*images["arguments"], *arguments, *["--capture"][:captured], "--gpu", "0" if args.device == "cuda" else "-1"]
+    captured = _result(args, f"equality-{'first_order' if script == 'train_search.py' else 'training'}").get(
+        "equal", False
+    )
+    arguments = [
+        *images["arguments"],
+        *arguments,
+        *["--capture"][:captured],
+        "--gpu",
+        "0" if args.device == "cuda" else "-1",
+    ]
     arguments += ["--workers", "2" if args.tiny else "8", *(["--compile", "no"] if args.tiny else [])]
     resumed = (folder / "config.json").exists()
     sys.argv = [script, "--resume", str(folder)] if resumed else [script, *arguments, "--run_dir", str(folder)]
-    stop = multiprocessing.get_context("fork").Process(target=_stop_later, args=(os.getpid(), args.seconds), daemon=True)
+    stop = multiprocessing.get_context("fork").Process(
+        target=_stop_later, args=(os.getpid(), args.seconds), daemon=True
+    )
     stop.start()
     status: Any = 0
     try:
@@ -320,9 +357,18 @@ def _run(script: str, args: argparse.Namespace, arguments: list[str], accuracy: 
     stop.kill()
     file = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    result = {"command": " ".join(sys.argv), "images": images["images"], "captured": captured, "status": status, "epochs": len(rows)}
+    result = {
+        "command": " ".join(sys.argv),
+        "images": images["images"],
+        "captured": captured,
+        "status": status,
+        "epochs": len(rows),
+    }
     if rows:
-        result |= {accuracy: rows[-1][accuracy], "seconds of an epoch": statistics.median(row["seconds"] for row in rows)}
+        result |= {
+            accuracy: rows[-1][accuracy],
+            "seconds of an epoch": statistics.median(row["seconds"] for row in rows),
+        }
         result |= {"seconds of a step": rows[-1]["seconds_per_step"], "genotype": rows[-1].get("genotype")}
     return result
 

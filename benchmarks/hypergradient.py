@@ -2,11 +2,12 @@
 
     python benchmarks/hypergradient.py --dataset digits --init_channels 8 --layers 5 --batch_size 32
     python benchmarks/hypergradient.py --dataset folder --data data                    # the paper's network, batch 16
-    python benchmarks/hypergradient.py --dataset digits --smooth --float64 ...         # checks whether the finite difference converges
+    python benchmarks/hypergradient.py --dataset digits --smooth --float64 ...   # does it converge?
 
-Prints a table. The reference is the gradient of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay w), alpha) with
-respect to alpha, with the exact Hessian-vector product in float64. Relative error and cosine are those of the whole gradient of the alphas,
-computed in float32 as in a search, or with `--float64` in float64. Each row runs in a separate process, to measure its peak memory.
+Prints a table. The reference is the gradient of L_val(w - xi (momentum * buffer + d/dw L_train(w, alpha) + weight_decay
+w), alpha) with respect to alpha, with the exact Hessian-vector product in float64. Relative error and cosine are those
+of the whole gradient of the alphas, computed in float32 as in a search, or with `--float64` in float64. Each row runs
+in a separate process, to measure its peak memory.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--init_channels", type=cli.positive_int, default=16, help="channels of the first cells")
     parser.add_argument("--layers", type=cli.positive_int, default=8, help="cells")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
-    parser.add_argument("--search_steps", type=cli.non_negative_int, default=3, help="first-order search steps before the comparison")
+    parser.add_argument(
+        "--search_steps", type=cli.non_negative_int, default=3, help="first-order search steps before the comparison"
+    )
     parser.add_argument("--smooth", action="store_true", help="GELU instead of ReLU, average instead of max pooling")
     parser.add_argument("--float64", action="store_true", help="compare in float64: what is wrong then is not rounding")
     parser.add_argument("--json", type=cli.output_file, help="also write the table to this file")
@@ -65,7 +68,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(
-    args: argparse.Namespace, batches: list[tuple[Tensor, Tensor]], dtype: torch.dtype, unrolled: bool, hvp: str, r: float | None
+    args: argparse.Namespace,
+    batches: list[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+    unrolled: bool,
+    hvp: str,
+    r: float | None,
 ) -> tuple[list[float], float, float]:
     """The alphas' gradient by one method, (alphas,), the seconds that it took and the process's peak memory in MiB.
 
@@ -73,7 +81,9 @@ def measure(
     """
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model = Network(args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss(), in_channels=args.channels).to(device)
+    model = Network(
+        args.init_channels, args.num_classes, args.layers, nn.CrossEntropyLoss(), in_channels=args.channels
+    ).to(device)
     if args.smooth:
         make_smooth(model)
     weights = model.weight_parameters()
@@ -103,7 +113,9 @@ def measure(
         memory = torch.cuda.max_memory_allocated(device) / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    gradients = [alpha.grad.double().flatten() for alpha in model.arch_parameters() if alpha.grad is not None]  # every one, by `step`
+    gradients = [
+        alpha.grad.double().flatten() for alpha in model.arch_parameters() if alpha.grad is not None
+    ]  # every one, by `step`
     return torch.cat(gradients).tolist(), seconds, memory
 
 
@@ -133,12 +145,18 @@ def main() -> None:
     batches = [batch for pair in islice(zip(train, valid, strict=True), args.search_steps + 1) for batch in pair]
 
     dtype = torch.float64 if args.float64 else torch.float32
-    network = f"{args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {args.search_steps} steps"
+    network = (
+        f"{args.init_channels} channels, {args.layers} cells, batch {args.batch_size}, after {args.search_steps} steps"
+    )
     print(
-        f"{args.dataset}, {'smooth, ' * args.smooth}{network}; {dtype}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        f"{args.dataset}, {'smooth, ' * args.smooth}{network}; {dtype}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads",
         flush=True,
     )
-    print("| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| gradient of the alphas | relative error | cosine | seconds | peak memory |\n|---|---|---|---|---|",
+        flush=True,
+    )
     rows = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         true_gradient, _, _ = processes.submit(measure, args, batches, torch.float64, True, "exact", None).result()
@@ -148,7 +166,9 @@ def main() -> None:
             gradient = torch.tensor(numbers, dtype=torch.float64)
             error = float((gradient - truth).norm() / truth.norm())
             cosine = float(torch.cosine_similarity(gradient, truth, dim=0))
-            rows.append({"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory})
+            rows.append(
+                {"method": name, "relative error": error, "cosine": cosine, "seconds": seconds, "peak MiB": memory}
+            )
             print(f"| {name} | {error:.3g} | {cosine:.4f} | {seconds:.2f} | {memory:.0f} MiB |", flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=2) + "\n")

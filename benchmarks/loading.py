@@ -1,11 +1,13 @@
-"""Images per second that one core decodes and augments: this project's loader and torchvision's reference pipeline, side by side.
+"""Images per second that one core decodes and augments: this project's loader and torchvision's reference pipeline,
+side by side.
 
-    python benchmarks/loading.py --data imagenet                   # a folder with train/<class>/*.JPEG and val/<class>/*.JPEG
+    python benchmarks/loading.py --data imagenet     # a folder with train/<class>/*.JPEG and val/<class>/*.JPEG
     python benchmarks/loading.py --data imagenet --color_jitter 0,0,0,0 --json loading.json
 
-The ways take turns, batch by batch, in one process with one thread, as a worker of a loader has. "loader" is that of `--dataset imagenet
---crop resized`, up to the batch that a network gets. "torchvision" is an ImageFolder with the transforms of its reference, stacked.
-"Pillow" and "torchvision.io" are the two ways to decode, followed by the same random crop, flip and jitter.
+The ways take turns, batch by batch, in one process with one thread, as a worker of a loader has. "loader" is that of
+`--dataset imagenet --crop resized`, up to the batch that a network gets. "torchvision" is an ImageFolder with the
+transforms of its reference, stacked. "Pillow" and "torchvision.io" are the two ways to decode, followed by the same
+random crop, flip and jitter.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image_size", type=cli.image_size, default=224)
     parser.add_argument("--color_jitter", type=recipes.color_jitter, default="0.4,0.4,0.4,0.2")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
-    parser.add_argument("--batches", type=cli.positive_int, default=8, help="of each way, after one that is not counted")
+    parser.add_argument(
+        "--batches", type=cli.positive_int, default=8, help="of each way, after one that is not counted"
+    )
     parser.add_argument("--json", type=cli.output_file, help="file to write the figures to")
     return parser.parse_args()
 
@@ -62,7 +66,9 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     rates = {name: args.batch_size / statistics.median(times[1:]) for name, times in seconds.items()}
     machine = turns.machine("cpu", 1)
-    print(f"images of {args.image_size}, jitter {args.color_jitter}; {machine}\n\n| way | images per second |\n|---|---|")
+    print(
+        f"images of {args.image_size}, jitter {args.color_jitter}; {machine}\n\n| way | images per second |\n|---|---|"
+    )
     for name, rate in rates.items():
         print(f"| {name} | {rate:.0f} |")
     turns.save(args.json, {"machine": machine, "arguments": vars(args), "images_per_second": rates, "seconds": seconds})
@@ -77,7 +83,11 @@ def make_ways(args: argparse.Namespace) -> dict[str, Callable[[int], torch.Tenso
     paths = [os.fsdecode(path) for path in images.train.paths]
     batches = data.train_batches(images, replace(options, batch_size=min(args.batch_size, len(paths))), "cpu")
     stream = chain.from_iterable(itertools.repeat(batches))
-    distort = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *([v2.ColorJitter(*jitter)] if any(jitter) else [])]
+    distort = [
+        v2.RandomResizedCrop(size),
+        v2.RandomHorizontalFlip(),
+        *([v2.ColorJitter(*jitter)] if any(jitter) else []),
+    ]
     mean, std = images.mean, images.std
     normalise = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     reference = torchvision.datasets.ImageFolder(Path(args.data) / "train", v2.Compose([*distort, *normalise]))

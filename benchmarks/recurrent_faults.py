@@ -1,12 +1,14 @@
-"""Effects of the faults in the authors' recurrent code: the alphas' gradient with each fault, compared with the exact gradient.
+"""Effects of the faults in the authors' recurrent code: the alphas' gradient with each fault, compared with the exact
+gradient.
 
     python benchmarks/recurrent_faults.py               # about a minute on 2 cores
     python benchmarks/recurrent_faults.py --dropouts 0 --seeds 1
     python benchmarks/recurrent_faults.py --dropouts 0 --seeds 1 --clip 2
 
-A small supernet learns on Python's reference text for a while, in float64; then its alphas' second-order gradient is computed on one pair
-of batches in several ways. Expect a table: the norm of each in units of the exact gradient's, its relative error, and the cosine of the
-angle between both, as medians over draws of dropout masks. The last line is about the fourth fault, in the perplexity.
+A small supernet learns on Python's reference text for a while, in float64; then its alphas' second-order gradient is
+computed on one pair of batches in several ways. Expect a table: the norm of each in units of the exact gradient's, its
+relative error, and the cosine of the angle between both, as medians over draws of dropout masks. The last line is about
+the fourth fault, in the perplexity.
 """
 
 from __future__ import annotations
@@ -46,8 +48,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--bptt", type=cli.positive_int, default=10)
     parser.add_argument("--lr", type=cli.positive_float, default=5.0)
-    parser.add_argument("--clip", type=cli.positive_float, default=0.25, help="in the measured step; weights learn by the paper's")
-    parser.add_argument("--steps", type=cli.positive_int, default=300, help="of the weights, before the gradients are computed")
+    parser.add_argument(
+        "--clip", type=cli.positive_float, default=0.25, help="in the measured step; weights learn by the paper's"
+    )
+    parser.add_argument(
+        "--steps", type=cli.positive_int, default=300, help="of the weights, before the gradients are computed"
+    )
     parser.add_argument("--dropouts", type=cli.non_negative_float, default=1.0, help="in units of the paper's")
     parser.add_argument("--seeds", type=cli.positive_int, default=7, help="draws of masks")
     return parser.parse_args()
@@ -59,7 +65,9 @@ def main() -> None:
     torch.manual_seed(0)
     corpus = data.load("pydoc", "", vocabulary=1000)
     text = data.batchify(corpus.train, args.batch_size, "training")
-    model = RNNModelSearch(len(corpus.words), args.emsize, Dropouts(*(args.dropouts * p for p in (0.75, 0.25, 0.75, 0.2, 0.0))))
+    model = RNNModelSearch(
+        len(corpus.words), args.emsize, Dropouts(*(args.dropouts * p for p in (0.75, 0.25, 0.75, 0.2, 0.0)))
+    )
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=5e-7)
     hidden = model.init_hidden(args.batch_size)
     for step in range(args.steps):
@@ -82,17 +90,30 @@ def main() -> None:
             gradient = _gradient(model, state, pieces, hvp, faults, seed, args)
             expected = gradient if expected is None else expected
             cosine = float(torch.dot(gradient, expected) / gradient.norm() / expected.norm())
-            rows[way].append((float(gradient.norm() / expected.norm()), float((gradient - expected).norm() / expected.norm()), cosine))
+            rows[way].append(
+                (
+                    float(gradient.norm() / expected.norm()),
+                    float((gradient - expected).norm() / expected.norm()),
+                    cosine,
+                )
+            )
     for way, found in rows.items():
         norm, error, cosine = map(statistics.median, zip(*found, strict=True))
         print(f"| {way} | {norm:.3g} | {error:.3g} | {cosine:.3f} |")
 
     columns = data.batchify(corpus.valid, data.EVAL_BATCH, "validation")
-    right, low = (sequences.perplexity(sequences.evaluate(model, columns, args.bptt, faithful)) for faithful in (False, True))
-    print(f"\nperplexity over {len(columns) - 1} predictions of {len(columns)} rows: {right:.3f}, by the original {low:.3f}")
+    right, low = (
+        sequences.perplexity(sequences.evaluate(model, columns, args.bptt, faithful)) for faithful in (False, True)
+    )
+    print(
+        f"\nperplexity over {len(columns) - 1} predictions of {len(columns)} rows: {right:.3f}, by the original "
+        f"{low:.3f}"
+    )
 
 
-def _gradient(model: RNNModelSearch, state: dict, pieces: list, hvp: str, faults: tuple, seed: int, args: argparse.Namespace) -> Tensor:
+def _gradient(
+    model: RNNModelSearch, state: dict, pieces: list, hvp: str, faults: tuple, seed: int, args: argparse.Namespace
+) -> Tensor:
     """The alphas' gradient on these pieces, from this state, with masks of this seed."""
     model.load_state_dict(state)
     model.train()

@@ -1,19 +1,21 @@
-"""Seconds and memory of a step of the recurrent search and training: operation by operation, eager, and compiled, side by side.
+"""Seconds and memory of a step of the recurrent search and training: operation by operation, eager, and compiled, side
+by side.
 
-    python benchmarks/recurrent_step.py                     # the paper's sizes on the CPU: about a quarter of an hour on 2 cores
+    python benchmarks/recurrent_step.py                     # the paper's sizes on the CPU: 15 minutes on 2 cores
     python benchmarks/recurrent_step.py --stages first --steps 1 --json recurrent_step.json
     python benchmarks/recurrent_step.py --device cuda
 
-A step of the search updates the alphas, then the weights (forward, backward, clipping, SGD). A step of the training updates the weights.
+A step of the search updates the alphas, then the weights (forward, backward, clipping, SGD). A step of the training
+updates the weights.
 
 | way | what is computed |
 |---|---|
-| plain | the original's: a sum over edges for every activation, a product with the input in every time step, one loss for all of them |
+| plain | the original's: a sum over edges per activation, a product with the input per time step, one loss |
 | eager | `--compile no`: rnn/model.py and rnn/model_search.py |
 | default | `--compile yes` |
 
-Expect a table: per stage the median seconds of a step, how many times as fast as the plain one it is, and its share of the plain one's peak
-memory. Each way runs in a separate process. The first step, which compiles, is not counted.
+Expect a table: per stage the median seconds of a step, how many times as fast as the plain one it is, and its share of
+the plain one's peak memory. Each way runs in a separate process. The first step, which compiles, is not counted.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--search_size", nargs=2, type=cli.positive_int, default=[300, 256], metavar=("UNITS", "BATCH"))
-    parser.add_argument("--training_size", nargs=2, type=cli.positive_int, default=[850, 64], metavar=("UNITS", "BATCH"))
+    parser.add_argument(
+        "--training_size", nargs=2, type=cli.positive_int, default=[850, 64], metavar=("UNITS", "BATCH")
+    )
     parser.add_argument("--words", type=cli.positive_int, default=10_000, help="of the vocabulary")
     parser.add_argument("--bptt", type=cli.positive_int, default=35)
     turns.add_arguments(parser, steps=3)
@@ -92,10 +96,13 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         compilation.compile_regions(model, batch_size, REGIONS)
     weights = model.weight_parameters() if isinstance(model, RNNModelSearch) else list(model.parameters())
     optimizer = torch.optim.SGD(weights, 20.0, weight_decay=5e-7)
-    given = SimpleNamespace(clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", unrolled=stage == "second")
+    given = SimpleNamespace(
+        clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", unrolled=stage == "second"
+    )
     architect = learner(model, given) if isinstance(model, RNNModelSearch) else None
     train, valid = (
-        (*torch.randint(args.words, (2, args.bptt, batch_size), device=args.device), model.init_hidden(batch_size)) for _ in range(2)
+        (*torch.randint(args.words, (2, args.bptt, batch_size), device=args.device), model.init_hidden(batch_size))
+        for _ in range(2)
     )
 
     x, y, hidden = train

@@ -1,6 +1,6 @@
 """Seconds and memory of a step of the search: plain, as a search computes it, and with remedies, side by side.
 
-    python benchmarks/search_step.py                        # the paper's network on the CPU: about half an hour on 2 cores
+    python benchmarks/search_step.py                  # the paper's network on the CPU: about half an hour on 2 cores
     python benchmarks/search_step.py --batch_sizes 16 --steps 3 --json search_step.json
     python benchmarks/search_step.py --orders first --ways eager pc-darts gdas sdarts-rs darts-minus fair-darts
     python benchmarks/search_step.py --device cuda
@@ -8,8 +8,9 @@
 A step updates the alphas, then the weights (forward, backward, clipping, SGD). The ways are in `WAYS`; "default" is
 `--compile yes`, and the remedies are computed as "eager" is.
 
-Expect a table: per order and batch size the median seconds of a step, how many times as fast as the first way it is, and its share of that
-way's peak memory. Each way runs in a separate process. The first step, which compiles, is not counted.
+Expect a table: per order and batch size the median seconds of a step, how many times as fast as the first way it is,
+and its share of that way's peak memory. Each way runs in a separate process. The first step, which compiles, is not
+counted.
 """
 
 from __future__ import annotations
@@ -57,12 +58,16 @@ TCMALLOC = "libtcmalloc_minimal.so.4"
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Time a step of the search, computed in several ways.")
     parser.add_argument("--orders", nargs="+", choices=["first", "second"], default=["first", "second"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:4], help="the others are compared with the first")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS)[:4], help="the others are compared with the first"
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=cli.positive_int, default=[16, 64])
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
     parser.add_argument("--layers", type=cli.positive_int, default=8)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
-    parser.add_argument("--hvp", choices=HVP, default=HVP[0], help="of the second order; plain takes the finite difference")
+    parser.add_argument(
+        "--hvp", choices=HVP, default=HVP[0], help="of the second order; plain takes the finite difference"
+    )
     turns.add_arguments(parser, steps=5)
     return parser.parse_args()
 

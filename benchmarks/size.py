@@ -25,11 +25,17 @@ print(json.dumps([module.__file__ for module in list(sys.modules.values()) if ge
 
 
 def main() -> None:
-    files = [ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).splitlines()]
+    files = [
+        ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).splitlines()
+    ]
     others = [ROOT / name for name in ("tests", "benchmarks", "examples")]
     product = [path for path in files if not any(path.is_relative_to(other) for other in others)]
     tests = [path for path in files if path.is_relative_to(ROOT / "tests")]
-    groups = {"product": product, "tests": tests, "the paper, in reading order": [ROOT / f"{name}.py" for name in PAPER]}
+    groups = {
+        "product": product,
+        "tests": tests,
+        "the paper, in reading order": [ROOT / f"{name}.py" for name in PAPER],
+    }
     for script, function in (("train_search", "search"), ("train", "train")):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-c", LOADED, script, function, f"{folder}/run"]

@@ -1,12 +1,13 @@
-"""Seconds and memory of a step of the final training: plain, as `--compile no` and as `--compile yes` compute it, side by side.
+"""Seconds and memory of a step of the final training: plain, as `--compile no` and as `--compile yes` compute it, side
+by side.
 
-    python benchmarks/train_step.py                         # DARTS_V2 as in the paper on the CPU: about 10 minutes on 2 cores
+    python benchmarks/train_step.py               # DARTS_V2 as in the paper on the CPU: about 10 minutes on 2 cores
     python benchmarks/train_step.py --batch_size 16 --json train_step.json
     python benchmarks/train_step.py --network imagenet --image_size 224 --init_channels 48 --layers 14 --batch_size 32
     python benchmarks/train_step.py --device cuda
 
-A step is forward with drop path and the auxiliary head, backward, clipping, SGD. The ways and the table are those of search_step.py;
-"bfloat16" is `--compile yes --amp`.
+A step is forward with drop path and the auxiliary head, backward, clipping, SGD. The ways and the table are those of
+search_step.py; "bfloat16" is `--compile yes --amp`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,13 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     network.drop_path_prob = 0.1 if args.network == "cifar" else 0.0
     if way != "plain":
         compiled = way in ("default", "recompute", "bfloat16")
-        acceleration.apply(network, torch.device(args.device), way == "bfloat16", args.batch_size if compiled else None, way == "recompute")
+        acceleration.apply(
+            network,
+            torch.device(args.device),
+            way == "bfloat16",
+            args.batch_size if compiled else None,
+            way == "recompute",
+        )
     optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     targets = torch.randint(0, classes, (args.batch_size,), device=args.device)

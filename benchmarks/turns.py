@@ -46,7 +46,8 @@ def compare(
         threads: each process's threads on the CPU; the other process sleeps in the meantime.
         preloaded: {way: a library that its process loads before all others, with `LD_PRELOAD`}.
 
-    The peak on the CPU is what the process's resident memory grew by since before the network was built; on a GPU what PyTorch allocated.
+    The peak on the CPU is what the process's resident memory grew by since before the network was built; on a GPU what
+    PyTorch allocated.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -65,7 +66,11 @@ def compare(
     results = {}
     for name, (process, pipe) in workers.items():
         pipe.send("stop")
-        results[name] = {"seconds": statistics.median(seconds[name][1:]), "peak_mib": pipe.recv(), "all_seconds": seconds[name]}
+        results[name] = {
+            "seconds": statistics.median(seconds[name][1:]),
+            "peak_mib": pipe.recv(),
+            "all_seconds": seconds[name],
+        }
         process.join()
     return results
 
@@ -118,11 +123,17 @@ def header(ways: Iterable[str]) -> str:
 
 
 def row(step: str, batch: int, results: dict[str, dict[str, float]]) -> str:
-    """A line of the table: of the first way seconds and MiB, of the others how many times as fast, and their share of its memory."""
+    """A line of the table: of the first way seconds and MiB, of the others how many times as fast, and their share of
+    its memory.
+    """
     first, *others = results.values()
     cells = [step, str(batch), f"{first['seconds']:.2f}", f"{first['peak_mib']:.0f}"]
     for other in others:
-        cells += [f"{other['seconds']:.2f}", f"{first['seconds'] / other['seconds']:.2f}", f"{other['peak_mib'] / first['peak_mib']:.2f}"]
+        cells += [
+            f"{other['seconds']:.2f}",
+            f"{first['seconds'] / other['seconds']:.2f}",
+            f"{other['peak_mib'] / first['peak_mib']:.2f}",
+        ]
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,9 +1,12 @@
-"""An example of a strategy: regularized evolution (Real et al. 2019, 1802.01548) of architectures that share their weights.
+"""An example of a strategy: regularized evolution (Real et al. 2019, 1802.01548) of architectures that share their
+weights.
 
-    python train_search.py --strategy examples/evolution.py:Evolution --space nasbench201 --dataset digits --gpu -1 --layers 1
+    python train_search.py --strategy examples/evolution.py:Evolution --space nasbench201 --dataset digits --gpu -1 \
+        --layers 1
 
-Every step changes one choice of a good architecture, measures the result on a batch of the validation half, and trains its weights.
-Accuracies in the log are those of the best architecture so far. docs/search_spaces.md explains what a strategy is.
+Every step changes one choice of a good architecture, measures the result on a batch of the validation half, and trains
+its weights. Accuracies in the log are those of the best architecture so far. docs/search_spaces.md explains what a
+strategy is.
 """
 
 import torch

@@ -1,11 +1,12 @@
-"""The network of NNI's page on choices: PyTorch's MNIST example with a choice of the first convolution, and of a skip connection.
+"""The network of NNI's page on choices: PyTorch's MNIST example with a choice of the first convolution, and of a skip
+connection.
 
     python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset mnist --channels 1 --gpu 0
     python train_search.py --space examples/mnist_choices.py:Net --strategy enas --dataset digits --channels 1 --gpu -1
     python train.py --space examples/mnist_choices.py:Net --arch RUN --dataset digits --channels 1 --gpu -1
 
-The outputs of the two convolutions differ in size, so DARTS cannot add them. The search needs a strategy that runs one candidate at a time,
-`enas` or `random`.
+The outputs of the two convolutions differ in size, so DARTS cannot add them. The search needs a strategy that runs one
+candidate at a time, `enas` or `random`.
 """
 
 import torch.nn.functional as F

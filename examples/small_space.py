@@ -1,9 +1,13 @@
-"""An example of a search space: two blocks, each with a choice between two convolutions, and an optional skip connection over the second.
+"""An example of a search space: two blocks, each with a choice between two convolutions, and an optional skip
+connection over the second.
 
-    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 20 --batch_size 16 --learning_rate 0.1
-    python train.py --space examples/small_space.py:Net --arch RUN --dataset digits --gpu -1 --epochs 20 --batch_size 16 --learning_rate 0.1
+    python train_search.py --space examples/small_space.py:Net --dataset digits --gpu -1 --epochs 20 \
+        --batch_size 16 --learning_rate 0.1
+    python train.py --space examples/small_space.py:Net --arch RUN --dataset digits --gpu -1 --epochs 20 \
+        --batch_size 16 --learning_rate 0.1
 
-Each takes half a minute on two CPU cores; expect 98% in the search and 99% after the training. docs/search_spaces.md explains it.
+Each takes half a minute on two CPU cores; expect 98% in the search and 99% after the training. docs/search_spaces.md
+explains it.
 """
 
 from torch import Tensor, nn
@@ -13,7 +17,9 @@ from nas.mutables import InputChoice, LayerChoice
 
 def conv(channels: int, kernel_size: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
     )
 
 

@@ -1,4 +1,7 @@
-"""Arguments and error handling that all commands share. A user's mistake ends in one line on standard error, with exit status 2."""
+"""Arguments and error handling that all commands share.
+
+A user's mistake ends in one line on standard error, with exit status 2.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,21 @@ MEANT = {
     "--set": "--dataset",
     "--tmp_data_dir": "--data",
     **dict.fromkeys(["--gpus", "--multigpu"], SEVERAL_GPUS),
-    **{flag: f"train.py {flag}" for flag in ("--arch", "--auxiliary", "--auxiliary_weight", "--init_from", "--valid_portion")},
-    **{flag: f"train_search.py {flag}" for flag in ("--arch_learning_rate", "--strategy", "--train_portion", "--unrolled")},
+    **{
+        flag: f"train.py {flag}"
+        for flag in ("--arch", "--auxiliary", "--auxiliary_weight", "--init_from", "--valid_portion")
+    },
+    **{
+        flag: f"train_search.py {flag}"
+        for flag in ("--arch_learning_rate", "--strategy", "--train_portion", "--unrolled")
+    },
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` with one-line errors (without the usage), with defaults in its help, and without abbreviations."""
+    """An `argparse.ArgumentParser` with one-line errors (without the usage), with defaults in its help, and without
+    abbreviations.
+    """
 
     presets: Mapping[str, Mapping[str, Any]] = {}
     """Defaults that `--preset` changes: {value of --preset: {argument: default}}."""
@@ -57,7 +68,10 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def set_values(self, values: Mapping[str, Any]) -> None:
-        """Makes `values`, {argument: value}, the defaults, after the checks of the command line. None and False are left out."""
+        """Makes `values`, {argument: value}, the defaults, after the checks of the command line.
+
+        None and False are left out.
+        """
         for action in self._actions:
             value = values.get(action.dest)
             if value is None or value is False:
@@ -89,7 +103,8 @@ def run(main: Callable[[], None]) -> None:
 
     Any other exception becomes its traceback and one line, and exit status 1.
 
-    If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by SIGPIPE.
+    If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by
+    SIGPIPE.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
@@ -120,12 +135,17 @@ def _unforeseen(error: Exception) -> str:
     """The message for an unexpected error."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     # Recognised by their messages: PyTorch uses one class for many errors, and this file does not import torch.
-    if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason or "ALLOC_FAILED" in reason:
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in reason
+        or "can't allocate memory" in reason
+        or "ALLOC_FAILED" in reason
+    ):
         what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
     elif str(error).startswith(("CUDA error:", "CUDA driver error:", "cuDNN error:", "NCCL error")):
         what = "the GPU or its driver has failed; if this happens again, try --gpu -1 or another GPU"
     elif str(error).startswith("DataLoader "):
-        what = "a process that decodes images has died or hangs; lower --workers if memory is short; --workers 0 starts none"
+        what = "a process that decodes images has died or hangs; if memory is short, lower --workers, to 0 for none"
     else:
         what = "this is a bug in the program; please report it"
     return f"{what} ({shorten(reason, 300)})"
@@ -134,10 +154,12 @@ def _unforeseen(error: Exception) -> str:
 def end_on_ctrl_c() -> None:
     """From here on, Ctrl-C ends the process without a message, until a run installs its own handler.
 
-    To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the processes that decode
-    images before the run begins, would print a long traceback.
+    To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the
+    processes that decode images before the run begins, would print a long traceback.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored (a shell's `&`) or has another handler
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not if it is ignored (a shell's `&`) or has another handler
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -150,7 +172,12 @@ def discard_output() -> None:
 MAY_CHANGE = {"resume", "run_dir", "data", "gpu", "workers", "threads", "data_on_device", "init_from"}
 MAY_CHANGE |= {"compile", "recompute", "capture", "report_freq", "checkpoint_minutes"}
 
-SCRIPTS = {"search": "train_search.py", "eval": "train.py", "rnn-search": "rnn/train_search.py", "rnn-eval": "rnn/train.py"}
+SCRIPTS = {
+    "search": "train_search.py",
+    "eval": "train.py",
+    "rnn-search": "rnn/train_search.py",
+    "rnn-eval": "rnn/train.py",
+}
 
 
 def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -158,17 +185,18 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
 
     If torchrun restarts a command after a process has died, the run in `--run_dir` is resumed.
 
-    A space or a strategy in a file is code, and a run's folder may be untrusted: `--resume` runs this code only if the command line names
-    it too.
+    A space or a strategy in a file is code, and a run's folder may be untrusted: `--resume` runs this code only if the
+    command line names it too.
 
     Args:
         parser: a parser with the arguments of `add_run_arguments`.
         stage: `search` or `eval`, as recorded in the run's config.json.
-        arguments: {name: value} of a call from Python, instead of the command line. None and False mean that an argument is not given.
+        arguments: {name: value} of a call from Python, instead of the command line. None and False mean that an
+            argument is not given.
 
     Raises:
-        UserError: the run does not exist or belongs to the other stage, a changed argument would change the result, or code would run that
-            the command line does not name.
+        UserError: the run does not exist or belongs to the other stage, a changed argument would change the result, or
+            code would run that the command line does not name.
         TypeError: `parser` does not know one of `arguments`.
     """
     known = {action.dest for action in parser._actions if action.default is not argparse.SUPPRESS}
@@ -212,7 +240,9 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
             )
         args.resume = args.run_dir = resume
     if getattr(args, "capture", False) and (args.recompute or int(os.environ.get("WORLD_SIZE", 1)) > 1):
-        raise UserError("--capture cannot be combined with --recompute or with several processes: leave one of them out")
+        raise UserError(
+            "--capture cannot be combined with --recompute or with several processes: leave one of them out"
+        )
     return args
 
 
@@ -227,22 +257,30 @@ def _given(texts: Sequence[str] | None, *names: str) -> dict[str, str | None]:
 def check_learning_rates(args: argparse.Namespace) -> None:
     """Raises `UserError` if the learning rate would rise."""
     if args.learning_rate_min > args.learning_rate:
-        raise UserError(f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it")
+        raise UserError(
+            f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it"
+        )
 
 
 def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
     """The arguments in the config.json of the run in `folder`."""
     config = read_config(folder)
     if config["stage"] != stage:
-        raise UserError(f"{folder} is a run of another script: its stage is {shown(config['stage'])}, this one's is {stage!r}")
+        raise UserError(
+            f"{folder} is a run of another script: its stage is {shown(config['stage'])}, this one's is {stage!r}"
+        )
     recorded = config["arguments"]
     if stage == "search" and recorded.get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
         raise UserError(
-            f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in genotypes.py has changed: "
+            f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in "
+            f"genotypes.py has changed: "
             "restore it, or begin a new search"
         )
     if unknown := recorded.keys() - known:
-        raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {shown(min(unknown))}")
+        raise UserError(
+            f"--resume {folder}: its config.json holds an argument that this version does not know, "
+            f"{shown(min(unknown))}"
+        )
     return recorded
 
 
@@ -304,7 +342,9 @@ _MOST = 2**31 - 1  # more than any run needs, and the limit of the libraries bel
 positive_int = number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
 non_negative_int = number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
 seed = number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
-device_number = number(int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})")
+device_number = number(
+    int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})"
+)
 image_size = number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
@@ -313,7 +353,9 @@ proportion = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def _at_most_cores(option: str, kind: Callable[[str], int]) -> Callable[[str], int]:
-    """`kind`, limited to the number of cores: more processes or threads would only wait for each other, or cannot be started."""
+    """`kind`, limited to the number of cores: more processes or threads would only wait for each other, or cannot be
+    started.
+    """
 
     def parse(text: str) -> int:
         value = kind(text)
@@ -326,9 +368,15 @@ def _at_most_cores(option: str, kind: Callable[[str], int]) -> Callable[[str], i
 
 
 def add_space_argument(group: Any, option: str, what: str) -> None:
-    """Adds `--space_arg name=value` or `--strategy_arg name=value`. All values are kept as one string, which the option also accepts."""
+    """Adds `--space_arg name=value` or `--strategy_arg name=value`.
+
+    All values are kept as one string, which the option also accepts.
+    """
     group.add_argument(
-        option, action=_Assignments, metavar="NAME=VALUE", help=f"pass this argument to the {what}'s constructor; may be repeated"
+        option,
+        action=_Assignments,
+        metavar="NAME=VALUE",
+        help=f"pass this argument to the {what}'s constructor; may be repeated",
     )
 
 
@@ -340,7 +388,10 @@ path = os.path.abspath
 
 
 def output_file(text: str) -> str:
-    """An argument type: the name of a file that can be created. A wrong name is then reported before the work, not after it."""
+    """An argument type: the name of a file that can be created.
+
+    A wrong name is then reported before the work, not after it.
+    """
     if os.path.isdir(text) or not Path(text).absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, or its folder does not exist")
     return text
@@ -353,13 +404,15 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
         "--dataset",
         choices=datasets,
         default=datasets[0],
-        help="use these images; digits needs no download; folder and imagenet read your own, imagenet without keeping them in memory",
+        help="use these images; digits needs no download; folder and imagenet read your own, imagenet without keeping "
+        "them in memory",
     )
     group.add_argument(
         "--data",
         type=path,
         default="../data",
-        help="read images from this folder; CIFAR and MNIST are downloaded into it; folder needs train/<class>/ and test/<class>/ or "
+        help="read images from this folder; CIFAR and MNIST are downloaded into it; folder needs train/<class>/ and "
+        "test/<class>/ or "
         "val/<class>/ in it, imagenet train/<class>/ and val/<class>/",
     )
     group.add_argument(
@@ -368,7 +421,9 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
         default=32,
         help="resize images to squares of this many pixels, a multiple of 8; for --dataset folder and imagenet",
     )
-    group.add_argument("--channels", type=int, choices=[1, 3], default=3, help="read images in grey (1) or in colour (3)")
+    group.add_argument(
+        "--channels", type=int, choices=[1, 3], default=3, help="read images in grey (1) or in colour (3)"
+    )
     group.add_argument(
         "--workers",
         type=_at_most_cores("--workers", non_negative_int),
@@ -377,12 +432,19 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
     )
 
 
-def add_weights_arguments(parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float) -> Any:
+def add_weights_arguments(
+    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float
+) -> Any:
     """Adds the arguments for training weights, the same for both stages but for these defaults. Returns their group."""
     group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="train for this many passes over the training images")
     group.add_argument(
-        "--batch_size", type=positive_int, default=batch_size, help="images per step; a search takes this many from each half"
+        "--epochs", type=positive_int, default=epochs, help="train for this many passes over the training images"
+    )
+    group.add_argument(
+        "--batch_size",
+        type=positive_int,
+        default=batch_size,
+        help="images per step; a search takes this many from each half",
     )
     group.add_argument("--learning_rate", type=positive_float, default=0.025, help="learning rate in the first epoch")
     group.add_argument(
@@ -392,20 +454,27 @@ def add_weights_arguments(parser: argparse.ArgumentParser, epochs: int, batch_si
         help="learning rate at the end of the cosine schedule",
     )
     group.add_argument("--momentum", type=probability, default=0.9, help="momentum of SGD")
-    group.add_argument("--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of SGD on all weights")
+    group.add_argument(
+        "--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of SGD on all weights"
+    )
     group.add_argument("--grad_clip", type=positive_float, default=5.0, help="clip the gradient to this norm")
     group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument("--cutout_length", type=positive_int, default=16, help="side of the square that --cutout cuts out, in pixels")
+    group.add_argument(
+        "--cutout_length", type=positive_int, default=16, help="side of the square that --cutout cuts out, in pixels"
+    )
     return group
 
 
 def add_device_arguments(parser: Parser, images: bool = True) -> None:
     """Adds the arguments for the device, the same for every stage; with `images` also those for images."""
-    parser.add_argument("--gpu", type=device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU")
+    parser.add_argument(
+        "--gpu", type=device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU"
+    )
     parser.rare.add_argument(
         "--threads",
         type=_at_most_cores("--threads", positive_int),
-        help="compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS or the cores",
+        help="compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most "
+        "OMP_NUM_THREADS or the cores",
     )
     if images:
         parser.rare.add_argument(
@@ -422,33 +491,68 @@ def add_device_arguments(parser: Parser, images: bool = True) -> None:
 
 
 def add_run_arguments(parser: Parser, images: bool = True) -> None:
-    """Adds the arguments for device, speed, run folder and log, the same for both stages; with `images` also those for images."""
+    """Adds the arguments for device, speed, run folder and log, the same for both stages; with `images` also those for
+    images.
+    """
     add_device_arguments(parser, images)
     group, rare = parser.add_argument_group("run"), parser.rare
-    group.add_argument("--run_dir", type=path, help="write to this folder, new or empty; None: a new one, named after --save and the time")
-    group.add_argument("--resume", type=path, metavar="RUN_DIR", help="continue the run in this folder, with its arguments")
     group.add_argument(
-        "--fast_dev_run", action="store_true", help="check that everything works: one epoch of two training and two validation batches"
+        "--run_dir",
+        type=path,
+        help="write to this folder, new or empty; None: a new one, named after --save and the time",
     )
     group.add_argument(
-        "--compile", choices=["auto", "yes", "no"], default="auto", help="compile the network; auto: only for runs that are long enough"
+        "--resume", type=path, metavar="RUN_DIR", help="continue the run in this folder, with its arguments"
+    )
+    group.add_argument(
+        "--fast_dev_run",
+        action="store_true",
+        help="check that everything works: one epoch of two training and two validation batches",
+    )
+    group.add_argument(
+        "--compile",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="compile the network; auto: only for runs that are long enough",
     )
     if images:
-        group.add_argument("--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise")
-        rare.add_argument("--recompute", action="store_true", help="recompute activations in the backward pass: less memory, more time")
-        rare.add_argument("--capture", action="store_true", help="run each step as one CUDA graph; needs a GPU and a single process")
-        rare.add_argument("--sync_bn", action="store_true", help="let BatchNorm use the whole batch, not each process's share of it")
-    rare.add_argument("--tf32", action="store_true", help="round the factors of float32 products to 10 bits on a GPU: faster, less precise")
+        group.add_argument(
+            "--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise"
+        )
+        rare.add_argument(
+            "--recompute",
+            action="store_true",
+            help="recompute activations in the backward pass: less memory, more time",
+        )
+        rare.add_argument(
+            "--capture", action="store_true", help="run each step as one CUDA graph; needs a GPU and a single process"
+        )
+        rare.add_argument(
+            "--sync_bn", action="store_true", help="let BatchNorm use the whole batch, not each process's share of it"
+        )
+    rare.add_argument(
+        "--tf32",
+        action="store_true",
+        help="round the factors of float32 products to 10 bits on a GPU: faster, less precise",
+    )
     rare.add_argument("--deterministic", action="store_true", help="use only deterministic kernels on a GPU: slower")
     rare.add_argument("--save", default="EXP", help="include this in the name of the run's default folder")
-    rare.add_argument("--report_freq", type=positive_int, default=50, help="write a line to the log every so many steps")
     rare.add_argument(
-        "--checkpoint_minutes", type=non_negative_float, default=10, help="save a checkpoint every so many minutes within an epoch"
+        "--report_freq", type=positive_int, default=50, help="write a line to the log every so many steps"
+    )
+    rare.add_argument(
+        "--checkpoint_minutes",
+        type=non_negative_float,
+        default=10,
+        help="save a checkpoint every so many minutes within an epoch",
     )
 
 
 def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:
-    """Accepts flags of the original that have no effect here, with `nargs` values. A warning is printed; the original's commands work."""
+    """Accepts flags of the original that have no effect here, with `nargs` values.
+
+    A warning is printed; the original's commands work.
+    """
     for flag in flags:
         parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 

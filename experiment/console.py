@@ -84,14 +84,21 @@ def reporter(label: str, every: int, batches: int, log: Callable[[str], Any]) ->
 
 
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, told: Callable[[], str]) -> Iterator[Item]:
-    """Yields the batches of `epoch` from step `first` on, of `steps` in all, with a progress bar on standard error if that is a terminal.
+    """Yields the batches of `epoch` from step `first` on, of `steps` in all, with a progress bar on standard error if
+    that is a terminal.
 
     Once a second, the bar shows what `told` returns, because that may wait for the device.
     """
     hidden = distributed.rank() > 0 or sys.stderr is None
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
     with tqdm(
-        total=steps, initial=first, desc=f"epoch {epoch}", disable=hidden or None, leave=False, dynamic_ncols=True, bar_format=form
+        total=steps,
+        initial=first,
+        desc=f"epoch {epoch}",
+        disable=hidden or None,
+        leave=False,
+        dynamic_ncols=True,
+        bar_format=form,
     ) as shown:
         last = 0.0
         for batch in batches:

@@ -1,10 +1,10 @@
 """Data-parallel training with several processes, on the GPUs of one or several machines.
 
-    torchrun --nproc_per_node=4 train_search.py --unrolled --batch_size 64          # 16 images of every batch for each of 4 GPUs
+    torchrun --nproc_per_node=4 train_search.py --unrolled --batch_size 64     # 16 images of a batch per GPU
 
-Every process holds the whole network and computes on its share of each batch. `mean` combines losses, `average` and `data_parallel`
-gradients, into those of the whole batch. All processes make the same steps, so their weights and alphas stay bitwise equal. With a single
-process there is no process group, and every function here returns its input.
+Every process holds the whole network and computes on its share of each batch. `mean` combines losses, `average` and
+`data_parallel` gradients, into those of the whole batch. All processes make the same steps, so their weights and alphas
+stay bitwise equal. With a single process there is no process group, and every function here returns its input.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiment.errors import UserError
 
-# How long processes wait for each other: while some still load images or compile, and while the first one writes, draws and runs
-# callbacks. A process that ends is noticed at once.
+# How long processes wait for each other: while some still load images or compile, and while the first one writes, draws
+# and runs callbacks. A process that ends is noticed at once.
 TIMEOUT = timedelta(minutes=30)
 
 
 def join(device: torch.device) -> None:
-    """Creates the process group of the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Without torchrun, does nothing.
+    """Creates the process group of the processes that torchrun started: NCCL on GPUs, gloo on CPUs. Without torchrun,
+    does nothing.
 
-    Call it after the images are loaded. It waits for the slowest process. If a process does not answer for `TIMEOUT`, now or later, the
-    others end.
+    Call it after the images are loaded. It waits for the slowest process. If a process does not answer for `TIMEOUT`,
+    now or later, the others end.
 
     Raises:
         UserError: a process did not join in time.
@@ -43,7 +44,8 @@ def join(device: torch.device) -> None:
         return
     with others():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # torchrun keeps one store for all restarts. With a prefix for each attempt, no process reads keys of the attempt before.
+        # torchrun keeps one store for all restarts. With a prefix for each attempt, no process reads keys of the
+        # attempt before.
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         # Small tensors on the CPU go through gloo, also in runs on GPUs.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -67,13 +69,17 @@ def local_rank() -> int:
 
 
 def share(count: int) -> slice:
-    """This process's share of a batch of `count` images. Shares are contiguous, ordered by rank, and differ by at most one image."""
+    """This process's share of a batch of `count` images.
+
+    Shares are contiguous, ordered by rank, and differ by at most one image.
+    """
     return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Lets the processes of a machine run the body one after the other, also those of different runs. `lock`: the file, which is created.
+    """Lets the processes of a machine run the body one after the other, also those of different runs. `lock`: the file,
+    which is created.
 
     If the folder of `lock` is not writable, there is no lock: nothing can be written at the same time.
     """
@@ -91,10 +97,12 @@ def _started_together() -> bool:
 
 
 def mean(value: Tensor, count: int) -> Tensor:
-    """The mean over the images of all processes. `value`, of any shape, is the mean over the `count` images of this process.
+    """The mean over the images of all processes. `value`, of any shape, is the mean over the `count` images of this
+    process.
 
-    Differentiable any number of times. Every process differentiates the same mean, so the gradient with respect to this process's copy of a
-    parameter is the copy's contribution times the number of processes. `average` turns it into the gradient with respect to the parameter.
+    Differentiable any number of times. Every process differentiates the same mean, so the gradient with respect to this
+    process's copy of a parameter is the copy's contribution times the number of processes. `average` turns it into the
+    gradient with respect to the parameter.
     """
     if not dist.is_initialized():
         return value
@@ -107,11 +115,15 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not dist.is_initialized() or not tensors:
         return list(tensors)
     flat = _Sum.apply(torch.cat([tensor.reshape(-1) for tensor in tensors])) / world_size()
-    return [part.view_as(tensor) for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True)]
+    return [
+        part.view_as(tensor)
+        for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True)
+    ]
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """Returns a module that computes what `model` does, and during `backward` replaces the gradients by their `average`.
+    """Returns a module that computes what `model` does, and during `backward` replaces the gradients by their
+    `average`.
 
     Every forward pass through it must use the same parameters, not necessarily all of them.
     """
@@ -132,7 +144,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes. Every process's result depends on every term, so the gradient of a term is summed over processes too."""
+    """The sum over the processes.
+
+    Every process's result depends on every term, so the gradient of a term is summed over processes too.
+    """
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -150,10 +165,11 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batches of all processes, which may differ in size. Unlike torch's, it runs on CPUs and is differentiable twice.
+    """BatchNorm over the batches of all processes, which may differ in size. Unlike torch's, it runs on CPUs and is
+    differentiable twice.
 
-    It has the parameters, buffers and `state_dict()` keys of `nn.BatchNorm2d`. Without a process group, or if it uses running statistics,
-    it computes the same as `nn.BatchNorm2d`.
+    It has the parameters, buffers and `state_dict()` keys of `nn.BatchNorm2d`. Without a process group, or if it uses
+    running statistics, it computes the same as `nn.BatchNorm2d`.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -174,15 +190,18 @@ class SyncBatchNorm(_BatchNorm):
         return torch.addcmul(shift.view(shape), input, scale.view(shape)).to(input.dtype)
 
     def statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and biased variance of each channel over all processes, (C,) each, and the number of values per channel."""
+        """Mean and biased variance of each channel over all processes, (C,) each, and the values per channel."""
         pixels = [dim for dim in range(input.dim()) if dim != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(x, pixels, correction=0)
         mine = torch.cat([mean, var, mean.new_full((1,), x.numel() / x.size(1))])
-        # Each process fills another row, so the sum is a table with the statistics of every process. Sums of squares would lose digits.
+        # Each process fills another row, so the sum is a table with the statistics of every process. Sums of squares
+        # would lose digits.
         my_row = torch.arange(world_size(), device=x.device) == rank()
         table = _Sum.apply(my_row[:, None] * mine)
-        means, vars, counts = table.split([x.size(1), x.size(1), 1], dim=1)  # (processes, C), (processes, C), (processes, 1)
+        means, vars, counts = table.split(
+            [x.size(1), x.size(1), 1], dim=1
+        )  # (processes, C), (processes, C), (processes, 1)
         part = counts / counts.sum()
         mean = (part * means).sum(0)
         return mean, (part * (vars + (means - mean).square())).sum(0), counts.sum()
@@ -244,7 +263,8 @@ def broadcast(content: bytes) -> bytes:
 
 
 def synchronize(model: nn.Module) -> None:
-    """At the end of an epoch: averages running statistics over the processes, and checks that the parameters are equal on all of them.
+    """At the end of an epoch: averages running statistics over the processes, and checks that the parameters are equal
+    on all of them.
 
     Raises:
         UserError: a parameter of one process differs from process 0's, in any bit.
@@ -260,7 +280,9 @@ def synchronize(model: nn.Module) -> None:
     pairs = zip(mine, first.split([len(part) for part in mine]), strict=True)
     if number := largest(max((number for number, pair in enumerate(pairs, 1) if not torch.equal(*pair)), default=0)):
         name = [name for name, _ in model.named_parameters()][number - 1]
-        raise UserError(f"{name} is not the same on all processes: do they run the same code, libraries and kind of device?")
+        raise UserError(
+            f"{name} is not the same on all processes: do they run the same code, libraries and kind of device?"
+        )
 
 
 def take_over(model: nn.Module) -> None:
@@ -271,7 +293,9 @@ def take_over(model: nn.Module) -> None:
 
 
 def same_random_numbers(device: torch.device) -> None:
-    """Copies the random states of process 0, on the CPU and on `device`, to all processes, so that they draw the same numbers next."""
+    """Copies the random states of process 0, on the CPU and on `device`, to all processes, so that they draw the same
+    numbers next.
+    """
     if not dist.is_initialized():
         return
     state = torch.get_rng_state()

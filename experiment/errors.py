@@ -10,11 +10,16 @@ from typing import Any
 
 def printable(text: str) -> str:
     """Text that is safe to print on a terminal: control and other non-printable characters are escaped as in Python."""
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 class UserError(ValueError):
-    """An error that the user can correct. The message says what is wrong and what to do. It becomes one printable line."""
+    """An error that the user can correct.
+
+    The message says what is wrong and what to do. It becomes one printable line.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))

@@ -24,7 +24,10 @@ def parse_json(content: bytes | str, kind: Any = Any) -> Any:
 
 
 def read_json(path: str | Path, kind: Any = Any) -> Any:
-    """The decoded JSON in a file. Raises `UserError`, which names the file, if it cannot be read or is not of the type `kind`."""
+    """The decoded JSON in a file.
+
+    Raises `UserError`, which names the file, if it cannot be read or is not of the type `kind`.
+    """
     try:
         return parse_json(Path(path).read_bytes(), kind)
     except OSError as error:

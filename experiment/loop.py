@@ -1,4 +1,7 @@
-"""The epochs of a run: one loop over batches, with meters, log, checkpoints, time and memory. All stages train by it."""
+"""The epochs of a run: one loop over batches, with meters, log, checkpoints, time and memory.
+
+All stages train by it.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,9 @@ class Loop:
         def told() -> str:
             return f"{timed.pace or clock.pace:.2f} s/step, {errors.duration(clock.left)} left" if clock.pace else ""
 
-        shown = console.bar(self.limited(batches, first), epoch, first, self._steps, lambda: f"{meters.brief()}, {told()}")
+        shown = console.bar(
+            self.limited(batches, first), epoch, first, self._steps, lambda: f"{meters.brief()}, {told()}"
+        )
         for number, batch in enumerate(shown, first):
             loss, norm, *_ = step(*batch)
             finite.note(loss, norm, number)
@@ -121,11 +126,16 @@ class Loop:
     def reporter(self, label: str, batches: int | None = None) -> Callable[[int, object], None]:
         """A function that an evaluation calls after every batch: it logs lines, and stops the run after a signal."""
         return self.run.reporter(
-            label, self.run.args.report_freq, self._evaluated if batches is None else min(batches, self._limit or batches)
+            label,
+            self.run.args.report_freq,
+            self._evaluated if batches is None else min(batches, self._limit or batches),
         )
 
     def complete(
-        self, metrics: dict[str, Any], architecture: Any = None, draw: Callable[[Any, str], dict[str, bytes]] | None = None
+        self,
+        metrics: dict[str, Any],
+        architecture: Any = None,
+        draw: Callable[[Any, str], dict[str, bytes]] | None = None,
     ) -> None:
         """Records the epoch's metrics, with time and memory, and saves a checkpoint. `draw`: see `Board.record`."""
         metrics = {**metrics, "seconds_per_step": self._seconds_per_step, **self._memory()}
@@ -167,11 +177,15 @@ class FiniteCheck:
 
     def __init__(self, epoch: int, lr: float, flags: str) -> None:
         self._epoch, self._lr, self._flags = epoch, lr, flags
-        self._noted: Tensor | None = None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
+        self._noted: Tensor | None = (
+            None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
+        )
 
     def note(self, loss: Tensor, gradient_norm: Tensor, step: int) -> None:
         """Takes note of a step's loss and of its gradient's norm."""
-        now = torch.stack([loss.detach().double(), gradient_norm.double(), torch.full_like(loss, step, dtype=torch.float64)])
+        now = torch.stack(
+            [loss.detach().double(), gradient_norm.double(), torch.full_like(loss, step, dtype=torch.float64)]
+        )
         self._noted = now if self._noted is None else torch.where(self._noted.sum().isfinite(), now, self._noted)
 
     def check(self) -> None:

@@ -29,7 +29,8 @@ class Epoch(TypedDict, total=False):
 
 
 def of_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
-    """`class_acc`, in percent, and `confusion`, {class: {predicted class: images}}, for a row. Classes without images are left out.
+    """`class_acc`, in percent, and `confusion`, {class: {predicted class: images}}, for a row. Classes without images
+    are left out.
 
     Args:
         confusion: the number of images of class i that were classified as class j.
@@ -40,14 +41,20 @@ def of_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> di
         for name, counts in zip(classes, confusion, strict=True)
         if any(counts)
     }
-    return {"class_acc": {name: 100 * row.get(name, 0) / sum(row.values()) for name, row in rows.items()}, "confusion": rows}
+    return {
+        "class_acc": {name: 100 * row.get(name, 0) / sum(row.values()) for name, row in rows.items()},
+        "confusion": rows,
+    }
 
 
 MOST_LINES = 20
 
 
 def class_lines(row: dict[str, Any]) -> list[str]:
-    """Lines for the log: one per class, the least accurate first, at most `MOST_LINES`. Empty if the row has no `class_acc`."""
+    """Lines for the log: one per class, the least accurate first, at most `MOST_LINES`.
+
+    Empty if the row has no `class_acc`.
+    """
     lines = []
     for name, accuracy in sorted(row.get("class_acc", {}).items(), key=lambda item: item[1]):
         counts = row["confusion"][name]
@@ -56,7 +63,9 @@ def class_lines(row: dict[str, Any]) -> list[str]:
         right = f"class {_short(name)}: {counts.get(name, 0)} of {sum(counts.values())} right, {accuracy:.2f}%"
         lines.append(right + f"; taken for {taken}" * bool(wrong))
     more = len(lines) - MOST_LINES
-    return lines[:MOST_LINES] + ([f"{more} more classes: see class_acc and confusion in metrics.jsonl"] if more > 0 else [])
+    return lines[:MOST_LINES] + (
+        [f"{more} more classes: see class_acc and confusion in metrics.jsonl"] if more > 0 else []
+    )
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,7 @@
-"""The folder of one run: log, configuration, metrics, architecture, weights and checkpoints. Also stopping and resuming a run."""
+"""The folder of one run: log, configuration, metrics, architecture, weights and checkpoints.
+
+Also stopping and resuming a run.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 
 @dataclass
 class Progress:
-    """The progress of a run: `step` training steps of epoch `epoch` are done, in `seconds`, and `metrics` of all complete epochs."""
+    """The progress of a run:
+
+    `step` training steps of epoch `epoch` are done, in `seconds`, and `metrics` of all complete epochs.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -66,23 +72,25 @@ class Run:
     | file | holds |
     |---|---|
     | `log.txt` | what was printed |
-    | `config.json` | all arguments; classes, mean and deviation of the images; versions, commit; later the commands that it proposes |
+    | `config.json` | arguments; classes, mean and deviation of the images; versions; proposed commands |
     | `metrics.jsonl` | one JSON object per epoch |
-    | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; for cells also as a genotype and in NNI's form |
+    | `architecture.json`, `genotype.json`, `nni.json` | the latest architecture; the last two for cells only |
     | `weights.pt` | the latest weights, a plain `state_dict()` |
     | `best.pt` | the weights of the best epoch, if one is chosen |
     | `checkpoint.pt` | everything that is needed to resume; `checkpoint.prev.pt` is the previous one |
 
     With several processes, only the first writes and prints. All of them resume from its checkpoint.
 
-    To be used in a `with` statement. If a file cannot be written, for example because the disk is full, the run continues: the log says so,
-    and the previous version of the file stays. If the file is still missing at the end, a `UserError` says so.
+    To be used in a `with` statement. If a file cannot be written, for example because the disk is full, the run
+    continues: the log says so, and the previous version of the file stays. If the file is still missing at the end, a
+    `UserError` says so.
 
     Args:
         stage: `search` or `eval`; the first part of the name of a new folder without `args.run_dir`.
         args: the arguments to record. `run_dir`, `save`, `resume` and `checkpoint_minutes` are read here.
         device: the device of the run.
-        callbacks: functions to call after every complete epoch, with its number and its row of `metrics.jsonl`; in the first process only.
+        callbacks: functions to call after every complete epoch, with its number and its row of `metrics.jsonl`; in the
+            first process only.
         record: what else to record in `config.json`.
 
     Raises:
@@ -97,7 +105,9 @@ class Run:
         callbacks: Sequence[Callback] = (),
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")  # the original's names
+        self.folder = Path(
+            args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )  # the original's names
         self.progress = Progress()
         self.device = device
         self.closing = ExitStack()  # closed when the run ends, for any reason
@@ -118,16 +128,27 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in filter(Path.is_symlink, self.folder.iterdir()):
-                raise UserError(f"{path} is a link, and a run writes only in its folder: put a copy of the file in its place")
-            lock = filelock.FileLock(self.folder / ".lock")  # the system releases it when the process ends, for any reason
+                raise UserError(
+                    f"{path} is a link, and a run writes only in its folder: put a copy of the file in its place"
+                )
+            lock = filelock.FileLock(
+                self.folder / ".lock"
+            )  # the system releases it when the process ends, for any reason
             lock.acquire(timeout=0)
             self.closing.callback(lock.release)
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
-                raise UserError(f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another --run_dir")
+                raise UserError(
+                    f"{self.folder} is not empty, and a run is never overwritten: --resume it, or name another "
+                    f"--run_dir"
+                )
             if not self._resumed:  # first: from here on, the run can be resumed
-                self.write_json("config.json", {"stage": stage, "arguments": vars(args), **(record or {}), **_provenance(device)})
+                self.write_json(
+                    "config.json", {"stage": stage, "arguments": vars(args), **(record or {}), **_provenance(device)}
+                )
                 if self._unwritten:
-                    raise UserError(f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir")
+                    raise UserError(
+                        f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir"
+                    )
             log_file = _LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
@@ -187,9 +208,9 @@ class Run:
     def restore(self, **parts: Stateful) -> Progress:
         """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
-        A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run after its next
-        step, with status 143, 130 and 129, and a line that says how to continue. The same signal again ends the process immediately; the
-        last checkpoint is kept. A run outside of the main thread takes no signals.
+        A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run
+        after its next step, with status 143, 130 and 129, and a line that says how to continue. The same signal again
+        ends the process immediately; the last checkpoint is kept. A run outside of the main thread takes no signals.
 
         Args:
             parts: {name: object}, in addition to the progress and the random states.
@@ -211,7 +232,10 @@ class Run:
         return self.progress
 
     def complete_step(self) -> None:
-        """Counts a training step. Saves if `args.checkpoint_minutes` have passed. After a signal, saves and ends the process."""
+        """Counts a training step.
+
+        Saves if `args.checkpoint_minutes` have passed. After a signal, saves and ends the process.
+        """
         self.progress.step += 1
         number = self._asked_to_stop()
         if number or time.monotonic() - self._saved >= self._interval:
@@ -235,7 +259,7 @@ class Run:
         self._write("checkpoint.pt", checkpoint.saved(state), previous="checkpoint.prev.pt")
 
     def complete_epoch(self, metrics: dict[str, Any]) -> None:
-        """Adds the epoch's `metrics` and its duration to `metrics.jsonl`, saves a checkpoint, and calls the callbacks."""
+        """Adds the epoch's `metrics` and duration to `metrics.jsonl`, saves a checkpoint, and calls the callbacks."""
         seconds = self.progress.seconds + time.monotonic() - self._started
         progress = self.progress
         progress.metrics.append({"epoch": progress.epoch, **metrics, "seconds": seconds})
@@ -255,15 +279,25 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self.closing.__exit__(kind, *error)
         if kind is None and self._unwritten:
-            raise UserError(f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see the log")
+            raise UserError(
+                f"the run is complete, but could not write {', '.join(sorted(self._unwritten))} in {self.folder}: see "
+                f"the log"
+            )
 
     def _asked_to_stop(self) -> int:
-        """The number of the signal that was received, or 0. If one process received it, all processes stop after the same step."""
+        """The number of the signal that was received, or 0.
+
+        If one process received it, all processes stop after the same step.
+        """
         return distributed.largest(self._signal or 0)
 
     def _stop(self, number: int) -> None:
         if number:
-            self.log("stopped by %s; go on with: %s", signal.Signals(number).name, cli.resume_command(self._stage, self.args, self.folder))
+            self.log(
+                "stopped by %s; go on with: %s",
+                signal.Signals(number).name,
+                cli.resume_command(self._stage, self.args, self.folder),
+            )
             sys.exit(128 + number)
 
     def _take_signals(self) -> None:
@@ -282,7 +316,10 @@ class Run:
         signal.signal(number, signal.SIG_DFL)
 
     def _keep_threads(self) -> None:
-        """Sets the number of threads with which the run began. Sums are split among threads, so another number rounds differently."""
+        """Sets the number of threads with which the run began.
+
+        Sums are split among threads, so another number rounds differently.
+        """
         config = cli.read_config(self.folder)
         threads, now = config.get("threads"), torch.get_num_threads()
         comparable = self.device.type == "cpu" and config.get("processes") == distributed.world_size()
@@ -290,9 +327,15 @@ class Run:
             return
         if self.args.threads is None and threads <= (os.cpu_count() or 1):
             torch.set_num_threads(threads)
-            self.log("going on with %d threads, as the run began: with %d, results would differ in their last digits", threads, now)
+            self.log(
+                "going on with %d threads, as the run began: with %d, results would differ in their last digits",
+                threads,
+                now,
+            )
         else:
-            self.log("warning: the run began with %s threads: with %d, results differ in their last digits", threads, now)
+            self.log(
+                "warning: the run began with %s threads: with %d, results differ in their last digits", threads, now
+            )
 
     def _load_checkpoint(self) -> bytes:
         """Loads the newest usable checkpoint, and returns the content of its file; empty if there is none yet."""
@@ -339,7 +382,8 @@ class Run:
             torch.cuda.set_rng_state(cuda[0], self.device)
         elif self.device.type == "cuda" or cuda:
             self.log(
-                "CUDA's random states are not restored: the checkpoint has those of %d GPUs, and this process computes on %s; "
+                "CUDA's random states are not restored: the checkpoint has those of %d GPUs, and this process "
+                "computes on %s; "
                 "drop path draws other numbers from here on",
                 len(cuda),
                 self.device,
@@ -350,7 +394,9 @@ class Run:
             files.write({self.folder / name: content}, previous=None if previous is None else self.folder / previous)
         except OSError as error:
             self._unwritten.add(name)
-            self.log("cannot write %s (%s): the file before it stays; going on", self.folder / name, error.strerror or error)
+            self.log(
+                "cannot write %s (%s): the file before it stays; going on", self.folder / name, error.strerror or error
+            )
         else:
             self._unwritten.discard(name)
 
@@ -380,7 +426,9 @@ class _Checkpoint:
 def _read_checkpoint(content: bytes) -> _Checkpoint:
     """The content of a checkpoint, on the CPU. Raises `ValueError` if it is damaged."""
     try:  # a damaged file may raise almost anything
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load does not verify the checksums that torch.save writes
+        with zipfile.ZipFile(
+            io.BytesIO(content)
+        ) as archive:  # torch.load does not verify the checksums that torch.save writes
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
         return msgspec.convert(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), _Checkpoint)

@@ -31,7 +31,12 @@ class Board:
             self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
         run.closing.callback(self._close)
 
-    def record(self, metrics: dict[str, Any], architecture: Any = None, draw: Callable[[Any, str], dict[str, bytes]] | None = None) -> None:
+    def record(
+        self,
+        metrics: dict[str, Any],
+        architecture: Any = None,
+        draw: Callable[[Any, str], dict[str, bytes]] | None = None,
+    ) -> None:
         """Writes the numbers of the current epoch, and pictures of the architecture if it has changed.
 
         `draw(architecture, caption)` returns the pictures, {name: PNG}. If drawing fails, there are no more pictures.
@@ -52,7 +57,9 @@ class Board:
             yield
         except Exception as error:  # of almost any type; none may end a run
             self._writer = None
-            self._run.log("cannot write for TensorBoard (%s): going on without", getattr(error, "strerror", None) or repr(error))
+            self._run.log(
+                "cannot write for TensorBoard (%s): going on without", getattr(error, "strerror", None) or repr(error)
+            )
 
     def _close(self) -> None:
         with self._or_without():
@@ -71,7 +78,9 @@ class Board:
         for edge, weight in metrics.get("betas", {}).items():
             writer.add_scalar(f"betas/{edge}", weight, epoch)
 
-    def _pictures(self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int) -> dict[str, bytes]:
+    def _pictures(
+        self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int
+    ) -> dict[str, bytes]:
         try:
             return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")
         except UserError:  # no program for drawing is installed; the search reports this at its end

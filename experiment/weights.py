@@ -26,13 +26,15 @@ def load_weights(
     hint: str = "check --arch, --network, --init_channels, --layers and the dataset",
     say: Callable[[str], object] = tell,
 ) -> list[str]:
-    """Loads a `state_dict()` into `model`. It was saved by `write_weights`, by the original authors since PyTorch 0.3, or as .safetensors.
+    """Loads a `state_dict()` into `model`. It was saved by `write_weights`, by the original authors since PyTorch 0.3,
+    or as .safetensors.
 
-    It may be part of a checkpoint, its names may share a prefix such as `module.`, and it may contain the counters of FLOP tools.
+    It may be part of a checkpoint, its names may share a prefix such as `module.`, and it may contain the counters of
+    FLOP tools.
 
     Args:
-        num_classes: allows a classifier for another number of classes in the file: linear layers with `num_classes` outputs then keep their
-            own weights. None: all weights must fit.
+        num_classes: allows a classifier for another number of classes in the file: linear layers with `num_classes`
+            outputs then keep their own weights. None: all weights must fit.
         hint: what to check, for the message if the weights belong to another network.
         say: gets one line if the weights are read from a part of the file, or under other names.
 
@@ -58,15 +60,20 @@ def load_weights(
     except Exception as error:  # torch.load raises many types for a damaged file, or a pickle that would run code
         if needed := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} holds more than tensors, such as a whole module: unpickling {shorten(needed[1])} may run any code, so it is not "
+                f"{path} holds more than tensors, such as a whole module: unpickling {shorten(needed[1])} may run any "
+                f"code, so it is not "
                 "read; save the module's state_dict(): docs/faq.md"
             ) from None
-        raise UserError(f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})") from None
+        raise UserError(
+            f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})"
+        ) from None
     if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
         raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
     own = model.state_dict()
     weights, done = _state_dict(weights)
-    if not isinstance(weights, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()
+    ):
         raise UserError(f"{path} does not hold a state_dict: a dictionary of names and tensors")
     weights, renamed = _with_names_of(own, weights)
     if done or renamed:
@@ -86,11 +93,15 @@ def load_weights(
             hint = "leave out --auxiliary" if missing else "add --auxiliary"
         first = [f"missing in the file: {key}" for key in missing[:3]]
         first += [f"only in the file: {shorten(key)}" for key in unexpected[:3]] + different[:3]
-        raise UserError(f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}")
+        raise UserError(
+            f"{path} holds the weights of another network ({hint}); the first that differ: {'; '.join(first)}"
+        )
     try:
         model.load_state_dict(own | weights)
     except RuntimeError as error:  # of sparse tensors, for example
-        raise UserError(f"{path} holds tensors that cannot be loaded ({shorten(' '.join(str(error).split()))})") from None
+        raise UserError(
+            f"{path} holds tensors that cannot be loaded ({shorten(' '.join(str(error).split()))})"
+        ) from None
     return kept
 
 
@@ -98,7 +109,9 @@ def _state_dict(content: Any) -> tuple[Any, list[str]]:
     """The weights in a checkpoint of another code, and a note about it; any other content without a note."""
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
-            return content[key], [f"read its {key}" + (f" of epoch {content['epoch']}" if type(content.get("epoch")) is int else "")]
+            return content[key], [
+                f"read its {key}" + (f" of epoch {content['epoch']}" if type(content.get("epoch")) is int else "")
+            ]
     return content, []
 
 
@@ -116,13 +129,22 @@ def _with_names_of(own: Collection[str], weights: dict[str, Any]) -> tuple[dict[
 
 
 def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_classes: int | None) -> list[str]:
-    """The names of linear layers with `num_classes` outputs whose weights in the file differ only in the number of outputs."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes}
+    """The names of linear layers with `num_classes` outputs whose weights in the file differ only in the number of
+    outputs.
+    """
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == num_classes
+    }
     saved = {name: weights.get(f"{name}.weight") for name in layers}
     return [
         name
         for name, weight in saved.items()
-        if weight is not None and weight.dim() == 2 and weight.size(0) != num_classes and weight.size(1) == layers[name].in_features
+        if weight is not None
+        and weight.dim() == 2
+        and weight.size(0) != num_classes
+        and weight.size(1) == layers[name].in_features
     ]
 
 

@@ -17,7 +17,9 @@ Levels = tuple[float, ...]  # one value per channel, as a fraction of white
 
 @dataclass(frozen=True)
 class Options:
-    """Which images there are, and how they are decoded, augmented and put into batches: the values of the flags of these names."""
+    """Which images there are, and how they are decoded, augmented and put into batches: the values of the flags of
+    these names.
+    """
 
     dataset: str = "cifar10"
     data: str = "../data"
@@ -58,8 +60,13 @@ class Images(Protocol):
         """The images with these indices."""
         ...
 
-    def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-        """Returns a function that yields a batch for each of `items`. `items` may change between its calls. `workers` decode."""
+    def batches(
+        self, items: Sequence[Any], workers: int, pin_memory: bool
+    ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+        """Returns a function that yields a batch for each of `items`.
+
+        `items` may change between its calls. `workers` decode.
+        """
         ...
 
 
@@ -80,7 +87,9 @@ class MemoryImages(Dataset):
         chosen = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once for both
         return self.images[chosen], self.labels[chosen]
 
-    def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    def batches(
+        self, items: Sequence[Any], workers: int, pin_memory: bool
+    ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
         return lambda: map(self.__getitems__, items)
 
     def to(self, device: torch.device) -> MemoryImages:
@@ -124,10 +133,11 @@ class ImageData:
 
 
 def interleave(labels: np.ndarray) -> np.ndarray:
-    """A random order of `labels` in which every section contains the classes in proportion, so that both parts of a split have all of them.
+    """A random order of `labels` in which every section contains the classes in proportion, so that both parts of a
+    split have all of them.
 
-    The order does not depend on the run's seed, like the order of CIFAR-10: runs with different seeds search on the same halves and can be
-    compared. `RandomState`, because NumPy guarantees that its numbers never change.
+    The order does not depend on the run's seed, like the order of CIFAR-10: runs with different seeds search on the
+    same halves and can be compared. `RandomState`, because NumPy guarantees that its numbers never change.
     """
     random = np.random.RandomState(0)
     place = np.empty(len(labels))

@@ -23,8 +23,8 @@ class BadImage(UserError):
 UNDECODABLE = "cannot decode the image "
 
 
-# {orientation in the EXIF data: the operation that turns the image upright}. `ImageOps.exif_transpose` also rewrites all EXIF
-# data, and fails if some of it is damaged.
+# {orientation in the EXIF data: the operation that turns the image upright}. `ImageOps.exif_transpose` also rewrites
+# all EXIF data, and fails if some of it is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,11 +39,12 @@ _TURNS = {
 def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
     """The centre square of an opened image, resized, as uint8 (channels, size, size).
 
-    The image is turned upright by its EXIF data, and put on white where it is transparent. With `centre_crop` below 1, the
-    square keeps this share of the shorter side, as after torchvision's Resize and CenterCrop.
+    The image is turned upright by its EXIF data, and put on white where it is transparent. With `centre_crop` below 1,
+    the square keeps this share of the shorter side, as after torchvision's Resize and CenterCrop.
 
     Raises:
-        ValueError: it has more than 8 bits per channel, or is one pixel wide or high. Damaged images raise almost anything.
+        ValueError: it has more than 8 bits per channel, or is one pixel wide or high. Damaged images raise almost
+            anything.
     """
     image = upright(image)
     if centre_crop == 1:
@@ -65,7 +66,11 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return (
+        image
+        if image.mode == "RGB"
+        else Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    )
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:
@@ -100,6 +105,7 @@ def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
     except UnidentifiedImageError:  # its message does not name the file
         raise BadImage(f"{UNDECODABLE}{path}: it is not an image that Pillow reads") from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        # An error number means an error of the system (the file is missing, too many are open), which may not occur the next time.
+        # An error number means an error of the system (the file is missing, too many are open), which may not occur the
+        # next time.
         kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
         raise kind(f"{UNDECODABLE}{path}: {error}") from None

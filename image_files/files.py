@@ -29,7 +29,8 @@ PATIENCE = 600
 
 
 class FileImages(Dataset):
-    """Images in files, decoded when they are needed. An index is a number, or (number, seed). With a seed, the image is cropped and
+    """Images in files, decoded when they are needed. An index is a number, or (number, seed). With a seed, the image is
+    cropped and
     distorted at random by torchvision's RandomResizedCrop, RandomHorizontalFlip and `options.color_jitter`.
 
     Args:
@@ -76,7 +77,9 @@ class FileImages(Dataset):
         images, labels = zip(*(self[item] for item in items), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
-    def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    def batches(
+        self, items: Sequence[Any], workers: int, pin_memory: bool
+    ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
         decoded = loader(self, items, workers, persistent_workers=workers > 0, pin_memory=pin_memory)
         return lambda: plain_errors(decoded)
 
@@ -109,7 +112,9 @@ def in_order(dataset: Any, workers: int, collate: Callable[[Any], Any] = _unchan
     yield from plain_errors(loader(dataset, batches, workers, collate))
 
 
-def loader(dataset: Any, batches: Sequence[Any], workers: int, collate: Callable[[Any], Any] = _unchanged, **options: Any) -> DataLoader:
+def loader(
+    dataset: Any, batches: Sequence[Any], workers: int, collate: Callable[[Any], Any] = _unchanged, **options: Any
+) -> DataLoader:
     """PyTorch's loader of these batches of items. Its workers end when the run is killed.
 
     Args:
@@ -130,7 +135,10 @@ def loader(dataset: Any, batches: Sequence[Any], workers: int, collate: Callable
 
 
 def _start_method(workers: int) -> str | None:
-    """The start method for a loader's workers. With CUDA or several processes, a fork may deadlock, so it is forkserver."""
+    """The start method for a loader's workers.
+
+    With CUDA or several processes, a fork may deadlock, so it is forkserver.
+    """
     connected = torch.cuda.is_initialized() or distributed.world_size() > 1
     return "forkserver" if workers and connected and sys.platform != "win32" else None
 
@@ -138,8 +146,9 @@ def _start_method(workers: int) -> str | None:
 def _begin(worker: int) -> None:
     """Makes a worker send its batches through a pipe, and end when its run is killed.
 
-    PyTorch sends tensors through shared memory. In a container this is often 64 MB, and a batch that finds no room there never arrives.
-    PyTorch lets workers watch the process that started them. That is the forkserver, which in turn waits for its workers.
+    PyTorch sends tensors through shared memory. In a container this is often 64 MB, and a batch that finds no room
+    there never arrives. PyTorch lets workers watch the process that started them. That is the forkserver, which in turn
+    waits for its workers.
     """
     ForkingPickler.register(Tensor, lambda tensor: (torch.from_numpy, (tensor.numpy(),)))
     parent = multiprocessing.parent_process()

@@ -21,13 +21,16 @@ from image_files.decoding import UNDECODABLE, BadImage
 from image_files.files import FileImages, decode_all, in_order
 from image_files.statistics import measure
 
-# A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in every epoch.
+# A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in
+# every epoch.
 IN_MEMORY_BYTES = 2**30
 
 # Of ImageNet's training images, in every code that trains on them, the original's included.
 IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-LeftOut = list[tuple[str, str]]  # (kind, path) of what is not used in a folder of images; of a bad image, `path: what is wrong with it`
+LeftOut = list[
+    tuple[str, str]
+]  # (kind, path) of what is not used in a folder of images; of a bad image, `path: what is wrong with it`
 HIDDEN, OTHERS, BAD = "hidden files and folders", f"files of other kinds than {', '.join(IMG_EXTENSIONS)}", "bad images"
 LINKS = "links to folders that are visited already, or that hold the link"
 
@@ -45,7 +48,9 @@ def load(options: Options) -> ImageData:
     root, own = Path(options.data), options.dataset == "folder"
     test_part, valid_part = test_part_of(options.dataset, root), valid_part_of(root)
     if options.valid_folder and not (own and valid_part and (root / "test").is_dir()):
-        raise UserError("--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder")
+        raise UserError(
+            "--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder"
+        )
     parts = {part: read(part, options) for part in ("train", test_part)}
     if options.valid_folder and valid_part:
         parts[valid_part] = read(valid_part, options)
@@ -53,7 +58,9 @@ def load(options: Options) -> ImageData:
     for name, part in parts.items():
         if different := {*classes} ^ {*part.classes}:
             only = ", ".join(sorted(different))
-            raise UserError(f"{root / 'train'} and {root / name} must hold the same classes; in only one of them: {only}")
+            raise UserError(
+                f"{root / 'train'} and {root / name} must hold the same classes; in only one of them: {only}"
+            )
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
     left_out = [what for part in parts.values() for what in part.left_out]
@@ -66,7 +73,9 @@ def load(options: Options) -> ImageData:
     elif own and valid_part == test_part:
         lines.append(f"there is no folder {root / 'test'}: the images in {root / test_part} are the test set")
     elif own and valid_part:
-        lines.append(f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used")
+        lines.append(
+            f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used"
+        )
     if own and options.crop == "pad" and train.bytes + test.bytes <= IN_MEMORY_BYTES:
         decoded = decode_all(train)
         statistics = mean_std(count_levels(decoded.images))
@@ -123,8 +132,8 @@ def read(part: str, options: Options) -> Part:
             raise UserError(f"no image of the class {classes[lost]} can be decoded: {first}")
         left_out += [(BAD, reason) for reason in bad.values()]
         images = images.part(np.setdiff1d(np.arange(len(images)), [*bad]))
-    # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged during an epoch are
-    # those of the first part, so the classes are interleaved.
+    # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged
+    # during an epoch are those of the first part, so the classes are interleaved.
     return Part(classes, images.part(interleave(images.labels.numpy())), left_out)
 
 
@@ -147,7 +156,9 @@ def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
         known, _ = load_meta_file(str(root))
         return tuple(f"{name} {', '.join(known[name])}" if name in known else name for name in classes)
     except Exception as error:  # what torch.load raises, and what else may be in such a file, is of many kinds
-        raise UserError(f"cannot use {root / 'meta.bin'}: {error or type(error).__name__}; remove it to name classes by folders") from None
+        raise UserError(
+            f"cannot use {root / 'meta.bin'}: {error or type(error).__name__}; remove it to name classes by folders"
+        ) from None
 
 
 def notes(left_out: LeftOut, sound: int = 0) -> Iterator[str]:
@@ -157,7 +168,9 @@ def notes(left_out: LeftOut, sound: int = 0) -> Iterator[str]:
         count = str(len(paths))
         if kind == OTHERS:
             suffixes = Counter(os.path.splitext(path)[1].lower() or "without a suffix" for path in paths)
-            count = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(5)) + ", ..." * (len(suffixes) > 5)
+            count = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(5)) + ", ..." * (
+                len(suffixes) > 5
+            )
         what = f"left out {kind} ({count})"
         if kind == BAD:
             what = f"skipped {count} of {sound + len(paths)} images, which cannot be decoded"
@@ -166,7 +179,9 @@ def notes(left_out: LeftOut, sound: int = 0) -> Iterator[str]:
 
 
 def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]], LeftOut]:
-    """The classes in `root`/`part`, sorted; the images with their labels, sorted as by torchvision's ImageFolder; and what is left out."""
+    """The classes in `root`/`part`, sorted; the images with their labels, sorted as by torchvision's ImageFolder; and
+    what is left out.
+    """
     top = root / part
     layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
     if not top.is_dir():
@@ -180,7 +195,9 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
         for label, name in enumerate(classes):
             samples += ((path, label) for path in images_in(top / name, top, visited, left_out))
     except OSError as error:
-        raise UserError(f"cannot use the folder {top}: cannot read {error.filename}: {error.strerror} ({layout})") from None
+        raise UserError(
+            f"cannot use the folder {top}: cannot read {error.filename}: {error.strerror} ({layout})"
+        ) from None
     if not classes:
         if part == valid_part_of(root):
             layout += "; ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes"
@@ -195,8 +212,8 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
 def images_in(folder: str | Path, top: str | Path, visited: set[str], left_out: LeftOut) -> list[str]:
     """The images in `folder` and below, sorted by folder and name. What is not used is added to `left_out`.
 
-    Links are followed, which may form circles that torchvision's `make_dataset` does not leave. So no folder is visited twice, and links
-    that lead into `top`, or to a folder that holds it, are left out.
+    Links are followed, which may form circles that torchvision's `make_dataset` does not leave. So no folder is visited
+    twice, and links that lead into `top`, or to a folder that holds it, are left out.
 
     Raises:
         OSError: a folder cannot be read.
@@ -208,7 +225,9 @@ def images_in(folder: str | Path, top: str | Path, visited: set[str], left_out: 
     found, whole = list[str](), Path(top).resolve()
     for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = Path(os.path.realpath(path))
-        if str(real) in visited or (os.path.islink(path) and (real.is_relative_to(whole) or whole.is_relative_to(real))):
+        if str(real) in visited or (
+            os.path.islink(path) and (real.is_relative_to(whole) or whole.is_relative_to(real))
+        ):
             left_out.append((LINKS, path))
             below.clear()
             continue
@@ -224,7 +243,9 @@ def images_in(folder: str | Path, top: str | Path, visited: set[str], left_out: 
 
 
 def _hidden(name: str) -> bool:
-    """Whether a file or folder is one that programs leave behind, such as `.ipynb_checkpoints`, and on a Mac `._x.jpg`, `__MACOSX`."""
+    """Whether a file or folder is one that programs leave behind, such as `.ipynb_checkpoints`, and on a Mac `._x.jpg`,
+    `__MACOSX`.
+    """
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -45,15 +45,21 @@ def load(options: Options) -> ImageData:
     if options.valid_folder:
         raise UserError(f"--valid_folder needs --dataset folder, not {name}")
     if options.image_size != 32:
-        raise UserError(f"{name} has images of 32 pixels, not {options.image_size}: only --dataset folder has other sizes")
+        raise UserError(
+            f"{name} has images of 32 pixels, not {options.image_size}: only --dataset folder has other sizes"
+        )
     if options.skip_bad_images:
         raise UserError(f"--skip_bad_images needs --dataset folder: {name} is checked as a whole")
     if options.centre_crop != 1 or options.crop != "pad":
-        raise UserError(f"--centre_crop and --crop resized need images in files, --dataset folder or imagenet, not {name}")
+        raise UserError(
+            f"--centre_crop and --crop resized need images in files, --dataset folder or imagenet, not {name}"
+        )
     return OF_32_PIXELS[name](options)
 
 
-def load_test(options: Options, classes: tuple[str, ...] | None = None, statistics: tuple[Levels, Levels] | None = None) -> ImageData:
+def load_test(
+    options: Options, classes: tuple[str, ...] | None = None, statistics: tuple[Levels, Levels] | None = None
+) -> ImageData:
     """The test images of a dataset, for a trained network. With known statistics, a folder needs no training images.
 
     Args:
@@ -95,12 +101,16 @@ def source(images: str | Path | None) -> dict[str, str]:
     return {"dataset": "folder", "data": str(images)}
 
 
-def _torchvision(kind: Any, options: Options, flip: bool = True, statistics: tuple[Levels, Levels] | None = None) -> ImageData:
+def _torchvision(
+    kind: Any, options: Options, flip: bool = True, statistics: tuple[Levels, Levels] | None = None
+) -> ImageData:
     """A dataset of torchvision, by its class. `statistics` of its training images in RGB are measured if None."""
     name, root = options.dataset, Path(options.data)
     try:
         with distributed.one_at_a_time(root / f".{name}.lock"):
-            train, test = (kind(options.data, train=part, download=True) for part in (True, False))  # only what is missing or damaged
+            train, test = (
+                kind(options.data, train=part, download=True) for part in (True, False)
+            )  # only what is missing or damaged
     except (OSError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:
         if issubclass(kind, datasets.MNIST):
             where = f"put the four files of {kind.mirrors[0]} into {root / kind.__name__ / 'raw'}, unpacked,"
@@ -125,12 +135,16 @@ def _pixels(images: Tensor, channels: int) -> Tensor:
         return F.pad(images, [2] * 4)[:, None].repeat(1, channels, 1, 1)
     if channels == 3:
         return images.permute(0, 3, 1, 2).contiguous()
-    column = Image.fromarray(images.flatten(0, 1).numpy())  # all images in one column: a single conversion, the same as for a folder
+    column = Image.fromarray(
+        images.flatten(0, 1).numpy()
+    )  # all images in one column: a single conversion, the same as for a folder
     return torch.from_numpy(np.array(column.convert("L"))).view(-1, 1, *images.shape[1:3])
 
 
 def _digits(options: Options) -> ImageData:
-    """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 for training and 360 for the test, stratified by class."""
+    """Scikit-learn's handwritten digits, 8x8, enlarged to 32x32: 1,437 for training and 360 for the test, stratified by
+    class.
+    """
     from sklearn.datasets import load_digits  # imported here because it takes a second
 
     bunch = load_digits()

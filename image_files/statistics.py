@@ -34,12 +34,17 @@ def measure(images: FileImages, cache: Path) -> tuple[Levels, Levels]:
         raise UserError(f"cannot read the image {os.fsdecode(error.filename)}: {error.strerror}") from None
     try:
         known = msgspec.json.decode(cache.read_bytes(), type=Measured)
-        if known == msgspec.structs.replace(ours, mean=known.mean, std=known.std) and len(known.mean) == len(known.std) == channels:
+        if (
+            known == msgspec.structs.replace(ours, mean=known.mean, std=known.std)
+            and len(known.mean) == len(known.std) == channels
+        ):
             return known.mean, known.std
     except (OSError, msgspec.MsgspecError):
         pass  # no valid file: measure
     errors.tell(f"measuring mean and deviation of {len(images)} images, once")
     none = torch.zeros(channels, 256, dtype=torch.long)
-    ours.mean, ours.std = mean_std(sum((count_levels(batch) for batch, _ in in_order(images, images.options.workers)), none))
+    ours.mean, ours.std = mean_std(
+        sum((count_levels(batch) for batch, _ in in_order(images, images.options.workers)), none)
+    )
     files.keep(cache, msgspec.json.encode(ours), "they will be measured again")
     return ours.mean, ours.std

@@ -34,7 +34,9 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
     if not strategy.mutator.differentiable:
         _refuse(remedies, f"needs alphas, and --strategy {args.strategy} has none")
         if second_order:
-            raise UserError(f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture")
+            raise UserError(
+                f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture"
+            )
         if args.eigenvalue_every or args.early_stop:
             raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
     if not issubclass(strategy, Darts):
@@ -45,10 +47,13 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
             f"does not work with --strategy {args.strategy}, which samples operations",
         )
         if second_order:
-            raise UserError(f"--unrolled and --hvp do not work with --strategy {args.strategy}: every pass samples other operations")
+            raise UserError(
+                f"--unrolled and --hvp do not work with --strategy {args.strategy}: every pass samples other operations"
+            )
         if args.eigenvalue_every or args.early_stop:
             raise UserError(
-                f"--eigenvalue_every and --early_stop do not work with --strategy {args.strategy}: its loss changes with every pass"
+                f"--eigenvalue_every and --early_stop do not work with --strategy {args.strategy}: its loss changes "
+                f"with every pass"
             )
     elif strategy.relaxation is not Relaxation:
         _refuse(
@@ -64,9 +69,14 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
     if args.space != "darts":
         _refuse(remedies & {"max_skips"}, f"needs --space darts, whose cells it limits, not {args.space}")
         if args.nodes != 4:
-            raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any")
+            raise UserError(
+                f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any"
+            )
     elif args.init_channels % args.partial_channels:
-        raise UserError(f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}: change one")
+        raise UserError(
+            f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}: change "
+            f"one"
+        )
     if args.stem == "imagenet" and not _has_supernet(args.space, strategy):
         raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
 
@@ -87,8 +97,8 @@ def build(
     """(search model, strategy) for `args.space`, `args.strategy` and the remedies.
 
     Raises:
-        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, unknown arguments of
-            a space or a strategy, or a remedy that does not work in this space.
+        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, unknown
+            arguments of a space or a strategy, or a remedy that does not work in this space.
     """
     strategy = load_strategy(args.strategy)
     of_strategy, of_mutator = constructor_arguments(
@@ -115,7 +125,9 @@ def build(
     return model.to(device), strategy(model, args, **of_strategy)
 
 
-def _search_model(args: argparse.Namespace, num_classes: int, criterion: nn.Module, strategy, of_mutator) -> SearchModel:
+def _search_model(
+    args: argparse.Namespace, num_classes: int, criterion: nn.Module, strategy, of_mutator
+) -> SearchModel:
     network = build_network(args, num_classes)
     if issubclass(strategy, Darts):
         of_mutator["relaxation"] = strategy.relaxed_by(args)

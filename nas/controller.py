@@ -1,4 +1,6 @@
-"""The controller of ENAS (Pham et al., ICML 2018, 1802.03268), an LSTM that samples architectures, and its training by REINFORCE."""
+"""The controller of ENAS (Pham et al., ICML 2018, 1802.03268), an LSTM that samples architectures, and its training by
+REINFORCE.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ from nas.mutators import Decisions, Mutator, SpaceNode, mask_of
 
 
 class EnasMutator(Mutator):
-    """The controller of ENAS (Pham et al. 2018): an LSTM that samples one decision per step. The input of a step is the previous decision.
+    """The controller of ENAS (Pham et al. 2018): an LSTM that samples one decision per step. The input of a step is the
+    previous decision.
 
-    For a layer choice, it samples from a softmax over the candidates. For an input choice, it uses attention over the steps of the mutables
-    in `choose_from` (for a scope, the step at its end). It samples one or more inputs from a softmax; if any number may be chosen, it
-    samples each input independently. After `reset`, `sample_log_prob`, `sample_entropy` and `sample_skip_penalty` are those of the sample,
-    with gradients for `Reinforce`.
+    For a layer choice, it samples from a softmax over the candidates. For an input choice, it uses attention over the
+    steps of the mutables in `choose_from` (for a scope, the step at its end). It samples one or more inputs from a
+    softmax; if any number may be chosen, it samples each input independently. After `reset`, `sample_log_prob`,
+    `sample_entropy` and `sample_skip_penalty` are those of the sample, with gradients for `Reinforce`.
 
     Args:
         model: the space.
@@ -26,9 +29,10 @@ class EnasMutator(Mutator):
         tanh_constant: logits are limited to +- this value by a tanh; None for no limit.
         cell_exit_extra_step: whether the LSTM makes an extra step at the end of a scope.
         temperature: logits are divided by it first; None for 1.
-        skip_target: the target probability of skip connections (inputs of which any number may be chosen) in the penalty.
-        branch_bias: in reduction layers (modules whose attribute `reduction` is True), added to the logits of convolutions and subtracted
-            from those of other candidates.
+        skip_target: the target probability of skip connections (inputs of which any number may be chosen) in the
+            penalty.
+        branch_bias: in reduction layers (modules whose attribute `reduction` is True), added to the logits of
+            convolutions and subtracted from those of other candidates.
         entropy_reduction: `sum` or `mean` over the entropies of several samples for one input choice.
 
     Raises:
@@ -57,7 +61,9 @@ class EnasMutator(Mutator):
         self.skip_target = skip_target
         most = max((len(mutable) for mutable in self.layer_choices), default=1)
         self.lstm = nn.ModuleList(nn.LSTMCell(lstm_size, lstm_size, bias=False) for _ in range(lstm_num_layers))
-        self.embedding = nn.Embedding(most + 1, lstm_size)  # for the position of a candidate; the last one is the first input
+        self.embedding = nn.Embedding(
+            most + 1, lstm_size
+        )  # for the position of a candidate; the last one is the first input
         self.classify = nn.Linear(lstm_size, most, bias=False)
         self.attend_anchor = nn.Linear(lstm_size, lstm_size, bias=False)
         self.attend_query = nn.Linear(lstm_size, lstm_size, bias=False)
@@ -65,13 +71,17 @@ class EnasMutator(Mutator):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1)
         self.baseline: Tensor
-        self.register_buffer("baseline", torch.tensor(torch.nan))  # of the rewards; a buffer, to be saved with the controller
+        self.register_buffer(
+            "baseline", torch.tensor(torch.nan)
+        )  # of the rewards; a buffer, to be saved with the controller
         self._bias = {}
         for layer in model.modules():
             if getattr(layer, "reduction", False) is True:
                 for mutable in layer.modules():
                     if isinstance(mutable, LayerChoice):
-                        self._bias[mutable.key] = [branch_bias if _is_convolution(candidate) else -branch_bias for candidate in mutable]
+                        self._bias[mutable.key] = [
+                            branch_bias if _is_convolution(candidate) else -branch_bias for candidate in mutable
+                        ]
 
     def sample_search(self) -> Decisions:
         self._input = self.embedding.weight[-1:]
@@ -91,7 +101,9 @@ class EnasMutator(Mutator):
     def _sample(self, node: SpaceNode, decisions: Decisions) -> None:
         mutable = node.mutable
         if isinstance(mutable, LayerChoice | InputChoice) and mutable.key not in decisions:
-            decisions[mutable.key] = self._sample_layer(mutable) if isinstance(mutable, LayerChoice) else self._sample_input(mutable)
+            decisions[mutable.key] = (
+                self._sample_layer(mutable) if isinstance(mutable, LayerChoice) else self._sample_input(mutable)
+            )
         for child in node.children:
             self._sample(child, decisions)
         if isinstance(mutable, MutableScope) and self.cell_exit_extra_step and mutable.key not in self._anchors:
@@ -115,7 +127,9 @@ class EnasMutator(Mutator):
         return mask_of(chosen, len(mutable))
 
     def _sample_input(self, mutable: InputChoice) -> Tensor:
-        anchors = torch.cat([self._anchor(label or f"input {index}") for index, label in enumerate(mutable.choose_from)])
+        anchors = torch.cat(
+            [self._anchor(label or f"input {index}") for index, label in enumerate(mutable.choose_from)]
+        )
         self._step()
         query = torch.tanh(self.attend_anchor(anchors) + self.attend_query(self._hidden))
         logits = self._bounded(self.attend(query)[:, 0])
@@ -167,7 +181,10 @@ class EnasMutator(Mutator):
 
 
 def _is_convolution(candidate: nn.Module) -> bool:
-    """Whether the candidate has a convolution larger than 1x1. The 1x1 convolutions of a strided skip connection do not count."""
+    """Whether the candidate has a convolution larger than 1x1.
+
+    The 1x1 convolutions of a strided skip connection do not count.
+    """
     return any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in candidate.modules())
 
 
@@ -200,7 +217,9 @@ class Reinforce:
         """One step on the controller, with the reward of the sample of its last `reset`."""
         reward += self.entropy_weight * self.mutator.sample_entropy.item()
         baseline = self.mutator.baseline
-        baseline.fill_(reward if baseline.isnan() else self.baseline_decay * baseline + (1 - self.baseline_decay) * reward)
+        baseline.fill_(
+            reward if baseline.isnan() else self.baseline_decay * baseline + (1 - self.baseline_decay) * reward
+        )
         loss = self.skip_weight * self.mutator.sample_skip_penalty - self.mutator.sample_log_prob * (reward - baseline)
         self.optimizer.zero_grad()
         loss.backward()

@@ -46,7 +46,10 @@ class Drawn(NamedTuple):
 
 
 class OneOperation(MixedOp):
-    """A mixed operation that runs one of its operations. It varies between passes, so only the single operations are compiled."""
+    """A mixed operation that runs one of its operations.
+
+    It varies between passes, so only the single operations are compiled.
+    """
 
     compilable = False
 
@@ -69,12 +72,14 @@ def _equip(edge: Any, channels: int, stride: int, parts: int, auxiliary_skip: bo
 def surround(edge: Any, mix: Mix, x: Tensor, weights: Tensor) -> Tensor:
     """The output of an edge, (B, C, H, W) -> (B, C, H / stride, W / stride).
 
-    Of K > 1 parts of the channels, only the first is mixed, then all are shuffled, and the output is multiplied by the edge's weight
-    (PC-DARTS, sections 3.2 and 3.3). An auxiliary skip connection is added with its own weight (DARTS-, section 3.2).
+    Of K > 1 parts of the channels, only the first is mixed, then all are shuffled, and the output is multiplied by the
+    edge's weight (PC-DARTS, sections 3.2 and 3.3). An auxiliary skip connection is added with its own weight (DARTS-,
+    section 3.2).
 
     Args:
         mix: computes the weighted sum of the candidates, `mix(x, weights)`.
-        weights: those of the candidates, then of the auxiliary skip connection and of the edge, as `Relaxation.columns` returns them.
+        weights: those of the candidates, then of the auxiliary skip connection and of the edge, as `Relaxation.columns`
+            returns them.
     """
     strength = auxiliary = None
     if edge.parts > 1:
@@ -84,7 +89,8 @@ def surround(edge: Any, mix: Mix, x: Tensor, weights: Tensor) -> Tensor:
     mixed = x.size(1) // edge.parts
     out = mix(x[:, :mixed], weights)
     if edge.parts > 1:
-        # Output channel i * K + g is channel g * (C / K) + i, so the first channels of the next edge come from all parts.
+        # Output channel i * K + g is channel g * (C / K) + i, so the first channels of the next edge come from all
+        # parts.
         out = F.channel_shuffle(torch.cat([out, edge.around(x[:, mixed:])], dim=1), edge.parts)
     if auxiliary is not None:
         out = out + auxiliary * edge.auxiliary_op(x)
@@ -129,20 +135,29 @@ def equip_choices(network: nn.Module, images: tuple[int, ...], parts: int, auxil
 def _narrow_candidates(choice: LayerChoice, x: Tensor, output: Tensor, parts: int) -> None:
     """Divides the channels of all candidates by `parts`, and tries them."""
     if x.size(1) % parts:
-        raise UserError(f"--partial_channels {parts} does not divide the {x.size(1)} channels of {choice.key}: change one")
+        raise UserError(
+            f"--partial_channels {parts} does not divide the {x.size(1)} channels of {choice.key}: change one"
+        )
     x, expected = x[:, : x.size(1) // parts], output[:, : x.size(1) // parts].shape
     for name in choice.names:
         try:
             choice[name] = _narrowed(choice[name], parts).eval()
             shape = choice[name](x).shape
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"--partial_channels: the candidate {name} of {choice.key} cannot have fewer channels: {error}") from None
+            raise UserError(
+                f"--partial_channels: the candidate {name} of {choice.key} cannot have fewer channels: {error}"
+            ) from None
         if shape != expected:
-            raise UserError(f"--partial_channels: the candidate {name} of {choice.key} makes {tuple(shape)}, not {tuple(expected)}")
+            raise UserError(
+                f"--partial_channels: the candidate {name} of {choice.key} makes {tuple(shape)}, not {tuple(expected)}"
+            )
 
 
 def _narrowed(module: nn.Module, parts: int) -> nn.Module:
-    """`module` with 1/`parts` of the channels in every convolution and BatchNorm. Other layers must have no parameters."""
+    """`module` with 1/`parts` of the channels in every convolution and BatchNorm.
+
+    Other layers must have no parameters.
+    """
     if isinstance(module, nn.Conv2d):
         groups = module.groups // parts if module.groups > 1 else 1
         if module.in_channels % parts or module.out_channels % parts or not groups:
@@ -159,7 +174,9 @@ def _narrowed(module: nn.Module, parts: int) -> nn.Module:
             module.padding_mode,
         )
     if isinstance(module, _BatchNorm):
-        return type(module)(module.num_features // parts, module.eps, module.momentum, module.affine, module.track_running_stats)
+        return type(module)(
+            module.num_features // parts, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
     if any(True for _ in module.parameters(recurse=False)):
         raise ValueError(f"a {type(module).__name__} has parameters of its own")
     for name, child in module.named_children():

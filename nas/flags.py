@@ -1,4 +1,7 @@
-"""Remedies on the command line of `train_search.py`, and the settings of the papers. This file does not import torch."""
+"""Remedies on the command line of `train_search.py`, and the settings of the papers.
+
+This file does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from architectures.cells import MOST_NODES, check_candidates
 from experiment import cli
 from experiment.errors import UserError
 
-# The authors' settings for searches on CIFAR-10 that differ from the defaults here; docs/remedies.md lists what is left out.
+# The authors' settings for searches on CIFAR-10 that differ from the defaults here; docs/remedies.md lists what is left
+# out.
 PRESETS: dict[str, dict[str, Any]] = {
     "pc-darts": {
         "partial_channels": 4,
@@ -62,7 +66,9 @@ def add_arguments(parser: cli.Parser) -> None:
     """Adds the arguments of the remedies, and `--preset`, which changes defaults."""
     parser.presets = PRESETS
     group = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)")
-    group.add_argument("--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them")
+    group.add_argument(
+        "--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them"
+    )
     group.add_argument(
         "--arch_warmup",
         type=cli.non_negative_int,
@@ -136,7 +142,9 @@ def check(args: argparse.Namespace) -> None:
     if args.nodes > MOST_NODES:
         raise UserError(f"--nodes {args.nodes}: a cell can have {MOST_NODES}")
     if args.arch_warmup >= args.epochs:
-        raise UserError(f"--arch_warmup {args.arch_warmup} leaves none of the {args.epochs} epochs for the alphas: lower it")
+        raise UserError(
+            f"--arch_warmup {args.arch_warmup} leaves none of the {args.epochs} epochs for the alphas: lower it"
+        )
     if args.arch_warmup and args.capture:
         raise UserError("--capture repeats one step, but --arch_warmup changes it: leave one of them out")
     if args.hvp != "finite_difference" and not args.unrolled:

@@ -29,7 +29,9 @@ T = TypeVar("T")
 def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     """The network of `args.space` with all its choices open."""
     space, network = load_space(args.space), load_network(args.space)
-    given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | ({"n_nodes": args.nodes} if args.space == "darts" else {})
+    given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | (
+        {"n_nodes": args.nodes} if args.space == "darts" else {}
+    )
     given = {name: value for name, value in given.items() if value is not None}
     signature = inspect.signature(network)
     if "num_classes" in signature.parameters:
@@ -37,7 +39,10 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
     if "in_channels" in signature.parameters:
         given["in_channels"] = args.channels
     elif args.channels != 3:
-        raise UserError(f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it out")
+        raise UserError(
+            f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it "
+            f"out"
+        )
     reserved = (space.WIDTH, space.DEPTH, "num_classes", "in_channels", *given)
     given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (network,), reserved)[0]
     try:
@@ -97,7 +102,9 @@ def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
     return found
 
 
-def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]) -> list[dict[str, Any]]:
+def constructor_arguments(
+    option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]
+) -> list[dict[str, Any]]:
     """For each class in `makers` its arguments from `--space_arg` or `--strategy_arg`, converted by the annotations of
     its constructor.
 
@@ -115,7 +122,10 @@ def constructor_arguments(option: str, given: Mapping[str, str], makers: Sequenc
     for name in given:
         if name not in known:
             raise UserError(f"unknown {option} {shown(name)}: known are {', '.join(known) or 'none'}")
-    return [{name: _typed(option, name, value, each[name]) for name, value in given.items() if name in each} for each in types]
+    return [
+        {name: _typed(option, name, value, each[name]) for name, value in given.items() if name in each}
+        for each in types
+    ]
 
 
 def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, Any]:
@@ -126,7 +136,9 @@ def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, Any]:
     except Exception:  # an annotation in a user's file may be imported for type checkers only, or be wrong in any way
         hints = {}
     found = {name: hints.get(name, type(value.default)) for name, value in inspect.signature(maker).parameters.items()}
-    return {name: hint for name, hint in found.items() if name not in reserved and set(get_args(hint) or [hint]) <= _TYPES}
+    return {
+        name: hint for name, hint in found.items() if name not in reserved and set(get_args(hint) or [hint]) <= _TYPES
+    }
 
 
 _TYPES = {NoneType, bool, int, float, str}

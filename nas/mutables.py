@@ -1,7 +1,7 @@
 """The choices of a search space: of a layer and of inputs, declared inside an ordinary module.
 
-A choice holds its candidates with their weights. The mutator that is applied to the model (`nas/mutators.py`) decides between them. The
-module around the choices only calls them. The interface is that of NNI 2.0.
+A choice holds its candidates with their weights. The mutator that is applied to the model (`nas/mutators.py`) decides
+between them. The module around the choices only calls them. The interface is that of NNI 2.0.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Mutable(nn.Module):
     """A module with a key. Mutables with the same key share one decision.
 
     Args:
-        key: by default the name of the class and a number that counts up through the program: `LayerChoice1`, `InputChoice2`, ...
+        key: by default the name of the class and a number that counts up through the program: `LayerChoice1`,
+            `InputChoice2`, ...
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -56,7 +57,9 @@ class Mutable(nn.Module):
         if key is None:
             key = f"{type(self).__name__}{next(_numbers)}"
         elif not isinstance(key, str):
-            warnings.warn(f"the key {key!r} of a {type(self).__name__} is not a string: {str(key)!r} is used", stacklevel=3)
+            warnings.warn(
+                f"the key {key!r} of a {type(self).__name__} is not a string: {str(key)!r} is used", stacklevel=3
+            )
             key = str(key)
         self.key = key
         self.name = key  # with a mutator, the module's name in its model, such as `layers.0.op`
@@ -69,7 +72,10 @@ class Mutable(nn.Module):
             UserError: none has been applied.
         """
         if not self.has_mutator:
-            raise UserError(f"{self.key} has no mutator: apply a mutator to the model, e.g. RandomMutator(model), or an architecture")
+            raise UserError(
+                f"{self.key} has no mutator: apply a mutator to the model, e.g. RandomMutator(model), or an "
+                f"architecture"
+            )
         return self.__dict__["_mutator"]
 
     @property
@@ -83,7 +89,10 @@ class Mutable(nn.Module):
             SpaceError: the module already has a mutator.
         """
         if self.has_mutator:
-            raise SpaceError(f"a mutator already decides for {self.key}: a model can have only one; build the model again for another")
+            raise SpaceError(
+                f"a mutator already decides for {self.key}: a model can have only one; build the model again for "
+                f"another"
+            )
         # Bypasses `nn.Module.__setattr__`, which would register the mutator, with its parameters, as a submodule.
         self.__dict__["_mutator"] = mutator
         self.name = name or self.name
@@ -128,11 +137,14 @@ class Choice(Mutable):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reduction={self.reduction!r}" + (", return_mask=True" if self.return_mask else "")
+        return f"{super().extra_repr()}, reduction={self.reduction!r}" + (
+            ", return_mask=True" if self.return_mask else ""
+        )
 
 
 class LayerChoice(Choice):
-    """A choice between layers. If several are chosen, their outputs are reduced to one; if none is chosen, the output is None.
+    """A choice between layers. If several are chosen, their outputs are reduced to one; if none is chosen, the output
+    is None.
 
     Behaves like a list of its candidates.
 
@@ -156,15 +168,22 @@ class LayerChoice(Choice):
     ) -> None:
         super().__init__(reduction, return_mask, key)
         if not isinstance(op_candidates, Sequence | Mapping | nn.ModuleList):
-            raise CandidateError(f"the candidates of {self.key} are a {type(op_candidates).__name__}: give a list or an OrderedDict")
-        named = op_candidates if isinstance(op_candidates, Mapping) else OrderedDict((str(i), op) for i, op in enumerate(op_candidates))
+            raise CandidateError(
+                f"the candidates of {self.key} are a {type(op_candidates).__name__}: give a list or an OrderedDict"
+            )
+        named = (
+            op_candidates
+            if isinstance(op_candidates, Mapping)
+            else OrderedDict((str(i), op) for i, op in enumerate(op_candidates))
+        )
         if not named:
             raise ArgumentError(f"{self.key} has no candidates")
         self.names: list[str] = []
         for name, module in named.items():
             if not isinstance(name, str) or not name or "." in name or name in {*dir(type(self)), *self.__dict__}:
                 raise ArgumentError(
-                    f"{name!r} cannot name a candidate of {self.key}: it must be a string without dots, and not the name of an attribute"
+                    f"{name!r} cannot name a candidate of {self.key}: it must be a string without dots, and not the "
+                    f"name of an attribute"
                 )
             if not isinstance(module, nn.Module):
                 raise CandidateError(f"candidate {name!r} of {self.key} is a {type(module).__name__}, not a module")
@@ -220,7 +239,8 @@ class InputChoice(Choice):
 
     Args:
         n_candidates: the number of inputs; not needed with `choose_from`.
-        choose_from: for each input the key of the mutable that it comes from, or `NO_KEY`. A mutator may use it to rate the inputs.
+        choose_from: for each input the key of the mutable that it comes from, or `NO_KEY`. A mutator may use it to rate
+            the inputs.
         n_chosen: how many inputs are chosen; None for any number. If none is chosen, the output is None.
         reduction, return_mask, key: as for `LayerChoice`.
 
@@ -246,7 +266,9 @@ class InputChoice(Choice):
         self.n_candidates = len(self.choose_from)
         self.n_chosen = n_chosen
         if n_candidates not in (None, self.n_candidates):
-            raise ArgumentError(f"{self.key} has n_candidates={n_candidates}, but choose_from names {self.n_candidates}")
+            raise ArgumentError(
+                f"{self.key} has n_candidates={n_candidates}, but choose_from names {self.n_candidates}"
+            )
         if n_chosen is not None and not 0 <= n_chosen <= self.n_candidates:
             raise ArgumentError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
 
@@ -264,8 +286,13 @@ class InputChoice(Choice):
         return self.mutator.chosen(self)
 
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
-        """The chosen inputs, reduced. `optional_inputs` is a list in the order of `choose_from`, or a dictionary with its keys."""
-        output, mask = self.mutator.on_forward_input_choice(self, pick_inputs(self.key, self.choose_from, optional_inputs))
+        """The chosen inputs, reduced.
+
+        `optional_inputs` is a list in the order of `choose_from`, or a dictionary with its keys.
+        """
+        output, mask = self.mutator.on_forward_input_choice(
+            self, pick_inputs(self.key, self.choose_from, optional_inputs)
+        )
         return (output, mask) if self.return_mask else output
 
     def extra_repr(self) -> str:
@@ -289,7 +316,10 @@ def pick_inputs(key: str, choose_from: Sequence[str], inputs: Sequence[Any] | Ma
 
 
 def reduce(outputs: list[Any], reduction: str) -> Any:
-    """Combines the outputs of the chosen candidates, see `LayerChoice`. An empty list gives None, or with `none` a list."""
+    """Combines the outputs of the chosen candidates, see `LayerChoice`.
+
+    An empty list gives None, or with `none` a list.
+    """
     if reduction == "none":
         return outputs
     if len(outputs) < 2:

@@ -56,8 +56,8 @@ def find_space(model: nn.Module) -> SpaceNode:
     """The mutables of `model`, as a tree.
 
     Raises:
-        SpaceError: a choice is inside another choice, two choices with the same key have different candidates, or `choose_from` contains a
-            key that no mutable has.
+        SpaceError: a choice is inside another choice, two choices with the same key have different candidates, or
+            `choose_from` contains a key that no mutable has.
     """
     root = SpaceNode()
     seen: set[int] = set()
@@ -72,7 +72,10 @@ def find_space(model: nn.Module) -> SpaceNode:
                 raise SpaceError(f"{module.key} is inside a candidate of {choice.key}: choices cannot be nested")
             first = by_key.setdefault(module.key, module)
             if _question(first) != _question(module):
-                raise SpaceError(f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose from")
+                raise SpaceError(
+                    f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose "
+                    f"from"
+                )
             node.children.append(node := SpaceNode(module))
             choice = module if isinstance(module, Choice) else None
         for child in module.children():
@@ -100,8 +103,8 @@ def _question(mutable: Mutable) -> tuple:
 class Mutator(nn.Module):
     """Decides for every choice of `model`. Mutator and model do not contain each other's parameters.
 
-    A decision is a mask over the candidates, a tensor (candidates,). It is boolean, or it holds weights that multiply the outputs of the
-    candidates. Candidates with a zero do not run.
+    A decision is a mask over the candidates, a tensor (candidates,). It is boolean, or it holds weights that multiply
+    the outputs of the candidates. Candidates with a zero do not run.
 
     Args:
         model: any module with choices.
@@ -113,10 +116,16 @@ class Mutator(nn.Module):
     model: nn.Module
 
     differentiable = False
-    """Whether the decisions are differentiable functions of the mutator's parameters. They are then made again for every forward pass."""
+    """Whether the decisions are differentiable functions of the mutator's parameters.
+
+    They are then made again for every forward pass.
+    """
 
     dense = False
-    """Whether all candidates with a weight run, without a check for zeros. A forward pass then does not wait for the GPU."""
+    """Whether all candidates with a weight run, without a check for zeros.
+
+    A forward pass then does not wait for the GPU.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -170,14 +179,20 @@ class Mutator(nn.Module):
         """
         self._decisions = self._checked(decisions)
         self._running = {key: list(range(len(mask))) for key, mask in self._decisions.items()}
-        unsure = {key: mask.detach() != 0 for key, mask in self._decisions.items() if mask.dtype == torch.bool or not self.dense}
+        unsure = {
+            key: mask.detach() != 0
+            for key, mask in self._decisions.items()
+            if mask.dtype == torch.bool or not self.dense
+        }
         for device in {mask.device for mask in unsure.values()}:
             there = {key: mask for key, mask in unsure.items() if mask.device == device}
             on = iter(torch.cat(list(there.values())).tolist())  # one read for all: each read waits for the device
             self._running |= {key: [index for index in self._running[key] if next(on)] for key in there}
 
     def export(self) -> Choices:
-        """The final architecture, JSON-ready: {key: what was chosen}, a name, an index if there are no names, or a list of these."""
+        """The final architecture, JSON-ready: {key: what was chosen}, a name, an index if there are no names, or a list
+        of these.
+        """
         return self._named(self.sample_final())
 
     def current(self) -> Choices:
@@ -191,7 +206,9 @@ class Mutator(nn.Module):
     def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """(output, mask): the outputs of the chosen candidates, reduced."""
         mask, chosen = self._decision(mutable)
-        return reduce([_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction), mask
+        return reduce(
+            [_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction
+        ), mask
 
     def on_forward_input_choice(self, mutable: InputChoice, inputs: list[Any]) -> tuple[Any, Tensor]:
         """(output, mask): the chosen inputs, reduced."""
@@ -225,7 +242,8 @@ class Mutator(nn.Module):
         for key, mask in decisions.items():
             if mask.shape != (len(choices[key]),):
                 raise ArgumentError(
-                    f"{type(self).__name__} decides {key} by a mask of shape {tuple(mask.shape)}, for {len(choices[key])} candidates"
+                    f"{type(self).__name__} decides {key} by a mask of shape {tuple(mask.shape)}, for "
+                    f"{len(choices[key])} candidates"
                 )
         return decisions
 
@@ -237,20 +255,29 @@ class Mutator(nn.Module):
         return architecture
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies. Tensors of an autograd graph cannot be copied, so decisions are detached; `reset` makes a new graph."""
-        state: dict[str, Any] = {name: value.detach() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        """For copies.
+
+        Tensors of an autograd graph cannot be copied, so decisions are detached; `reset` makes a new graph.
+        """
+        state: dict[str, Any] = {
+            name: value.detach() if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
         for name in {"_decisions", "_edge_weights"} & state.keys():
             state[name] = {key: mask.detach() for key, mask in state[name].items()}
         return state
 
 
 def _weighted(output: Any, mask: Tensor, index: int) -> Any:
-    # Shape (1,), not (): under autocast, the product would be bfloat16 otherwise, and round small changes of the weight away.
+    # Shape (1,), not (): under autocast, the product would be bfloat16 otherwise, and round small changes of the weight
+    # away.
     return output if mask.dtype == torch.bool else mask[index : index + 1] * output
 
 
 class RandomMutator(Mutator):
-    """Decides at random: every candidate has the same probability. If any number of inputs may be chosen, each has probability 1/2."""
+    """Decides at random: every candidate has the same probability.
+
+    If any number of inputs may be chosen, each has probability 1/2.
+    """
 
     def sample_search(self) -> Decisions:
         return {mutable.key: _random_mask(mutable) for mutable in [*self.layer_choices, *self.input_choices]}
@@ -272,19 +299,23 @@ def mask_of(chosen: Tensor, length: int) -> Tensor:
 
 
 class DartsMutator(Mutator):
-    """The continuous relaxation (DARTS, section 2.2) for any space: all candidates run, weighted by the softmax of their alphas.
+    """The continuous relaxation (DARTS, section 2.2) for any space: all candidates run, weighted by the softmax of
+    their alphas.
 
-    Every layer choice has an alpha for each candidate, and as the last one that of `none`, which takes part in the softmax but has no
-    output.
+    Every layer choice has an alpha for each candidate, and as the last one that of `none`, which takes part in the
+    softmax but has no output.
 
-    Input choices have no alphas. In the search, all inputs are used. In the final architecture, the `n_chosen` strongest inputs are chosen
-    (section 2.4), or all if any number may be chosen. The strength of an input is the largest weight in the layer choice that `choose_from`
-    names, or 0 if it does not come from a layer choice. Between equal strengths, the earlier input is chosen.
+    Input choices have no alphas. In the search, all inputs are used. In the final architecture, the `n_chosen`
+    strongest inputs are chosen (section 2.4), or all if any number may be chosen. The strength of an input is the
+    largest weight in the layer choice that `choose_from` names, or 0 if it does not come from a layer choice. Between
+    equal strengths, the earlier input is chosen.
 
-    If a layer choice could be chosen by input choices, and none of them does, it chooses nothing, as in NNI: its output is not used.
+    If a layer choice could be chosen by input choices, and none of them does, it chooses nothing, as in NNI: its output
+    is not used.
 
     Args:
-        relaxation: maps the alphas to weights; None for the softmax. If it has no alpha of `none`, only the candidates have one.
+        relaxation: maps the alphas to weights; None for the softmax. If it has no alpha of `none`, only the candidates
+            have one.
     """
 
     differentiable = True
@@ -293,14 +324,19 @@ class DartsMutator(Mutator):
         super().__init__(model)
         self.relaxation = relaxation or Relaxation()
         self.dense = not self.relaxation.samples
-        alphas = [(choice, nn.Parameter(1e-3 * torch.randn(len(choice) + self.relaxation.none))) for choice in self.layer_choices]
+        alphas = [
+            (choice, nn.Parameter(1e-3 * torch.randn(len(choice) + self.relaxation.none)))
+            for choice in self.layer_choices
+        ]
         self.alphas = nn.ParameterDict(
             # A list of pairs: `ParameterDict` sorts the keys of a dictionary.
             [(_parameter_name(choice.key), self.relaxation.prepare(alpha, choice.names)) for choice, alpha in alphas]
         )
         if len(self.alphas) < len(self.layer_choices):
             keys = ", ".join(repr(mutable.key) for mutable in self.layer_choices)
-            raise SpaceError(f"two keys differ only in dots and slashes, so their alphas would have one name: rename one of {keys}")
+            raise SpaceError(
+                f"two keys differ only in dots and slashes, so their alphas would have one name: rename one of {keys}"
+            )
         self.betas: nn.Parameter | None = None
         self._nodes: list[list[str]] = []
         self._edge_weights: Decisions = {}
@@ -308,7 +344,8 @@ class DartsMutator(Mutator):
     def weigh_edges(self, ends: Callable[[str], tuple[str, str] | None]) -> None:
         """Gives edges weights: `betas`, softmaxed over the layer choices that lead into one node.
 
-        These are the layer choices that one input choice chooses from, or that have the same head. One that leads alone has weight 1.
+        These are the layer choices that one input choice chooses from, or that have the same head. One that leads alone
+        has weight 1.
 
         Args:
             ends: (tail, head) of the edge of a key, or None, as `Architecture.ends`.
@@ -349,7 +386,13 @@ class DartsMutator(Mutator):
 
         if hasattr(mutable, "auxiliary_op"):  # by `nas.edges.equip_choices`
             output = surround(mutable, mix, args[0], self.relaxation.columns(mask, self._edge_weights.get(mutable.key)))
-        elif self.dense and mask.is_floating_point() and mutable.reduction in ("sum", "mean") and len(args) == 1 and not kwargs:
+        elif (
+            self.dense
+            and mask.is_floating_point()
+            and mutable.reduction in ("sum", "mean")
+            and len(args) == 1
+            and not kwargs
+        ):
             try:
                 output = mix(args[0], mask)
             except RuntimeError:
@@ -369,7 +412,9 @@ class DartsMutator(Mutator):
             ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)
             decisions[mutable.key] = mask_of(torch.tensor(ranked[: mutable.n_chosen], dtype=torch.long), len(mutable))
         offered = {label for mutable in self.input_choices for label in mutable.choose_from}
-        taken = {mutable.choose_from[index] for mutable in self.input_choices for index in decisions[mutable.key].nonzero()}
+        taken = {
+            mutable.choose_from[index] for mutable in self.input_choices for index in decisions[mutable.key].nonzero()
+        }
         return decisions | {key: torch.zeros_like(decisions[key]) for key in weights if key in offered - taken}
 
 
@@ -382,12 +427,14 @@ def _parameter_name(key: str) -> str:
 def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] | str | Path) -> nn.Module:
     """Replaces every choice of `model` by what was chosen, and removes the other candidates.
 
-    A layer choice may have chosen nothing, `[]`; its output is then None. If no input choice chooses a layer choice, NNI 2.0 exports it as
-    `[]` or as a random candidate. Such a candidate stays in the network and is computed, as in NNI.
+    A layer choice may have chosen nothing, `[]`; its output is then None. If no input choice chooses a layer choice,
+    NNI 2.0 exports it as `[]` or as a random candidate. Such a candidate stays in the network and is computed, as in
+    NNI.
 
     Args:
         model: a space without a mutator; changed in place.
-        architecture: the result of `Mutator.export`, of NNI too, or a JSON file of it: {key: a name or an index, or a list of these}.
+        architecture: the result of `Mutator.export`, of NNI too, or a JSON file of it: {key: a name or an index, or a
+            list of these}.
 
     Returns:
         The model, or its replacement if the model itself is a choice.
@@ -405,10 +452,14 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     keys = {mutable.key for mutable in choices}
     missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
     if missing or unknown:
-        raise SpaceError(f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}")
+        raise SpaceError(
+            f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}"
+        )
     if any(mutable.has_mutator for mutable in space):
         raise SpaceError("a mutator already decides for this model: build the model again to fix its architecture")
-    fixed: dict[nn.Module, nn.Module] = {mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices}
+    fixed: dict[nn.Module, nn.Module] = {
+        mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices
+    }
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in fixed:

@@ -1,7 +1,7 @@
 """Relaxations: how the alphas of edges become weights of their candidates, in any space.
 
-A strategy names its class, `Darts.relaxation`. To write one, derive a class from `Relaxation` and define `forward`, or `mixed` if the
-weights of a pass are not those that the architecture is derived from.
+A strategy names its class, `Darts.relaxation`. To write one, derive a class from `Relaxation` and define `forward`, or
+`mixed` if the weights of a pass are not those that the architecture is derived from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ FIRST_TEMPERATURE, LAST_TEMPERATURE = 10.0, 0.1  # of GDAS
 class Relaxation(nn.Module):
     """The softmax (DARTS, section 2.2).
 
-    Numbers that change with the epochs are tensors, which keep their memory: compiled code and CUDA graphs read them anew.
+    Numbers that change with the epochs are tensors, which keep their memory: compiled code and CUDA graphs read them
+    anew.
 
     Args:
         epochs: of the search.
@@ -40,7 +41,10 @@ class Relaxation(nn.Module):
         self.auxiliary_weight: Tensor
 
     def prepare(self, alphas: nn.Parameter, candidates: Sequence[str]) -> nn.Parameter:
-        """Returns the parameters to train in place of new alphas, (..., candidates). Called for each tensor of alphas, in order."""
+        """Returns the parameters to train in place of new alphas, (..., candidates).
+
+        Called for each tensor of alphas, in order.
+        """
         return alphas
 
     def forward(self, alphas: Sequence[Tensor]) -> list[Tensor]:
@@ -52,7 +56,9 @@ class Relaxation(nn.Module):
         return self(alphas)
 
     def columns(self, weights: Tensor, edges: Tensor | None = None) -> Tensor:
-        """`weights`, (..., candidates), with a column for the auxiliary skip connection and one for the weights of `edges`, (...)."""
+        """`weights`, (..., candidates), with a column for the auxiliary skip connection and one for the weights of
+        `edges`, (...).
+        """
         more = [self.auxiliary_weight.expand(*weights.shape[:-1], 1)] if self.auxiliary_skip else []
         more += [] if edges is None else [edges.unsqueeze(-1)]
         return torch.cat([weights, *more], dim=-1) if more else weights
@@ -208,5 +214,7 @@ def onto_simplex(weights: Tensor) -> Tensor:
 
 
 def edge_weights(betas: Tensor, nodes: Sequence[int]) -> Tensor:
-    """Betas, (edges,), softmaxed over the edges into each node; `nodes` are their numbers of edges (PC-DARTS, section 3.3)."""
+    """Betas, (edges,), softmaxed over the edges into each node; `nodes` are their numbers of edges (PC-DARTS, section
+    3.3).
+    """
     return torch.cat([F.softmax(part, dim=0) for part in betas.split(list(nodes))])

@@ -12,7 +12,8 @@ from nas.relaxation import Relaxation
 
 
 class SearchModel(nn.Module):
-    """The search model of any space, for `architect.Architect` and `train_search.py`: (B, C, H, W) to logits (B, num_classes).
+    """The search model of any space, for `architect.Architect` and `train_search.py`: (B, C, H, W) to logits (B,
+    num_classes).
 
     Args:
         network: the module with the choices.
@@ -39,7 +40,9 @@ class SearchModel(nn.Module):
         return list(self.network.parameters())
 
     def export(self) -> dict[str, Any]:
-        """The architecture found so far: derived from the alphas, or the current decisions if one architecture runs at a time."""
+        """The architecture found so far: derived from the alphas, or the current decisions if one architecture runs at
+        a time.
+        """
         return self.mutator.export() if self.mutator.differentiable else self.mutator.current()
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:

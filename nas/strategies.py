@@ -1,7 +1,7 @@
 """Strategies: how a search finds the architecture, while it trains the weights.
 
-`train_search.py` calls `begin_epoch`, then `step` before every weight step, and `settle` at the end of the epoch. To write a strategy,
-derive a class from `Strategy` or from one of its subclasses; see docs/search_spaces.md.
+`train_search.py` calls `begin_epoch`, then `step` before every weight step, and `settle` at the end of the epoch. To
+write a strategy, derive a class from `Strategy` or from one of its subclasses; see docs/search_spaces.md.
 """
 
 from __future__ import annotations
@@ -52,21 +52,27 @@ class Strategy:
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> None:
-        """Called before every weight step. Trains the architecture, or decides which architecture the next weight step trains.
+        """Called before every weight step. Trains the architecture, or decides which architecture the next weight step
+        trains.
 
         Arguments as for `architect.Architect.step`.
         """
         raise NotImplementedError(f"{type(self).__name__} lacks step()")
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Called at the end of an epoch, with the batches of the validation half. Decides which architecture has been found so far."""
+        """Called at the end of an epoch, with the batches of the validation half.
+
+        Decides which architecture has been found so far.
+        """
 
     def metrics(self) -> dict[str, Any]:
         """Numbers for the epoch's row in metrics.jsonl."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a checkpoint holds in addition to the model: tensors, numbers, strings, lists and dictionaries of them."""
+        """The state that a checkpoint holds in addition to the model: tensors, numbers, strings, lists and dictionaries
+        of them.
+        """
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -74,7 +80,8 @@ class Strategy:
 
 
 class Darts(Architect, Strategy):
-    """Trains alphas by their gradient, in first or second order. `relaxation` maps them to the weights of the candidates.
+    """Trains alphas by their gradient, in first or second order. `relaxation` maps them to the weights of the
+    candidates.
 
     A class derived from this one, with another relaxation, needs no more to work on every space.
     """
@@ -173,7 +180,9 @@ class Random(Strategy):
 
 
 class Enas(Random):
-    """ENAS (Pham et al. 2018): trains a controller on the accuracy of the architectures that it samples, and the weights on its samples."""
+    """ENAS (Pham et al. 2018): trains a controller on the accuracy of the architectures that it samples, and the
+    weights on its samples.
+    """
 
     mutator = EnasMutator
 
@@ -191,7 +200,10 @@ class Enas(Random):
         *more: Any,
         **options: Any,
     ) -> None:
-        """One step on the controller, with the validation batch. Then samples the architecture for the next weight step."""
+        """One step on the controller, with the validation batch.
+
+        Then samples the architecture for the next weight step.
+        """
         distributed.same_random_numbers(self.device)
         self.model.mutator.reset()
         accuracy, _ = self.score(input_valid, target_valid)
@@ -207,7 +219,10 @@ class Enas(Random):
 
 
 def use_batch_statistics(network: nn.Module) -> None:
-    """Makes BatchNorm always use the statistics of its batch. Running averages would mix those of different architectures."""
+    """Makes BatchNorm always use the statistics of its batch.
+
+    Running averages would mix those of different architectures.
+    """
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.track_running_stats = False

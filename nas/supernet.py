@@ -22,10 +22,10 @@ class Supernet(Network):
 
     Args:
         C, num_classes, layers, criterion, others: as for `Network`.
-        relaxation: maps the alphas to weights. If it samples, an edge runs one operation, the same in all normal or all reduction cells.
-            If it has a threshold, the genotype leaves out operations with a smaller weight.
-        partial_channels: K; 1/K of the channels go through the operations. If K > 1, edges have weights (edge normalisation):
-            `betas_normal` and `betas_reduce`, (edges,), softmaxed over the edges into a node.
+        relaxation: maps the alphas to weights. If it samples, an edge runs one operation, the same in all normal or all
+            reduction cells. If it has a threshold, the genotype leaves out operations with a smaller weight.
+        partial_channels: K; 1/K of the channels go through the operations. If K > 1, edges have weights (edge
+            normalisation): `betas_normal` and `betas_reduce`, (edges,), softmaxed over the edges into a node.
         zero_one_weight: weight of the loss that pulls sigmoids to 0 or 1.
         max_skips: most skip connections in the normal cell of the genotype; None for any number.
     """
@@ -55,7 +55,9 @@ class Supernet(Network):
         if zero_one_weight:
             self.criterion = ZeroOneLoss(criterion, zero_one_weight, [self.alphas_normal, self.alphas_reduce])
         weighed, edges = partial_channels > 1, len(self.alphas_normal)
-        self.betas_normal, self.betas_reduce = (nn.Parameter(1e-3 * torch.randn(edges)) if weighed else None for _ in CELLS)
+        self.betas_normal, self.betas_reduce = (
+            nn.Parameter(1e-3 * torch.randn(edges)) if weighed else None for _ in CELLS
+        )
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Alphas, then betas."""
@@ -69,19 +71,29 @@ class Supernet(Network):
     def edge_weights(self) -> list[Tensor | None]:
         """The weights of the edges of normal and reduction cells, (edges,); None if they have none."""
         into = [2 + step for step in range(self._steps)]
-        return [None if betas is None else edge_weights(betas, into) for betas in (self.betas_normal, self.betas_reduce)]
+        return [
+            None if betas is None else edge_weights(betas, into) for betas in (self.betas_normal, self.betas_reduce)
+        ]
 
     def mixing_weights(self) -> Sequence[Sequence[Drawn] | Tensor]:
-        """For each kind of cell what its edges get: weights of the operations, of the auxiliary skip connection and of the edge."""
+        """For each kind of cell what its edges get: weights of the operations, of the auxiliary skip connection and of
+        the edge.
+        """
         mixed = self.relaxation.mixed([self.alphas_normal, self.alphas_reduce])
         if self.relaxation.samples:
             drawn = [(weights, weights.argmax(1).tolist()) for weights in mixed]
-            return [[Drawn(index, row[index : index + 1]) for index, row in zip(chosen, rows, strict=True)] for rows, chosen in drawn]
+            return [
+                [Drawn(index, row[index : index + 1]) for index, row in zip(chosen, rows, strict=True)]
+                for rows, chosen in drawn
+            ]
         return [self.relaxation.columns(*pair) for pair in zip(mixed, self.edge_weights(), strict=True)]
 
     @torch.no_grad()
     def genotype(self) -> Genotype:
-        """The discrete cells. The strength of an edge is the weight of its strongest operation, times the edge's weight if it has one."""
+        """The discrete cells.
+
+        The strength of an edge is the weight of its strongest operation, times the edge's weight if it has one.
+        """
         fields: list[Any] = []
         for cell, matrix, of_edges in zip(CELLS, self.relaxed(), self.edge_weights(), strict=True):
             weights = (matrix if of_edges is None else matrix * of_edges[:, None]).tolist()
@@ -100,13 +112,16 @@ class Supernet(Network):
 
     def alpha_lines(self) -> list[str]:
         """Lines for the log: a matrix of alphas for each kind of cell, and a vector of betas if edges have weights."""
-        return super().alpha_lines() + [str(weights.detach().cpu()) for weights in self.edge_weights() if weights is not None]
+        return super().alpha_lines() + [
+            str(weights.detach().cpu()) for weights in self.edge_weights() if weights is not None
+        ]
 
 
 def limit_skips(weights: list[list[float]], steps: int, most: int) -> list[list[float]]:
     """Changed weights, from which `derive_cell` derives at most `most` skip connections (P-DARTS, section 3.3.2).
 
-    While there are more, the weakest one is excluded, and the cell is derived again. `weights` and `steps` as for `derive_cell`.
+    While there are more, the weakest one is excluded, and the cell is derived again. `weights` and `steps` as for
+    `derive_cell`.
     """
     weights = [list(row) for row in weights]
     skip = PRIMITIVES.index("skip_connect") if "skip_connect" in PRIMITIVES else None
@@ -120,8 +135,11 @@ def limit_skips(weights: list[list[float]], steps: int, most: int) -> list[list[
     return weights
 
 
-def above_threshold(edges: Edges, concat: Sequence[int], weights: list[list[float]], threshold: float) -> tuple[Edges, Sequence[int]]:
-    """(edges, concat) in which operations with a weight below the threshold are replaced by `none` (FairDARTS, section 4.4).
+def above_threshold(
+    edges: Edges, concat: Sequence[int], weights: list[list[float]], threshold: float
+) -> tuple[Edges, Sequence[int]]:
+    """(edges, concat) in which operations with a weight below the threshold are replaced by `none` (FairDARTS, section
+    4.4).
 
     A node without edges is not concatenated. If nothing would remain of the cell, it does not change.
 

@@ -1,4 +1,7 @@
-"""An animated GIF of a search's cells over the epochs. The layout is fixed; the widths of edges show their strengths."""
+"""An animated GIF of a search's cells over the epochs.
+
+The layout is fixed; the widths of edges show their strengths.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ def graphs_of(run: History) -> list[list[graphviz.Digraph]]:
     """For every epoch that is shown, its graphs from top to bottom."""
     space = load_space(run.space)
     found = [(row, architecture) for row in run.epochs if (architecture := space.of_epoch(row)) is not None]
-    cells = [relaxed_cells(architecture, history.named_alphas(run, row), row.get("betas", {})) for row, architecture in found]
+    cells = [
+        relaxed_cells(architecture, history.named_alphas(run, row), row.get("betas", {})) for row, architecture in found
+    ]
     strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
     weakest, widest = min(strengths, default=0.0), max(strengths, default=0.0)
     epochs = []
@@ -62,8 +67,11 @@ def graphs_of(run: History) -> list[list[graphviz.Digraph]]:
     return epochs
 
 
-def relaxed_cells(architecture: Architecture, alphas: Alphas, betas: dict[str, float]) -> dict[str, tuple[Cell, list[RelaxedEdge]]]:
-    """{name: (cell, edges)} for `drawing.relaxed`. Strengths are softmaxed alphas, multiplied by the edge's beta if there is one.
+def relaxed_cells(
+    architecture: Architecture, alphas: Alphas, betas: dict[str, float]
+) -> dict[str, tuple[Cell, list[RelaxedEdge]]]:
+    """{name: (cell, edges)} for `drawing.relaxed`. Strengths are softmaxed alphas, multiplied by the edge's beta if
+    there is one.
 
     Empty for strategies without alphas, and for spaces other than DARTS and NAS-Bench-201.
     """

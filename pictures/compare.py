@@ -22,7 +22,10 @@ def names(runs: Sequence[History]) -> list[str]:
 
 
 def table(runs: Sequence[History]) -> list[dict[str, str]]:
-    """A row for each run. Distances are to the first run. Parameters and multiply-adds are those of the network in `train.py`."""
+    """A row for each run.
+
+    Distances are to the first run. Parameters and multiply-adds are those of the network in `train.py`.
+    """
     first = runs[0].architecture
     of_text = any(run.series("train_ppl")[0] for run in runs)
     rows = []
@@ -68,8 +71,12 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
     import utils
     from architectures import networks
 
-    arguments = {name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network", "image_size")}
-    args = Namespace(**arguments, space=run.space, channels=1 if run.arguments.get("channels") == 1 else 3, auxiliary=False)
+    arguments = {
+        name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network", "image_size")
+    }
+    args = Namespace(
+        **arguments, space=run.space, channels=1 if run.arguments.get("channels") == 1 else 3, auxiliary=False
+    )
     if not run.trains:
         args.init_channels = args.layers = None
         args.network = "imagenet" if run.arguments.get("stem") == "imagenet" else "auto"
@@ -99,7 +106,9 @@ def _escaped(cell: str) -> str:
 
 
 def cells(runs: Sequence[History]) -> bytes | None:
-    """The final architectures as one PNG, from top to bottom, first the normal cells of all runs; None if there are none."""
+    """The final architectures as one PNG, from top to bottom, first the normal cells of all runs; None if there are
+    none.
+    """
     kinds: dict[str, list[bytes]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:

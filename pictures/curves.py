@@ -77,9 +77,13 @@ def curves(run: History) -> Figure | None:
 
 
 def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
-    """Loss and accuracy of several runs, one colour each: solid lines for validation or test, dashed lines for training."""
+    """Loss and accuracy of several runs, one colour each: solid lines for validation or test, dashed lines for
+    training.
+    """
     with style():
-        figure, panels = subplots(f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2)
+        figure, panels = subplots(
+            f"{len(runs)} runs: solid validation or test, dashed training", 2, legend_rows=(len(runs) + 1) // 2
+        )
         for axes, (measure, title) in zip(panels, _measures(runs), strict=True):
             for index, (run, name) in enumerate(zip(runs, names, strict=True)):
                 line, group = LINES[index % len(LINES)], index // len(LINES)
@@ -99,7 +103,9 @@ def _measures(runs: Sequence[History]) -> list[tuple[str, str]]:
 
 
 def confusion(run: History) -> Figure | None:
-    """The confusion matrix of the test set in percent, with the `MOST_CLASSES` least accurate classes; None if it was not recorded."""
+    """The confusion matrix of the test set in percent, with the `MOST_CLASSES` least accurate classes; None if it was
+    not recorded.
+    """
     row = run.epochs[-1]
     counts = row.get("confusion", {})
     if not counts:
@@ -108,7 +114,11 @@ def confusion(run: History) -> Figure | None:
     classes = [name for name in counts if name in worst]  # in the original order
     shares = [[100 * counts[name].get(other, 0) / sum(counts[name].values()) for other in classes] for name in classes]
     labels = [errors.printable(errors.shorten(name, 24)).replace("$", r"\$") for name in classes]
-    of = f"the {len(classes)} least accurate of {len(counts)} classes" if len(classes) < len(counts) else f"{len(classes)} classes"
+    of = (
+        f"the {len(classes)} least accurate of {len(counts)} classes"
+        if len(classes) < len(counts)
+        else f"{len(classes)} classes"
+    )
     with style():
         figure, [axes] = subplots(f"{run.caption}: {of}", 1)
         figure.set_size_inches(3 + 0.3 * max(8, len(classes)), 2 + 0.3 * max(8, len(classes)))
@@ -125,24 +135,31 @@ def confusion(run: History) -> Figure | None:
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
                 if share >= 0.5:
-                    axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else INK, fontsize=7)
+                    axes.text(
+                        x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else INK, fontsize=7
+                    )
     return figure
 
 
 def operations(run: History) -> Figure | None:
-    """How many edges each operation is strongest on, skip connections, entropy of the alphas, and the eigenvalue if it was measured.
+    """How many edges each operation is strongest on, skip connections, entropy of the alphas, and the eigenvalue if it
+    was measured.
 
     None for a run without architectures.
     """
     rows = [row for row in run.epochs if row.get("alphas")]
     cells = [cell for cell in TITLES if rows and any(cell_of(edge) == cell for edge in rows[0]["alphas"])]
-    skips, entropies = ({cell: run.series(f"{key}_{cell}" if cell else key) for cell in TITLES} for key in ("skips", "entropy"))
+    skips, entropies = (
+        {cell: run.series(f"{key}_{cell}" if cell else key) for cell in TITLES} for key in ("skips", "entropy")
+    )
     skips, entropies = ({cell: series for cell, series in kind.items() if series[0]} for kind in (skips, entropies))
     eigenvalue = run.series("eigenvalue")
     if not skips and not rows:
         return None
     with style():
-        figure, panels = subplots(run.caption, len(cells) + bool(skips) + bool(entropies) + bool(eigenvalue[0]), legend_rows=2)
+        figure, panels = subplots(
+            run.caption, len(cells) + bool(skips) + bool(entropies) + bool(eigenvalue[0]), legend_rows=2
+        )
         rest = iter(panels)
         patches: dict[str, Any] = {}
         for cell in cells:
@@ -184,7 +201,10 @@ def _level(axes: Axes, height: float, label: str) -> None:
 
 def _strongest(axes: Axes, cell: str, run: History, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Draws on how many edges of the cell each operation is strongest. Returns {operation: patch for the legend}."""
-    found = [[strongest(weights) for edge, weights in history.named_alphas(run, row).items() if cell_of(edge) == cell] for row in rows]
+    found = [
+        [strongest(weights) for edge, weights in history.named_alphas(run, row).items() if cell_of(edge) == cell]
+        for row in rows
+    ]
     names = sorted({name for epoch in found for name in epoch}, key=_order)
     edges = [row["epoch"] + 0.5 for row in rows] + [rows[-1]["epoch"] + 1.5]  # of the columns
     counts = [[epoch.count(name) for epoch in [*found, found[-1]]] for name in names]
@@ -197,9 +217,11 @@ def _strongest(axes: Axes, cell: str, run: History, rows: list[dict[str, Any]]) 
 
 
 def alphas(run: History) -> Figure | None:
-    """A heat map for every edge, with a row for every operation and for the beta. A larger softmaxed alpha has a stronger colour.
+    """A heat map for every edge, with a row for every operation and for the beta. A larger softmaxed alpha has a
+    stronger colour.
 
-    In a cell of DARTS, the edges into a node are in one row, and edges of the final architecture have a frame. None without alphas.
+    In a cell of DARTS, the edges into a node are in one row, and edges of the final architecture have a frame. None
+    without alphas.
     """
     rows = [row for row in run.epochs if row.get("alphas")]
     if not rows:
@@ -235,7 +257,9 @@ def alphas(run: History) -> Figure | None:
                 interpolation="nearest",
                 extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
             )
-            axes.set_title(_edge_name(space, edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3)
+            axes.set_title(
+                _edge_name(space, edge), fontsize=9, fontweight="bold" if edge in chosen else "normal", pad=3
+            )
             axes.grid(visible=False)
             axes.tick_params(length=2, labelsize=7, pad=1)
             axes.set_xticks(sorted({first, last}))
@@ -243,7 +267,9 @@ def alphas(run: History) -> Figure | None:
             named = names
             for label, name in zip(axes.get_yticklabels(), names, strict=True):
                 label.set_color(colour(name))
-            axes.spines[:].set(visible=True, color=INK if edge in chosen else "#BBBBBB", linewidth=1.6 if edge in chosen else 0.6)
+            axes.spines[:].set(
+                visible=True, color=INK if edge in chosen else "#BBBBBB", linewidth=1.6 if edge in chosen else 0.6
+            )
             if chosen.get(edge) in names:
                 at = names.index(chosen[edge])
                 axes.axhspan(at - 0.5, at + 0.5, fill=False, edgecolor=INK, linewidth=1.6)
@@ -259,7 +285,10 @@ def _places(edges: list[str]) -> dict[str, tuple[int, int]]:
         return {edge: divmod(index, 4) for index, edge in enumerate(edges)}
     nodes = sorted({(cell, node) for cell, node, _ in known})
     sources = sorted({source for _, _, source in known})
-    return {edge: (nodes.index((cell, node)), sources.index(source)) for edge, (cell, node, source) in zip(edges, known, strict=True)}
+    return {
+        edge: (nodes.index((cell, node)), sources.index(source))
+        for edge, (cell, node, source) in zip(edges, known, strict=True)
+    }
 
 
 def _edge_name(space: type[Architecture], edge: str) -> str:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from experiment.run import Run
 
-# Based on the palette of Okabe and Ito, darkened until the contrast with white is at least 4.5. The colours differ in lightness, so that
-# people with a red-green colour deficiency can distinguish them.
+# Based on the palette of Okabe and Ito, darkened until the contrast with white is at least 4.5. The colours differ in
+# lightness, so that people with a red-green colour deficiency can distinguish them.
 OPERATION_COLOURS = {
     "none": "#767676",
     "max_pool_3x3": "#952F00",
@@ -80,7 +80,8 @@ class RelaxedEdge(NamedTuple):
 def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
     """A graph of one cell, with `caption` below it.
 
-    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in NNI's dictionary.
+    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in
+    NNI's dictionary.
     """
     graph = _graph(caption)
     _nodes(graph, cell, first_node)
@@ -95,16 +96,22 @@ def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
 def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
     """A graph of all edges of a cell. Widths show their strengths; edges that are not in the architecture are pale.
 
-    The layout does not depend on operations and strengths, so that the graphs of several epochs can be animated. `edges` must be in the
-    same order in every graph.
+    The layout does not depend on operations and strengths, so that the graphs of several epochs can be animated.
+    `edges` must be in the same order in every graph.
     """
     graph = _graph(caption)
     _nodes(graph, cell)
     for index, (tail, head, operation, strength, chosen) in enumerate(edges):
         full = colour(operation)
         line = {"color": full if chosen else _mix(full, 0.3), "penwidth": f"{1 + 6 * strength:.2f}"}
-        style = {"color": line["color"]} if chosen else {"color": line["color"], "fillcolor": "white", "fontcolor": _mix(full, 0.75)}
-        _operation(graph, f"edge{index}", operation, width="1.3", margin="0", fixedsize="true", **style)  # one size, so one layout
+        style = (
+            {"color": line["color"]}
+            if chosen
+            else {"color": line["color"], "fillcolor": "white", "fontcolor": _mix(full, 0.75)}
+        )
+        _operation(
+            graph, f"edge{index}", operation, width="1.3", margin="0", fixedsize="true", **style
+        )  # one size, so one layout
         graph.edge(tail, f"edge{index}:w", dir="none", **line)
         graph.edge(f"edge{index}:e", head, **line)
     _plain_edges(graph, cell)
@@ -145,7 +152,9 @@ def _graph(caption: str) -> graphviz.Digraph:
 
 
 def _operation(graph: graphviz.Digraph, name: str, operation: str, **style: str) -> None:
-    """Adds the label of an edge: a node in its middle, so that Graphviz keeps labels apart from each other and from other edges."""
+    """Adds the label of an edge: a node in its middle, so that Graphviz keeps labels apart from each other and from
+    other edges.
+    """
     fill = colour(operation)
     usual = {
         "color": fill,
@@ -165,7 +174,9 @@ def _plain(text: str) -> str:
 
 def _mix(colour: str, share: float) -> str:
     """`colour` mixed with white; `share` is the part of the colour."""
-    return "#" + "".join(f"{round(255 + share * (int(colour[start : start + 2], 16) - 255)):02X}" for start in (1, 3, 5))
+    return "#" + "".join(
+        f"{round(255 + share * (int(colour[start : start + 2], 16) - 255)):02X}" for start in (1, 3, 5)
+    )
 
 
 def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
@@ -229,21 +240,31 @@ def stacked(pictures: Sequence[bytes], gap: int = 0) -> Image:
 
 
 def title(cell: str, caption: str) -> str:
-    """The caption with the title of the cell, `normal` or `reduce`. For "", the only kind of cell, the caption alone."""
+    """The caption with the title of the cell, `normal` or `reduce`.
+
+    For "", the only kind of cell, the caption alone.
+    """
     return ": ".join(filter(None, [caption, cell and TITLES[cell]]))
 
 
 def draw(architecture: Architecture, folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
-    """Draws an architecture into `folder`, which is created if it is missing, with `caption` below. Returns the pictures' paths.
+    """Draws an architecture into `folder`, which is created if it is missing, with `caption` below. Returns the
+    pictures' paths.
 
     Raises:
-        UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is written.
+        UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is
+            written.
     """
-    return write({f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}, folder)
+    return write(
+        {f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}, folder
+    )
 
 
 def draw_result(architecture: Architecture, run: Run, epoch: int) -> None:
-    """Draws what a search has found in its folder, and logs the pictures. The search is complete, with or without them."""
+    """Draws what a search has found in its folder, and logs the pictures.
+
+    The search is complete, with or without them.
+    """
     from experiment import distributed  # imports torch, which drawing does not need
 
     if distributed.rank() > 0:
@@ -271,7 +292,8 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
 
 
 def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:
-    """A picture of a graph. `dpi` is the resolution of a PNG, and of a PDF without Graphviz's `dot`, which is then an image.
+    """A picture of a graph. `dpi` is the resolution of a PNG, and of a PDF without Graphviz's `dot`, which is then an
+    image.
 
     Raises:
         UserError: no program for drawing is installed, or it fails.
@@ -288,7 +310,9 @@ def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> byte
         return stream.getvalue()
     resolution = [f"-Gdpi={dpi}"] if format == "png" else []
     try:
-        done = subprocess.run([program, f"-T{format}", *resolution], input=graph.source.encode(errors="replace"), capture_output=True)
+        done = subprocess.run(
+            [program, f"-T{format}", *resolution], input=graph.source.encode(errors="replace"), capture_output=True
+        )
     except OSError as error:
         raise UserError(f"cannot run {program} ({error.strerror}): {INSTALL}") from None
     if done.returncode or not done.stdout:

@@ -55,7 +55,10 @@ class History:
 
     @property
     def architecture(self) -> Architecture | None:
-        """The architecture in the folder. For a search, it is the last one, or the one that early stopping has returned."""
+        """The architecture in the folder.
+
+        For a search, it is the last one, or the one that early stopping has returned.
+        """
         return load_space(self.space).recorded(self.folder)
 
     @property
@@ -103,7 +106,9 @@ def read(path: str | Path) -> History:
             epochs.append(row)
         except (ValueError, msgspec.ValidationError) as error:
             if line.endswith(b"\n"):
-                raise UserError(f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})") from None
+                raise UserError(
+                    f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})"
+                ) from None
             warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is ignored")
     if not epochs:
         raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
@@ -114,14 +119,23 @@ def read(path: str | Path) -> History:
 
 
 def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
-    """The alphas of an epoch, with names of operations if the run's space has names. Empty if the strategy has no alphas."""
+    """The alphas of an epoch, with names of operations if the run's space has names.
+
+    Empty if the strategy has no alphas.
+    """
     names = dict(enumerate(load_space(run.space).NUMBERED))
     return {
-        edge: {names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()}
+        edge: {
+            names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()
+        }
         for edge, weights in row.get("alphas", {}).items()
     }
 
 
 def with_betas(alphas: Alphas, row: dict[str, Any]) -> Alphas:
     """The alphas of an epoch. If the epoch has betas, each edge also has its beta, under the name `edge`."""
-    return {edge: weights | {"edge": row["betas"][edge]} for edge, weights in alphas.items()} if row.get("betas") else alphas
+    return (
+        {edge: weights | {"edge": row["betas"][edge]} for edge, weights in alphas.items()}
+        if row.get("betas")
+        else alphas
+    )

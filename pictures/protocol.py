@@ -1,4 +1,6 @@
-"""The page about the results of a protocol: accuracies with intervals, supernet against selection accuracy, cost, cells."""
+"""The page about the results of a protocol: accuracies with intervals, supernet against selection accuracy, cost,
+cells.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Results = dict[str, Any]
 
 
 def accuracies(results: Results) -> Figure | None:
-    """Each training as a point, with mean and 95% interval, in a row for each method; None if there are no trainings yet."""
+    """Each training as a point, with mean and 95% interval, in a row for each method; None if there are no trainings
+    yet.
+    """
     methods = [method for method in results["methods"].values() if method["trainings"]]
     if not methods:
         return None
@@ -35,7 +39,9 @@ def accuracies(results: Results) -> Figure | None:
 
 
 def scatter(results: Results) -> Figure | None:
-    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None if nothing was searched."""
+    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None if nothing was
+    searched.
+    """
     methods = [method for method in results["methods"].values() if method["searches"]]
     if not methods:
         return None
@@ -63,7 +69,7 @@ def scatter(results: Results) -> Figure | None:
 
 
 def cells(method: Results) -> bytes | None:
-    """The architecture that the method has selected, with its cells below each other, as a PNG; None if there is none."""
+    """A PNG of the architecture that the method has selected, its cells below each other; None if there is none."""
     for search in method["searches"]:
         if search["seed"] == method["selected"] and search["genotype"] is not None:
             architecture = load_space(search["space"]).of(search["genotype"])
@@ -83,5 +89,7 @@ def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[S
     plots = (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results)))
     drawn = [Section(heading, picture=embedded(curves.save(figure))) for heading, figure in plots if figure is not None]
     found = ((method["title"], cells(method)) for method in results["methods"].values())
-    selected = [Section(f"{title}: the selected cells", picture=embedded(picture)) for title, picture in found if picture]
+    selected = [
+        Section(f"{title}: the selected cells", picture=embedded(picture)) for title, picture in found if picture
+    ]
     return report.page(f"Protocol {results['preset']}", state, [first, *drawn, *others, *selected])

@@ -1,4 +1,4 @@
-"""A self-contained HTML page about one or several runs: embedded pictures, no scripts, nothing loaded from the network."""
+"""A self-contained HTML page about one or several runs: embedded pictures, no scripts, no links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ PICTURES = {  # {file name: (heading, explanation, scale)}
     "architecture.png": ("Architecture", "", CELL),
     "cells.gif": (
         "Over the epochs",
-        "Wider lines are stronger edges. Filled labels are in the architecture of that epoch. Long runs show only some epochs.",
+        "Wider lines are stronger edges. Filled labels are in the architecture of that epoch. Long runs show only "
+        "some epochs.",
         1,
     ),
     "alphas.png": (
@@ -34,7 +35,8 @@ PICTURES = {  # {file name: (heading, explanation, scale)}
     ),
     "operations.png": (
         "Strongest operations and convergence",
-        "Many skip connections in the normal cell, or a growing dominant eigenvalue, indicate a collapse (Zela et al. 2020).",
+        "Many skip connections in the normal cell, or a growing dominant eigenvalue, indicate a collapse (Zela et al. "
+        "2020).",
         0.75,
     ),
     "curves.png": ("Loss and accuracy, or perplexity", "The loss of the network, without the auxiliary head.", 0.75),
@@ -152,7 +154,9 @@ def _what(run: History) -> str:
     if remedies := flags.given(arguments):
         what += " with " + ", ".join(f"--{name} {value}" for name, value in remedies.items())
     on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
-    images = arguments.get("data") if arguments.get("dataset") in ("folder", "imagenet") else arguments.get("dataset", "?")
+    images = (
+        arguments.get("data") if arguments.get("dataset") in ("folder", "imagenet") else arguments.get("dataset", "?")
+    )
     epoch = run.caption.partition(", ")[2]
     return f"{what}, space {run.space}, on {images}, on {on}; {epoch}."
 

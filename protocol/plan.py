@@ -1,8 +1,8 @@
 """The plan of a protocol: methods, presets, and the jobs that are left, according to the run folders.
 
-The protocol (docs/protocol.md): a method searches with several seeds. Each architecture is trained for a short while on part of the
-training images. The one with the highest accuracy on the other training images is selected, and trained from scratch several times. Only
-these last trainings use the test set.
+The protocol (docs/protocol.md): a method searches with several seeds. Each architecture is trained for a short while on
+part of the training images. The one with the highest accuracy on the other training images is selected, and trained
+from scratch several times. Only these last trainings use the test set.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ Flags = dict[str, bool | int | float | str]
 
 
 class Method(msgspec.Struct, forbid_unknown_fields=True):
-    """A way to find an architecture. `search` holds the flags of its searches, or is None if the method does not search.
+    """A way to find an architecture. `search` holds the flags of its searches, or is None if the method does not
+    search.
 
     In the second case, `arch` is trained: a name, a file, or `random` for a new random architecture in each training.
-    `warm_up` is the share of a search's epochs in which the alphas rest; it applies where the protocol sets the number of epochs.
+    `warm_up` is the share of a search's epochs in which the alphas rest; it applies where the protocol sets the number
+    of epochs.
     """
 
     title: str = ""
@@ -68,7 +70,10 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[\w-]+$")]  # also of a folder
 
 
 class Protocol(msgspec.Struct, forbid_unknown_fields=True):
-    """Numbers of runs, and flags: `common` for all runs, `search` for `train_search.py`, `select` and `train` for `train.py`."""
+    """Numbers of runs, and flags:
+
+    `common` for all runs, `search` for `train_search.py`, `select` and `train` for `train.py`.
+    """
 
     seeds: Count
     trainings: Count
@@ -90,7 +95,9 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True):
         if name in Cells.names() and name not in known:
             return Method(name, arch=name)
         if name not in known:
-            raise UserError(f"unknown method {shorten(name)}: {', '.join(known)}, a published cell, or one of a --config file")
+            raise UserError(
+                f"unknown method {shorten(name)}: {', '.join(known)}, a published cell, or one of a --config file"
+            )
         return known[name]
 
 
@@ -121,7 +128,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainings": 3,
         "compare": _COMPARED,
         "common": {"dataset": "digits", "workers": 0},
-        "search": {"init_channels": 4, "layers": 3, "epochs": 4, "batch_size": 32, "learning_rate": 0.025, "arch_learning_rate": 1e-2},
+        "search": {
+            "init_channels": 4,
+            "layers": 3,
+            "epochs": 4,
+            "batch_size": 32,
+            "learning_rate": 0.025,
+            "arch_learning_rate": 1e-2,
+        },
         "select": {**_SMALL, "epochs": 4, "valid_portion": 0.2},
         "train": {**_SMALL, "epochs": 10},
     },
@@ -129,14 +143,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": 2,
         "trainings": 2,
         "compare": ["first", "random", "DARTS_V2"],
-        "common": {"dataset": "digits", "workers": 0, "fast_dev_run": True, "init_channels": 4, "layers": 3, "batch_size": 8},
+        "common": {
+            "dataset": "digits",
+            "workers": 0,
+            "fast_dev_run": True,
+            "init_channels": 4,
+            "layers": 3,
+            "batch_size": 8,
+        },
         "select": {"valid_portion": 0.2},
     },
 }
 
 
 def configured(preset: str, *changes: Any) -> Protocol:
-    """The preset `preset` with the `changes`, in order. Each is the decoded content of a configuration file (docs/protocol.md).
+    """The preset `preset` with the `changes`, in order. Each is the decoded content of a configuration file
+    (docs/protocol.md).
 
     Raises:
         msgspec.ValidationError: a change is not valid.

@@ -23,13 +23,17 @@ Table = tuple[str, Sequence[str], list[list[str]]]  # heading, columns, rows
 def collect(plan: Plan, preset: str) -> Results:
     """The results so far.
 
-    `{"preset", "methods": {name: {"title", "searches": [{"seed", "valid_acc", "hours", "space", "genotype", "selection_acc"}],
-    "selected": seed, "trainings": [{"seed", "test_acc", "hours"}], "test_acc": {"mean", "std", "n", "ci95"}, "parameters",
-    "multiply_adds", "search_hours", "selection_hours"}}, "comparisons": [{"methods": [a, b], "difference", "ci95", "n", "p"}],
-    "rank_correlation", "failed": [job]}`; accuracies in percent, parameters and multiply-adds in millions.
+    `{"preset", "methods": {name: {"title", "searches": [{"seed", "valid_acc", "hours", "space", "genotype",
+    "selection_acc"}], "selected": seed, "trainings": [{"seed", "test_acc", "hours"}], "test_acc": {"mean", "std", "n",
+    "ci95"}, "parameters", "multiply_adds", "search_hours", "selection_hours"}}, "comparisons": [{"methods": [a, b],
+    "difference", "ci95", "n", "p"}], "rank_correlation", "failed": [job]}`; accuracies in percent, parameters and
+    multiply-adds in millions.
     """
     methods = {name: _method(plan, name) for name in plan.methods}
-    compared = [compare_methods(pair, [methods[name]["trainings"] for name in pair]) for pair in itertools.combinations(methods, 2)]
+    compared = [
+        compare_methods(pair, [methods[name]["trainings"] for name in pair])
+        for pair in itertools.combinations(methods, 2)
+    ]
     return {
         "preset": preset,
         "methods": methods,
@@ -54,7 +58,9 @@ def _method(plan: Plan, name: str) -> Results:
         for job, run in found
     ]
     trained = _runs(plan.trainings(name))
-    trainings = [{"seed": job.index, "test_acc": run.epochs[-1]["test_acc"], "hours": hours([run])} for job, run in trained]
+    trainings = [
+        {"seed": job.index, "test_acc": run.epochs[-1]["test_acc"], "hours": hours([run])} for job, run in trained
+    ]
     sizes = [_size(run.folder) for _, run in trained]
     return {
         "title": plan.protocol.method(name).title,
@@ -89,7 +95,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def summary(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, sample standard deviation, and half the width of the 95% confidence interval (Student's t); None with too few values."""
+    """Mean, sample standard deviation, and half the width of the 95% confidence interval (Student's t); None with too
+    few values.
+    """
     from scipy import stats  # imported here because it takes a second
 
     n = len(values)
@@ -99,7 +107,8 @@ def summary(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def compare_methods(names: Sequence[str], trainings: Sequence[Sequence[dict[str, Any]]]) -> Results:
-    """The mean difference between the accuracies of two methods, over trainings with the same seed, and its 95% interval.
+    """The mean difference between the accuracies of two methods, over trainings with the same seed, and its 95%
+    interval.
 
     `p` is the p-value of the two-sided paired t-test; None if all differences are equal.
     """
@@ -113,10 +122,14 @@ def compare_methods(names: Sequence[str], trainings: Sequence[Sequence[dict[str,
 
 
 def _rank_correlation(searches: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Spearman's rank correlation between the accuracies of supernets and of the short trainings of their architectures."""
+    """Spearman's rank correlation between the accuracies of supernets and of the short trainings of their
+    architectures.
+    """
     from scipy import stats
 
-    pairs = [(search["valid_acc"], search["selection_acc"]) for search in searches if search["selection_acc"] is not None]
+    pairs = [
+        (search["valid_acc"], search["selection_acc"]) for search in searches if search["selection_acc"] is not None
+    ]
     if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
         return None
     found = stats.spearmanr(*zip(*pairs, strict=True))
@@ -191,13 +204,24 @@ def markdown(results: Results) -> str:
     return "\n".join([*parts, *([f"Failed: {', '.join(results['failed'])}.\n"] if results["failed"] else [])])
 
 
-_TEX: dict[str, str | int | None] = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "{": r"\{", "}": r"\}", "$": r"\$"}
+_TEX: dict[str, str | int | None] = {
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "±": r"$\pm$",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+}
 _TEX["\\"] = r"\textbackslash{}"
 
 
 def tex(results: Results) -> str:
     """The table of methods as LaTeX. It needs the package booktabs."""
     _, columns, rows = tables(results)[0]
-    head, *body = [" & ".join(cell.translate(str.maketrans(_TEX)) for cell in line) + r" \\" for line in (columns, *rows)]
+    head, *body = [
+        " & ".join(cell.translate(str.maketrans(_TEX)) for cell in line) + r" \\" for line in (columns, *rows)
+    ]
     lines = [r"\begin{tabular}{lrrrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"

@@ -32,7 +32,9 @@ def add_arch_argument(parser: argparse.ArgumentParser) -> None:
 def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
     """Adds the arguments for the size of the network, and `--faithful`, the same for every stage."""
     group = parser.add_argument_group("network")
-    group.add_argument("--emsize", type=cli.positive_int, default=emsize, help="number of units of embeddings and hidden states")
+    group.add_argument(
+        "--emsize", type=cli.positive_int, default=emsize, help="number of units of embeddings and hidden states"
+    )
     for name in ("--nhid", "--nhidlast"):
         group.add_argument(name, type=cli.positive_int, help="must be equal to --emsize; None: it is")
     group.add_argument("--bptt", type=cli.positive_int, default=35, help="length of most sequences, in words")
@@ -45,7 +47,9 @@ def add_training_arguments(
 ) -> None:
     """Adds the arguments for training the weights. The two stages that train differ only in these defaults."""
     number, positive, whole = cli.non_negative_float, cli.positive_float, cli.positive_int
-    parser.add_argument("--seed", type=cli.seed, default=seed, help="seed of weights, dropout masks and sequences' lengths")
+    parser.add_argument(
+        "--seed", type=cli.seed, default=seed, help="seed of weights, dropout masks and sequences' lengths"
+    )
     what = "the same as --report_freq"
     parser.add_argument("--log-interval", dest="report_freq", type=whole, default=argparse.SUPPRESS, help=what)
     group = parser.add_argument_group("weights")
@@ -67,7 +71,9 @@ def add_training_arguments(
         "dropoute": (dropoute, "whole words, in the whole batch,"),
     }
     for name, (default, what) in dropped.items():
-        group.add_argument(f"--{name}", type=cli.probability, default=default, help=f"drop {what} with this probability")
+        group.add_argument(
+            f"--{name}", type=cli.probability, default=default, help=f"drop {what} with this probability"
+        )
     cli.accept_unread(parser, "--small_batch_size")
     cli.accept_unread(parser, "--cuda", "--continue_train", "--single_gpu", nargs=0)
 
@@ -77,7 +83,9 @@ def check_sizes(args: argparse.Namespace) -> None:
     if {args.nhid or args.emsize, args.nhidlast or args.emsize} != {args.emsize}:
         raise UserError(f"--nhid and --nhidlast must be --emsize, {args.emsize}: embeddings and states share a matrix")
     if args.bptt < 4:
-        raise UserError(f"--bptt {args.bptt} is too short: some sequences have half of it, and need two words; name 4 or more")
+        raise UserError(
+            f"--bptt {args.bptt} is too short: some sequences have half of it, and need two words; name 4 or more"
+        )
 
 
 def dropouts(args: argparse.Namespace) -> Dropouts:

@@ -36,7 +36,9 @@ class RecurrentCell(Genotyped):
             UserError: these are other cells, or the cell cannot be built.
         """
         if isinstance(content, dict) and "normal" in content:
-            raise UserError(f"this is not a recurrent cell: name one of {', '.join(names())}, or the folder of a search by rnn/")
+            raise UserError(
+                f"this is not a recurrent cell: name one of {', '.join(names())}, or the folder of a search by rnn/"
+            )
         return cls(content if isinstance(content, Genotype) else check(**cls.fields(content)))
 
     @property
@@ -48,7 +50,11 @@ class RecurrentCell(Genotyped):
             Edge(edge_key("recurrent", node, source), nodes[source], nodes[node], activation)
             for node, (activation, source) in enumerate(self.genotype.recurrent, 1)
         ]
-        return {"recurrent": Cell(kinds, edges, [nodes[node] for node in self.genotype.concat], (("x_{t}", "0"), ("h_{t-1}", "0")))}
+        return {
+            "recurrent": Cell(
+                kinds, edges, [nodes[node] for node in self.genotype.concat], (("x_{t}", "0"), ("h_{t-1}", "0"))
+            )
+        }
 
     @classmethod
     def ends(cls, key: str) -> tuple[str, str] | None:
@@ -66,16 +72,28 @@ def check(recurrent: Any, concat: Any) -> Genotype:
         UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no
             outputs.
     """
-    if not isinstance(recurrent, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent):
+    if not isinstance(recurrent, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent
+    ):
         raise UserError("the recurrent cell of a Genotype must be a list of pairs (activation, input node)")
     if not 1 <= len(recurrent) <= MOST_NODES:
-        raise UserError(f"the recurrent cell has {len(recurrent)} edges: it can have 1 to {MOST_NODES}, one for each node")
+        raise UserError(
+            f"the recurrent cell has {len(recurrent)} edges: it can have 1 to {MOST_NODES}, one for each node"
+        )
     for node, (activation, source) in enumerate(recurrent, 1):
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
-            raise UserError(f"unknown activation {shown(activation)} in the recurrent cell: known are {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"unknown activation {shown(activation)} in the recurrent cell: known are {', '.join(ACTIVATIONS)}"
+            )
         if not is_index(source, node):
-            raise UserError(f"node {node} of the recurrent cell takes node {shown(source)}; it can only take nodes 0 to {node - 1}")
-    if not isinstance(concat, list | tuple | range) or not concat or not all(is_index(node, len(recurrent) + 1) for node in concat):
+            raise UserError(
+                f"node {node} of the recurrent cell takes node {shown(source)}; it can only take nodes 0 to {node - 1}"
+            )
+    if (
+        not isinstance(concat, list | tuple | range)
+        or not concat
+        or not all(is_index(node, len(recurrent) + 1) for node in concat)
+    ):
         raise UserError(f"concat must list nodes from 0 to {len(recurrent)}, not {shown(concat)}")
     if len(set(concat)) != len(concat):
         raise UserError(f"concat names a node twice: {shown(concat)}")

@@ -84,7 +84,8 @@ def _part(folder: Path, part: str, name: str) -> Path:
             return folder / file
     raise UserError(
         f"{folder / part}.txt is missing: put the files of {SOURCES[name]} into that folder as train.txt, "
-        "valid.txt and test.txt (this program does not download them), name another folder with --data, or choose --dataset pydoc"
+        "valid.txt and test.txt (this program does not download them), name another folder with --data, or choose "
+        "--dataset pydoc"
     )
 
 
@@ -114,7 +115,9 @@ def _topics() -> list[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("this Python lacks pydoc_data.topics: name your own text with --dataset text and --data") from None
+        raise UserError(
+            "this Python lacks pydoc_data.topics: name your own text with --dataset text and --data"
+        ) from None
     return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
 
 
@@ -142,7 +145,8 @@ def check_vocabulary(corpus: Corpus, weights: Path) -> None:
     path = weights.with_name(VOCABULARY)
     if path.exists() and files.read_json(path, Vocabulary).words != corpus.words:
         raise UserError(
-            f"the weights {weights} have another vocabulary than this text: give --dataset, --data and --vocabulary of their training"
+            f"the weights {weights} have another vocabulary than this text: give --dataset, --data and --vocabulary "
+            f"of their training"
         )
 
 

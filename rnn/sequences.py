@@ -67,7 +67,9 @@ def expected_pieces(text: Tensor, bptt: int) -> int:
     return max(1, round((len(text) - 2) / (0.975 * bptt)))
 
 
-def losses(model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+def losses(
+    model: RNNModel, x: Tensor, y: Tensor, hidden: Tensor, alpha: float, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """(mean loss per word, the same with regularisers, state after the sequence). Merity et al. 2017, 1708.02182."""
     loss, hidden, output, states = model(x, hidden, target=y)
     regularised = loss
@@ -106,7 +108,11 @@ def sequences(text: Tensor, bptt: int) -> range:
 
 @torch.no_grad()
 def evaluate(
-    model: RNNModel, text: Tensor, bptt: int, faithful: bool, report: Callable[[int, object], None] = lambda step, meters: None
+    model: RNNModel,
+    text: Tensor,
+    bptt: int,
+    faithful: bool,
+    report: Callable[[int, object], None] = lambda step, meters: None,
 ) -> float:
     """The mean loss per word of `text`, (rows, columns). Each sequence begins with the state of the one before.
 

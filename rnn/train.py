@@ -30,7 +30,17 @@ from experiment.weights import load_weights
 from rnn import arguments, data
 from rnn.cells import RecurrentCell
 from rnn.model import REGIONS, RNNModel
-from rnn.sequences import Meters, Place, described, evaluate, expected_pieces, perplexity, pieces, sequences, weight_step
+from rnn.sequences import (
+    Meters,
+    Place,
+    described,
+    evaluate,
+    expected_pieces,
+    perplexity,
+    pieces,
+    sequences,
+    weight_step,
+)
 from speed import acceleration
 
 

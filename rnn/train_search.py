@@ -33,7 +33,17 @@ from rnn.architect import FAULTS, alpha_step, learner
 from rnn.cells import RecurrentCell
 from rnn.model import REGIONS
 from rnn.model_search import RNNModelSearch
-from rnn.sequences import Meters, Place, described, evaluate, expected_pieces, perplexity, pieces, sequences, weight_step
+from rnn.sequences import (
+    Meters,
+    Place,
+    described,
+    evaluate,
+    expected_pieces,
+    perplexity,
+    pieces,
+    sequences,
+    weight_step,
+)
 from speed import acceleration
 
 
@@ -46,9 +56,13 @@ def parse_arguments() -> argparse.Namespace:
     cli.accept_unread(parser, "--nonmono", "--max_seq_len_delta")
     group = parser.add_argument_group("alphas")
     group.add_argument(
-        "--unrolled", action="store_true", help="use the second order: the validation loss after a virtual step of the weights"
+        "--unrolled",
+        action="store_true",
+        help="use the second order: the validation loss after a virtual step of the weights",
     )
-    group.add_argument("--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way")
+    group.add_argument(
+        "--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way"
+    )
     group.add_argument("--arch_lr", type=cli.positive_float, default=3e-3, help="learning rate of the alphas")
     group.add_argument("--arch_wdecay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas")
     args = cli.parse(parser, "rnn-search")

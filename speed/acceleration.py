@@ -1,8 +1,10 @@
-"""Makes a run's steps faster from outside: memory format, shared poolings, compiled regions, recomputation, CUDA graphs.
+"""Makes a run's steps faster from outside: memory format, shared poolings, compiled regions, recomputation, CUDA
+graphs.
 
-The networks (model_search.py, model.py, nas/) define what is computed, not how. Nothing here changes their parameters or the keys of their
-`state_dict()`, so a run can be resumed with or without it. What each part gains, and its switch, is in benchmarks/README.md. Parts that
-need private names of PyTorch are imported where they are used; a name that is missing costs speed, not the run.
+The networks (model_search.py, model.py, nas/) define what is computed, not how. Nothing here changes their parameters
+or the keys of their `state_dict()`, so a run can be resumed with or without it. What each part gains, and its switch,
+is in benchmarks/README.md. Parts that need private names of PyTorch are imported where they are used; a name that is
+missing costs speed, not the run.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from experiment import distributed, errors
 from experiment.loop import Step
 from speed import convolutions, pooling
 
-Regions = Mapping[type[nn.Module], tuple[str, ...]]  # {type: the methods to compile}; of a subclass, only `forward` is compiled
+Regions = Mapping[
+    type[nn.Module], tuple[str, ...]
+]  # {type: the methods to compile}; of a subclass, only `forward` is compiled
 
-# `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training batch. On two CPU
-# cores, eager steps did 2e9 multiply-adds a second, so this is more than an hour, of which compiled steps save a third. Compiling took
-# from one minute to more than a quarter of an hour, on a slow and busy machine. On a CPU, networks without mixed operations are not
-# compiled: their regions are small, and their steps took longer compiled.
+# `--compile auto` compiles runs with at least this many multiply-adds, counting one forward pass over each training
+# batch. On two CPU cores, eager steps did 2e9 multiply-adds a second, so this is more than an hour, of which compiled
+# steps save a third. Compiling took from one minute to more than a quarter of an hour, on a slow and busy machine. On a
+# CPU, networks without mixed operations are not compiled: their regions are small, and their steps took longer
+# compiled.
 WORTH_COMPILING = 1e13
 
 uses_compiled_code = True  # whether this process does, where it has compiled something; the check turns it off
@@ -41,12 +46,15 @@ def fast_step(
 ) -> Step:
     """Makes `model` faster, in place, and returns `plain` or a faster step that computes the same. Logs what was done.
 
-    Whether it compiles depends on the arguments and on whether a compiler works, never on measured times: a resumed run must compute the
-    same as before. A compiled or captured step is compared with `plain` on its first batch (verification.py).
+    Whether it compiles depends on the arguments and on whether a compiler works, never on measured times: a resumed run
+    must compute the same as before. A compiled or captured step is compared with `plain` on its first batch
+    (verification.py).
 
     Args:
-        plain: a step of `model` on a batch whose last tensor is (..., batch size). Of its results, the first is the loss.
-        parts: what else a step changes, with `state_dict()` and `load_state_dict()`; the first is the optimizer of the weights.
+        plain: a step of `model` on a batch whose last tensor is (..., batch size). Of its results, the first is the
+            loss.
+        parts: what else a step changes, with `state_dict()` and `load_state_dict()`; the first is the optimizer of the
+            weights.
         args: of the command line.
         multiply_adds: of the whole run, counting forward passes over its training batches.
         regions: what is compiled, if `model` is not one for images.
@@ -54,7 +62,9 @@ def fast_step(
     device = next(model.parameters()).device
     batch_size = len(range(args.batch_size)[distributed.share(args.batch_size)])
     reason = _why_not_compiled(model, args, multiply_adds, device, regions is None)
-    how = f"not compiled: {reason}" if reason else "compiled: the first step and the first evaluation take minutes longer"
+    how = (
+        f"not compiled: {reason}" if reason else "compiled: the first step and the first evaluation take minutes longer"
+    )
     log(how if device.type == "cuda" else f"{how}; threads: {torch.get_num_threads()}")
     if regions is None:
         apply(model, device, args.amp, recomputed=args.recompute)
@@ -101,7 +111,9 @@ def apply(
         recomputation.recompute(network)
 
 
-def _why_not_compiled(model: nn.Module, args: argparse.Namespace, multiply_adds: float, device: torch.device, images: bool) -> str:
+def _why_not_compiled(
+    model: nn.Module, args: argparse.Namespace, multiply_adds: float, device: torch.device, images: bool
+) -> str:
     """The reason why a run should not be compiled; empty if it should."""
     if args.compile == "no":
         return "--compile no"

@@ -1,8 +1,8 @@
 """Captures a whole step as one CUDA graph: one call starts tens of thousands of kernels.
 
-A graph repeats the same kernels on the same memory. Therefore a captured step must not read values from the GPU. Its inputs are copied to
-the memory that the graph reads, and numbers that change between epochs (learning rates, the drop path probability) are replaced by tensors.
-On a CPU, the same code runs the step itself instead of a graph.
+A graph repeats the same kernels on the same memory. Therefore a captured step must not read values from the GPU. Its
+inputs are copied to the memory that the graph reads, and numbers that change between epochs (learning rates, the drop
+path probability) are replaced by tensors. On a CPU, the same code runs the step itself instead of a graph.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ WARM_UPS = 3  # steps before a capture: the first compiles and selects kernels, 
 
 
 class CapturedStep:
-    """A step that is captured in its first call and replayed in the others. Returned tensors are valid until the next call.
+    """A step that is captured in its first call and replayed in the others. Returned tensors are valid until the next
+    call.
 
-    Batches of another size, such as the last of an epoch, run the step itself. If the capture fails, all batches do, with a warning on
-    standard error.
+    Batches of another size, such as the last of an epoch, run the step itself. If the capture fails, all batches do,
+    with a warning on standard error.
 
     Args:
         step: a function from batches to tensors. It changes only `model` and `parts`.
         model: the model that the step trains. Its attribute `drop_path_prob`, if it has one, may change between calls.
-        parts: optimizers, and learners of alphas with an `optimizer`. The learning rate of the first may change between calls.
+        parts: optimizers, and learners of alphas with an `optimizer`. The learning rate of the first may change between
+            calls.
         batch_size: the size of the batches to capture.
     """
 
@@ -61,7 +63,9 @@ class CapturedStep:
         return self._replay()
 
     def _warm_up(self, restore: Callable[[], None]) -> None:
-        """Runs the step without a trace, but that its optimizers have their state: a graph cannot create it in its first step."""
+        """Runs the step without a trace, but that its optimizers have their state: a graph cannot create it in its
+        first step.
+        """
         for _ in range(WARM_UPS):
             self._run()
         states = [(optimizer, dict(optimizer.state)) for optimizer in self._optimizers]
@@ -85,7 +89,10 @@ class CapturedStep:
                 holder[key] = number
 
     def _numbers(self) -> Iterator[tuple[MutableMapping[str, Any], str]]:
-        """(dictionary, key) of every number that may change. Looked up each time: an optimizer that loads a checkpoint gets new groups."""
+        """(dictionary, key) of every number that may change.
+
+        Looked up each time: an optimizer that loads a checkpoint gets new groups.
+        """
         for group in self._optimizers[0].param_groups:
             yield group, "lr"
         if "drop_path_prob" in vars(self._model):

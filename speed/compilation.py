@@ -1,4 +1,5 @@
-"""Compiles the regions of a network: the outermost modules that consist only of tensor operations, in the search the edges of cells.
+"""Compiles the regions of a network: the outermost modules that consist only of tensor operations, in the search the
+edges of cells.
 
 Regions of the same type and shape share compiled code. Whole cells take minutes to compile and are not faster.
 """
@@ -67,7 +68,9 @@ def compile_regions(network: nn.Module, batch_size: int, regions: Regions | None
     acceleration.uses_compiled_code = True
     regions = REGIONS if regions is None else regions
     shared: dict[Any, Callable[..., Any]] = {}
-    found = [(region, name) for region in outermost(network, regions) for name in regions.get(type(region), ("forward",))]
+    found = [
+        (region, name) for region in outermost(network, regions) for name in regions.get(type(region), ("forward",))
+    ]
     compiler = Compiler(passes * len({(repr(region), name) for region, name in found}))
     for region, name in found:
         rows = region.rows(batch_size) if hasattr(region, "rows") else batch_size  # type: ignore[operator]
@@ -98,10 +101,11 @@ def try_compiler(device: torch.device) -> None:
 
 def _options() -> dict[str, Any]:
     """The options of torch.compile. Also sets those that it does not take."""
-    # The default of 8 is too low: regions have about 6 shapes, each in training and evaluation, with and without gradients.
+    # The default of 8 is too low: regions have about 6 shapes, each in training and evaluation, with and without
+    # gradients.
     torch._dynamo.config.recompile_limit = 256
-    # Stated, because it is part of the key of the compiler's cache, and what the processor can do is not: on AVX-512, code from the cache
-    # that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
+    # Stated, because it is part of the key of the compiler's cache, and what the processor can do is not: on AVX-512,
+    # code from the cache that had been made for AVX2 gave wrong gradients without a word (PyTorch 2.14).
     torch._inductor.config.cpp.simdlen = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
     # Compiled code draws the random numbers that plain code draws, so that the two can be compared (verification.py).
     return {**products.options(), "fallback_random": True}

@@ -1,20 +1,23 @@
 """The memory format of networks for images, and depthwise convolutions with fast gradients in `channels_last` on CPUs.
 
-`set_memory_format` gives both to a network. `depthwise(x, weight, stride, padding, dilation)` is `F.conv2d` with one group per channel. In
-`channels_last` on a CPU, PyTorch has fast kernels for it, with two exceptions that take 10 to 50 times as long as the forward pass: the
-gradient of a kernel wider than 3, and all gradients of a dilated kernel. Both can be computed by fast ones:
+`set_memory_format` gives both to a network. `depthwise(x, weight, stride, padding, dilation)` is `F.conv2d` with one
+group per channel. In `channels_last` on a CPU, PyTorch has fast kernels for it, with two exceptions that take 10 to 50
+times as long as the forward pass: the gradient of a kernel wider than 3, and all gradients of a dilated kernel. Both
+can be computed by fast ones:
 
-- A kernel of width 5. Grouped in pairs of columns, an image has half the width and twice the channels: those of the even columns, then
-  those of the odd ones (in `channels_last`, the same memory). Two columns of the kernel's reach are at most one pair apart. If their
-  distance is even, they are in the same half of the channels, otherwise in opposite halves. This gives two gradients of kernels of width 3.
-- Dilation 2. The image is split into four images, of even and odd rows and columns (`split`, `join`). On these, the convolution is not
-  dilated. At stride 2, only the first of them is needed.
+- A kernel of width 5. Grouped in pairs of columns, an image has half the width and twice the channels: those of the
+  even columns, then those of the odd ones (in `channels_last`, the same memory). Two columns of the kernel's reach are
+  at most one pair apart. If their distance is even, they are in the same half of the channels, otherwise in opposite
+  halves. This gives two gradients of kernels of width 3.
+- Dilation 2. The image is split into four images, of even and odd rows and columns (`split`, `join`). On these, the
+  convolution is not dilated. At stride 2, only the first of them is needed.
 
-A 1x1 convolution of stride 2 must not run in `channels_last` on a CPU. Therefore operations.py subsamples first and convolves at stride 1.
-With 2 to 15 input channels, float32, AVX-512 and more than one thread, oneDNN's gradient of the weight writes up to 256 bytes past the
-end of its scratch memory, which ends in "double free or corruption" or worse. Seen in PyTorch 2.14.1 and 2.15 (oneDNN 3.12), at stride 2
-and 3, on images of 14 pixels and more, for odd batches from 3 on. Guard bytes around all memory found nothing else among 10,800
-convolutions on two threads (kernels 1, 3, 5; strides 1, 2; 1 to 32 channels; batches of 1 to 29).
+A 1x1 convolution of stride 2 must not run in `channels_last` on a CPU. Therefore operations.py subsamples first and
+convolves at stride 1. With 2 to 15 input channels, float32, AVX-512 and more than one thread, oneDNN's gradient of the
+weight writes up to 256 bytes past the end of its scratch memory, which ends in "double free or corruption" or worse.
+Seen in PyTorch 2.14.1 and 2.15 (oneDNN 3.12), at stride 2 and 3, on images of 14 pixels and more, for odd batches from
+3 on. Guard bytes around all memory found nothing else among 10,800 convolutions on two threads (kernels 1, 3, 5;
+strides 1, 2; 1 to 32 channels; batches of 1 to 29).
 
 Tensors that are not on a CPU and in `channels_last` use `F.conv2d`.
 """
@@ -36,11 +39,12 @@ class Depthwise(nn.Conv2d):
 
 
 def set_memory_format(network: nn.Module, device: torch.device, amp: bool = False) -> None:
-    """Makes `network` convert its images to the memory format that is fastest on `device`. On a CPU, also uses fast gradients.
+    """Makes `network` convert its images to the memory format that is fastest on `device`. On a CPU, also uses fast
+    gradients.
 
-    On CPUs, this is `channels_last`, which halves the time of a step (benchmarks/README.md). On GPUs, it is `channels_last` for bfloat16,
-    which tensor cores need. In float32, cuDNN has no fast depthwise convolution for it (`use_cudnn_depthwise` in PyTorch's
-    aten/src/ATen/native/Convolution.cpp accepts only float16 and bfloat16).
+    On CPUs, this is `channels_last`, which halves the time of a step (benchmarks/README.md). On GPUs, it is
+    `channels_last` for bfloat16, which tensor cores need. In float32, cuDNN has no fast depthwise convolution for it
+    (`use_cudnn_depthwise` in PyTorch's aten/src/ATen/native/Convolution.cpp accepts only float16 and bfloat16).
     """
     format = torch.channels_last if device.type == "cpu" or amp else torch.contiguous_format
     if device.type == "cpu":
@@ -51,14 +55,19 @@ def set_memory_format(network: nn.Module, device: torch.device, amp: bool = Fals
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
-    """Whether this convolution must not run in `channels_last` on a CPU (see above). operations.py has no such convolution."""
+    """Whether this convolution must not run in `channels_last` on a CPU (see above). operations.py has no such
+    convolution.
+    """
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
         return False
     return max(module.stride) > 1 and module.groups == 1 and module.in_channels < 16
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Makes the depthwise convolutions of `network` use the gradients of this file. Parameters and results stay the same."""
+    """Makes the depthwise convolutions of `network` use the gradients of this file.
+
+    Parameters and results stay the same.
+    """
     for module in network.modules():
         if type(module) is nn.Conv2d and _is_depthwise(module):
             module.__class__ = Depthwise
@@ -72,7 +81,9 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
     """Depthwise convolution of x, (B, C, H, W), by `weight`, (C, 1, k, k), to (B, C, H', W')."""
-    if x.is_cpu and torch.is_autocast_enabled("cpu"):  # whose kernels give NaN gradients of dilated ones with less than 16 channels
+    if x.is_cpu and torch.is_autocast_enabled(
+        "cpu"
+    ):  # whose kernels give NaN gradients of dilated ones with less than 16 channels
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight, stride, padding, dilation)
     fast = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)
@@ -89,8 +100,8 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dila
 
 def _fast(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """Computes `convolve` with the gradients of this file. The result is in `channels_last`."""
-    # PyTorch's fast kernels return this format, so `contiguous` copies nothing. It is called outside of the function, because PyTorch 2.11
-    # computes zero gradients for a compiled function that ends with it.
+    # PyTorch's fast kernels return this format, so `contiguous` copies nothing. It is called outside of the function,
+    # because PyTorch 2.11 computes zero gradients for a compiled function that ends with it.
     return _Depthwise.apply(2, x, weight, None, stride, padding).contiguous(memory_format=torch.channels_last)
 
 
@@ -115,7 +126,9 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     """The gradient of x; `grad` is the gradient of `convolve(x, weight, stride, padding)`."""
-    if stride == 1 and 2 * padding == weight.size(-1) - 1:  # then it is the convolution with the kernel rotated by 180 degrees
+    if (
+        stride == 1 and 2 * padding == weight.size(-1) - 1
+    ):  # then it is the convolution with the kernel rotated by 180 degrees
         result = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, groups=weight.size(0))
     else:
         result, _, _ = _backward(grad, x, weight, stride, (padding, padding), [True, False, False])
@@ -132,19 +145,23 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
     grad = grad.permute(0, 2, 3, 1).reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2)
     halves = x.permute(0, 2, 3, 1).reshape(B, H, W // 2, 2, C)
     same, opposite = (
-        _backward(grad, half.reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2), narrow, 1, (2, 1), [False, True, False])[1].split(C)
+        _backward(grad, half.reshape(B, H, W // 2, 2 * C).permute(0, 3, 1, 2), narrow, 1, (2, 1), [False, True, False])[
+            1
+        ].split(C)
         for half in (halves, halves.flip(3))
     )
     result = torch.empty_like(weight)
     result[..., 0::2] = same[0] + same[1]
-    # The neighbours of an even column are the odd columns of the previous and of its own pair; those of an odd column, the even columns of
-    # its own and of the next pair.
+    # The neighbours of an even column are the odd columns of the previous and of its own pair; those of an odd column,
+    # the even columns of its own and of the next pair.
     result[..., 1::2] = opposite[0][..., :2] + opposite[1][..., 1:]
     return result
 
 
 def derivative(by: int, x: Tensor, weight: Tensor, grad: Tensor | None, stride: int, padding: int) -> Tensor:
-    """The derivative of T = sum(convolve(x, weight) * grad) by x (0), weight (1), or grad (2): that is the convolution itself."""
+    """The derivative of T = sum(convolve(x, weight) * grad) by x (0), weight (1), or grad (2): that is the convolution
+    itself.
+    """
     if grad is None or by == 2:
         return convolve(x, weight, stride, padding)
     return (weight_gradient if by == 1 else input_gradient)(x, weight, grad, stride, padding)
@@ -165,9 +182,16 @@ class _Depthwise(torch.autograd.Function):
         inputs = list(ctx.saved_tensors)
         inputs[ctx.by] = vector if ctx.by == 1 else vector.contiguous(memory_format=torch.channels_last)
         needed = [need and by != ctx.by for by, need in enumerate(ctx.needs_input_grad[1:4])]
-        return None, *(compute(by, *inputs, *ctx.geometry) if need else None for by, need in enumerate(needed)), None, None
+        return (
+            None,
+            *(compute(by, *inputs, *ctx.geometry) if need else None for by, need in enumerate(needed)),
+            None,
+            None,
+        )
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], mask: list[bool]):
     groups = weight.size(0)
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], groups, mask)
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], groups, mask
+    )

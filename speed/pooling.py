@@ -13,7 +13,10 @@ from operations import Zero
 
 
 def share_pools(network: nn.Module) -> None:
-    """Makes the edges of a search cell that leave the same node pool once, instead of once per edge. Comes before `compile_regions`."""
+    """Makes the edges of a search cell that leave the same node pool once, instead of once per edge.
+
+    Comes before `compile_regions`.
+    """
     for cell in network.modules():
         if not isinstance(cell, model_search.Cell) or not all(type(edge) is model_search.MixedOp for edge in cell._ops):
             continue
@@ -28,7 +31,10 @@ def share_pools(network: nn.Module) -> None:
 
 
 class Edge(model_search.MixedOp):
-    """The class that `share_pools` gives to a `MixedOp`. Its parts are compiled apart, because the first is computed for several edges."""
+    """The class that `share_pools` gives to a `MixedOp`.
+
+    Its parts are compiled apart, because the first is computed for several edges.
+    """
 
     shared: _SharedPool
 
@@ -69,7 +75,9 @@ class _SharedPool:
             first, *others = self.edges
             self.given, self.pooled, self.left = x, first.pool(x), len(self.edges)
             if others and first.training:  # BatchNorm's running statistics, which the other edges would compute, too
-                torch._foreach_copy_([buffer for edge in others for buffer in _statistics(edge)], _statistics(first) * len(others))
+                torch._foreach_copy_(
+                    [buffer for edge in others for buffer in _statistics(edge)], _statistics(first) * len(others)
+                )
         outputs = self.pooled
         self.left -= 1
         if not self.left:

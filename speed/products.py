@@ -1,7 +1,7 @@
 """Matrix products of compiled code on a CPU, computed by oneDNN.
 
-PyTorch computes products of float32 matrices with MKL, and convolutions with oneDNN. On an AMD EPYC with AVX-512, oneDNN computes
-products as large as those of the recurrent search in less than half of MKL's time (docs/recurrent.md).
+PyTorch computes products of float32 matrices with MKL, and convolutions with oneDNN. On an AMD EPYC with AVX-512,
+oneDNN computes products as large as those of the recurrent search in less than half of MKL's time (docs/recurrent.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Recomputation of activations: a cell stores only its inputs, and runs again in the backward pass (Chen et al. 2016, 1604.06174)."""
+"""Recomputation of activations: a cell stores only its inputs, and runs again in the backward pass (Chen et al. 2016,
+1604.06174).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def _recomputed(cell: nn.Module) -> Callable[..., Tensor]:
     def recomputed(*inputs: Any) -> Tensor:
         if inside or not torch.is_grad_enabled():
             return forward(*inputs)
-        # Those of this pass: under `functional_call` they differ from the cell's own, which the backward pass would use.
+        # Those of this pass: under `functional_call` they differ from the cell's own, which the backward pass would
+        # use.
         parameters, buffers = dict(cell.named_parameters()), dict(cell.named_buffers())
         passes = itertools.count()
 

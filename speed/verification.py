@@ -1,4 +1,6 @@
-"""Checks a fast step on a run's first batch, before it is used: compiled and captured code has been wrong without any error."""
+"""Checks a fast step on a run's first batch, before it is used: compiled and captured code has been wrong without any
+error.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from experiment.loop import Step
 from speed import acceleration
 from speed.capture import remember
 
-# How far a fast step may be from the plain one: the loss by this share of it, and a gradient by this share of its norm. A gradient that is
-# wrong, zero or unrelated to the true one, is its whole norm away or more. What rounding can do is less, unless it decides everything: one
-# that switches a ReLU, or the sign of an alpha's first step of Adam, changed the gradients by up to 5% of their norm (float32, 4 channels,
-# 4 cells, second order; other kernels for the same convolutions).
+# How far a fast step may be from the plain one: the loss by this share of it, and a gradient by this share of its norm.
+# A gradient that is wrong, zero or unrelated to the true one, is its whole norm away or more. What rounding can do is
+# less, unless it decides everything: one that switches a ReLU, or the sign of an alpha's first step of Adam, changed
+# the gradients by up to 5% of their norm (float32, 4 channels, 4 cells, second order; other kernels for the same
+# convolutions).
 LOSS, GRADIENT = 0.01, 1 / 3
 ROUNDINGS = 4.0  # or by so many times what one more rounding of every layer's output does to it, where that is more
 
@@ -32,12 +35,14 @@ def checked_step(
     args: argparse.Namespace,
     log: Callable[[str], None],
 ) -> Step:
-    """`fast`, which its first batch of `batch_size` compares with `plain`; from there on `plain`, not compiled, if they differ.
+    """`fast`, which its first batch of `batch_size` compares with `plain`; from there on `plain`, not compiled, if they
+    differ.
 
-    The loss and the gradient of every parameter are compared, within the bound above. It is wider for what rounding itself decides, in
-    bfloat16 or for a bias before a BatchNorm: a second plain step, in which every layer's output is multiplied by 1 plus or minus the
-    precision of its type, shows how much that is. The check takes these two plain steps, and leaves no trace in the run's results. Where
-    the alphas rest at first, it is made again in their first step. The arguments are those of `acceleration.fast_step`.
+    The loss and the gradient of every parameter are compared, within the bound above. It is wider for what rounding
+    itself decides, in bfloat16 or for a bias before a BatchNorm: a second plain step, in which every layer's output is
+    multiplied by 1 plus or minus the precision of its type, shows how much that is. The check takes these two plain
+    steps, and leaves no trace in the run's results. Where the alphas rest at first, it is made again in their first
+    step. The arguments are those of `acceleration.fast_step`.
     """
     checked: set[bool] = set()  # whether the alphas rested
     right = True
@@ -78,7 +83,8 @@ def _differing(found: list[Tensor], truth: list[Tensor], rounded: list[Tensor]) 
     """How many of the tensors found are too far from the true ones."""
     size = torch.stack([tensor.double().norm() for tensor in truth])
     noise, error = (
-        torch.stack([(one - other).double().norm() for one, other in zip(tensors, truth, strict=True)]) for tensors in (rounded, found)
+        torch.stack([(one - other).double().norm() for one, other in zip(tensors, truth, strict=True)])
+        for tensors in (rounded, found)
     )
     share = torch.full_like(size, GRADIENT)
     share[0] = LOSS
@@ -100,7 +106,9 @@ def _rounded_once_more(model: nn.Module) -> Iterator[None]:
         up = torch.rand(output.shape, generator=generator, device=output.device) < 0.5
         return output * torch.where(up, 1 + precision, 1 - precision).to(output.dtype)
 
-    hooks = [layer.register_forward_hook(round_again) for layer in model.modules() if not any(True for _ in layer.children())]
+    hooks = [
+        layer.register_forward_hook(round_again) for layer in model.modules() if not any(True for _ in layer.children())
+    ]
     try:
         yield
     finally:

@@ -10,7 +10,8 @@ from scripts import load
 
 from experiment import cli
 
-# Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores; in the scripts' processes, too.
+# Tiny networks gain nothing from more threads, and lose much where other processes compete for the cores; in the
+# scripts' processes, too.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 

@@ -32,7 +32,9 @@ def direct_gradient(model, train, valid, optimizer, eta=ETA):
     virtual = {}
     for w, g in zip(weights, dw, strict=True):
         buffer = optimizer.state[w]["momentum_buffer"] if w in optimizer.state else torch.zeros_like(w)
-        virtual[names[id(w)]] = w - eta * (ARGS.momentum * (0 if buffer is None else buffer) + g + ARGS.weight_decay * w)
+        virtual[names[id(w)]] = w - eta * (
+            ARGS.momentum * (0 if buffer is None else buffer) + g + ARGS.weight_decay * w
+        )
     loss = F.cross_entropy(functional_call(model, buffers | virtual, (valid[0],)), valid[1])
     return torch.autograd.grad(loss, model.arch_parameters())
 

@@ -1,4 +1,5 @@
-"""What only a GPU shows. Not collected by `pytest` alone, because processes that have used a GPU must not fork, as other tests do.
+"""What only a GPU shows. Not collected by `pytest` alone, because processes that have used a GPU must not fork, as
+other tests do.
 
 pytest -n0 tests/on_gpu.py
 DEVICE=cpu pytest -n0 tests/on_gpu.py        # tries the tests themselves on a CPU
@@ -19,7 +20,12 @@ from speed import acceleration
 
 DEVICE = torch.device(os.environ.get("DEVICE", "cuda"))
 pytestmark = [pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")]
-KINDS = {"first order": (False, {}), "second order": (True, {}), "exact": (True, {"hvp": "exact"}), "training": (None, {})}
+KINDS = {
+    "first order": (False, {}),
+    "second order": (True, {}),
+    "exact": (True, {"hvp": "exact"}),
+    "training": (None, {}),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +53,10 @@ def test_steps_are_those_of_a_cpu(kind, double):
 
 @pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "exact"), "remedies"])
 def test_captured_steps_are_equal_to_ordinary_ones(kind, double):
-    """In float64, for 20 steps, the last on a smaller batch. In a training, both draw the same random numbers for drop path."""
+    """In float64, for 20 steps, the last on a smaller batch.
+
+    In a training, both draw the same random numbers for drop path.
+    """
     unrolled, given = KINDS.get(kind, (False, REMEDIES))
     ordinary, captured = (learn(20, unrolled, device=DEVICE, captured=captured, **given) for captured in (False, True))
     torch.testing.assert_close(captured, ordinary, rtol=1e-9, atol=1e-9)
@@ -60,13 +69,17 @@ def test_a_compiled_edge_is_equal_to_the_edge(double):
         acceleration.apply(model, DEVICE, compiled_for=4 if compiled else None)
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         model(x).square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()} | dict(model.named_buffers()))
+        gradients.append(
+            {name: parameter.grad for name, parameter in model.named_parameters()} | dict(model.named_buffers())
+        )
     assert gradients[0].keys() > {"alphas", "classifier.weight"}
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--capture"], ["--capture", "--amp", "--tf32"], ["--recompute"], ["--unrolled", "--capture"]], ids=" ".join
+    "flags",
+    [[], ["--capture"], ["--capture", "--amp", "--tf32"], ["--recompute"], ["--unrolled", "--capture"]],
+    ids=" ".join,
 )
 def test_a_search_goes_on_and_its_cells_are_trained_and_used(flags, script, images, monkeypatch):
     data = ["--dataset", "folder", "--data", images, "--image_size", 16, "--workers", 1]
@@ -74,7 +87,10 @@ def test_a_search_goes_on_and_its_cells_are_trained_and_used(flags, script, imag
     small = [*data, *gpu, "--init_channels", 4, "--layers", 3, "--batch_size", 8]
     complete = Run.complete_epoch
     common = [flag for flag in flags if flag != "--unrolled"]
-    for name, arguments in (("train_search", flags), ("train", [*common, "--arch", "train_search", "--auxiliary", "--cutout"])):
+    for name, arguments in (
+        ("train_search", flags),
+        ("train", [*common, "--arch", "train_search", "--auxiliary", "--cutout"]),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(Run, "complete_epoch", lambda run, row: complete(run, row) or sys.exit(143))
             status, _, error = script(name, *small, *arguments, "--epochs", 2, "--run_dir", name)

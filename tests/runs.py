@@ -58,7 +58,13 @@ def write_run(folder, rows, stage="search", **arguments):
 
 
 def losses(epoch, phase):
-    return {"epoch": epoch, "lr": 0.1, "train_loss": 2 / (epoch + 1), "train_acc": 90.0 + epoch, f"{phase}_loss": 2.5 / (epoch + 1)} | {
+    return {
+        "epoch": epoch,
+        "lr": 0.1,
+        "train_loss": 2 / (epoch + 1),
+        "train_acc": 90.0 + epoch,
+        f"{phase}_loss": 2.5 / (epoch + 1),
+    } | {
         f"{phase}_acc": 80.0 + epoch,
         "seconds_per_step": 0.5,
         "memory_mb": 12.0,
@@ -86,14 +92,24 @@ def nasbench201_run(folder, epochs=2, seed=0):
         edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
         alphas = {edge: dict(zip(operations, rng.choices([0.1, 0.2, 0.3], k=5), strict=True)) for edge in edges}
         architecture = {edge: max(weights, key=weights.get) for edge, weights in alphas.items()}
-        rows.append(losses(epoch, "valid") | {"alphas": alphas, "architecture": architecture, "skips": 1, "entropy": 1.5})
+        rows.append(
+            losses(epoch, "valid") | {"alphas": alphas, "architecture": architecture, "skips": 1, "entropy": 1.5}
+        )
     return write_run(folder, rows, space="nasbench201")
 
 
 def macro_run(folder, epochs=2):
     """A search of whole networks by ENAS, which has no alphas."""
-    architecture = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2, "InputChoice5": []}
-    rows = [losses(epoch, "valid") | {"alphas": {}, "architecture": architecture, "skips": 1} for epoch in range(epochs)]
+    architecture = {
+        "LayerChoice1": 0,
+        "LayerChoice2": 5,
+        "InputChoice3": ["layer_0"],
+        "LayerChoice4": 2,
+        "InputChoice5": [],
+    }
+    rows = [
+        losses(epoch, "valid") | {"alphas": {}, "architecture": architecture, "skips": 1} for epoch in range(epochs)
+    ]
     return write_run(folder, rows, space="enas_macro", strategy="enas")
 
 

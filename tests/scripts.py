@@ -41,7 +41,9 @@ def start(command, images, *arguments, prepare=lambda: None):
 
 
 def start_plain(command, prepare=lambda: None):
-    """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe with its output."""
+    """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe
+    with its output.
+    """
     name, *rest = command
     reader, writer = os.pipe()
     child = os.fork()
@@ -51,13 +53,18 @@ def start_plain(command, prepare=lambda: None):
     os.close(reader)
     status = 1
     try:
-        torch.set_num_threads(1)  # the threads of the process that was forked do not exist in this one, which would wait for them
+        torch.set_num_threads(
+            1
+        )  # the threads of the process that was forked do not exist in this one, which would wait for them
         os.dup2(writer, 1), os.dup2(writer, 2)
         for stream, fd, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):  # as Python's own
             setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))
         warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
         warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
-        signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a terminal
+        (
+            signal.signal(signal.SIGINT, signal.default_int_handler),
+            signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )  # as from a terminal
         sys.argv = [f"{name}.py", *map(str, rest)]
         module = load(name)
         prepare()
@@ -93,7 +100,9 @@ def result(folder):
         for key in MEASURED:
             del row[key]
     files = {path.name: path.read_bytes() for path in folder.glob("*.json") if path.name != "config.json"}
-    weights = [torch.load(path, weights_only=True) for path in (folder / "weights.pt", folder / "best.pt") if path.exists()]
+    weights = [
+        torch.load(path, weights_only=True) for path in (folder / "weights.pt", folder / "best.pt") if path.exists()
+    ]
     return metrics, weights, state, files
 
 
@@ -123,7 +132,9 @@ def kill_at_random_moments(name, command, images, expected, duration, folder):
     while True:
         run_dir = folder / f"run{runs}"
         begun = (run_dir / "config.json").exists()  # else it was killed before there was a run
-        child, reader = start(command, images, "--resume" if begun else "--run_dir", run_dir, "--checkpoint_minutes", "0")
+        child, reader = start(
+            command, images, "--resume" if begun else "--run_dir", run_dir, "--checkpoint_minutes", "0"
+        )
         if kills < KILLS:
             time.sleep(moments.uniform(0, 0.75 * duration))
             with contextlib.suppress(ProcessLookupError):
@@ -146,7 +157,9 @@ def log_lines(folder):
 
 
 def without_times(text):
-    """The lines of a log without the time of day, seconds per step and time left; without the lines that hold nothing else."""
+    """The lines of a log without the time of day, seconds per step and time left; without the lines that hold nothing
+    else.
+    """
     lines = [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in text.splitlines()]
     lines = [re.sub(r" \| \d+\.\d\d s/(step|batch), [\d a-z]+ left( to evaluate)?$", "", line) for line in lines]
     return [line for line in lines if not line.startswith(("pace: ", "the whole run: "))]

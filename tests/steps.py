@@ -56,19 +56,25 @@ def arguments(**given):
 
 
 def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, drop_path=True, **given):
-    """The state after a search's (or with `unrolled` None a training's) steps, the last on a smaller batch; and what each step gave.
+    """The state after a search's (or with `unrolled` None a training's) steps, the last on a smaller batch; and what
+    each step gave.
 
-    Every step of a search is in another epoch. `given`: arguments of the command line. Everything that is returned is on the CPU.
+    Every step of a search is in another epoch. `given`: arguments of the command line. Everything that is returned is
+    on the CPU.
     """
     torch.manual_seed(0)
     args, criterion = arguments(unrolled=unrolled, **given), nn.CrossEntropyLoss()
     if unrolled is None:
         model = networks.build_discrete(args, CLASSES, Cells.of(genotypes.DARTS_V2)).to(device)
-        optimizer = utils.optimizer(torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4)
+        optimizer = utils.optimizer(
+            torch.optim.SGD, list(model.parameters()), lr=0.025, momentum=0.9, weight_decay=3e-4
+        )
         step, parts = train.training_step(model, criterion, optimizer, args), [optimizer]
     else:
         model, architect = train_search.build(args, CLASSES, criterion, device)
-        optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
+        optimizer = utils.optimizer(
+            torch.optim.SGD, model.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4
+        )
         step, parts = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect]
     if compiled or device != CPU:
         acceleration.apply(model, device, compiled_for=BATCH if compiled else None)
@@ -83,13 +89,19 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
             architect.begin_epoch(number)
         size = BATCH - 1 if number == steps - 1 else BATCH
         pairs = [
-            [torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(CLASSES, (size,), generator=generator)] for _ in range(2)
+            [
+                torch.randn(size, 3, SIZE, SIZE, generator=generator),
+                torch.randint(CLASSES, (size,), generator=generator),
+            ]
+            for _ in range(2)
         ]
         pairs = [[tensor.to(device) for tensor in pair] for pair in pairs]
         results.append([value.cpu() for value in step(*pairs[0], *(pairs[1] if unrolled is not None else []))])
         scheduler.step()
     assert all(type(group["lr"]) is float for group in optimizer.param_groups)
-    state = model.state_dict() | {f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+    state = model.state_dict() | {
+        f"grad {name}": parameter.grad.clone() for name, parameter in model.named_parameters()
+    }
     states = [part.state_dict()["state"] for part in parts]
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, (state, states, results))
 

@@ -60,7 +60,9 @@ def test_recomputed_cells_keep_little(double):
 
     def kept(network):
         seen = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: seen.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t
+        ):
             network(batch(4)[0])
         return sum(seen.values())
 
@@ -104,7 +106,9 @@ OWN = {
     "counted": lambda C, stride, affine: Counted(stride),
     "smooth": lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(3, stride, 1), nn.Conv2d(C, C, 1, bias=False)),
     "smooth_bn": lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(3, stride, 1), nn.BatchNorm2d(C)),
-    "gelu": lambda C, stride, affine: nn.Sequential(nn.GELU(), nn.Conv2d(C, C, 3, stride, 1), nn.BatchNorm2d(C, affine=affine)),
+    "gelu": lambda C, stride, affine: nn.Sequential(
+        nn.GELU(), nn.Conv2d(C, C, 3, stride, 1), nn.BatchNorm2d(C, affine=affine)
+    ),
 }
 CANDIDATES = [
     ["counted", "smooth"],
@@ -140,7 +144,19 @@ def test_any_candidates_are_computed_fast_and_right(double, own, compiler, names
 @pytest.mark.parametrize("names", CANDIDATES[:1], ids=",".join)
 def test_any_candidates_run_through_every_script(script, own, names):
     own(names)
-    tiny = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "3", "--layers", "3", "--batch_size", "8", "--fast_dev_run"]
+    tiny = [
+        "--dataset",
+        "digits",
+        "--gpu",
+        "-1",
+        "--init_channels",
+        "3",
+        "--layers",
+        "3",
+        "--batch_size",
+        "8",
+        "--fast_dev_run",
+    ]
     assert script("train_search", *tiny, "--unrolled", "--recompute", "--run_dir", "found")[0] == 0
     Path("found/checkpoint.pt").rename("found/checkpoint.prev.pt")
     assert script("train_search", "--resume", "found")[0] == 0
@@ -154,7 +170,9 @@ def test_edges_from_one_node_share_their_pools(monkeypatch):
     pools = []
     for name in ("max_pool2d", "avg_pool2d"):
         original = getattr(F, name)
-        monkeypatch.setattr(F, name, lambda *given, original=original, **named: pools.append(1) or original(*given, **named))
+        monkeypatch.setattr(
+            F, name, lambda *given, original=original, **named: pools.append(1) or original(*given, **named)
+        )
     plain, shared = supernet(), supernet()
     share_pools(shared)
     counts = []
@@ -193,7 +211,10 @@ def broken(function, **options):
         ({"compile": "no"}, "--compile no"),
         ({}, "no compiler works here (broken)"),
         ({"network": lambda: NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)}, "only searches with mixed operations"),
-        ({"network": lambda: Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel())}, "only searches with mixed operations"),
+        (
+            {"network": lambda: Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel())},
+            "only searches with mixed operations",
+        ),
     ],
 )
 def test_what_is_not_compiled_says_why(given, says, compiler):
@@ -230,7 +251,9 @@ def test_the_compilers_cache_tells_processors_apart(monkeypatch, compiler):
         for capability, bits in (("AVX2", 256), ("AVX512", 512), ("DEFAULT", None)):
             monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
             compilation.compile_regions(supernet(), 4)
-            assert torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits  # which the cache's keys are made from
+            assert (
+                torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits
+            )  # which the cache's keys are made from
 
 
 def test_a_region_that_cannot_be_compiled_is_computed_without(compiler, capsys, double):

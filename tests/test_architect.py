@@ -1,4 +1,6 @@
-"""The second order against the gradient of the expression that it stands for, differentiated directly; and what a step leaves alone."""
+"""The second order against the gradient of the expression that it stands for, differentiated directly; and what a step
+leaves alone.
+"""
 
 from types import SimpleNamespace
 
@@ -78,7 +80,8 @@ def test_finite_difference_approaches_the_exact_product():
     assert errors[2] < 1e-6
 
 
-# First order: one pass over the validation batch. Second: over the training batch at w, w+ and w-, none of the virtual w'.
+# First order: one pass over the validation batch. Second: over the training batch at w, w+ and w-, none of the virtual
+# w'.
 @pytest.mark.parametrize(
     ("unrolled", "hvp", "passes"), [(False, "finite_difference", 1), (True, "finite_difference", 3), (True, "exact", 1)]
 )
@@ -106,5 +109,7 @@ def test_first_order_is_the_gradient_of_the_models_own_criterion():
     model = Network(2, 10, 3, criterion)
     _, (x, y) = batches(model)
     expected = torch.autograd.grad(criterion(model(x), y), model.arch_parameters())
-    Architect(model, ARGS).step(None, None, x, y, ETA, None, unrolled=False)  # and reads neither training batch nor optimizer
+    Architect(model, ARGS).step(
+        None, None, x, y, ETA, None, unrolled=False
+    )  # and reads neither training batch nor optimizer
     assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-12

@@ -49,7 +49,11 @@ def test_an_edge_that_no_node_uses_has_chosen_nothing():
     unused = [key for key, chosen in choices.items() if chosen == []]
     assert len(unused) == 12
     assert not {"normal_n3_p0", "normal_n3_p1"} & set(unused)
-    for form in (choices, choices | dict.fromkeys(unused, "maxpool"), choices | {"normal_n3_p1": [choices["normal_n3_p1"]]}):
+    for form in (
+        choices,
+        choices | dict.fromkeys(unused, "maxpool"),
+        choices | {"normal_n3_p1": [choices["normal_n3_p1"]]},
+    ):
         assert Cells.of(form).distance(Cells(DARTS_V2)) == 0
     with pytest.raises(UserError, match=r"normal_n3_p1 is \[\]: known are"):
         Cells.of(choices | {"normal_n3_p1": []})
@@ -84,4 +88,9 @@ def test_keys_of_edges_are_read_as_they_are_made():
     assert Cell201.ends("1_3") == ("1", "3")
     for key in ("normal_n2_switch", "normal_node_0_x_op", "other_n2_p0", "normal_n2_p0\n", "normal_n²_p0", "3_1", ""):
         assert edge_of(key) is Cells.ends(key) is Cell201.ends(key) is None
-    assert [cell_of(key) for key in ("normal_node_0_x_op", "reduce_n2_p0", "normally_n2", "0_1")] == ["normal", "reduce", "", ""]
+    assert [cell_of(key) for key in ("normal_node_0_x_op", "reduce_n2_p0", "normally_n2", "0_1")] == [
+        "normal",
+        "reduce",
+        "",
+        "",
+    ]

@@ -34,23 +34,29 @@ def benchmark(monkeypatch):
 
 @pytest.fixture
 def table(benchmark, monkeypatch, capsys, images, tmp_path):
-    """hypergradient.py's table for these methods on a tiny network without kinks, {method: row}, and what it printed."""
+    """hypergradient.py's table for these methods on a tiny smooth network, {method: row}, and what it printed."""
 
     def run(*arguments, methods=slice(None)):
         monkeypatch.chdir(tmp_path)
         folder = ["--dataset", "folder", "--data", images, "--image_size", "8", "--workers", "0"]
-        module = benchmark("hypergradient", *folder, *TINY, "--batch_size", "8", "--smooth", *arguments, "--json", "table.json")
+        module = benchmark(
+            "hypergradient", *folder, *TINY, "--batch_size", "8", "--smooth", *arguments, "--json", "table.json"
+        )
         monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
         monkeypatch.setattr(module, "METHODS", module.METHODS[methods])
         module.main()
-        return {row["method"]: row for row in json.loads(Path("table.json").read_text())["rows"]}, capsys.readouterr().out
+        return {
+            row["method"]: row for row in json.loads(Path("table.json").read_text())["rows"]
+        }, capsys.readouterr().out
 
     return run
 
 
 def test_a_batch_that_is_too_large_ends_in_advice_that_the_benchmark_takes(benchmark):
     module = benchmark("hypergradient", "--dataset", "digits", *TINY, "--batch_size", "5000")
-    with pytest.raises(UserError, match=r"718 of 1437 images for the weights, less than a batch of 5000: lower --batch_size$"):
+    with pytest.raises(
+        UserError, match=r"718 of 1437 images for the weights, less than a batch of 5000: lower --batch_size$"
+    ):
         module.main()
 
 
@@ -70,8 +76,9 @@ def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(ta
 def test_the_exact_product_in_float32_is_as_exact_as_float32(table):
     """Without kinks, at which a rounding may change the gradient by any amount: so on any processor.
 
-    The longest path has 121 layers: in each of 3 cells 3 of preprocessing, and for each of 4 nodes 8 of a separable convolution and a sum;
-    2 before and 2 after the cells. The gradient of the gradient passes each layer four times, and each pass rounds.
+    The longest path has 121 layers: in each of 3 cells 3 of preprocessing, and for each of 4 nodes 8 of a separable
+    convolution and a sum; 2 before and 2 after the cells. The gradient of the gradient passes each layer four times,
+    and each pass rounds.
     """
     rows, printed = table("--search_steps", "0", methods=slice(-1, None))
     assert 0 < rows["exact"]["relative error"] < 4 * 121 * torch.finfo(torch.float32).eps
@@ -123,7 +130,9 @@ def test_training_steps_of_both_formats_are_one(benchmark, monkeypatch, double):
     args, states, network = module.parse_arguments(), [], module.NetworkCIFAR
     for way in ("plain", "eager"):
         made = []
-        monkeypatch.setattr(module, "NetworkCIFAR", lambda *arguments, made=made: made.append(network(*arguments)) or made[0])
+        monkeypatch.setattr(
+            module, "NetworkCIFAR", lambda *arguments, made=made: made.append(network(*arguments)) or made[0]
+        )
         module.training_step(way, args)()
         states.append(made[0].state_dict())
     torch.testing.assert_close(states[0], states[1], rtol=1e-9, atol=1e-9)

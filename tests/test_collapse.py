@@ -1,4 +1,6 @@
-"""The dominant eigenvalue against the full Hessian's, what measuring it leaves behind (nothing), and the rule that stops a search."""
+"""The dominant eigenvalue against the full Hessian's, what measuring it leaves behind (nothing), and the rule that
+stops a search.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ def full_hessian(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Te
     alphas = model.arch_parameters()
 
     def loss(flat: torch.Tensor) -> torch.Tensor:
-        parts = [part.view_as(alpha) for part, alpha in zip(flat.split([alpha.numel() for alpha in alphas]), alphas, strict=True)]
+        parts = [
+            part.view_as(alpha)
+            for part, alpha in zip(flat.split([alpha.numel() for alpha in alphas]), alphas, strict=True)
+        ]
         state = {names[id(alpha)]: part for alpha, part in zip(alphas, parts, strict=True)}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         return nn.functional.cross_entropy(torch.func.functional_call(model.train(), state | buffers, (x,)), y)
@@ -75,7 +80,9 @@ def test_equals_the_full_hessians_of_the_supernet(double):
         for alpha in model.arch_parameters():
             alpha.normal_()
     expected = dominant(full_hessian(model, x, y))
-    assert collapse.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(expected, rel=1e-8)
+    assert collapse.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(
+        expected, rel=1e-8
+    )
 
 
 def test_a_fast_network_has_the_same(double):

@@ -1,4 +1,6 @@
-"""Proofs for data.py: the augmentation against torchvision's and the original's, the search split, reproducibility, and every error."""
+"""Proofs for data.py: the augmentation against torchvision's and the original's, the search split, reproducibility, and
+every error.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from image_files import datasets, decoding, files, folders, sources
 
 def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:
     """Images of noise whose labels are their numbers, so that a batch tells which images are in it."""
-    pixels = torch.randint(256, (count + tests, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    pixels = torch.randint(
+        256, (count + tests, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(7)
+    )
     train = data.MemoryImages(pixels[:count], torch.arange(count))
     test = data.MemoryImages(pixels[count:], torch.arange(tests))
     return data.ImageData("noise", train, test, ("a", "b"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), size, flip)
@@ -72,7 +76,8 @@ def flat(batches: list[list[int]]) -> list[int]:
 def same(first, second) -> bool:
     first, second = list(first), list(second)
     return len(first) == len(second) > 0 and all(
-        torch.equal(x, other_x) and torch.equal(y, other_y) for (x, y), (other_x, other_y) in zip(first, second, strict=True)
+        torch.equal(x, other_x) and torch.equal(y, other_y)
+        for (x, y), (other_x, other_y) in zip(first, second, strict=True)
     )
 
 
@@ -123,7 +128,9 @@ def test_crop_and_flip_are_torchvisions(flip):
     possible = crops_and_flips(image, images, flip)
     assert len(set(possible)) == (162 if flip else 81)
     augment, generator = data.Augment(images), seeded(1)
-    seen = Counter(x.numpy().tobytes() for _ in range(len(possible)) for x in augment(image.expand(40, -1, -1, -1), generator))
+    seen = Counter(
+        x.numpy().tobytes() for _ in range(len(possible)) for x in augment(image.expand(40, -1, -1, -1), generator)
+    )
     assert set(seen) == set(possible)
     assert chisquare(list(seen.values())).pvalue > 0.001
 
@@ -141,7 +148,9 @@ def test_cutout_is_the_originals(length):
     possible = Counter(original_cutout(y, x, size, length) for y in range(size) for x in range(size))
     augment = data.Augment(make(1), length)
     x = augment(torch.full((64 * 60, 3, size, size), 255, dtype=torch.uint8), seeded(2))
-    assert torch.equal(x == 0, (x == 0)[:, :1].expand(-1, 3, -1, -1))  # no pixel is 0 but by cutout: neither white nor black is the mean
+    assert torch.equal(
+        x == 0, (x == 0)[:, :1].expand(-1, 3, -1, -1)
+    )  # no pixel is 0 but by cutout: neither white nor black is the mean
     seen = Counter(kept.numpy().tobytes() for kept in x[:, 0] != 0)
     assert set(seen) == set(possible)
     if len(possible) > 1:
@@ -172,7 +181,8 @@ def test_crop_and_cutout_are_independent():
     augment = data.Augment(make(1, flip=False), 2)
     x = augment(torch.full((9 * 64 * 20, 3, 8, 8), 255, dtype=torch.uint8), seeded(5))[:, 0]
     black = x.amin(dim=(1, 2))[:, None, None]
-    # The border of a crop that cutout leaves: enough of it to tell top, left and both; the cut's rows tell the centre's.
+    # The border of a crop that cutout leaves: enough of it to tell top, left and both; the cut's rows tell the
+    # centre's.
     top, left = ((x[:, 0] == black[:, 0]).sum(1) > 4).int(), ((x[:, :, 0] == black[:, 0]).sum(1) > 4).int()
     cut = (x == 0).any(2).int().argmax(1)
     table = np.zeros((4, 8), dtype=int)
@@ -182,14 +192,18 @@ def test_crop_and_cutout_are_independent():
 
 def test_without_training_images_are_only_normalised():
     images = make(6)
-    expected = [TF.normalize(TF.to_tensor(TF.to_pil_image(image)), images.mean, images.std) for image in images.train.images]
+    expected = [
+        TF.normalize(TF.to_tensor(TF.to_pil_image(image)), images.mean, images.std) for image in images.train.images
+    ]
     assert torch.equal(data.Augment(images, 4, train=False)(images.train.images, None), torch.stack(expected))
 
 
 def test_augmentation_leaves_the_images_alone_and_does_not_depend_on_their_memory_format():
     images = make(20)
     augment, batch, before = data.Augment(images, 4), images.train.images, images.train.images.clone()
-    assert torch.equal(augment(batch, seeded(6)), augment(batch.contiguous(memory_format=torch.channels_last), seeded(6)))
+    assert torch.equal(
+        augment(batch, seeded(6)), augment(batch.contiguous(memory_format=torch.channels_last), seeded(6))
+    )
     assert torch.equal(batch, before)
 
 
@@ -232,7 +246,9 @@ def test_draws_are_uniform_and_start_afresh_at_every_step():
     assert len(counts) == 20
     assert chisquare(list(counts.values())).pvalue > 0.001
     repeated = sum(len(set(a) & set(b)) for a, b in pairwise(batches))
-    assert 300 < repeated < 500  # 494 * 4 * 4 / 20 = 395 expected, with a deviation of 16; shuffling once would give less
+    assert (
+        300 < repeated < 500
+    )  # 494 * 4 * 4 / 20 = 395 expected, with a deviation of 16; shuffling once would give less
 
 
 def test_a_smaller_last_batch_is_kept():
@@ -277,7 +293,16 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step():
 def test_the_loaders_streams_are_independent():
     pixels = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8, generator=seeded(0)).expand(40, -1, -1, -1)
     images = make(40)
-    one = data.ImageData("one", data.MemoryImages(pixels, torch.arange(40)), images.test, images.classes, images.mean, images.std, 8, True)
+    one = data.ImageData(
+        "one",
+        data.MemoryImages(pixels, torch.arange(40)),
+        images.test,
+        images.classes,
+        images.mean,
+        images.std,
+        8,
+        True,
+    )
     (train, _), (draw, _), (validation, _) = (next(iter(batches)) for batches in search(one, batch_size=8))
     assert not torch.equal(train, draw)
     assert not torch.equal(train, validation)
@@ -328,8 +353,17 @@ def check_stats(images: data.ImageData) -> None:
 
 
 def test_digits():
-    (grey, images), source = (data.load(options(dataset="digits", channels=channels)) for channels in (1, 3)), load_digits()
-    assert (len(images.train), len(images.test), images.num_classes, images.image_size, images.flip) == (1437, 360, 10, 32, False)
+    (grey, images), source = (
+        (data.load(options(dataset="digits", channels=channels)) for channels in (1, 3)),
+        load_digits(),
+    )
+    assert (len(images.train), len(images.test), images.num_classes, images.image_size, images.flip) == (
+        1437,
+        360,
+        10,
+        32,
+        False,
+    )
     image, label = images.train[0]
     assert (image.shape, image.dtype, type(label)) == ((3, 32, 32), torch.uint8, int)
     check_stats(images)
@@ -337,13 +371,22 @@ def test_digits():
     assert (grey.mean, grey.std) == (images.mean[:1], images.std[:1])
     # Split: disjoint and complete, the classes in proportion.
     both = torch.cat([images.train.images, images.test.images])
-    assert len({pixels.numpy().tobytes() for pixels in both}) == len({pixels.tobytes() for pixels in source.images}) == 1797
-    assert torch.cat([images.train.labels, images.test.labels]).bincount().tolist() == np.bincount(source.target).tolist()
+    assert (
+        len({pixels.numpy().tobytes() for pixels in both})
+        == len({pixels.tobytes() for pixels in source.images})
+        == 1797
+    )
+    assert (
+        torch.cat([images.train.labels, images.test.labels]).bincount().tolist() == np.bincount(source.target).tolist()
+    )
     for part in (images.train.labels, images.test.labels, images.train.labels[:718], images.train.labels[718:]):
         share = part.bincount() / len(part)
         assert 0.09 < share.min() <= share.max() < 0.11
     # Enlarging leaves the corner pixel as it is: every image has kept its label.
-    known = {(int(label), round(corner * 255 / 16)) for label, corner in zip(source.target, source.images[:, -1, -1], strict=True)}
+    known = {
+        (int(label), round(corner * 255 / 16))
+        for label, corner in zip(source.target, source.images[:, -1, -1], strict=True)
+    }
     assert {(int(y), int(x[0, -1, -1])) for x, y in zip(images.train.images, images.train.labels, strict=True)} <= known
     for digit in range(10):
         mine = images.train.images[images.train.labels == digit][:, 0].float().mean(0).view(8, 4, 8, 4).mean(dim=(1, 3))
@@ -351,7 +394,9 @@ def test_digits():
         assert torch.corrcoef(torch.stack([mine.flatten().double(), theirs.flatten()]))[0, 1] > 0.9
 
 
-@pytest.mark.parametrize(("name", "key", "names"), [("cifar10", "labels", "label_names"), ("cifar100", "fine_labels", "fine_label_names")])
+@pytest.mark.parametrize(
+    ("name", "key", "names"), [("cifar10", "labels", "label_names"), ("cifar100", "fine_labels", "fine_label_names")]
+)
 def test_cifar(tmp_path, monkeypatch, name, key, names):
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     for attribute in ("train_list", "test_list"):
@@ -403,14 +448,18 @@ def test_two_that_begin_at_once_do_not_download_into_the_same_files(tmp_path, mo
 
 @pytest.fixture
 def grey_files(tmp_path):
-    """MNIST's and Fashion-MNIST's files, as torchvision unpacks them, of 3 images to learn from and 2 to test on; and those images."""
+    """MNIST's and Fashion-MNIST's files, as torchvision unpacks them, of 3 images to learn from and 2 to test on; and
+    those images.
+    """
     pixels = np.random.RandomState(0).randint(256, size=(5, 28, 28)).astype(np.uint8)
     for name in ("MNIST", "FashionMNIST"):
         raw = tmp_path / name / "raw"
         raw.mkdir(parents=True)
         for part, images in (("train", pixels[:3]), ("t10k", pixels[3:])):
             count = len(images).to_bytes(4, "big")
-            (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + count + 2 * (28).to_bytes(4, "big") + images.tobytes())
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(
+                b"\0\0\x08\x03" + count + 2 * (28).to_bytes(4, "big") + images.tobytes()
+            )
             (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count + bytes(range(len(images))))
     return tmp_path, pixels
 
@@ -459,7 +508,9 @@ def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     assert len(load(folder).mean) == 3  # what was measured is not taken for these
     pixels = np.random.RandomState(1).randint(256, size=(3, 32, 32, 3)).astype(np.uint8)
     grey = sources._pixels(torch.from_numpy(pixels), 1)
-    assert np.array_equal(grey[:, 0].numpy(), np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels]))
+    assert np.array_equal(
+        grey[:, 0].numpy(), np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels])
+    )
 
 
 @pytest.mark.parametrize(
@@ -486,7 +537,9 @@ def test_folder(folder):
             (np.array(Image.open(path)).transpose(2, 0, 1).tobytes(), images.classes.index(path.parent.name))
             for path in (folder / part).glob("*/*.png")
         )
-        assert sorted((x.numpy().tobytes(), y) for x, y in (dataset[index] for index in range(len(dataset)))) == expected
+        assert (
+            sorted((x.numpy().tobytes(), y) for x, y in (dataset[index] for index in range(len(dataset)))) == expected
+        )
     # The images to learn the alphas on do not depend on the seed.
     assert labels(search(images, seed=1)[2]) == labels(search(load(folder), seed=2)[2])
 
@@ -508,12 +561,16 @@ def test_val_takes_the_place_of_test(folder, val):
     (folder / "test").rename(folder / val)
     images = load(folder)
     assert torch.equal(images.test.images, tested.test.images)
-    assert [*tested.notes, *images.notes] == [f"there is no folder {folder}/test: the images in {folder}/{val} are the test set"]
+    assert [*tested.notes, *images.notes] == [
+        f"there is no folder {folder}/test: the images in {folder}/{val} are the test set"
+    ]
     save(folder / "test" / "cat" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
     save(folder / "test" / "dog" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
     images = load(folder)
     assert len(images.test) == 2
-    assert images.notes == (f"the test set is {folder}/test; without --valid_folder, the images in {folder}/{val} are not used",)
+    assert images.notes == (
+        f"the test set is {folder}/test; without --valid_folder, the images in {folder}/{val} are not used",
+    )
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -608,12 +665,17 @@ def test_kinds_of_images(tmp_path):
     assert images.train.images.shape == (5, 3, 16, 16)
     inside = images.train.images[:, :, 1:-1, 1:-1]  # at the very border, resizing mixes in what lies beyond the square
     colours = [{tuple(colour) for colour in image.flatten(1).T.tolist()} for image in inside]
-    assert sorted(map(sorted, colours)) == sorted([[(255, 0, 0)], [(255, 0, 0)], [(77, 77, 77)], [(204, 0, 0)], [(204, 0, 0)]])
+    assert sorted(map(sorted, colours)) == sorted(
+        [[(255, 0, 0)], [(255, 0, 0)], [(77, 77, 77)], [(204, 0, 0)], [(204, 0, 0)]]
+    )
     assert (images.test.images == 77).all()
 
 
 def test_images_of_one_colour_do_not_divide_by_zero():
-    assert datasets.mean_std(datasets.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == ((0.2,) * 3, (1.0,) * 3)
+    assert datasets.mean_std(datasets.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == (
+        (0.2,) * 3,
+        (1.0,) * 3,
+    )
 
 
 def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_factory, no_waiting):
@@ -623,7 +685,14 @@ def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_fac
     (folder / "train" / "dog" / "deep").mkdir()
     (folder / "train" / "dog" / "0.png").rename(folder / "train" / "dog" / "deep" / "0.png")
     cat = folder / "train" / "cat"
-    for name, target in {"loop": ".", "up": "..", "out": "../..", "dogs": "../dog/deep", "a": elsewhere, "b": elsewhere / "more"}.items():
+    for name, target in {
+        "loop": ".",
+        "up": "..",
+        "out": "../..",
+        "dogs": "../dog/deep",
+        "a": elsewhere,
+        "b": elsewhere / "more",
+    }.items():
         (cat / name).symlink_to(target)
     (cat / "one.png").symlink_to("../dog/1.png")  # a link to a file is a file
     images = load(folder)
@@ -674,7 +743,9 @@ def test_photographs_stand_upright(tmp_path, orientation):
 
 
 def test_transparent_pixels_are_white(tmp_path):
-    """Whatever colour they hide, in every way in which an image can be transparent; half transparent ones are half white."""
+    """Whatever colour they hide, in every way in which an image can be transparent; half transparent ones are half
+    white.
+    """
     hidden = np.zeros((16, 16, 4), dtype=np.uint8)
     hidden[:8] = (255, 0, 0, 255)
     hidden[8:] = (0, 255, 0, 0)
@@ -698,15 +769,31 @@ def test_transparent_pixels_are_white(tmp_path):
 
 def test_hidden_files_and_files_of_other_kinds_are_left_out_counted_and_named(folder):
     plain = load(folder)
-    for path in ("train/cat/a.gif", "train/cat/b.GIF", "train/dog/c.svg", "test/dog/README", "train/cat/._0.png", "test/dog/.DS_Store"):
+    for path in (
+        "train/cat/a.gif",
+        "train/cat/b.GIF",
+        "train/dog/c.svg",
+        "test/dog/README",
+        "train/cat/._0.png",
+        "test/dog/.DS_Store",
+    ):
         (folder / path).write_text("something")
-    for path in (".ipynb_checkpoints/0.png", "__MACOSX/cat/0.png", "cat/.ipynb_checkpoints/0.png", "dog/__MACOSX/0.png"):
+    for path in (
+        ".ipynb_checkpoints/0.png",
+        "__MACOSX/cat/0.png",
+        "cat/.ipynb_checkpoints/0.png",
+        "dog/__MACOSX/0.png",
+    ):
         save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
     images = load(folder)
     assert (images.classes, same(search(images)[0], search(plain)[0])) == (plain.classes, True)
     hidden, others = images.notes
-    assert hidden.startswith(f"left out hidden files and folders (6): {folder}/train/.ipynb_checkpoints; {folder}/train/__MACOSX; ")
-    assert re.match(r"left out files of other kinds than \.jpg, .* \(2 \.gif, 1 \.svg, 1 without a suffix\): .*cat/a\.gif; ", others)
+    assert hidden.startswith(
+        f"left out hidden files and folders (6): {folder}/train/.ipynb_checkpoints; {folder}/train/__MACOSX; "
+    )
+    assert re.match(
+        r"left out files of other kinds than \.jpg, .* \(2 \.gif, 1 \.svg, 1 without a suffix\): .*cat/a\.gif; ", others
+    )
     assert others.endswith("; ...")
 
 
@@ -722,20 +809,32 @@ def save_deep(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "there is no folder .*train; .* holds nothing: "),
+        (
+            lambda root: [shutil.rmtree(path) for path in root.iterdir()],
+            "there is no folder .*train; .* holds nothing: ",
+        ),
         (
             lambda root: (root / "test").rename(root / "Testing"),
             "there is no folder .*/test; .* holds Testing/, train/: needed are .*/train/<class>/",
         ),
         (
-            lambda root: [path.rename(root / path.name) for path in (root / "train").iterdir()] + [(root / "train" / "a.txt").touch()],
+            lambda root: (
+                [path.rename(root / path.name) for path in (root / "train").iterdir()]
+                + [(root / "train" / "a.txt").touch()]
+            ),
             "cannot use the folder .*train: it holds a.txt, and no folders of classes ",
         ),
         (lambda root: (root / "train" / "emu").mkdir(), "cannot use the folder .*train: it has no image of emu"),
-        (lambda root: (root / "test" / "dog").rename(root / "test" / "eel"), "same classes; in only one of them: dog, eel"),
+        (
+            lambda root: (root / "test" / "dog").rename(root / "test" / "eel"),
+            "same classes; in only one of them: dog, eel",
+        ),
         (lambda root: [shutil.rmtree(path) for path in root.glob("*/dog")], "only one class, cat"),
         (truncate, "^cannot decode the image .*train/cat/4.png: .*; --skip_bad_images leaves out such images$"),
-        (lambda root: (root / "test" / "dog" / "1.png").write_text("no image"), "^cannot decode the image .*test/dog/1.png: "),
+        (
+            lambda root: (root / "test" / "dog" / "1.png").write_text("no image"),
+            "^cannot decode the image .*test/dog/1.png: ",
+        ),
         (save_deep, "^cannot decode the image .*train/dog/2.png: it has more than 8 bits"),
         (lambda root: (root / "train" / "cat" / "x.png").symlink_to("nowhere"), r"train/cat/x\.png: .*No such file"),
     ],
@@ -816,7 +915,10 @@ def test_a_large_folder_is_the_same_data(folder, monkeypatch):
 
 @pytest.mark.parametrize("method", [None, "forkserver"])
 def test_workers_need_no_shared_memory(folder, monkeypatch, method):
-    """Neither for batches nor for the list of files: a container may have little of it. Here a limit of files' sizes keeps it small."""
+    """Neither for batches nor for the list of files: a container may have little of it.
+
+    Here a limit of files' sizes keeps it small.
+    """
     monkeypatch.setattr(files, "_start_method", lambda workers: method)
     monkeypatch.setattr(files, "PATIENCE", 60)
     paths = np.array([os.fsencode(folder / "train" / "cat" / "0.png")] * 2000)

@@ -35,7 +35,8 @@ from nas import building, flags
 
 ROOT = Path(__file__).parent.parent
 
-# Reductions in another order: rounding, and what a few steps make of it. Anything that is wrong is larger by many orders.
+# Reductions in another order: rounding, and what a few steps make of it. Anything that is wrong is larger by many
+# orders.
 TOLERANCE = 1e-9
 
 
@@ -103,7 +104,11 @@ def assert_close(left, right, where="result"):
             assert_close(a, b, f"{where}.{index}")
     elif isinstance(left, float) or (isinstance(left, torch.Tensor) and left.is_floating_point()):
         torch.testing.assert_close(
-            torch.as_tensor(left), torch.as_tensor(right), rtol=TOLERANCE, atol=TOLERANCE, msg=lambda text: f"{where}: {text}"
+            torch.as_tensor(left),
+            torch.as_tensor(right),
+            rtol=TOLERANCE,
+            atol=TOLERANCE,
+            msg=lambda text: f"{where}: {text}",
         )
     else:
         assert_same(left, right, where)
@@ -113,7 +118,9 @@ def assert_close(left, right, where="result"):
 
 
 def dataset():
-    """34 images for the weights in batches of 12, so the last has 10, of which 4 processes get 2, 3, 2, 3; as many for the alphas."""
+    """34 images for the weights in batches of 12, so the last has 10, of which 4 processes get 2, 3, 2, 3; as many for
+    the alphas.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (68,), generator=generator)
     pixels = torch.randint(256, (68, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -139,7 +146,10 @@ class Recorder:
         self.states.append(
             {
                 "model": {key: value.clone() for key, value in self.model.state_dict().items()},
-                "optimizers": [torch.utils._pytree.tree_map(torch.clone, list(o.state_dict()["state"].values())) for o in self.optimizers],
+                "optimizers": [
+                    torch.utils._pytree.tree_map(torch.clone, list(o.state_dict()["state"].values()))
+                    for o in self.optimizers
+                ],
             }
         )
 
@@ -153,7 +163,8 @@ class Recorder:
 def search_steps(strategy, unrolled=False, hvp="finite_difference"):
     """An epoch of a search, and its accuracy: every state on the way."""
     args = Namespace(
-        strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net", channels=3, space_arg=None,
+        strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net",
+        channels=3, space_arg=None,
         strategy_arg=None, stem="cifar", init_channels=4,
         layers=None,
         momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5,
@@ -181,7 +192,9 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
 
 
 def train_steps():
-    """An epoch of training, with the auxiliary head, and with operations that nothing uses: every state on the way, and the accuracy."""
+    """An epoch of training, with the auxiliary head, and with operations that nothing uses: every state on the way, and
+    the accuracy.
+    """
     args = Namespace(auxiliary_weight=0.4, grad_clip=5, amp=False)
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
@@ -291,7 +304,10 @@ def test_shares_are_the_batch(processes, monkeypatch):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: world_size)
         common = options(batch_size=11, seed=1), "cpu"
-        return [contents(batches) for batches in (*data.search_batches(dataset(), *common), data.train_batches(dataset(), *common))]
+        return [
+            contents(batches)
+            for batches in (*data.search_batches(dataset(), *common), data.train_batches(dataset(), *common))
+        ]
 
     whole, shares = of(0, 1), [of(rank, processes) for rank in range(processes)]
     steps = [len(batches) for batches in shares[0]]
@@ -332,7 +348,9 @@ def test_random_numbers_of_ones_own_and_of_all():
     assert len({tuple(numbers.tolist()) for numbers in own}) == 3
     assert_same(same[1:], same[:1] * 2)
     torch.manual_seed(0)
-    assert_same([before[0], own[0], same[0]], [torch.rand(3, dtype=torch.float64) for _ in range(3)])  # process 0's are as ever
+    assert_same(
+        [before[0], own[0], same[0]], [torch.rand(3, dtype=torch.float64) for _ in range(3)]
+    )  # process 0's are as ever
 
 
 def synchronized(differ):
@@ -484,8 +502,18 @@ def test_a_process_that_hangs_ends_the_others(images, tmp_path):
 
 
 def search_with_a_slow_callback(images, folder):
-    arguments = {"image_size": 16, "workers": 0, "gpu": -1, "init_channels": 4, "batch_size": 8, "epochs": 1, "run_dir": str(folder)}
-    found = load("train_search").search(SPACE[1], images=images, callbacks=[lambda epoch, row: time.sleep(5)], **arguments)
+    arguments = {
+        "image_size": 16,
+        "workers": 0,
+        "gpu": -1,
+        "init_channels": 4,
+        "batch_size": 8,
+        "epochs": 1,
+        "run_dir": str(folder),
+    }
+    found = load("train_search").search(
+        SPACE[1], images=images, callbacks=[lambda epoch, row: time.sleep(5)], **arguments
+    )
     return [str(found)]
 
 
@@ -523,9 +551,16 @@ def test_restarts_need_a_folder(images, monkeypatch):
 
 
 def test_a_restart_meets_nobody_of_the_attempt_before(monkeypatch):
-    """torchrun's store still knows where those were that are gone; one that comes early is to wait for the others of its own attempt."""
+    """torchrun's store still knows where those were that are gone; one that comes early is to wait for the others of
+    its own attempt.
+    """
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    common = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     original = distributed.join
 
     def join(device):

@@ -1,4 +1,6 @@
-"""`search()` and `train()` from Python: the runs of the two commands; names of published cells; the auxiliary head's loss."""
+"""`search()` and `train()` from Python: the runs of the two commands; names of published cells; the auxiliary head's
+loss.
+"""
 
 import ast
 import importlib
@@ -34,7 +36,11 @@ TRAIN = SMALL | {"epochs": 2, "batch_size": 16, "auxiliary": True, "cutout": Tru
 
 
 def flags(arguments, images):
-    texts = [text for name, value in arguments.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    texts = [
+        text
+        for name, value in arguments.items()
+        for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
     return ["--dataset", "folder", "--data", images, *texts]
 
 
@@ -43,7 +49,11 @@ def rows_of(folder):
 
 
 def configured(folder, *but):
-    return {name: value for name, value in json.loads(Path(folder, "config.json").read_text())["arguments"].items() if name not in but}
+    return {
+        name: value
+        for name, value in json.loads(Path(folder, "config.json").read_text())["arguments"].items()
+        if name not in but
+    }
 
 
 def comparable(folder):
@@ -69,7 +79,9 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
 
     monkeypatch.setattr(drawing, "previews", lambda *_: {})  # for TensorBoard: slow
     assert script("train_search", *flags(SEARCH, images), "--run_dir", "a")[0] == 0
-    found = in_a_thread(train_search.search, images=images, callbacks=[keep], run_dir="b", unrolled=False, preset=None, **SEARCH)
+    found = in_a_thread(
+        train_search.search, images=images, callbacks=[keep], run_dir="b", unrolled=False, preset=None, **SEARCH
+    )
     assert_same(comparable("a"), comparable("b"))
     assert configured("a", "run_dir") == configured("b", "run_dir")
     assert [re.sub(r"/b\b", "/a", line) for line in log_lines(Path("b"))] == log_lines(Path("a"))
@@ -150,14 +162,26 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
         (lambda: train.train(unrolled=True), TypeError, r"unknown argument unrolled: known are .*auxiliary_weight"),
         (lambda: train_search.search(images="digits", dataset="cifar10"), TypeError, "dataset"),
         (lambda: train_search.search(images="digit"), UserError, "digit is neither a folder nor one of cifar10"),
-        (lambda: train_search.search(images="digits", epochs="many"), UserError, "--epochs: 'many' is not a whole number"),
+        (
+            lambda: train_search.search(images="digits", epochs="many"),
+            UserError,
+            "--epochs: 'many' is not a whole number",
+        ),
         (lambda: train_search.search("dart", images="digits"), UserError, "unknown space 'dart'"),
         (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
         (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
         (lambda: train.train("{1}", "digits"), UserError, r"cannot read \{1\}"),
-        (lambda: train_search.search(images="digits", epochs=0), UserError, "--epochs: 0 is not a whole number of at least 1"),
+        (
+            lambda: train_search.search(images="digits", epochs=0),
+            UserError,
+            "--epochs: 0 is not a whole number of at least 1",
+        ),
         (lambda: train_search.search(images="digits", hvp="wrong"), UserError, "--hvp: invalid choice: 'wrong'"),
-        (lambda: train_search.search(images="digits", unrolled="yes"), UserError, "--unrolled: 'yes' is not true or false"),
+        (
+            lambda: train_search.search(images="digits", unrolled="yes"),
+            UserError,
+            "--unrolled: 'yes' is not true or false",
+        ),
     ],
 )
 def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):
@@ -195,7 +219,11 @@ def test_a_folder_comes_before_another_spelling_of_a_name(tmp_path, monkeypatch)
 def test_an_architecture_of_any_space_is_text():
     choices = Architecture({"conv": "large", "skip": [0]})
     for architecture in (choices, Cells(genotypes.NASNet), RecurrentCell(rnn.ENAS)):
-        assert type(architecture).read(json.dumps(architecture.json)) == read_any(json.dumps(architecture.json)) == architecture
+        assert (
+            type(architecture).read(json.dumps(architecture.json))
+            == read_any(json.dumps(architecture.json))
+            == architecture
+        )
 
 
 # ---- The auxiliary head's loss
@@ -222,11 +250,18 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
     rows, steps = rows_of("run"), len(seen) // 2
     for row, of_epoch in zip(rows, (seen[:steps], seen[steps:]), strict=True):
         images_seen = sum(n for *_, n in of_epoch)
-        assert row["train_auxiliary_loss"] == pytest.approx(sum(float(loss) * n for loss, _, n in of_epoch) / images_seen, rel=1e-6)
-        assert row["train_loss"] == pytest.approx(sum(float(loss) * n for _, loss, n in of_epoch) / images_seen, rel=1e-6)
+        assert row["train_auxiliary_loss"] == pytest.approx(
+            sum(float(loss) * n for loss, _, n in of_epoch) / images_seen, rel=1e-6
+        )
+        assert row["train_loss"] == pytest.approx(
+            sum(float(loss) * n for _, loss, n in of_epoch) / images_seen, rel=1e-6
+        )
     lines = [line for line in log_lines(Path("run")) if line.startswith("train 0")]
     assert len(lines) == 2 * steps
-    assert lines[0] == f"train 000 loss {float(seen[0][1]):.3f} top1 {lines[0].split()[5]} auxiliary loss {float(seen[0][0]):.3f}"
+    assert (
+        lines[0]
+        == f"train 000 loss {float(seen[0][1]):.3f} top1 {lines[0].split()[5]} auxiliary loss {float(seen[0][0]):.3f}"
+    )
 
     train.train("DARTS_V1", images, run_dir="plain", **TRAIN | {"auxiliary": False})
     assert not any("train_auxiliary_loss" in row for row in rows_of("plain"))
@@ -243,7 +278,12 @@ def test_both_cells_below_each_other_with_the_numbers_of_genotypes(monkeypatch):
     picture = Image.open(io.BytesIO(drawing.both(architecture)))
     assert picture.size == (max(image.width for image in single) + 60, sum(image.height for image in single) + 90)
     for source, cell in zip(drawn, ("normal", "reduction"), strict=True):
-        assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [("0", "2"), ("1", "3"), ("2", "4"), ("3", "5")]
+        assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [
+            ("0", "2"),
+            ("1", "3"),
+            ("2", "4"),
+            ("3", "5"),
+        ]
         assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4
     with pytest.raises(UserError, match="no cells"):
         drawing.both(Architecture({"conv": 1}))
@@ -265,7 +305,11 @@ def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch,
     for name in ("SEARCH", "RETRAIN"):
         monkeypatch.setattr(tutorial, name, SMALL | {"fast_dev_run": True, "batch_size": 8})
     tutorial.main()
-    printed = [line for line in capsys.readouterr().out.splitlines() if re.match(r"after|\{|runs|plainly|by the paper's recipe: \d", line)]
+    printed = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if re.match(r"after|\{|runs|plainly|by the paper's recipe: \d", line)
+    ]
     assert len(printed) == 7
     assert "train_auxiliary_loss" in printed[-2]
     exported = ast.literal_eval(printed[1])

@@ -65,11 +65,15 @@ def mask(key, chosen, candidates):
 def of_nni_1(form):
     """The choices of DARTS_V2 with indices or masks in place of names, candidates in NNI's order."""
     operations = ["maxpool", "avgpool", "skipconnect", "sepconv3x3", "sepconv5x5", "dilconv3x3", "dilconv5x5"]
-    inputs = {f"{cell}_n{node}_switch": [f"{cell}_n{node}_p{i}" for i in range(node)] for cell in ("normal", "reduce") for node in range(6)}
+    inputs = {
+        f"{cell}_n{node}_switch": [f"{cell}_n{node}_p{i}" for i in range(node)]
+        for cell in ("normal", "reduce")
+        for node in range(6)
+    }
     return {key: form(key, chosen, inputs.get(key, operations)) for key, chosen in CHOICES.items()}
 
 
-LOG = f"epoch 0 genotype = {genotypes.DARTS_V1}\nepoch 1 genotype = {DARTS_V2!r} (valid_acc 87.2)\n12/31 01:02:03 AM lr 0.01\n"
+LOG = f"epoch 0 genotype = {genotypes.DARTS_V1}\nepoch 1 genotype = {DARTS_V2!r} (valid_acc 87.2)\n12/31 01:02 AM lr\n"
 FOREIGN = {
     "positional": f"Genotype({', '.join(repr(list(field)) for field in DARTS_V2)})",
     "ranges": repr(DARTS_V2._replace(normal_concat=range(2, 6))),
@@ -101,7 +105,9 @@ def test_nodes_with_fewer_than_two_edges(tmp_path):
     """As FairDARTS writes its cells."""
     normal = "[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('max_pool_3x3', 4, 0), ('sep_conv_3x3', 5, 0)]"
     reduce = Cells(published.FAIR_DARTS_A).json["reduce"]
-    found = Cells.read(f"Genotype(normal={normal}, normal_concat=range(2, 6), reduce={reduce}, reduce_concat=range(2, 6))")
+    found = Cells.read(
+        f"Genotype(normal={normal}, normal_concat=range(2, 6), reduce={reduce}, reduce_concat=range(2, 6))"
+    )
     assert found == Cells(published.FAIR_DARTS_A)
 
 
@@ -138,7 +144,9 @@ def test_a_genotype_of_one_s_own_is_a_name(monkeypatch, module):
         space.read("MY_NET")
 
 
-@pytest.mark.parametrize("edges", [[("none", 0), ("skip_connect", 1)], [("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)]])
+@pytest.mark.parametrize(
+    "edges", [[("none", 0), ("skip_connect", 1)], [("none", 0), ("none", 1), ("skip_connect", 0), ("none", 2)]]
+)
 def test_a_cell_may_have_none_on_the_way(edges):
     """As long as something reaches the output."""
     outputs = range(2, len(edges) // 2 + 2)
@@ -152,7 +160,9 @@ def edit(**fields):
 def long_choices(nodes):
     """An architecture of the space of DARTS, with so many nodes in the normal cell."""
     choices = {f"normal_n{node}_p{source}": "maxpool" for node in range(2, nodes + 2) for source in (0, 1)}
-    return choices | {f"normal_n{node}_switch": [f"normal_n{node}_p0", f"normal_n{node}_p1"] for node in range(2, nodes + 2)}
+    return choices | {
+        f"normal_n{node}_switch": [f"normal_n{node}_p0", f"normal_n{node}_p1"] for node in range(2, nodes + 2)
+    }
 
 
 @pytest.mark.parametrize(
@@ -162,18 +172,27 @@ def long_choices(nodes):
         ("[1]", "must be an object"),
         ("{}", "missing"),
         (edit(normal=[("conv_9x9", 0), ("skip_connect", 1)], normal_concat=[2]), "conv_9x9"),
-        (edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]), "node 2 can only take nodes 0 to 1"),
+        (
+            edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]),
+            "node 2 can only take nodes 0 to 1",
+        ),
         (edit(normal=[("skip_connect", 0), ("skip_connect", True)], normal_concat=[2]), "takes node True"),
         (edit(reduce=DARTS_V2.reduce[:7]), "the reduce cell has 7 edges: it needs two for each of 1 to 32 nodes"),
         (edit(normal_concat=[2, 6]), "nodes from 2 to 5"),
         (edit(normal_concat=[2, 2]), "each at most once"),
         (json.dumps({**NNI["full"], "normal/op_7_0": "skip_connect"}), "normal/op_7_0"),
-        (json.dumps({key: value for key, value in NNI["full"].items() if key != "normal/input_3_0"}), "takes node None"),
+        (
+            json.dumps({key: value for key, value in NNI["full"].items() if key != "normal/input_3_0"}),
+            "takes node None",
+        ),
         ("[" * 100_000, "does not hold JSON"),
         (edit(normal=[("skip_connect", 0)] * 66), "the normal cell has 66 edges"),
         (json.dumps(long_choices(33)), "the normal cell has more nodes than a cell can have, 32"),
         (edit(normal=[("none", 0), ("none", 1)] * 4), "the normal cell's output is always 0"),
-        (edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 2), ("skip_connect", 2)], reduce_concat=[3]), "the reduce cell's output"),
+        (
+            edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 2), ("skip_connect", 2)], reduce_concat=[3]),
+            "the reduce cell's output",
+        ),
     ],
 )
 def test_bad_files(tmp_path, text, words):
@@ -185,12 +204,21 @@ def test_bad_files(tmp_path, text, words):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["(", "normal=[], normal=[], reduce=[], reduce_concat=[])", "**{'normal': []})", "normal=[], normal_concat=range(10**9))", "1, 2)"],
+    [
+        "(",
+        "normal=[], normal=[], reduce=[], reduce_concat=[])",
+        "**{'normal': []})",
+        "normal=[], normal_concat=range(10**9))",
+        "1, 2)",
+    ],
 )
 def test_bad_texts(tmp_path, arguments):
     """Nothing in them is evaluated."""
     trap = tmp_path / "trap"
-    for text in (f"Genotype({arguments}", f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])"):
+    for text in (
+        f"Genotype({arguments}",
+        f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])",
+    ):
         with pytest.raises(UserError):
             Cells.read(text)
     assert not trap.exists()
@@ -218,9 +246,18 @@ def weights(*strengths):
 
 def test_none_is_never_chosen_but_weakens_its_edge():
     edges = weights(
-        {"none": 0.9, "sep_conv_3x3": 0.05}, {"dil_conv_3x3": 0.3}, {}, {"max_pool_3x3": 0.2}, {"none": 0.8, "skip_connect": 0.1}
+        {"none": 0.9, "sep_conv_3x3": 0.05},
+        {"dil_conv_3x3": 0.3},
+        {},
+        {"max_pool_3x3": 0.2},
+        {"none": 0.8, "skip_connect": 0.1},
     )
-    assert derive_cell(edges, steps=2) == [("dil_conv_3x3", 1), ("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2)]
+    assert derive_cell(edges, steps=2) == [
+        ("dil_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+    ]
 
 
 def test_ties_go_to_the_earlier_edge_and_operation():

@@ -102,11 +102,15 @@ def test_discrete_network(case):
         close(norms[name], norm, 1e-8)
 
 
-@pytest.mark.parametrize("case", GOLDEN["sizes"], ids=lambda case: f"{case['arch']}-{'imagenet' if case['imagenet'] else 'cifar'}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["sizes"], ids=lambda case: f"{case['arch']}-{'imagenet' if case['imagenet'] else 'cifar'}"
+)
 def test_sizes_and_names(case):
     build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
     with torch.device("meta"):
-        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[case["arch"]])
+        network = build(
+            case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[case["arch"]]
+        )
     shapes = golden.keys_shapes(network)
     assert len(shapes) == case["keys"]
     assert golden.sha256(shapes) == case["keys_shapes_sha256"]
@@ -123,7 +127,9 @@ def test_search_network_names():
     assert len(shapes) == case["keys"]
     assert golden.sha256(shapes) == case["keys_shapes_sha256"]
     assert golden.keys_shapes(small) == case["keys_shapes_of_C2_layers3"]
-    assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(case["params_M"], abs=1e-9)
+    assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(
+        case["params_M"], abs=1e-9
+    )
 
 
 def test_names_of_the_small_discrete_network():

@@ -35,19 +35,30 @@ META = torch.device("meta")
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses operations on tensors of several devices, as a GPU does; some pass on `meta`. Numbers, (), may be on the CPU."""
+    """Refuses operations on tensors of several devices, as a GPU does; some pass on `meta`.
+
+    Numbers, (), may be on the CPU.
+    """
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        devices = {value.device for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value.dim()}
+        devices = {
+            value.device
+            for value in pytree.tree_leaves((args, kwargs))
+            if isinstance(value, torch.Tensor) and value.dim()
+        }
         assert len(devices) <= 1 or function is torch.ops.aten.copy_.default, f"{function} mixes {devices}"
         return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def meta_run(monkeypatch):
-    """A run for epochs on `meta`, whose tensors have no values: reading one raises, wherever the CPU would wait for a GPU."""
+    """A run for epochs on `meta`, whose tensors have no values: reading one raises, wherever the CPU would wait for a
+    GPU.
+    """
     autocast = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda kind, *others, **options: autocast("cpu", *others, **options))  # `meta` has none
+    monkeypatch.setattr(
+        torch, "autocast", lambda kind, *others, **options: autocast("cpu", *others, **options)
+    )  # `meta` has none
     with OneDevice():
         yield
 
@@ -61,10 +72,14 @@ def random_images(device=CPU):
 
 
 def batches(maker, device=CPU, images_on=CPU):
-    return maker(random_images(images_on), data.Options(batch_size=BATCH, cutout=True, cutout_length=2, workers=0), device)
+    return maker(
+        random_images(images_on), data.Options(batch_size=BATCH, cutout=True, cutout_length=2, workers=0), device
+    )
 
 
-reads = pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="the CPU must know which operations were sampled, to run them")
+reads = pytest.mark.xfail(
+    raises=NotImplementedError, strict=True, reason="the CPU must know which operations were sampled, to run them"
+)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +125,23 @@ def test_the_steps_of_a_training_read_nothing_and_mix_no_devices(amp, images_on,
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_the_steps_of_a_recurrent_search_read_nothing_and_mix_no_devices(unrolled, meta_run):
     args = arguments(
-        unrolled=unrolled, lr=1.0, bptt=3, arch_lr=1e-3, arch_wdecay=1e-3, wdecay=1e-6, clip=1.0, alpha=1.0, beta=1.0, faithful=True
+        unrolled=unrolled,
+        lr=1.0,
+        bptt=3,
+        arch_lr=1e-3,
+        arch_wdecay=1e-3,
+        wdecay=1e-6,
+        clip=1.0,
+        alpha=1.0,
+        beta=1.0,
+        faithful=True,
     )
     with META:
         model, words = RNNModelSearch(7, 4, Dropouts(0.1, 0.1, 0.1, 0.1, 0.1)), torch.zeros(40, 2, dtype=torch.long)
-    architect, place = rnn.architect.learner(model, args), rnn.sequences.Place(*(model.init_hidden(2) for _ in range(2)))
+    architect, place = (
+        rnn.architect.learner(model, args),
+        rnn.sequences.Place(*(model.init_hidden(2) for _ in range(2))),
+    )
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
     pieces = islice(rnn.sequences.pieces(words, place, args.bptt), 2)
     step = rnn.train_search.search_step(words, model, architect, optimizer, place, rnn.sequences.Meters(), args)
@@ -219,7 +246,9 @@ def test_on_a_gpu_optimizers_step_there(monkeypatch):
     asked = {}
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     for kind in ON_A_GPU:
-        monkeypatch.setattr(kind, "__init__", lambda self, parameters, kind=kind, **options: asked.setdefault(kind, options) and None)
+        monkeypatch.setattr(
+            kind, "__init__", lambda self, parameters, kind=kind, **options: asked.setdefault(kind, options) and None
+        )
         monkeypatch.setattr(kind, "register_load_state_dict_pre_hook", lambda self, hook: None)
         utils.optimizer(kind, [torch.ones(1)], lr=0.1)
     assert asked == {kind: {"lr": 0.1} | {way: on for way, on in ways.items() if on} for kind, ways in ON_A_GPU.items()}
@@ -253,7 +282,9 @@ def test_workers_of_a_forkserver_end_with_a_killed_run(images, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "killed.py"), str(images)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         worker = int(process.stdout.readline())
         process.kill()
     end = time.monotonic() + 60
@@ -291,7 +322,9 @@ def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch, capsys, dou
         raise RuntimeError("no graph today")
 
     monkeypatch.setattr(capture, "no_graph", broken)
-    torch.testing.assert_close(learn(3, False, captured=True, nodes=1), learn(3, False, nodes=1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        learn(3, False, captured=True, nodes=1), learn(3, False, nodes=1), rtol=1e-12, atol=1e-12
+    )
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "no graph today" in told

@@ -37,7 +37,15 @@ V2 = Cells(genotypes.DARTS_V2)
 
 
 def arguments(**changed):
-    plain = {"space": "darts", "space_arg": None, "network": "auto", "image_size": 32, "init_channels": 4, "layers": 3, "channels": 3}
+    plain = {
+        "space": "darts",
+        "space_arg": None,
+        "network": "auto",
+        "image_size": 32,
+        "init_channels": 4,
+        "layers": 3,
+        "channels": 3,
+    }
     return Namespace(**{**plain, "auxiliary": True, **changed})
 
 
@@ -46,7 +54,9 @@ def arguments(**changed):
 
 def test_the_auxiliary_head_pools_as_the_original_s_at_224():
     x = torch.randn(2, 4, 7, 7)
-    assert torch.equal(AuxiliaryHeadImageNet(4, 10).features[1](x), nn.AvgPool2d(5, stride=2, padding=0, count_include_pad=False)(x))
+    assert torch.equal(
+        AuxiliaryHeadImageNet(4, 10).features[1](x), nn.AvgPool2d(5, stride=2, padding=0, count_include_pad=False)(x)
+    )
 
 
 @pytest.mark.parametrize("size", [64, 96, 128, 160, 224, 320])
@@ -58,12 +68,18 @@ def test_every_allowed_image_size(size):
 
 def test_the_authors_weights_load(tmp_path):
     """A file with the names and shapes of their state_dict(), which lacks BatchNorm's counters."""
-    [case] = [case for case in golden.load("darts_cnn.json")["sizes"] if case["imagenet"] and case["arch"] == "DARTS_V2"]
+    [case] = [
+        case for case in golden.load("darts_cnn.json")["sizes"] if case["imagenet"] and case["arch"] == "DARTS_V2"
+    ]
     args = arguments(network="imagenet", init_channels=case["C"], layers=case["layers"], auxiliary=case["auxiliary"])
     with torch.device("meta"):  # which initialises nothing, and so takes no seconds
         network = networks.build_discrete(args, 1000, V2)
     ours = network.to_empty(device="cpu")
-    weights = {key: torch.rand_like(value) for key, value in ours.state_dict().items() if not key.endswith("num_batches_tracked")}
+    weights = {
+        key: torch.rand_like(value)
+        for key, value in ours.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     assert golden.sha256({key: list(value.shape) for key, value in weights.items()}) == case["keys_shapes_sha256"]
     torch.save(weights, tmp_path / "imagenet.pt")
     load_weights(ours, str(tmp_path / "imagenet.pt"))
@@ -71,9 +87,13 @@ def test_the_authors_weights_load(tmp_path):
     assert utils.count_parameters_in_MB(ours) == pytest.approx(4.718752, abs=1e-9)
 
 
-@pytest.mark.parametrize(("channels", "millions", "multiply_adds"), [(48, 4.718752, 529.911552), (50, 5.079375, 573.4728)])
+@pytest.mark.parametrize(
+    ("channels", "millions", "multiply_adds"), [(48, 4.718752, 529.911552), (50, 5.079375, 573.4728)]
+)
 def test_the_papers_multiply_adds_are_those_of_50_channels(channels, millions, multiply_adds):
-    """The paper says 4.7 M parameters, which 48 channels have, and 574 M multiply-adds, which 50 channels need, but for the last digit."""
+    """The paper says 4.7 M parameters, which 48 channels have, and 574 M multiply-adds, which 50 channels need, but for
+    the last digit.
+    """
     with torch.device("meta"):
         network = networks.build_discrete(arguments(network="imagenet", init_channels=channels, layers=14), 1000, V2)
         assert utils.count_multiply_adds(network, 224) == pytest.approx(multiply_adds, abs=1e-9)
@@ -81,7 +101,8 @@ def test_the_papers_multiply_adds_are_those_of_50_channels(channels, millions, m
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(32, "cifar"), (64, "cifar"), (88, "cifar"), (96, "imagenet"), (200, "cifar"), (224, "imagenet")]
+    ("size", "expected"),
+    [(32, "cifar"), (64, "cifar"), (88, "cifar"), (96, "imagenet"), (200, "cifar"), (224, "imagenet")],
 )
 def test_auto_goes_by_the_size_of_the_images_and_says_so(size, expected):
     args = arguments(image_size=size)
@@ -101,7 +122,19 @@ def test_what_is_asked_for_is_taken():
 
 # ---- The commands
 
-TINY = ["--network", "imagenet", "--arch", "DARTS_V2", "--init_channels", 4, "--layers", 3, "--auxiliary", "--batch_size", 16]
+TINY = [
+    "--network",
+    "imagenet",
+    "--arch",
+    "DARTS_V2",
+    "--init_channels",
+    4,
+    "--layers",
+    3,
+    "--auxiliary",
+    "--batch_size",
+    16,
+]
 
 
 def folder(images, size):
@@ -114,7 +147,10 @@ def folder(images, size):
         ([*TINY, "--image_size", 72], "multiple of 32 pixels, from 64 on: --image_size is 72"),
         ([*TINY, "--image_size", 32], "multiple of 32 pixels, from 64 on: --image_size is 32"),
         ([*TINY, "--image_size", 64, "--init_channels", 3], "--init_channels 3 is odd"),
-        (["--network", "imagenet", "--space", "nasbench201", "--image_size", 64], "--network imagenet needs --space darts"),
+        (
+            ["--network", "imagenet", "--space", "nasbench201", "--image_size", 64],
+            "--network imagenet needs --space darts",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(flags, words, script, images):
@@ -128,7 +164,9 @@ def trained(images, tmp_path_factory):
     """A run with the network for ImageNet."""
     run = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *map(str, [*folder(images, 64), *TINY, "--epochs", 2, "--run_dir", run])])
+        patch.setattr(
+            sys, "argv", ["train.py", *map(str, [*folder(images, 64), *TINY, "--epochs", 2, "--run_dir", run])]
+        )
         cli.run(scripts.load("train").main)
     return run
 
@@ -153,7 +191,10 @@ def test_a_run_says_which_network_it_is_and_the_other_commands_know(script, trai
     assert measured(out) == pytest.approx(recorded(trained)["test_loss"], rel=1e-5)
     net = predict.load(trained)
     assert isinstance(net.model.network, NetworkImageNet)
-    run, sizes = history.read(trained), (utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64))
+    run, sizes = (
+        history.read(trained),
+        (utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64)),
+    )
     assert compare.size(run) == sizes
 
 
@@ -171,19 +212,53 @@ def test_the_preset_is_the_authors_and_flags_replace_its_values(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags])
         return vars(scripts.load("train").parse_arguments())
 
-    theirs = {"init_channels": 48, "layers": 14, "batch_size": 128, "epochs": 250, "learning_rate": 0.1, "momentum": 0.9}
-    theirs |= {"weight_decay": 3e-5, "label_smoothing": 0.1, "grad_clip": 5.0, "auxiliary_weight": 0.4, "drop_path_prob": 0.0}
+    theirs = {
+        "init_channels": 48,
+        "layers": 14,
+        "batch_size": 128,
+        "epochs": 250,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+    }
+    theirs |= {
+        "weight_decay": 3e-5,
+        "label_smoothing": 0.1,
+        "grad_clip": 5.0,
+        "auxiliary_weight": 0.4,
+        "drop_path_prob": 0.0,
+    }
     theirs |= {"decay_period": 1, "gamma": 0.97, "network": "imagenet", "image_size": 224, "crop": "resized"}
     preset = parsed("--preset", "imagenet")
     assert {name: preset[name] for name in theirs} == theirs
-    changed = parsed("--preset", "imagenet", "--epochs", "3", "--decay_period", "0", "--color_jitter", "0,0,0,0", "--keep", "last")
-    assert {name for name in preset if preset[name] != changed[name]} == {"epochs", "decay_period", "color_jitter", "keep"}
+    changed = parsed(
+        "--preset", "imagenet", "--epochs", "3", "--decay_period", "0", "--color_jitter", "0,0,0,0", "--keep", "last"
+    )
+    assert {name for name in preset if preset[name] != changed[name]} == {
+        "epochs",
+        "decay_period",
+        "color_jitter",
+        "keep",
+    }
     assert (parsed()["batch_size"], parsed()["crop"], parsed()["label_smoothing"]) == (96, "pad", 0.0)
 
 
 def rates(epochs, **flags):
-    plain = {"learning_rate": 0.1, "learning_rate_min": 0.0, "decay_period": 0, "gamma": 0.97, "lr_warmup_epochs": 0, "scale_lr": False}
-    plain |= {"batch_size": 128, "preset": "imagenet", "weight_decay": 3e-5, "momentum": 0.9, "optimizer": "sgd", "epochs": epochs}
+    plain = {
+        "learning_rate": 0.1,
+        "learning_rate_min": 0.0,
+        "decay_period": 0,
+        "gamma": 0.97,
+        "lr_warmup_epochs": 0,
+        "scale_lr": False,
+    }
+    plain |= {
+        "batch_size": 128,
+        "preset": "imagenet",
+        "weight_decay": 3e-5,
+        "momentum": 0.9,
+        "optimizer": "sgd",
+        "epochs": epochs,
+    }
     optimizer = recipes.optimizer(nn.Linear(1, 1), Namespace(**plain | flags))
     scheduler = recipes.scheduler(optimizer, Namespace(**plain | flags))
     found = []
@@ -200,7 +275,9 @@ def test_the_learning_rate_falls_by_gamma_and_is_scaled_and_warmed_up():
     assert rates(2, decay_period=1, scale_lr=True, batch_size=512) == pytest.approx([0.4, 0.4 * 0.97])
     assert rates(1, scale_lr=True, batch_size=48, preset=None) == pytest.approx([0.05])
     # From a hundredth, evenly, then the schedule from its beginning.
-    assert rates(6, decay_period=1, lr_warmup_epochs=2) == pytest.approx([0.001, 0.0505, 0.1, 0.097, 0.1 * 0.97**2, 0.1 * 0.97**3])
+    assert rates(6, decay_period=1, lr_warmup_epochs=2) == pytest.approx(
+        [0.001, 0.0505, 0.1, 0.097, 0.1 * 0.97**2, 0.1 * 0.97**3]
+    )
     assert rates(4, lr_warmup_epochs=2) == pytest.approx([0.001, 0.0505, 0.1, 0.05])
 
 
@@ -239,9 +316,13 @@ def test_training_crops_flips_and_distorts_as_torchvision(wide):
 def test_training_crops_are_of_the_upright_photograph(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    levels = np.arange(0, 240, 10, dtype=np.uint8)[:, None, None].repeat(24, 1).repeat(3, 2)  # turned: darker from left to right
+    levels = (
+        np.arange(0, 240, 10, dtype=np.uint8)[:, None, None].repeat(24, 1).repeat(3, 2)
+    )  # turned: darker from left to right
     Image.fromarray(levels).save(tmp_path / "phone.png", exif=exif)
-    photos = files.FileImages(np.array([os.fsencode(tmp_path / "phone.png")]), np.array([0]), data.Options(image_size=8))
+    photos = files.FileImages(
+        np.array([os.fsencode(tmp_path / "phone.png")]), np.array([0]), data.Options(image_size=8)
+    )
     x, _ = photos.__getitems__([(0, 1)])
     assert x.float().std(2).max() < 1 < x.float().std(3).min()  # varies along the width only
 
@@ -278,7 +359,9 @@ NAMES = ("n01440764", "n01443537", "n02012849", "Opa's Schiffe", "Müllers Frös
 
 @pytest.fixture
 def wide(tmp_path):
-    """A folder in torchvision's layout: six classes, images of many shapes; and ImageNet's own test images, which have no classes."""
+    """A folder in torchvision's layout: six classes, images of many shapes; and ImageNet's own test images, which have
+    no classes.
+    """
     root = tmp_path / "imagenet"
     for part, count in (("train", 5), ("val", 3)):
         for number, name in enumerate(NAMES):
@@ -312,7 +395,9 @@ def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
     assert images.classes == tuple(sorted(NAMES))
     assert (images.mean, images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     expected = torchvision.datasets.ImageFolder(wide / "train")
-    assert sorted(zip(map(os.fsdecode, images.train.paths), images.train.labels, strict=True)) == sorted(expected.samples)
+    assert sorted(zip(map(os.fsdecode, images.train.paths), images.train.labels, strict=True)) == sorted(
+        expected.samples
+    )
     x, y = images.test[4]
     path = os.fsdecode(images.test.paths[4])
     assert torch.equal(x, decoding.decode(path, 64, centre_crop=0.875))
@@ -320,7 +405,12 @@ def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
 
 
 def test_the_devkit_names_classes(wide):
-    known = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02012849": ("crane",), "n03126707": ("crane",)}
+    known = {
+        "n01440764": ("tench", "Tinca tinca"),
+        "n01443537": ("goldfish",),
+        "n02012849": ("crane",),
+        "n03126707": ("crane",),
+    }
     torch.save((known, ["n01440764"]), wide / "meta.bin")
     expected = {name: f"{name} {', '.join(known[name])}" if name in known else name for name in NAMES}
     images = load(wide)
@@ -379,7 +469,12 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
     status, _, err = script("train", *flags, "--run_dir", "run")
     assert status == 0, err
     arguments = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
-    assert (arguments["epochs"], arguments["batch_size"], arguments["gamma"], arguments["label_smoothing"]) == (2, 8, 0.97, 0.1)
+    assert (arguments["epochs"], arguments["batch_size"], arguments["gamma"], arguments["label_smoothing"]) == (
+        2,
+        8,
+        0.97,
+        0.1,
+    )
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.097])
     assert all(row["test_acc"] <= row["test_top5"] <= 100 for row in rows)
@@ -422,7 +517,9 @@ def test_bare_weights_are_tested_with_the_validation_images_alone(script, wide, 
         folder.rmdir()
     status, _, err = script("test", *flags, "--model_path", "weights.pt")
     assert status == 2
-    assert "ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes" in err
+    assert (
+        "ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes" in err
+    )
 
 
 # ---- The search
@@ -444,7 +541,19 @@ def test_the_search_network_behind_the_stem():
 
 
 def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, images, tmp_path):
-    flags = [*folder(images, 64), "--stem", "imagenet", "--init_channels", 4, "--layers", 3, "--epochs", 1, "--batch_size", 8]
+    flags = [
+        *folder(images, 64),
+        "--stem",
+        "imagenet",
+        "--init_channels",
+        4,
+        "--layers",
+        3,
+        "--epochs",
+        1,
+        "--batch_size",
+        8,
+    ]
     status, _, err = script("train_search", *flags, "--partial_channels", 2, "--run_dir", "plain")
     assert status == 0, err
     weights = torch.load(tmp_path / "plain" / "weights.pt", weights_only=True)
@@ -458,7 +567,9 @@ def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, imag
     assert compare.size(history.read(tmp_path / "plain")) == sizes
     command = scripts.said((tmp_path / "plain" / "log.txt").read_text().splitlines(), "train what was found: ")
     assert command[:2] == ["python", "train.py"]
-    status, _, err = script("train", *command[2:], "--epochs", 1, "--layers", 3, "--init_channels", 4, "--run_dir", "training")
+    status, _, err = script(
+        "train", *command[2:], "--epochs", 1, "--layers", 3, "--init_channels", 4, "--run_dir", "training"
+    )
     assert status == 0, err
     assert json.loads((tmp_path / "training" / "network.json").read_text())["network"] == "imagenet"
     for wrong, words in (

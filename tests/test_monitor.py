@@ -1,4 +1,6 @@
-"""What a run shows while it runs: metrics, TensorBoard, bar, warnings, the early stop; and that watching changes nothing."""
+"""What a run shows while it runs: metrics, TensorBoard, bar, warnings, the early stop; and that watching changes
+nothing.
+"""
 
 import io
 import json
@@ -26,7 +28,20 @@ from experiment.loop import MEASURED
 from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--batch_size", "4", "--report_freq", "1"]
+TINY = [
+    "--dataset",
+    "folder",
+    "--image_size",
+    "8",
+    "--gpu",
+    "-1",
+    "--workers",
+    "0",
+    "--batch_size",
+    "4",
+    "--report_freq",
+    "1",
+]
 CELLS = [*TINY, "--init_channels", "2", "--layers", "1"]
 SMALL_SPACE = [*TINY, "--space", f"{ROOT / 'examples' / 'small_space.py'}:Net", "--init_channels", "2"]
 
@@ -69,7 +84,16 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert ["eigenvalue" in row for row in rows] == [True, False, True]
     for row in rows:
-        training = {"train_auxiliary_loss", "test_loss", "test_acc", "drop_path_prob", "class_acc", "confusion", "class", "images"}
+        training = {
+            "train_auxiliary_loss",
+            "test_loss",
+            "test_acc",
+            "drop_path_prob",
+            "class_acc",
+            "confusion",
+            "class",
+            "images",
+        }
         training |= {"valid_top5", "test_top5"}
         elsewhere = training | {"entropy", "skips"}  # in other spaces
         remedies = {"betas", "auxiliary_weight", "perturbation", "temperature"}  # tests/test_remedies.py has those
@@ -92,16 +116,26 @@ def test_metrics_derive_the_genotype_that_they_hold(searched):
         for cell in ("normal", "reduce"):
             for node in range(2, 6):
                 weights = {source: row["alphas"][f"{cell}_n{node}_p{source}"] for source in range(node)}
-                best = {source: max((w, name) for name, w in edge.items() if name != "none") for source, edge in weights.items()}
+                best = {
+                    source: max((w, name) for name, w in edge.items() if name != "none")
+                    for source, edge in weights.items()
+                }
                 strongest = sorted(best, key=best.get, reverse=True)[:2]
-                assert row["genotype"][cell][2 * node - 4 : 2 * node - 2] == [[best[source][1], source] for source in strongest]
+                assert row["genotype"][cell][2 * node - 4 : 2 * node - 2] == [
+                    [best[source][1], source] for source in strongest
+                ]
 
 
 def test_tensorboard_shows_the_metrics(searched):
     folder = searched[0]
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     rows = metrics_of(folder)
-    for tag, key in (("loss/train", "train_loss"), ("acc/valid", "valid_acc"), ("lr", "lr"), ("skips/normal", "skips_normal")):
+    for tag, key in (
+        ("loss/train", "train_loss"),
+        ("acc/valid", "valid_acc"),
+        ("lr", "lr"),
+        ("skips/normal", "skips_normal"),
+    ):
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([row[key] for row in rows], rel=1e-6)
     assert [event.step for event in events.Scalars("eigenvalue")] == [1, 3]
@@ -112,7 +146,9 @@ def test_tensorboard_shows_the_metrics(searched):
     assert sum(tag.startswith("softmaxed alphas ") for tag in tags["scalars"]) == 28 * 8
     [*_, last] = events.Scalars("softmaxed alphas normal_n3_p1/sep_conv_5x5")
     assert last.value == pytest.approx(rows[-1]["alphas"]["normal_n3_p1"]["sep_conv_5x5"], rel=1e-6)
-    changed = [1 + index for index, row in enumerate(rows) if index == 0 or row["genotype"] != rows[index - 1]["genotype"]]
+    changed = [
+        1 + index for index, row in enumerate(rows) if index == 0 or row["genotype"] != rows[index - 1]["genotype"]
+    ]
     for cell in ("normal", "reduction"):
         pictures = events.Images(f"architecture/{cell}")
         assert [picture.step for picture in pictures] == changed
@@ -140,7 +176,9 @@ def test_watching_changes_nothing(searched, images, tmp_path):
             left.pop(key, None), right.pop(key, None)
         assert left == right
     lines = (plain / "log.txt").read_text()
-    assert not re.search(r"train 000 loss .*left$", lines.partition("train 001 ")[0], re.MULTILINE)  # the first step may have to compile
+    assert not re.search(
+        r"train 000 loss .*left$", lines.partition("train 001 ")[0], re.MULTILINE
+    )  # the first step may have to compile
     assert re.search(r"train 001 loss .* \| \S+ s/step, .* left$", lines, re.MULTILINE)
     assert re.search(r"param size = \d+\.\d+ million", lines)
     kept = [line for line in log_lines(watched)[1:] if not line.startswith("eigenvalue")]
@@ -155,7 +193,9 @@ def test_spaces_without_cells(images, script):
     assert math.fsum(row["alphas"]["first"].values()) == pytest.approx(1, abs=1e-6)
     assert row["entropy"] == pytest.approx(math.log(3), abs=1e-3)
     assert row["skips"] == 0
-    script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "random", "--strategy", "random")
+    script(
+        "train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "random", "--strategy", "random"
+    )
     [row] = metrics_of(Path("random"))
     assert row["alphas"] == {}
     assert "entropy" not in row
@@ -177,7 +217,8 @@ def test_a_space_with_a_none_of_its_own():
 
 @pytest.mark.parametrize(("epochs", "resumed"), [(30, False), (30, True), (9, False)])
 def test_early_stop_returns_the_architecture_from_before(images, script, monkeypatch, epochs, resumed):
-    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean around epoch 1.
+    """Measured are eight times 1, then 3: the mean around epoch 6 is 1.4, which is more than 1 / 0.75 times the mean
+    around epoch 1.
 
     Also where the ninth epoch is the last.
     """
@@ -185,7 +226,17 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
     measured = iter([1.0] * 8 + [3.0] * 20)
     monkeypatch.setattr(module.collapse, "EARLIEST", 0)
     monkeypatch.setattr(module.collapse, "dominant_eigenvalue", lambda *_: next(measured))
-    arguments = [*SMALL_SPACE, "--data", images, "--epochs", epochs, "--early_stop", "eigenvalue", "--arch_learning_rate", "1"]
+    arguments = [
+        *SMALL_SPACE,
+        "--data",
+        images,
+        "--epochs",
+        epochs,
+        "--early_stop",
+        "eigenvalue",
+        "--arch_learning_rate",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
     module.main()
     folder = Path("run")
@@ -217,7 +268,11 @@ def test_a_warning_for_every_new_number_of_skip_connections():
 
 
 def test_entropy_is_that_of_the_edges():
-    alphas = {"normal_n2_p0": {"a": 0.5, "b": 0.5}, "normal_n2_p1": {"a": 1.0, "b": 0.0}, "reduce_n2_p0": {"a": 0.25, "b": 0.75}}
+    alphas = {
+        "normal_n2_p0": {"a": 0.5, "b": 0.5},
+        "normal_n2_p1": {"a": 1.0, "b": 0.0},
+        "reduce_n2_p0": {"a": 0.25, "b": 0.75},
+    }
     expected = {"normal": math.log(2) / 2, "reduce": -0.25 * math.log(0.25) - 0.75 * math.log(0.75)}
     assert entropies(alphas) == pytest.approx(expected)
 
@@ -339,7 +394,9 @@ def test_drop_path_is_recorded_where_there_is_some(images, script):
     edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
     Path("arch.json").write_text(json.dumps(dict.fromkeys(edges, "conv_1x1")))
     for name, network in (("cells", ["--layers", "3"]), ("other", space)):
-        status, _, error = script("train", *TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name)
+        status, _, error = script(
+            "train", *TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name
+        )
         assert status == 0, error
         assert ["drop_path_prob" in row for row in metrics_of(Path(name))] == [name == "cells"]
 
@@ -351,11 +408,20 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, script, monkeypatch):
         raise AssertionError("the GPU was touched")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("get_device_name", "get_rng_state_all", "get_rng_state", "synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+    for name in (
+        "get_device_name",
+        "get_rng_state_all",
+        "get_rng_state",
+        "synchronize",
+        "reset_peak_memory_stats",
+        "max_memory_allocated",
+    ):
         monkeypatch.setattr(torch.cuda, name, touched)
     # PyTorch's optimizers ask for the current stream of any accelerator, whatever the device.
     monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
-    status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run", "--strategy", "enas")
+    status, _, error = script(
+        "train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run", "--strategy", "enas"
+    )
     assert status == 0, error
     assert json.loads(Path("run/config.json").read_text())["gpu"] is None
 
@@ -367,7 +433,7 @@ def test_the_flags_are_checked(script):
 
 
 def test_a_user_error_is_none_of_a_picture(images, script, monkeypatch):
-    """Where nothing draws, TensorBoard lacks the pictures, and only the end of the search, which wants them, says so."""
+    """Where nothing draws, TensorBoard lacks the pictures, and only the end of the search says so."""
     monkeypatch.setattr(drawing, "render", lambda *_, **__: (_ for _ in ()).throw(errors.UserError("nothing draws")))
     status, out, error = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
     assert (status, error) == (0, "")

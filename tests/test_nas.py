@@ -130,7 +130,8 @@ def test_a_layer_choice_is_a_list_of_its_candidates():
 
 
 @pytest.mark.parametrize(
-    ("reduction", "expected"), [("sum", [[7.0]]), ("mean", [[3.5]]), ("concat", [[2.0, 5.0]]), ("none", [[[2.0]], [[5.0]]])]
+    ("reduction", "expected"),
+    [("sum", [[7.0]]), ("mean", [[3.5]]), ("concat", [[2.0, 5.0]]), ("none", [[[2.0]], [[5.0]]])],
 )
 @pytest.mark.parametrize("return_mask", [False, True])
 def test_reductions_and_masks(reduction, expected, return_mask):
@@ -232,7 +233,9 @@ def test_a_layer_choice_may_choose_nothing(options):
 @pytest.mark.parametrize("strategy", [DartsMutator, EnasMutator, RandomMutator])
 def test_no_input_may_be_asked_for(strategy):
     torch.manual_seed(0)
-    model = nn.ModuleDict({"op": LayerChoice([Times(2), Times(3)], key="op"), "none": InputChoice(n_candidates=2, n_chosen=0, key="none")})
+    model = nn.ModuleDict(
+        {"op": LayerChoice([Times(2), Times(3)], key="op"), "none": InputChoice(n_candidates=2, n_chosen=0, key="none")}
+    )
     mutator = strategy(model)
     for _ in range(3):
         mutator.reset()
@@ -266,9 +269,21 @@ def space_with(**decisions):
     [
         (lambda: LayerChoice([Times(1)], key="lonely")(ONE), "lonely has no mutator: apply a mutator", ValueError),
         (lambda: InputChoice(1, key="lonely")([ONE]), "lonely has no mutator", UserError),
-        (lambda: [RandomMutator(model) for model in [Space()] * 2], "a mutator already decides for layer", RuntimeError),
-        (lambda: RandomMutator(nested()), "inner is inside a candidate of outer: choices cannot be nested", RuntimeError),
-        (lambda: apply_fixed_architecture(nested(), {"outer": 0, "inner": 0}), "choices cannot be nested", RuntimeError),
+        (
+            lambda: [RandomMutator(model) for model in [Space()] * 2],
+            "a mutator already decides for layer",
+            RuntimeError,
+        ),
+        (
+            lambda: RandomMutator(nested()),
+            "inner is inside a candidate of outer: choices cannot be nested",
+            RuntimeError,
+        ),
+        (
+            lambda: apply_fixed_architecture(nested(), {"outer": 0, "inner": 0}),
+            "choices cannot be nested",
+            RuntimeError,
+        ),
         (lambda: RandomMutator(clash()), "share the key 'key'", UserError),
         (
             lambda: DartsMutator(nn.ModuleList(LayerChoice([Times(1)], key=key) for key in ("a.b", "a/b"))),
@@ -316,7 +331,9 @@ def test_mistakes(mistake, message, kind):
 
 
 def told_inputs():
-    model = nn.ModuleDict({"a": Named("a"), "b": Named("b"), "choice": InputChoice(choose_from=["a", "b"], key="choice")})
+    model = nn.ModuleDict(
+        {"a": Named("a"), "b": Named("b"), "choice": InputChoice(choose_from=["a", "b"], key="choice")}
+    )
     Told(model, choice=[True, True])
     return model["choice"]
 
@@ -403,7 +420,10 @@ def test_darts_relaxes_layers_and_chooses_the_strongest_inputs():
         mutator.choices["named"].copy_(torch.tensor([3.0, 1.0, 0.0]))
     mutator.reset()
     layer, named = torch.tensor([0.0, 1.0, 2.0, 5.0]).softmax(0), torch.tensor([3.0, 1.0, 0.0]).softmax(0)
-    a, c = 2 * layer[0] + 3 * layer[1] + 5 * layer[2], 7 * named[0] + 11 * named[1]  # none adds nothing, but has its share
+    a, c = (
+        2 * layer[0] + 3 * layer[1] + 5 * layer[2],
+        7 * named[0] + 11 * named[1],
+    )  # none adds nothing, but has its share
     output = model(ONE)
     assert output.item() == pytest.approx(101 * (1 + a * a + c).item())
     output.backward()
@@ -477,7 +497,9 @@ def test_the_controller_learns_inputs_from_each_other():
 
 
 class Signed(nn.Module):
-    """Logits whose largest is class 1, of positive images, if the second candidate is chosen, and class 0 if the first is."""
+    """Logits whose largest is class 1, of positive images, if the second candidate is chosen, and class 0 if the first
+    is.
+    """
 
     def __init__(self):
         super().__init__()
@@ -498,7 +520,9 @@ def test_the_most_accurate_of_some_samples_is_found(mutator, learner):
     network = Signed()
     model = SearchModel(network, mutator(network))
     architect = learner(model, None)
-    architect.candidates = 40  # of which each is the better one with probability 1/2: that all are the other one does not happen
+    architect.candidates = (
+        40  # of which each is the better one with probability 1/2: that all are the other one does not happen
+    )
     chosen = set()
     for _ in range(20):
         architect.step(None, None, IMAGES, CLASSES, 0.0, None, unrolled=False)
@@ -571,7 +595,9 @@ def test_convolutions_of_reduction_layers_start_with_a_bias():
         def __init__(self, reduction):
             super().__init__()
             self.reduction = reduction
-            self.choice = LayerChoice([nn.Conv2d(2, 2, 3), nn.MaxPool2d(3), nn.Conv2d(2, 2, 1)], key=f"choice_{reduction}")
+            self.choice = LayerChoice(
+                [nn.Conv2d(2, 2, 3), nn.MaxPool2d(3), nn.Conv2d(2, 2, 1)], key=f"choice_{reduction}"
+            )
 
     mutator = EnasMutator(nn.ModuleList([Layer(True), Layer(False)]), branch_bias=0.25)
     with torch.no_grad():
@@ -643,7 +669,9 @@ def test_a_fixed_choice_returns_what_it_did(options):
         chosen = [index for index, on in enumerate(mask) if on]
         choice = LayerChoice([Times(2), Times(3), Times(5)], key="choice", **options)
         Told(choice, choice=mask)
-        fixed = apply_fixed_architecture(LayerChoice([Times(2), Times(3), Times(5)], key="choice", **options), {"choice": chosen})
+        fixed = apply_fixed_architecture(
+            LayerChoice([Times(2), Times(3), Times(5)], key="choice", **options), {"choice": chosen}
+        )
         assert output(fixed) == output(choice)
         assert parameters(fixed) == len(chosen)
 

@@ -38,7 +38,9 @@ def tiny(images):
     return [*folder, "--gpu", "-1", "--batch_size", "8", "--fast_dev_run"]
 
 
-PAIRS = [(space, strategy) for space in SPACES for strategy in ("darts --unrolled", "enas")] + [("nasbench201", "random")]
+PAIRS = [(space, strategy) for space in SPACES for strategy in ("darts --unrolled", "enas")] + [
+    ("nasbench201", "random")
+]
 
 
 @pytest.mark.parametrize(("space", "strategy"), PAIRS, ids=lambda name: name.rpartition("/")[2])
@@ -92,7 +94,9 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
     """From the command line to the constructors, to the commands that follow, and into a run that goes on."""
     space = ["--space", "enas_macro", "--init_channels", "2", "--layers", "2", "--space_arg", "dropout_rate=0.25"]
     strategy = ["--strategy", "enas", "--strategy_arg", "lstm_num_layers=2", "--strategy_arg", "tanh_constant=None"]
-    status, out, error = script("train_search", *tiny, *space, *strategy, "--strategy_arg", "cell_exit_extra_step=true", "--run_dir", "run")
+    status, out, error = script(
+        "train_search", *tiny, *space, *strategy, "--strategy_arg", "cell_exit_extra_step=true", "--run_dir", "run"
+    )
     assert (status, error) == (0, "")
     config = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
     assert config["strategy_arg"] == "cell_exit_extra_step=true lstm_num_layers=2 tanh_constant=None"
@@ -105,7 +109,9 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
     assert "--space_arg was dropout_rate=0.25, not dropout_rate=0.5" in error
     status, _, error = script("train_search", "--resume", "run", "--space_arg", "dropout_rate=0.25")
     assert (status, error) == (0, "")
-    status, out, error = script("train", *command[2:], *tiny, "--init_channels", "2", "--layers", "2", "--run_dir", "trained")
+    status, out, error = script(
+        "train", *command[2:], *tiny, "--init_channels", "2", "--layers", "2", "--run_dir", "trained"
+    )
     assert (status, error) == (0, "")
     [row] = [json.loads(line) for line in (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()]
     assert "drop_path_prob" not in row  # this space has no drop path
@@ -119,7 +125,15 @@ def test_arguments_get_the_types_of_their_annotations():
     text = "flag=false length=None rate=1e-3 word=3"
 
     class Net(torch.nn.Module):
-        def __init__(self, flag: bool = True, length: "int | None" = 4, rate: "float" = 0.5, word: str = "", layers: int = 1, untyped=2):
+        def __init__(
+            self,
+            flag: bool = True,
+            length: "int | None" = 4,
+            rate: "float" = 0.5,
+            word: str = "",
+            layers: int = 1,
+            untyped=2,
+        ):
             super().__init__()
             self.got = flag, length, rate, word, untyped
 
@@ -143,7 +157,13 @@ def test_annotations_that_cannot_be_evaluated_do_not_matter(annotation):
 
 @pytest.mark.parametrize(
     ("space", "sizes"),
-    [("darts", (16, 8)), ("enas_micro", (20, 6)), ("enas_macro", (24, 12)), ("nasbench201", (16, 5)), (f"{EXAMPLE}:Net", (16, None))],
+    [
+        ("darts", (16, 8)),
+        ("enas_micro", (20, 6)),
+        ("enas_macro", (24, 12)),
+        ("nasbench201", (16, 5)),
+        (f"{EXAMPLE}:Net", (16, None)),
+    ],
 )
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     from argparse import Namespace
@@ -176,7 +196,11 @@ FILES = {
         ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
         ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, gdas, enas, random; or"),
         ("train_search", ["--space", "absent.py:Net"], "there is no file absent.py"),
-        ("train_search", ["--space", "broken.py:Net"], "broken.py cannot be imported: ModuleNotFoundError: No module named"),
+        (
+            "train_search",
+            ["--space", "broken.py:Net"],
+            "broken.py cannot be imported: ModuleNotFoundError: No module named",
+        ),
         ("train_search", ["--space", "syntax.py:Net"], "syntax.py cannot be imported: SyntaxError"),
         ("train_search", ["--space", "leaves.py:Net"], "leaves.py cannot be imported: SystemExit"),
         ("train_search", ["--space", "plain.py:Other"], "plain.py has no class Other that is a Module"),
@@ -187,9 +211,21 @@ FILES = {
         ("train_search", ["--space", "nested.py:Net"], "choices cannot be nested"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
         ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
-        ("train_search", ["--space", "enas_macro", "--space_arg", "rate=1"], "unknown --space_arg 'rate': known are dropout_rate"),
-        ("train_search", ["--space", "enas_macro", "--space_arg", "num_classes=1"], "unknown --space_arg 'num_classes'"),
-        ("train_search", ["--space", "enas_macro", "--space_arg", "dropout_rate=x"], "--space_arg dropout_rate=x: dropout_rate is float"),
+        (
+            "train_search",
+            ["--space", "enas_macro", "--space_arg", "rate=1"],
+            "unknown --space_arg 'rate': known are dropout_rate",
+        ),
+        (
+            "train_search",
+            ["--space", "enas_macro", "--space_arg", "num_classes=1"],
+            "unknown --space_arg 'num_classes'",
+        ),
+        (
+            "train_search",
+            ["--space", "enas_macro", "--space_arg", "dropout_rate=x"],
+            "--space_arg dropout_rate=x: dropout_rate is float",
+        ),
         ("train_search", ["--space", "enas_macro", "--space_arg", "dropout_rate"], "'dropout_rate' is not name=value"),
         (
             "train_search",
@@ -198,18 +234,38 @@ FILES = {
         ),
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
-        ("train_search", ["--strategy", "random", "--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
+        (
+            "train_search",
+            ["--strategy", "random", "--space_arg", "n_nodes=2"],
+            "unknown --space_arg 'n_nodes': known are none",
+        ),
         ("train", ["--space_arg", "n_nodes=2"], "--space_arg n_nodes=2 needs another --space"),
         ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp need --strategy darts"),
         ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp need --strategy darts"),
-        ("train_search", ["--hvp", "exact", "--dataset", "folder", "--data", "absent"], "--hvp exact needs the second order"),
-        ("train", ["--space", "nasbench201", "--arch", "other.json"], "this architecture belongs to another space: missing keys ['0_1'"),
+        (
+            "train_search",
+            ["--hvp", "exact", "--dataset", "folder", "--data", "absent"],
+            "--hvp exact needs the second order",
+        ),
+        (
+            "train",
+            ["--space", "nasbench201", "--arch", "other.json"],
+            "this architecture belongs to another space: missing keys ['0_1'",
+        ),
         ("train", ["--arch", "searched"], "searched is a run in another space: add --space nasbench201"),
-        ("train", ["--space", "nasbench201", "--arch", "trained"], "trained is a run in another space: add --space darts"),
+        (
+            "train",
+            ["--space", "nasbench201", "--arch", "trained"],
+            "trained is a run in another space: add --space darts",
+        ),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
         ("train", ["--space", "enas_macro"], "--arch DARTS belongs to --space darts: name a JSON file or"),
         ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture must be an object"),
-        ("train", ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"], "--auxiliary needs --space darts"),
+        (
+            "train",
+            ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"],
+            "--auxiliary needs --space darts",
+        ),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("test", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
         ("visualize", ["list.json"], "must be an object"),
@@ -264,7 +320,13 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
         patched.setattr(experiment.run.Run, "complete_step", stop)
         status, out, error = script("train_search", *command, "--run_dir", "half")
     assert (status, error) == (128 + signal.SIGTERM, "")
-    assert said(out.splitlines(), "go on with: ") == ["python", "train_search.py", "--resume", str(tmp_path / "half"), *code]
+    assert said(out.splitlines(), "go on with: ") == [
+        "python",
+        "train_search.py",
+        "--resume",
+        str(tmp_path / "half"),
+        *code,
+    ]
 
     (tmp_path / "imported").unlink()
     for named in ([], code[:2], [*code[:2], "--strategy", "other.py:Small"]):  # a folder may be untrusted
@@ -276,9 +338,14 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
     assert (status, error) == (0, "")
     assert f"going on from {tmp_path}/half/checkpoint.pt: epoch 1, step 2" in out
 
-    metrics = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "half")]
+    metrics = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "half")
+    ]
     for whole, half in zip(*metrics, strict=True):
-        assert {key: whole[key] for key in whole.keys() - MEASURED} == {key: half[key] for key in half.keys() - MEASURED}
+        assert {key: whole[key] for key in whole.keys() - MEASURED} == {
+            key: half[key] for key in half.keys() - MEASURED
+        }
     weights = [torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "half")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -300,7 +367,9 @@ def test_what_is_not_a_strategy(script, tmp_path, tiny, strategy, message):
 
 def test_the_example_of_a_strategy_searches_another_space(script, tmp_path, tiny):
     strategy, space = f"{EXAMPLE.parent / 'evolution.py'}:Evolution", "nasbench201"
-    status, _, error = script("train_search", *tiny, "--space", space, *SPACES[space], "--run_dir", "run", "--strategy", strategy)
+    status, _, error = script(
+        "train_search", *tiny, "--space", space, *SPACES[space], "--run_dir", "run", "--strategy", strategy
+    )
     assert (status, error) == (0, "")
 
 
@@ -308,7 +377,9 @@ def test_the_example_of_a_strategy_searches_another_space(script, tmp_path, tiny
 
 
 def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
-    architecture = nasbench201.from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|")
+    architecture = nasbench201.from_string(
+        "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
+    )
     source = drawing.graphs(nasbench201.Cell201(architecture), "a cell")["architecture"].source
     assert 'label="\na cell"' in source
     for index, (key, operation) in enumerate(architecture.items()):
@@ -319,7 +390,13 @@ def test_a_cell_of_nas_bench_201_is_drawn_as_its_graph():
 
 
 def test_a_macro_network_is_drawn_as_a_chain_with_skips():
-    architecture = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
+    architecture = {
+        "LayerChoice1": 5,
+        "LayerChoice2": 0,
+        "InputChoice3": [],
+        "LayerChoice4": 3,
+        "InputChoice5": ["layer_0", "layer_1"],
+    }
     source = drawing.graphs(Macro(architecture), "a network")["architecture"].source
     for layer, branch in enumerate(["max_pool_3x3", "conv_3x3", "sep_conv_5x5"]):
         assert f"edge{layer} [label={branch} " in source
@@ -335,7 +412,12 @@ def test_a_macro_network_is_drawn_as_a_chain_with_skips():
 
 def test_micro_cells_are_drawn_as_cells():
     node = {"x_input": 0, "x_op": 0, "y_input": 1, "y_op": 4}
-    architecture = {f"{kind}_node_{i}_{key}": value for kind in ("normal", "reduce") for i in range(2) for key, value in node.items()}
+    architecture = {
+        f"{kind}_node_{i}_{key}": value
+        for kind in ("normal", "reduce")
+        for i in range(2)
+        for key, value in node.items()
+    }
     architecture["normal_node_1_x_input"] = 2
     cells = Micro(architecture).cells
     assert cells["normal"].edges == [

@@ -1,4 +1,6 @@
-"""The known spaces: equal to the paper's network, differentiable to the second order, and in the forms that others read."""
+"""The known spaces: equal to the paper's network, differentiable to the second order, and in the forms that others
+read.
+"""
 
 import importlib.util
 import inspect
@@ -32,7 +34,9 @@ from visualize import read_any
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 KNOWN = names()
-DEFAULT_GENOTYPES = [name for name in KNOWN if name not in ("NASNet", "AmoebaNet") and not name.startswith("FAIR_DARTS")]
+DEFAULT_GENOTYPES = [
+    name for name in KNOWN if name not in ("NASNet", "AmoebaNet") and not name.startswith("FAIR_DARTS")
+]
 
 
 @pytest.fixture
@@ -75,7 +79,9 @@ def batches():
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("network", [CellClassifier, lambda: CellClassifier(stride=2), example], ids=["nasbench201", "stride 2", "example"])
+@pytest.mark.parametrize(
+    "network", [CellClassifier, lambda: CellClassifier(stride=2), example], ids=["nasbench201", "stride 2", "example"]
+)
 @pytest.mark.parametrize("sgd_steps", [0, 2])
 def test_second_order_is_the_exact_gradient(network, sgd_steps):
     model = relaxed(network)
@@ -127,7 +133,9 @@ def test_the_space_of_darts_is_the_paper_s():
 
 
 def copy_weights(paper, network):
-    """By position: both have stem, then per cell the preprocessing and the edges, each operation in the order of the primitives."""
+    """By position: both have stem, then per cell the preprocessing and the edges, each operation in the order of the
+    primitives.
+    """
     ours = [value for key, value in network.state_dict().items() if "num_batches" not in key]
     theirs = [value for key, value in paper.state_dict().items() if "num_batches" not in key and "alphas" not in key]
     for own, other in zip(ours, theirs, strict=True):
@@ -137,7 +145,8 @@ def copy_weights(paper, network):
 def as_sorted(genotype):
     """The same cells; each node's edges in the order of their sources, as a switch lists them."""
     cells = [
-        [sorted(cell[i : i + 2], key=lambda edge: edge[1]) for i in range(0, len(cell), 2)] for cell in (genotype.normal, genotype.reduce)
+        [sorted(cell[i : i + 2], key=lambda edge: edge[1]) for i in range(0, len(cell), 2)]
+        for cell in (genotype.normal, genotype.reduce)
     ]
     normal, reduce = (list(itertools.chain(*cell)) for cell in cells)
     return genotypes.Genotype(normal, list(genotype.normal_concat), reduce, list(genotype.reduce_concat))
@@ -170,7 +179,10 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
     ("change", "message"),
     [
         ({"normal_n2_p0": "conv"}, "normal_n2_p0 is 'conv': known are maxpool"),
-        ({"normal_n2_switch": ["normal_n2_p0", "normal_n2_p0"]}, "normal_n2_switch must name two of normal_n2_p0, normal_n2_p1"),
+        (
+            {"normal_n2_switch": ["normal_n2_p0", "normal_n2_p0"]},
+            "normal_n2_switch must name two of normal_n2_p0, normal_n2_p1",
+        ),
         ({"normal_n2_switch": ["normal_n2_p0", "normal_n3_p0"]}, "normal_n2_switch must name two"),
         ({"surplus": 1}, "unexpected keys in NNI's architecture: surplus"),
     ],
@@ -180,7 +192,9 @@ def test_bad_architectures_of_the_darts_space(change, message):
         Cells.of(Cells(KNOWN["DARTS_V2"]).choices | change)
 
 
-@pytest.mark.parametrize(("name", "message"), [("NASNet", "concatenates|takes one node twice"), ("AmoebaNet", "concatenates")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("NASNet", "concatenates|takes one node twice"), ("AmoebaNet", "concatenates")]
+)
 def test_cells_outside_of_the_darts_space(name, message):
     with pytest.raises(UserError, match=message):
         Cells(KNOWN[name]).files()
@@ -318,7 +332,10 @@ def test_a_network_of_choices_has_both_cells():
 def test_a_network_fixed_to_cells_is_as_large_as_theirs():
     """Unused edges are gone: the rest differs from NetworkCIFAR's by the scales and shifts of BatchNorm only."""
     choices = Cells(KNOWN["DARTS_V2"]).choices
-    fixed, cells = apply_fixed_architecture(DartsNetwork(4, 3), choices), NetworkCIFAR(4, 10, 3, False, KNOWN["DARTS_V2"])
+    fixed, cells = (
+        apply_fixed_architecture(DartsNetwork(4, 3), choices),
+        NetworkCIFAR(4, 10, 3, False, KNOWN["DARTS_V2"]),
+    )
 
     def weights(network):
         layers = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
@@ -331,7 +348,9 @@ def test_a_network_fixed_to_cells_is_as_large_as_theirs():
     assert utils.count_multiply_adds(kept, 16) > utils.count_multiply_adds(cells, 16)  # chosen, so computed, as in NNI
 
 
-@pytest.mark.parametrize("build", [lambda: DartsNetwork(4, 3), lambda: ENASMicroNetwork(3, 2, 4)], ids=["darts", "enas_micro"])
+@pytest.mark.parametrize(
+    "build", [lambda: DartsNetwork(4, 3), lambda: ENASMicroNetwork(3, 2, 4)], ids=["darts", "enas_micro"]
+)
 def test_cells_drop_paths_in_training(build):
     torch.manual_seed(0)
     export = RandomMutator(build()).export()

@@ -55,7 +55,9 @@ def insert(path, opening, closing, text):
 
 
 def run(folder, *commands):
-    done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(commands)], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(commands)], cwd=folder, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
@@ -77,7 +79,9 @@ def test_edits_of_two_files_add_and_remove_operations_everywhere(tmp_path):
         source = source.replace(f'    "{operation}",\n', "", 1)
     (tmp_path / "genotypes.py").write_text(source)
     edges = [[name, 0], [name, 1], [name, 2], ["skip_connect", 0]]  # which OPS still has
-    (tmp_path / "mine.json").write_text(json.dumps({"normal": edges, "normal_concat": [2, 3], "reduce": edges, "reduce_concat": [2, 3]}))
+    (tmp_path / "mine.json").write_text(
+        json.dumps({"normal": edges, "normal_concat": [2, 3], "reduce": edges, "reduce_concat": [2, 3]})
+    )
     out = run(
         tmp_path,
         ["train_search.py", *SHORT, "--run_dir", "search0"],
@@ -95,9 +99,13 @@ def test_edits_of_two_files_add_and_remove_operations_everywhere(tmp_path):
         assert len(row["alphas"]) == (28 if strategy == "darts" else 0)
         assert all(sorted(edge) == sorted(left) for edge in row["alphas"].values())
         assert {operation for cell in ("normal", "reduce") for operation, _ in row["genotype"][cell]} <= set(left)
-        assert not {"skipconnect", "dilconv5x5"} & {choice for choice in row["architecture"].values() if isinstance(choice, str)}
+        assert not {"skipconnect", "dilconv5x5"} & {
+            choice for choice in row["architecture"].values() if isinstance(choice, str)
+        }
     assert "test_acc" in out
-    assert {"alphas.png", "cells.gif", "operations.png", "report.html"} <= {path.name for path in (tmp_path / "search0").iterdir()}
+    assert {"alphas.png", "cells.gif", "operations.png", "report.html"} <= {
+        path.name for path in (tmp_path / "search0").iterdir()
+    }
     assert (tmp_path / "normal.svg").read_text().count(f">{name}<") == 3
     [row] = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| trained |")]
     assert "| 1 + 1 |" in row  # its skip connections
@@ -124,7 +132,9 @@ class Halves(nn.Module):
 
 @pytest.mark.parametrize("unrolled", [False, True], ids=["first order", "second order"])
 def test_the_only_operation_that_tells_the_classes_apart_is_found(tmp_path, monkeypatch, candidates, unrolled):
-    """In images of noise whose halves are alike in one class and opposite in the other; all other operations see neighbours only."""
+    """In images of noise whose halves are alike in one class and opposite in the other; all other operations see
+    neighbours only.
+    """
     rng = np.random.default_rng(0)
     for part, number, sign in itertools.product(("train", "test"), range(256), (1, -1)):
         left, noise = rng.normal(size=(2, 16, 8, 3))
@@ -133,8 +143,23 @@ def test_the_only_operation_that_tells_the_classes_apart_is_found(tmp_path, monk
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / part / str(sign) / f"{number}.png")
     monkeypatch.setitem(operations.OPS, "halves", Halves)
     candidates[:] = ["none", "skip_connect", "max_pool_3x3", "halves"]
-    size = {"nodes": 1, "init_channels": 2, "layers": 3, "epochs": 4, "batch_size": 16, "learning_rate": 0.05, "arch_learning_rate": 0.1}
-    options = {"image_size": 16, "gpu": -1, "workers": 0, "unrolled": unrolled, "seed": 4, "run_dir": str(tmp_path / "run")}
+    size = {
+        "nodes": 1,
+        "init_channels": 2,
+        "layers": 3,
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 0.05,
+        "arch_learning_rate": 0.1,
+    }
+    options = {
+        "image_size": 16,
+        "gpu": -1,
+        "workers": 0,
+        "unrolled": unrolled,
+        "seed": 4,
+        "run_dir": str(tmp_path / "run"),
+    }
     found = train_search.search(images=tmp_path, **options, **size)
 
     assert [operation for operation, _ in found.genotype.normal] == ["halves", "halves"]
@@ -149,8 +174,14 @@ class Unstrided(nn.Conv2d):
 
 MISTAKES = {
     "missing": (None, "the operation mine is not in OPS of operations.py"),
-    "shape": (lambda C, stride, affine: Unstrided(C), r"mine of operations.py makes \(2, 4, 8, 8\) of \(2, 4, 8, 8\) at stride 2"),
-    "channels": (lambda C, stride, affine: nn.Conv2d(C, C, 1, groups=3), "mine of operations.py fails with 2 channels, stride 1"),
+    "shape": (
+        lambda C, stride, affine: Unstrided(C),
+        r"mine of operations.py makes \(2, 4, 8, 8\) of \(2, 4, 8, 8\) at stride 2",
+    ),
+    "channels": (
+        lambda C, stride, affine: nn.Conv2d(C, C, 1, groups=3),
+        "mine of operations.py fails with 2 channels, stride 1",
+    ),
     "no module": (lambda C, stride, affine: None, "mine of operations.py fails with 2 channels.*not callable"),
     "no tensor": (lambda C, stride, affine: nn.LSTM(8, 8), "mine of operations.py fails with 2 channels"),
 }
@@ -158,7 +189,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("strategy", ["darts", "random"])
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_an_operation_that_does_not_work_ends_the_search_before_it_begins(script, tmp_path, monkeypatch, candidates, strategy, mistake):
+def test_an_operation_that_does_not_work_ends_the_search_before_it_begins(
+    script, tmp_path, monkeypatch, candidates, strategy, mistake
+):
     build, message = MISTAKES[mistake]
     candidates.append("mine")
     if build is not None:

@@ -1,4 +1,6 @@
-"""The protocol: what runs when, what is selected, what the numbers are; and that a kill at any moment changes none of them."""
+"""The protocol: what runs when, what is selected, what the numbers are; and that a kill at any moment changes none of
+them.
+"""
 
 import io
 import json
@@ -32,7 +34,9 @@ from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, con
 
 
 class ForkedProcess:
-    """In place of `subprocess.Popen`: the script in a child, in the folder `cwd`, that shares the modules already loaded."""
+    """In place of `subprocess.Popen`: the script in a child, in the folder `cwd`, that shares the modules already
+    loaded.
+    """
 
     def __init__(self, command, **options):
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -142,7 +146,9 @@ def test_paths_are_those_of_the_folder_that_it_is_called_in(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("cells.json").write_text(json.dumps(Cells(genotypes.DARTS_V1).json))
     Path("own.json").write_text('{"methods": {"mine": {"arch": "cells.json"}}}')
-    assert finished("--preset", "smoke", "--methods", "mine", "--config", "own.json", "--trainings", "1", "--out", "out")
+    assert finished(
+        "--preset", "smoke", "--methods", "mine", "--config", "own.json", "--trainings", "1", "--out", "out"
+    )
     found = table(tmp_path / "out")["methods"]["mine"]
     assert (found["title"], found["test_acc"]["n"]) == ("mine", 1)
 
@@ -172,7 +178,9 @@ def kill(process, with_runs):
 
 def test_a_signal_lets_every_run_save(tmp_path, no_waiting):
     """Runs of days end within seconds, with a checkpoint."""
-    (tmp_path / "long.json").write_text('{"common": {"fast_dev_run": false, "init_channels": 2}, "train": {"epochs": 100000}}')
+    (tmp_path / "long.json").write_text(
+        '{"common": {"fast_dev_run": false, "init_channels": 2}, "train": {"epochs": 100000}}'
+    )
     long = ["--preset", "smoke", "--config", tmp_path / "long.json", "--methods", "random", "--trainings", "1"]
     child, reader = reproduce(*long, "--out", tmp_path / "out")
     while not list((tmp_path / "out").rglob("metrics.jsonl")):
@@ -191,8 +199,20 @@ def test_a_lost_node_costs_no_result(whole, small, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node, folder = cluster.add_node(num_cpus=1), tmp_path / "out"
-        command = [sys.executable, "reproduce.py", *small, "--methods", "random", "--out", folder, "--ray", cluster.address]
-        process = subprocess.Popen(list(map(str, command)), cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "reproduce.py",
+            *small,
+            "--methods",
+            "random",
+            "--out",
+            folder,
+            "--ray",
+            cluster.address,
+        ]
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
+        )
         while len(list(folder.rglob("config.json"))) < 2:  # one on each node
             assert process.poll() is None
             time.sleep(0.1)
@@ -208,7 +228,9 @@ def test_a_lost_node_costs_no_result(whole, small, tmp_path):
 
 
 def plan(tmp_path, **changes):
-    return Plan(configured("smoke", {"common": {"fast_dev_run": False, "epochs": 2}}, changes), ("first", "DARTS_V2"), tmp_path)
+    return Plan(
+        configured("smoke", {"common": {"fast_dev_run": False, "epochs": 2}}, changes), ("first", "DARTS_V2"), tmp_path
+    )
 
 
 def names(jobs):
@@ -267,9 +289,13 @@ def test_a_run_that_is_not_complete_goes_on(tmp_path):
 
 def test_what_a_search_finds_is_trained_in_its_space(tmp_path):
     jobs = plan(tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}).all_jobs()
-    assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [None] * 2  # the last two train published cells
+    assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [
+        None
+    ] * 2  # the last two train published cells
     assert [job.flags.get("space_arg") for job in jobs] == ["cells=2"] * 6 + [None] * 2
-    jobs = plan(tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}, train={"space_arg": "cells=5"}).all_jobs()
+    jobs = plan(
+        tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}, train={"space_arg": "cells=5"}
+    ).all_jobs()
     assert [job.flags.get("space_arg") for job in jobs][:6] == ["cells=2"] * 4 + ["cells=5"] * 2
 
 
@@ -285,15 +311,38 @@ def test_what_failed_for_good_is_left_out(tmp_path):
 
 
 def test_a_space_in_a_file_is_named_again_where_a_run_goes_on(tmp_path):
-    job = Job("mine", "search", 0, tmp_path / "run", {"space": "my.py:Net", "unrolled": True, "seed": 3, "cutout": False})
-    expected = ["train_search.py", "--space", "my.py:Net", "--unrolled", "--seed", "3", "--run_dir", str(tmp_path / "run"), "--gpu", "-1"]
+    job = Job(
+        "mine", "search", 0, tmp_path / "run", {"space": "my.py:Net", "unrolled": True, "seed": 3, "cutout": False}
+    )
+    expected = [
+        "train_search.py",
+        "--space",
+        "my.py:Net",
+        "--unrolled",
+        "--seed",
+        "3",
+        "--run_dir",
+        str(tmp_path / "run"),
+        "--gpu",
+        "-1",
+    ]
     assert job.command(-1) == expected
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
-    assert job.command(-1) == ["train_search.py", "--resume", str(tmp_path / "run"), "--space", "my.py:Net", "--gpu", "-1"]
+    assert job.command(-1) == [
+        "train_search.py",
+        "--resume",
+        str(tmp_path / "run"),
+        "--space",
+        "my.py:Net",
+        "--gpu",
+        "-1",
+    ]
 
 
-@pytest.mark.parametrize(("reason", "words"), [("no room", "no room"), ("", "{}/first/search-0 does not hold a complete run")])
+@pytest.mark.parametrize(
+    ("reason", "words"), [("no room", "no room"), ("", "{}/first/search-0 does not hold a complete run")]
+)
 def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, capsys):
     todo, given = plan(tmp_path), []
 
@@ -331,18 +380,25 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
 def test_a_mistake_is_one_line_and_status_2(script, given, words):
     """In the arguments, or in a configuration."""
     Path("mine.json").write_text(given if isinstance(given, str) else "{}")
-    status, _, error = script("reproduce", *(["--config", "mine.json", "--dry_run"] if isinstance(given, str) else given))
+    status, _, error = script(
+        "reproduce", *(["--config", "mine.json", "--dry_run"] if isinstance(given, str) else given)
+    )
     assert (status, error.count("\n")) == (2, 1)
     assert words in error
 
 
 def test_a_dry_run_prints_every_command(script):
-    status, out, _ = script("reproduce", "--preset", "paper", "--methods", "second,random,DARTS_V2,darts-v2", "--dry_run", "--out", "out")
+    status, out, _ = script(
+        "reproduce", "--preset", "paper", "--methods", "second,random,DARTS_V2,darts-v2", "--dry_run", "--out", "out"
+    )
     commands = [line for line in out.splitlines() if not line.startswith("#")]
     assert status == 0
     assert len(commands) == 4 + 4 + 10 + 10 + 10  # a method that is given twice runs once
     data, folder = Path.cwd().parent / "data", Path.cwd() / "out/second/search-0"
-    assert commands[0] == f"python train_search.py --dataset cifar10 --data {data} --unrolled --seed 0 --run_dir {folder} --gpu 0"
+    assert (
+        commands[0]
+        == f"python train_search.py --dataset cifar10 --data {data} --unrolled --seed 0 --run_dir {folder} --gpu 0"
+    )
     assert not Path("out").exists()
 
 
@@ -364,8 +420,12 @@ def test_a_subset_of_the_images_is_copied_and_used(script, tmp_path):
     assert (status, first) == (0, "# first, --collect, which copies the images")
     assert all(f"--data {tmp_path}/out/images" in line for line in lines if line.startswith("python"))
     assert script("reproduce", *arguments, "--collect")[0] == 0
-    found = sorted(str(path.relative_to(tmp_path / "out" / "images")) for path in (tmp_path / "out" / "images").rglob("*.png"))
-    assert found == sorted(f"{part}/{label}/{n}.png" for label in ("ant", "bee") for part, n in (("train", 0), ("train", 1), ("test", 0)))
+    found = sorted(
+        str(path.relative_to(tmp_path / "out" / "images")) for path in (tmp_path / "out" / "images").rglob("*.png")
+    )
+    assert found == sorted(
+        f"{part}/{label}/{n}.png" for label in ("ant", "bee") for part, n in (("train", 0), ("train", 1), ("test", 0))
+    )
 
 
 # ---- The numbers
@@ -393,7 +453,13 @@ def test_methods_are_compared_by_the_trainings_of_one_seed():
 def method(title, accuracies=(90.0, 91.0), **fields):
     trainings = [{"seed": seed, "test_acc": accuracy} for seed, accuracy in enumerate(accuracies)]
     sizes = {"parameters": 1.0, "multiply_adds": None, "search_hours": 0.0}
-    base = {"title": title, "searches": [], "selected": None, "trainings": trainings, "test_acc": results.summary(accuracies)}
+    base = {
+        "title": title,
+        "searches": [],
+        "selected": None,
+        "trainings": trainings,
+        "test_acc": results.summary(accuracies),
+    }
     return base | sizes | fields
 
 

@@ -1,4 +1,4 @@
-"""Training with what people add to the paper's recipe; how long it takes, told early; and what it says of every class."""
+"""Training with what people add to the paper's recipe; how long it takes; and what it says of every class."""
 
 import json
 import re
@@ -25,7 +25,20 @@ from experiment.loop import Loop
 from experiment.weights import load_weights
 from model import NetworkCIFAR
 
-TINY = ["--dataset", "folder", "--image_size", "8", "--gpu", "-1", "--workers", "0", "--init_channels", "2", "--layers", "3"]
+TINY = [
+    "--dataset",
+    "folder",
+    "--image_size",
+    "8",
+    "--gpu",
+    "-1",
+    "--workers",
+    "0",
+    "--init_channels",
+    "2",
+    "--layers",
+    "3",
+]
 TRAIN = [*TINY, "--arch", "DARTS_V1", "--batch_size", "8"]
 SEARCH = [*TINY, "--batch_size", "4"]
 
@@ -40,11 +53,17 @@ def rows_of(folder):
 @pytest.mark.parametrize(
     ("flags", "kind", "note"),
     [
-        (["--valid_portion", "0.25"], "held-out training", "8 of 32 training images are held out, to choose the best epoch on"),
+        (
+            ["--valid_portion", "0.25"],
+            "held-out training",
+            "8 of 32 training images are held out, to choose the best epoch on",
+        ),
         (["--valid_folder"], "validation", "images/val are the validation images"),
     ],
 )
-def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_once(script, images, monkeypatch, flags, kind, note):
+def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_once(
+    script, images, monkeypatch, flags, kind, note
+):
     shutil.copytree(images, "images")
     if kind == "validation":
         shutil.copytree(images / "test", "images/val")
@@ -76,7 +95,12 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_test_set_measured_o
     assert ["test_acc" in row for row in rows] == [False, False, False, True]
     best, last = (torch.load(f"run/{name}.pt", weights_only=True) for name in ("best", "weights"))
     checkpoint = torch.load("run/checkpoint.pt", weights_only=True)["parts"]["model"]
-    for saved, at in ((best, 1), (best, 4), (last, 3), (checkpoint, 3)):  # the fifth measurement is that of the test set
+    for saved, at in (
+        (best, 1),
+        (best, 4),
+        (last, 3),
+        (checkpoint, 3),
+    ):  # the fifth measurement is that of the test set
         assert torch.equal(saved["stem.0.weight"], stems[at])
     assert not torch.equal(stems[1], stems[3])
     lines = log_lines(Path("run"))
@@ -189,12 +213,28 @@ def test_the_optimizers():
 def test_the_flags_are_off_by_default_and_recorded(script, images):
     script("train", *TRAIN, "--data", images, "--fast_dev_run", "--run_dir", "run")
     arguments = json.loads(Path("run/config.json").read_text())["arguments"]
-    off = {"optimizer": "sgd", "learning_rate_min": 0.0, "label_smoothing": 0.0, "init_from": None, "valid_portion": 0.0, "channels": 3}
+    off = {
+        "optimizer": "sgd",
+        "learning_rate_min": 0.0,
+        "label_smoothing": 0.0,
+        "init_from": None,
+        "valid_portion": 0.0,
+        "channels": 3,
+    }
     assert {name: arguments[name] for name in off} == off
 
 
 def test_the_learning_rate_descends_to_its_minimum(script, images):
-    flags = ["--optimizer", "adam", "--learning_rate", "0.01", "--learning_rate_min", "0.004", "--label_smoothing", "0.1"]
+    flags = [
+        "--optimizer",
+        "adam",
+        "--learning_rate",
+        "0.01",
+        "--learning_rate_min",
+        "0.004",
+        "--label_smoothing",
+        "0.1",
+    ]
     status, _, error = script("train", *TRAIN, "--data", images, "--epochs", "2", *flags, "--run_dir", "run")
     assert status == 0, error
     assert [row["lr"] for row in rows_of("run")] == pytest.approx([0.01, 0.007])
@@ -210,7 +250,11 @@ def test_training_begins_with_saved_weights(script, images):
         assert status == 0, error
         assert f"begins with the weights in {Path(name).absolute()}.pt{words}" in log_lines(Path(name))
         begun, ended = (torch.load(path, weights_only=True) for path in (f"{name}.pt", f"{name}/weights.pt"))
-        same = {key for key, value in ended.items() if value.shape == begun[key].shape and (value - begun[key]).abs().max() < 1e-20}
+        same = {
+            key
+            for key, value in ended.items()
+            if value.shape == begun[key].shape and (value - begun[key]).abs().max() < 1e-20
+        }
         learned = {key for key, _ in network().named_parameters()}
         assert learned - same == ({key for key in learned if "classifier" in key} if name == "seven" else set())
 
@@ -239,11 +283,15 @@ def test_a_run_that_goes_on_may_find_the_weights_that_it_began_with_elsewhere(sc
 
 
 def test_a_network_of_one_channel_is_searched_trained_and_described(script, images):
-    status, _, error = script("train_search", *SEARCH, "--data", images, "--channels", "1", "--fast_dev_run", "--run_dir", "search")
+    status, _, error = script(
+        "train_search", *SEARCH, "--data", images, "--channels", "1", "--fast_dev_run", "--run_dir", "search"
+    )
     assert status == 0, error
     command = said(log_lines(Path("search")), "train what was found: ")
     assert command[command.index("--channels") + 1] == "1"
-    status, _, error = script("train", *command[2:], *TINY[2:], "--batch_size", "8", "--fast_dev_run", "--run_dir", "eval")
+    status, _, error = script(
+        "train", *command[2:], *TINY[2:], "--batch_size", "8", "--fast_dev_run", "--run_dir", "eval"
+    )
     assert status == 0, error
     for folder in ("search", "eval"):
         assert torch.load(f"{folder}/weights.pt", weights_only=True)["stem.0.weight"].shape == (6, 1, 3, 3)
@@ -259,7 +307,9 @@ def test_a_network_of_one_channel_is_searched_trained_and_described(script, imag
 
 
 def test_time_and_memory_are_told_after_a_few_steps_and_at_every_report(script, images):
-    status, out, _ = script("train", *TRAIN[:-1], "4", "--data", images, "--epochs", "2", "--report_freq", "3", "--run_dir", "run")
+    status, out, _ = script(
+        "train", *TRAIN[:-1], "4", "--data", images, "--epochs", "2", "--report_freq", "3", "--run_dir", "run"
+    )
     assert status == 0
     lines = [line[18:] for line in out.splitlines()]
     reports = [line for line in lines if line.startswith("train 0")]
@@ -286,9 +336,13 @@ def test_the_whole_run_s_time_by_the_latest_steps(monkeypatch):
 
 def test_a_dev_run_tells_the_time_of_the_whole_run(script, images):
     for name, arguments in (("train", TRAIN), ("train_search", SEARCH)):
-        status, out, _ = script(name, *arguments, "--data", images, "--fast_dev_run", "--epochs", "123", "--run_dir", name)
+        status, out, _ = script(
+            name, *arguments, "--data", images, "--fast_dev_run", "--epochs", "123", "--run_dir", name
+        )
         assert status == 0
-        assert re.search(r"the whole run: \d+\.\d\d s/step, about \d.* for all 123 epochs; peak memory [\d,]+ MB\n", out)
+        assert re.search(
+            r"the whole run: \d+\.\d\d s/step, about \d.* for all 123 epochs; peak memory [\d,]+ MB\n", out
+        )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +352,11 @@ def test_a_dev_run_tells_the_time_of_the_whole_run(script, images):
         ({"init_channels": 4, "layers": 4, "epochs": 4, "batch_size": 32}, 1437, [9, 10, 48, 48]),
         ({"batch_size": 64}, 70, {"batch_size": 70}),
         ({"space": "enas_macro", "layers": 6, "init_channels": 24}, 50000, [24, 6, 600, 96]),
-        ({"space": "mine.py:Net", "layers": None, "init_channels": 16}, 50000, {"init_channels": 16, "epochs": 600, "batch_size": 96}),
+        (
+            {"space": "mine.py:Net", "layers": None, "init_channels": 16},
+            50000,
+            {"init_channels": 16, "epochs": 600, "batch_size": 96},
+        ),
     ],
 )
 def test_the_training_is_in_proportion_to_the_search(given, images, expected):
@@ -339,13 +397,17 @@ def test_imbalanced_classes_and_one_with_a_single_image(script, tmp_path, images
     status, _, error = script("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--run_dir", "search")
     assert status == 0, error
     assert any("on one side of the split: rare: add images of them" in line for line in log_lines(Path("search")))
-    status, _, error = script("train", *TRAIN, "--data", "images", "--epochs", "1", "--valid_portion", "0.2", "--run_dir", "eval")
+    status, _, error = script(
+        "train", *TRAIN, "--data", "images", "--epochs", "1", "--valid_portion", "0.2", "--run_dir", "eval"
+    )
     assert status == 0, error
     assert any("on one side of the split: rare: add images of them" in line for line in log_lines(Path("eval")))
     assert list(rows_of("eval")[-1]["class_acc"]) == ["dark", "light", "rare"]
     assert data.load(data.Options("folder", "images", 8, workers=0)).notes[-1].endswith("are the test set")
     shutil.copytree("images/val", "images/test")  # with images for both sides there is nothing to split
-    status, _, error = script("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--valid_folder", "--run_dir", "both")
+    status, _, error = script(
+        "train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--valid_folder", "--run_dir", "both"
+    )
     assert status == 0, error
     assert f"the 9 images in {Path('images/val').absolute()} are the validation images" in log_lines(Path("both"))
     assert not any("on one side of the split" in line for line in log_lines(Path("both")))

@@ -1,4 +1,6 @@
-"""The remedies in searches of any space: what they change, that runs go on to the bit, what does not go together, how they are fast."""
+"""The remedies in searches of any space: what they change, that runs go on to the bit, what does not go together, how
+they are fast.
+"""
 
 import copy
 import json
@@ -140,7 +142,11 @@ def test_every_remedy_works_on_every_space(remedy, space):
         assert all(value.isfinite().all() for value in step(*batch(seed), *batch(10 + seed)))
     after = model.state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in after if "alphas" in name)
-    assert any(not torch.equal(after[name], before[name]) for name in after if "alphas" not in name and "classifier" not in name)
+    assert any(
+        not torch.equal(after[name], before[name])
+        for name in after
+        if "alphas" not in name and "classifier" not in name
+    )
     assert_works(model, plain)
     if isinstance(model, SearchModel):  # what was found is an architecture of the space
         found = registry.load_space(space).of(model.export())
@@ -168,10 +174,22 @@ class Odd(nn.Module):
             "partial_channels",
             "--partial_channels needs choices that keep the number of channels, and choice does not",
         ),
-        ([nn.Conv2d(4, 8, 1)], "auxiliary_skip", "--auxiliary_skip needs choices that keep the number of channels, and choice does not"),
+        (
+            [nn.Conv2d(4, 8, 1)],
+            "auxiliary_skip",
+            "--auxiliary_skip needs choices that keep the number of channels, and choice does not",
+        ),
         ([nn.Conv2d(4, 4, 1, stride=4)], "auxiliary_skip", "keep or halve height and width, and choice does not"),
-        ([nn.PReLU()], "partial_channels", "the candidate 0 of choice cannot have fewer channels: a PReLU has parameters of its own"),
-        ([nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1))], "partial_channels", "of choice cannot have fewer channels: Conv2d(4, 1"),
+        (
+            [nn.PReLU()],
+            "partial_channels",
+            "the candidate 0 of choice cannot have fewer channels: a PReLU has parameters of its own",
+        ),
+        (
+            [nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1))],
+            "partial_channels",
+            "of choice cannot have fewer channels: Conv2d(4, 1",
+        ),
     ],
 )
 def test_edges_that_a_remedy_cannot_wrap(candidates, flag, words, monkeypatch):
@@ -182,9 +200,24 @@ def test_edges_that_a_remedy_cannot_wrap(candidates, flag, words, monkeypatch):
 
 # ---- Runs
 
-SEARCH = ["train_search", "--init_channels", "2", "--layers", "3", "--epochs", "2", "--batch_size", "8", "--compile", "no"]
+SEARCH = [
+    "train_search",
+    "--init_channels",
+    "2",
+    "--layers",
+    "3",
+    "--epochs",
+    "2",
+    "--batch_size",
+    "8",
+    "--compile",
+    "no",
+]
 SMALL = ["--image_size", "8"]
-PC, SMOOTH = ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1"], ["--perturb", "random", "--auxiliary_skip", "0.5"]
+PC, SMOOTH = (
+    ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1"],
+    ["--perturb", "random", "--auxiliary_skip", "0.5"],
+)
 RUNS = {
     "pc-darts, sdarts, darts-": ["--nodes", "2", *PC, *SMOOTH],
     "gdas on nasbench201": ["--strategy", "gdas", "--space", "nasbench201", "--layers", "1"],
@@ -220,7 +253,9 @@ def test_searched_killed_and_resumed(name, images, tmp_path, script):
     if "gdas" in name:
         assert [row["temperature"] for row in rows] == pytest.approx([10, 0.1])
         return
-    matrices = [line for line in (whole / "log.txt").read_text().split(" epoch ") if "tensor([[" in line]  # of the epochs' beginnings
+    matrices = [
+        line for line in (whole / "log.txt").read_text().split(" epoch ") if "tensor([[" in line
+    ]  # of the epochs' beginnings
     before, after = (re.findall(r"\d\.\d+e?-?\d*", part.partition("tensor(")[2].partition(")")[0]) for part in matrices)
     assert before == after  # the alphas rested in epoch 0
     assert [row["perturbation"] for row in rows] == pytest.approx([0.03, 0.165])
@@ -230,7 +265,9 @@ def test_searched_killed_and_resumed(name, images, tmp_path, script):
         assert sum(value for edge, value in row["betas"].items() if edge.startswith("reduce_n3_")) == pytest.approx(1)
     status, _, error = script("visualize", whole, "--report")
     assert (status, error) == (0, "")
-    told = "with --partial_channels 2, --auxiliary_skip 0.5, --max_skips 1, --perturb random, --arch_warmup 1, space darts"
+    told = (
+        "with --partial_channels 2, --auxiliary_skip 0.5, --max_skips 1, --perturb random, --arch_warmup 1, space darts"
+    )
     assert told in (whole / "report.html").read_text()
 
 
@@ -261,7 +298,10 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, 
         ("--perturb random --strategy gdas", "--perturb does not work with --strategy gdas, which samples operations"),
         ("--partial_channels 3", "--partial_channels 3 does not divide --init_channels 4"),
         ("--max_skips 2 --strategy random", "--max_skips"),
-        ("--max_skips 2 --strategy gdas --space nasbench201", "--max_skips needs --space darts, whose cells it limits, not nasbench201"),
+        (
+            "--max_skips 2 --strategy gdas --space nasbench201",
+            "--max_skips needs --space darts, whose cells it limits, not nasbench201",
+        ),
         ("--arch_warmup 2 --strategy enas", "--arch_warmup needs alphas, and --strategy enas has none"),
         ("--arch_warmup 50", "--arch_warmup 50 leaves none of the 50 epochs for the alphas: lower it"),
         ("--arch_warmup 5 --capture", "--capture repeats one step, but --arch_warmup changes it"),
@@ -271,13 +311,28 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, 
         (f"--gate sigmoid --gate_threshold 0.5 --space {OWN} --layers 0", "--layers"),
         ("--gate sigmoid --gate_threshold 0.5 --max_skips 1", "--max_skips and --gate_threshold cannot be combined"),
         ("--strategy gdas --unrolled", "--unrolled and --hvp do not work with --strategy gdas"),
-        ("--strategy gdas --eigenvalue_every 1", "--eigenvalue_every and --early_stop do not work with --strategy gdas"),
+        (
+            "--strategy gdas --eigenvalue_every 1",
+            "--eigenvalue_every and --early_stop do not work with --strategy gdas",
+        ),
         ("--preset gdas --unrolled", "--unrolled and --hvp do not work with --strategy gdas"),
         ("--preset pc-darts --epochs 10", "--arch_warmup 15 leaves none of the 10 epochs for the alphas: lower it"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_the_run_begins(given, words, script, tmp_path):
-    tiny = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "4", "--layers", "3", "--fast_dev_run", "--run_dir", "run"]
+    tiny = [
+        "--dataset",
+        "digits",
+        "--gpu",
+        "-1",
+        "--init_channels",
+        "4",
+        "--layers",
+        "3",
+        "--fast_dev_run",
+        "--run_dir",
+        "run",
+    ]
     status, _, error = script("train_search", *tiny, *given.split())
     assert (status, error.count("\n")) == (2, 1), error
     assert words in error

@@ -1,4 +1,6 @@
-"""What the authors' code of the remedies computes, in float64 (tests/golden/{pc_darts,darts_minus,fair_darts,sdarts,gdas}.json)."""
+"""What the authors' code of the remedies computes, in float64
+(tests/golden/{pc_darts,darts_minus,fair_darts,sdarts,gdas}.json).
+"""
 
 from types import SimpleNamespace
 
@@ -21,7 +23,9 @@ from nas.relaxation import Gumbel, Perturbed, Relaxation, Sigmoid, ZeroOneLoss, 
 from nas.strategies import Darts
 from nas.supernet import Supernet
 
-PC, MINUS, FAIR, SMOOTH, GDAS = (golden.load(f"{name}.json") for name in ("pc_darts", "darts_minus", "fair_darts", "sdarts", "gdas"))
+PC, MINUS, FAIR, SMOOTH, GDAS = (
+    golden.load(f"{name}.json") for name in ("pc_darts", "darts_minus", "fair_darts", "sdarts", "gdas")
+)
 WITHOUT_NONE = genotypes.PRIMITIVES[1:]
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
 
@@ -112,7 +116,9 @@ def test_pc_darts_search(case):
 
     check_search(case, make)
     network = make()
-    assert network.genotype() == Cells.of(case["genotype"]).genotype._replace(normal_concat=range(2, 6), reduce_concat=range(2, 6))
+    assert network.genotype() == Cells.of(case["genotype"]).genotype._replace(
+        normal_concat=range(2, 6), reduce_concat=range(2, 6)
+    )
     for weights, cell in zip(network.edge_weights(), CELLS, strict=True):
         close(weights, case["edge_weights"][cell], 1e-12)
 
@@ -148,7 +154,9 @@ def test_pc_darts_genotypes():
     network = Supernet(4, 10, 3, nn.CrossEntropyLoss(), partial_channels=4)
     for case in PC["genotypes"]:
         golden.fill_alphas(network, case["seed"], case["scale"])
-        assert {cell: [list(edge) for edge in getattr(network.genotype(), cell)] for cell in CELLS} == {cell: case[cell] for cell in CELLS}
+        assert {cell: [list(edge) for edge in getattr(network.genotype(), cell)] for cell in CELLS} == {
+            cell: case[cell] for cell in CELLS
+        }
     with torch.no_grad():
         for parameter in network.arch_parameters():
             parameter.zero_()
@@ -158,10 +166,14 @@ def test_pc_darts_genotypes():
 def test_pc_darts_size():
     case = PC["supernets"][0]  # the other's stem is that for ImageNet
     with torch.device("meta"):
-        network = Supernet(case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss(), partial_channels=case["K"])
+        network = Supernet(
+            case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss(), partial_channels=case["K"]
+        )
     shapes = golden.keys_shapes(network)
     assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
-    assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(case["params_M"], abs=1e-9)
+    assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(
+        case["params_M"], abs=1e-9
+    )
 
 
 KNOWN = {"PC_DARTS_cifar": "PC_DARTS_CIFAR", "PC_DARTS_image": "PC_DARTS_IMAGENET"}
@@ -176,7 +188,9 @@ def test_the_published_cells_of_pc_darts():
 def test_the_published_networks_of_pc_darts(case):
     build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
     with torch.device("meta"):
-        network = build(case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]])
+        network = build(
+            case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]]
+        )
     shapes = golden.keys_shapes(network)
     assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
 
@@ -184,7 +198,9 @@ def test_the_published_networks_of_pc_darts(case):
 # ---- DARTS-
 
 
-@pytest.mark.parametrize("case", [case for case in MINUS["search"] if case["space"] == "s5"], ids=lambda case: case["space"])
+@pytest.mark.parametrize(
+    "case", [case for case in MINUS["search"] if case["space"] == "s5"], ids=lambda case: case["space"]
+)
 def test_darts_minus(case):
     def make():
         network = filled(case, relaxation=Relaxation(50, auxiliary_skip=1.0))
@@ -248,7 +264,9 @@ def test_the_published_cells_of_fair_darts(name):
     for cell in CELLS:
         edges = FAIR["published_genotypes"][name][cell]
         nodes = {node for _, node, _ in edges}
-        found = [[operation, 2 + index // 2, source] for index, (operation, source) in enumerate(getattr(genotype, cell))]
+        found = [
+            [operation, 2 + index // 2, source] for index, (operation, source) in enumerate(getattr(genotype, cell))
+        ]
         assert [edge for edge in found if edge[0] != "none"] == [edge for edge in edges if edge[2] in nodes | {0, 1}]
         assert set(getattr(genotype, f"{cell}_concat")) == nodes
     [size] = [case for case in FAIR["sizes"] if case["arch"] == name]
@@ -284,7 +302,11 @@ def test_a_discrete_network_of_fair_darts(case):
     close(main, case["main_loss"], 1e-8)
     close(loss, case["train_loss"], 1e-8)
     loss.backward()
-    norms = {theirs(name): parameter.grad.norm() for name, parameter in network.named_parameters() if parameter.grad is not None}
+    norms = {
+        theirs(name): parameter.grad.norm()
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
     assert norms.keys() == case["grad_norms"].keys()
     close(torch.stack(list(norms.values())), [case["grad_norms"][name] for name in norms], 1e-8)
 
@@ -292,7 +314,9 @@ def test_a_discrete_network_of_fair_darts(case):
 # ---- SDARTS
 
 
-@pytest.mark.parametrize("case", [case for case in SMOOTH["search"] if case["perturb"] == "random"], ids=lambda case: case["space"])
+@pytest.mark.parametrize(
+    "case", [case for case in SMOOTH["search"] if case["perturb"] == "random"], ids=lambda case: case["space"]
+)
 def test_smooth_darts(case, without_none):
     network = filled(case, relaxation=Perturbed(50))
     check_steps(case, network, Darts(network, ARGS), case, 0.025)
@@ -356,7 +380,9 @@ def their_order(monkeypatch):
 
 
 def test_a_network_of_gdas(their_order, monkeypatch):
-    """Their network has no BatchNorm after pooling, one before the global pooling, and biases that the next BatchNorm takes away again."""
+    """Their network has no BatchNorm after pooling, one before the global pooling, and biases that the next BatchNorm
+    takes away again.
+    """
     [case] = [case for case in GDAS["networks"] if case["network"] == "nasnet"]
     network = Supernet(case["C"], case["num_classes"], 3 * case["N"], nn.CrossEntropyLoss(), Gumbel())
     for edge in (edge for cell in network.cells for edge in cell._ops):
@@ -391,7 +417,11 @@ def test_a_network_of_gdas(their_order, monkeypatch):
     for alphas, gradient in zip(network.arch_parameters(), case["arch_grads"], strict=True):
         close(alphas.grad, gradient, 1e-8)
     expected = {name: norm for name, norm in case["weight_grad_norms"].items() if norm > 1e-12}
-    norms = {theirs(name): parameter.grad.norm() for name, parameter in network.named_parameters() if parameter.grad is not None}
+    norms = {
+        theirs(name): parameter.grad.norm()
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
     norms = {name: norm for name, norm in norms.items() if "alphas" not in name and norm > 1e-12}
     assert norms.keys() == expected.keys()
     close(torch.stack(list(norms.values())), [expected[name] for name in norms], 1e-8)

@@ -56,7 +56,7 @@ def test_killed_at_random_moments(command, images, uninterrupted, tmp_path):
 
 
 def deadly(moment):
-    """Makes a process end before its `moment`-th call that flushes or renames a file, opens the log, or writes to it."""
+    """Makes a process end before its `moment`-th call that flushes, renames, or opens or writes the log."""
     calls = iter(range(1000))
 
     def wrapped(original):
@@ -139,7 +139,10 @@ def until(reader, words):
 
 
 def test_a_second_signal_ends_a_run_at_once(images, uninterrupted, tmp_path):
-    """In the middle of a step, and with the checkpoint from before it. One that `timeout` sends twice at once counts as one."""
+    """In the middle of a step, and with the checkpoint from before it.
+
+    One that `timeout` sends twice at once counts as one.
+    """
     folder = tmp_path / "run"
 
     def prepare():
@@ -224,7 +227,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, half, images, 
     status, output = run(TRAIN, images, "--resume", half)
     assert status == 0, output
     assert "checkpoint.prev.pt: epoch 1, step 1" in output
-    assert ("checkpoint.pt cannot be used" in output) == (damage is not Path.unlink)  # of a file that is not there nothing is said
+    assert ("checkpoint.pt cannot be used" in output) == (
+        damage is not Path.unlink
+    )  # of a file that is not there nothing is said
     assert_same(result(half), uninterrupted(TRAIN)[0])
 
 
@@ -263,7 +268,12 @@ def parts(seed):
 def restored(folder, edit):
     """(the parts of a checkpoint, those of another seed that a run has restored from it after `edit`)."""
     saved = {name: part.state_dict() for name, part in parts(0).items()}
-    state = {"progress": {"epoch": 1}, "arguments": {}, "random": checkpoint.random_states(torch.device("cpu")), "parts": saved}
+    state = {
+        "progress": {"epoch": 1},
+        "arguments": {},
+        "random": checkpoint.random_states(torch.device("cpu")),
+        "parts": saved,
+    }
     edit(state)
     torch.save(state, folder / "checkpoint.pt")
     (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
@@ -300,7 +310,9 @@ def test_learning_rates_are_those_of_the_arguments(tmp_path):
 
 
 def test_a_full_disk_costs_no_checkpoint(half, images, uninterrupted):
-    """Files that may not grow beyond 100 kB: a checkpoint and the weights cannot be written, the log and the metrics can."""
+    """Files that may not grow beyond 100 kB: a checkpoint and the weights cannot be written, the log and the metrics
+    can.
+    """
     before = (half / "checkpoint.pt").read_bytes()
 
     def prepare():
@@ -393,7 +405,10 @@ def test_random_states_of_cuda_that_are_not_restored_are_named(half, images):
     torch.save(state, half / "checkpoint.pt")
     status, output = run(TRAIN, images, "--resume", half)
     assert status == 0, output
-    assert "CUDA's random states are not restored: the checkpoint has those of 2 GPUs, and this process computes on cpu" in output
+    assert (
+        "CUDA's random states are not restored: the checkpoint has those of 2 GPUs, and this process computes on cpu"
+        in output
+    )
 
 
 def test_a_second_process_on_the_same_folder_is_refused(half, images):
@@ -423,7 +438,9 @@ def test_resuming_with_other_arguments(half, images, uninterrupted):
     status, output = run(["train_search"], images, "--resume", half)
     assert status == 2
     assert "other script" in output
-    status, output = run(["train"], images, "--resume", half, "--workers", "1", "--report_freq", "7", "--checkpoint_minutes", "3")
+    status, output = run(
+        ["train"], images, "--resume", half, "--workers", "1", "--report_freq", "7", "--checkpoint_minutes", "3"
+    )
     assert status == 0, output
     assert_same(result(half), uninterrupted(TRAIN)[0])
 
@@ -491,7 +508,9 @@ def test_resuming_runs_no_code_that_only_the_folder_names(images, tmp_path):
     assert (status, output.count("\n")) == (2, 1), output
     assert f"add --space '{name}'" in output
     assert not trace.exists()
-    status, output = run(command[:1], images, "--resume", folder, "--space", f"{tmp_path / 'other.py'}:Net", prepare=prepare)
+    status, output = run(
+        command[:1], images, "--resume", folder, "--space", f"{tmp_path / 'other.py'}:Net", prepare=prepare
+    )
     assert (status, output.count("\n")) == (2, 1), output
     status, output = run(command[:1], images, "--resume", folder, "--space", name, prepare=prepare)
     assert status == 128 + signal.SIGTERM, output
@@ -562,7 +581,9 @@ def test_a_flag_without_effect_is_warned_of_once(half, images):
 
 @pytest.mark.parametrize("command", [SEARCH, TRAIN])
 def test_a_run_that_diverges_stops_and_keeps_a_good_checkpoint(command, images, tmp_path):
-    status, output = run(command, images, "--run_dir", tmp_path / "run", "--learning_rate", "1e30", "--checkpoint_minutes", "0")
+    status, output = run(
+        command, images, "--run_dir", tmp_path / "run", "--learning_rate", "1e30", "--checkpoint_minutes", "0"
+    )
     assert status == 2
     assert "learning rate 1e+30" in output.splitlines()[-1]
     assert "--batch_size" in output.splitlines()[-1]

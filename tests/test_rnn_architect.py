@@ -1,4 +1,6 @@
-"""The alphas' gradient of a recurrent cell by the paper's mathematics: the unrolled validation loss, differentiated by autograd alone."""
+"""The alphas' gradient of a recurrent cell by the paper's mathematics: the unrolled validation loss, differentiated by
+autograd alone.
+"""
 
 from types import SimpleNamespace
 
@@ -24,7 +26,11 @@ def arguments(clip, hvp="exact", unrolled=True):
 
 def text(seed):
     g = torch.Generator().manual_seed(seed)
-    return torch.randint(V, (T, B), generator=g), torch.randint(V, (T, B), generator=g), torch.randn(1, B, H, generator=g)
+    return (
+        torch.randint(V, (T, B), generator=g),
+        torch.randint(V, (T, B), generator=g),
+        torch.randn(1, B, H, generator=g),
+    )
 
 
 def network(dropouts=Dropouts(0.5, 0.25, 0.5, 0.2, 0.1)):  # noqa: B008
@@ -37,7 +43,9 @@ def network(dropouts=Dropouts(0.5, 0.25, 0.5, 0.2, 0.1)):  # noqa: B008
 
 
 def directly(model, train, valid, clip):
-    """d/dalpha of L_val(w - xi (c d/dw L_train(w, alpha) + wdecay w), alpha), the same masks in both losses; c is a constant."""
+    """d/dalpha of L_val(w - xi (c d/dw L_train(w, alpha) + wdecay w), alpha), the same masks in both losses; c is a
+    constant.
+    """
     masks = model.draw_masks(B)
 
     def loss(state, x, y, hidden):
@@ -56,7 +64,7 @@ def directly(model, train, valid, clip):
 @pytest.mark.parametrize("clip", [0.05, 100.0], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize(("hvp", "tolerance"), [("exact", 1e-10), ("finite_difference", 1e-4)])
 def test_the_second_order_is_the_gradient_of_the_unrolled_loss(hvp, tolerance, clip):
-    """The finite difference by a small step: at that of the paper, ReLU's kinks cost half a percent in this tiny cell."""
+    """The finite difference by a small step: at the paper's, ReLU's kinks cost half a percent in this tiny cell."""
     model, train, valid = network(), text(1), text(2)
     torch.manual_seed(5)
     expected, c = directly(model, train, valid, clip)

@@ -39,7 +39,11 @@ def make_masks(seed, p, V, B, H):
         return torch.as_tensor((r.rand(*shape) < 1 - p) / (1 - p))
 
     return Masks(
-        mask(p.dropoute, V, 1), mask(p.dropouti, 1, B, H), mask(p.dropoutx, B, H), mask(p.dropouth, B, H), mask(p.dropout, 1, B, H)
+        mask(p.dropoute, V, 1),
+        mask(p.dropouti, 1, B, H),
+        mask(p.dropoutx, B, H),
+        mask(p.dropouth, B, H),
+        mask(p.dropout, 1, B, H),
     )
 
 
@@ -51,7 +55,9 @@ def search_model(case, p=Dropouts()):  # noqa: B008
     model = RNNModelSearch(case["ntokens"], case["size"], p)
     golden.fill(model)
     with torch.no_grad():
-        model.alphas.copy_(torch.as_tensor(case["alpha_scale"] * np.random.RandomState(case["alpha_seed"]).randn(36, 5)))
+        model.alphas.copy_(
+            torch.as_tensor(case["alpha_scale"] * np.random.RandomState(case["alpha_seed"]).randn(36, 5))
+        )
     return model
 
 
@@ -149,7 +155,9 @@ def test_a_step_of_the_alphas(case, order):
         close(state[name].norm(), norm, 1e-9)
 
 
-@pytest.mark.parametrize(("fault", "name"), [("tied", "tied_matrix_stepped_too"), ("coefficient", "coefficient_capped_at_1")])
+@pytest.mark.parametrize(
+    ("fault", "name"), [("tied", "tied_matrix_stepped_too"), ("coefficient", "coefficient_capped_at_1")]
+)
 @pytest.mark.parametrize("case", GOLDEN["architect"], ids=lambda case: f"lr{case['lr']}-clip{case['clip']}")
 def test_a_step_of_the_alphas_without_one_fault(case, fault, name):
     if name not in case["not_the_original"]:
@@ -159,7 +167,9 @@ def test_a_step_of_the_alphas_without_one_fault(case, fault, name):
     close(model.alphas.grad, case["not_the_original"][name]["alpha_grad"], 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["first_order", "second_order_masks_redrawn", "not_the_original_same_masks_in_both_passes"])
+@pytest.mark.parametrize(
+    "kind", ["first_order", "second_order_masks_redrawn", "not_the_original_same_masks_in_both_passes"]
+)
 def test_a_step_of_the_alphas_with_dropout(kind, monkeypatch):
     [case] = [case for case in GOLDEN["architect"] if "masked" in case]
     expected, p = case["masked"][kind], dropouts(case["masked"])
@@ -215,15 +225,22 @@ def stream(seed, count, V):
 def texts(case):
     """Training text, validation text for the alphas, and validation text to evaluate on."""
     train, valid = (
-        stream(case["seed"] + number, case[f"{part}_tokens"], case["ntokens"]) for number, part in enumerate(("train", "valid"), 1)
+        stream(case["seed"] + number, case[f"{part}_tokens"], case["ntokens"])
+        for number, part in enumerate(("train", "valid"), 1)
     )
-    return data.batchify(train, case["batch"], ""), data.batchify(valid, case["batch"], ""), data.batchify(valid, case["eval_batch"], "")
+    return (
+        data.batchify(train, case["batch"], ""),
+        data.batchify(valid, case["batch"], ""),
+        data.batchify(valid, case["eval_batch"], ""),
+    )
 
 
 def loop_arguments(case, **more):
     names = ("lr", "clip", "wdecay", "bptt", "arch_lr", "arch_wdecay", "unrolled")
     given = {name: case[name] for name in names if name in case}
-    return SimpleNamespace(**given, alpha=case["ar_alpha"], beta=case["tar_beta"], report_freq=10**6, faithful=True, **more)
+    return SimpleNamespace(
+        **given, alpha=case["ar_alpha"], beta=case["tar_beta"], report_freq=10**6, faithful=True, **more
+    )
 
 
 def watched(steps, monkeypatch):
@@ -276,13 +293,19 @@ def test_an_epoch_of_the_search(case, monkeypatch):
     assert [list(text.shape) for text in (train_text, alpha_text, valid_text)] == case["shapes"]
     architect = learner(model, args)
     descend = architect.descend
-    monkeypatch.setattr(architect, "descend", lambda gradient: (gradients.append(gradient[0].clone()), descend(gradient)))
+    monkeypatch.setattr(
+        architect, "descend", lambda gradient: (gradients.append(gradient[0].clone()), descend(gradient))
+    )
     watched(steps, monkeypatch)
     optimizer = torch.optim.SGD(model.weight_parameters(), args.lr, weight_decay=args.wdecay)
     place = rnn.sequences.Place(*(model.init_hidden(case["batch"]) for _ in range(2)))
     np.random.seed(case["numpy_seed"])
     batches = noted_pieces(steps, train_text, place, args.bptt)
-    learn(model, train_search.search_step(alpha_text, model, architect, optimizer, place, rnn.sequences.Meters(), args), batches)
+    learn(
+        model,
+        train_search.search_step(alpha_text, model, architect, optimizer, place, rnn.sequences.Meters(), args),
+        batches,
+    )
 
     check_steps(steps, case["steps"], args.lr, args.bptt, 1e-5)
     for gradient, row in zip(gradients, case["steps"], strict=True):

@@ -21,14 +21,29 @@ from visualize import read_any
 
 SMALL = ["--emsize", "6", "--bptt", "6", "--batch_size", "4", "--epochs", "2"]
 SEARCH = ["rnn/train_search", *SMALL, "--unrolled"]
-TRAIN = ["rnn/train", "--arch", "DARTS_V2", *SMALL[:-2], "--epochs", "4", "--nonmono", "1", "--max_seq_len_delta", "2", "--lr", "60"]
+TRAIN = [
+    "rnn/train",
+    "--arch",
+    "DARTS_V2",
+    *SMALL[:-2],
+    "--epochs",
+    "4",
+    "--nonmono",
+    "1",
+    "--max_seq_len_delta",
+    "2",
+    "--lr",
+    "60",
+]
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """The flags for a text of one's own, 300 words long."""
     path, r = tmp_path_factory.mktemp("text") / "text.txt", np.random.RandomState(0)
-    path.write_text("".join(" ".join(r.choice(["red", "green", "blue", "house", "tree"], 5)) + ".\n" for _ in range(60)))
+    path.write_text(
+        "".join(" ".join(r.choice(["red", "green", "blue", "house", "tree"], 5)) + ".\n" for _ in range(60))
+    )
     return ["--dataset", "text", "--data", str(path)]
 
 
@@ -51,7 +66,9 @@ def undisturbed(text, tmp_path_factory):
 
 @pytest.mark.parametrize(("command", "moment"), [(SEARCH, (1, 2)), (TRAIN, (3, 2))], ids=["search", "train"])
 def test_stopped_by_a_signal_in_the_middle_of_an_epoch(command, moment, text, undisturbed, tmp_path):
-    """Where the state that is carried, the row and NumPy's generator have to go on, too; in training's last epoch also the averages."""
+    """Where the state that is carried, the row and NumPy's generator have to go on, too; in training's last epoch also
+    the averages.
+    """
     folder = tmp_path / "run"
 
     def prepare():
@@ -90,7 +107,15 @@ def test_search_then_train_then_test(text, tmp_path):
     status, output = run([*SEARCH, "--fast_dev_run"], text, "--run_dir", tmp_path / "search")
     assert status == 0, output
     names = {path.name for path in (tmp_path / "search").iterdir()}
-    assert {"log.txt", "config.json", "metrics.jsonl", "genotype.json", "vocabulary.json", "weights.pt", "recurrent.png"} < names
+    assert {
+        "log.txt",
+        "config.json",
+        "metrics.jsonl",
+        "genotype.json",
+        "vocabulary.json",
+        "weights.pt",
+        "recurrent.png",
+    } < names
     lines = log_lines(tmp_path / "search")
     found = RecurrentCell.read(str(tmp_path / "search"))
     assert any(line.startswith("genotype = Genotype(recurrent=[(") for line in lines)
@@ -177,7 +202,13 @@ def test_every_form_of_a_recurrent_cell(tmp_path):
     assert one.genotype == genotypes.DARTS_V2
     (tmp_path / "genotype.json").write_text(json.dumps(one.json))
     logged = repr(genotypes.DARTS_V2._replace(concat=range(1, 9)))
-    for form in (str(tmp_path), str(tmp_path / "genotype.json"), repr(genotypes.DARTS_V2), logged, f"01/02 genotype = {logged}"):
+    for form in (
+        str(tmp_path),
+        str(tmp_path / "genotype.json"),
+        repr(genotypes.DARTS_V2),
+        logged,
+        f"01/02 genotype = {logged}",
+    ):
         assert RecurrentCell.read(form) == read_any(form) == one
     assert read_any("rnn.DARTS_V2") == one != read_any("DARTS_V2")
     assert one.distance(RecurrentCell.read("DARTS_V1")) == 7  # all but ("relu", 1) into node 2
@@ -236,7 +267,9 @@ def test_the_baselines_are_distributions():
 
     def probabilities(model, before):
         texts = [torch.tensor([before, word]) for word in range(4)]
-        return np.array([1 / data.baselines(data.Corpus(list("abcd"), words, text, text))[model]["valid"] for text in texts])
+        return np.array(
+            [1 / data.baselines(data.Corpus(list("abcd"), words, text, text))[model]["valid"] for text in texts]
+        )
 
     assert probabilities("unigram", 0) == pytest.approx([0.1, 0.4, 0.3, 0.2])
     # Pairs 12 (twice), 21 (twice), 13 (once): D = 1 / (1 + 2 * 2); 1 was followed by two words, three times.

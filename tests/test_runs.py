@@ -1,4 +1,6 @@
-"""Pictures of runs: read back, animated, as curves, beside each other, on one page; and every way in which a folder can be wrong."""
+"""Pictures of runs: read back, animated, as curves, beside each other, on one page; and every way in which a folder can
+be wrong.
+"""
 
 import io
 import json
@@ -71,14 +73,26 @@ def damaged(folder, name, content):
         ("metrics.jsonl", b"", "no complete epoch"),
         ("metrics.jsonl", b'{"epoch": 0', "no complete epoch"),
         ("metrics.jsonl", b"\xff\xfe\n{}\n", "line 1"),
-        ("metrics.jsonl", b'[1]\n{"epoch": 1}\n', "line 1, is not the metrics of an epoch .*Expected `object`, got `array`"),
+        (
+            "metrics.jsonl",
+            b'[1]\n{"epoch": 1}\n',
+            "line 1, is not the metrics of an epoch .*Expected `object`, got `array`",
+        ),
         ("metrics.jsonl", b'{"epoch": "0"}\n{"epoch": 1}\n', "line 1.*Expected `int`, got `str` - at `.*epoch"),
         ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": NaN}}}\n{"epoch": 1}\n', "line 1.*alphas"),
-        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {}}\n', "line 2.*does not follow"),
+        (
+            "metrics.jsonl",
+            b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {}}\n',
+            "line 2.*does not follow",
+        ),
         ("metrics.jsonl", b'{"epoch": 0, "valid_acc": "high"}\n{"epoch": 1}\n', "line 1.*valid_acc"),
         ("config.json", b"{", r"run/config\.json is damaged or was edited"),
         ("config.json", b'{"stage": "search", "arguments": 1}', r"run/config\.json is damaged.*arguments"),
-        ("config.json", b'{"stage": "search", "arguments": {}, "classes": [1]}', r"run/config\.json is damaged.*classes"),
+        (
+            "config.json",
+            b'{"stage": "search", "arguments": {}, "classes": [1]}',
+            r"run/config\.json is damaged.*classes",
+        ),
     ],
 )
 def test_a_damaged_run_is_a_users_error(tmp_path, name, content, words):
@@ -116,9 +130,19 @@ def test_skip_connections_of_every_kind_of_architecture():
         cell: sum(name == "skip_connect" for name, _ in getattr(genotype, cell)) for cell in ("normal", "reduce")
     }
     assert Cell201({"0_1": "skip_connect", "0_2": "none", "1_2": "skip_connect"}).skips() == {"": 2}
-    macro = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2, "InputChoice5": ["layer_0", "layer_1"]}
+    macro = {
+        "LayerChoice1": 0,
+        "LayerChoice2": 5,
+        "InputChoice3": ["layer_0"],
+        "LayerChoice4": 2,
+        "InputChoice5": ["layer_0", "layer_1"],
+    }
     assert Macro(macro).skips() == {"": 3}
-    micro = {f"normal_node_0_{side}_{what}": value for side, skip in (("x", 4), ("y", 0)) for what, value in (("op", skip), ("input", 0))}
+    micro = {
+        f"normal_node_0_{side}_{what}": value
+        for side, skip in (("x", 4), ("y", 0))
+        for what, value in (("op", skip), ("input", 0))
+    }
     assert Micro(micro).skips() == {"normal": 1}
 
 
@@ -160,13 +184,19 @@ def test_a_frame_shows_what_the_alphas_say(tmp_path):
         architecture = Cells.of_epoch(row)
         genotype = architecture.genotype
         cells = animation.relaxed_cells(architecture, row["alphas"], {})
-        for (_, edges), cell, chosen in zip(cells.values(), ("normal", "reduce"), (genotype.normal, genotype.reduce), strict=True):
+        for (_, edges), cell, chosen in zip(
+            cells.values(), ("normal", "reduce"), (genotype.normal, genotype.reduce), strict=True
+        ):
             assert len(edges) == 14
             for edge in edges:
-                source = {"c_{k-2}": 0, "c_{k-1}": 1}.get(edge.tail) if edge.tail.startswith("c_") else int(edge.tail) + 2
+                source = (
+                    {"c_{k-2}": 0, "c_{k-1}": 1}.get(edge.tail) if edge.tail.startswith("c_") else int(edge.tail) + 2
+                )
                 node = int(edge.head) + 2
                 weights = row["alphas"][genotypes.edge_key(cell, node, source)]
-                assert edge.strength == weights[edge.operation] == max(w for name, w in weights.items() if name != "none")
+                assert (
+                    edge.strength == weights[edge.operation] == max(w for name, w in weights.items() if name != "none")
+                )
                 pair = chosen[2 * node - 4 : 2 * node - 2]
                 assert edge.chosen == (source in {source for _, source in pair})
     widths = sorted(float(width) for graphs in animation.graphs_of(run) for width in widths_of(graphs))
@@ -234,14 +264,18 @@ def test_the_heat_map_shows_the_alphas_in_the_operations_colours(tmp_path):
     for row, name in enumerate(names):
         for epoch in range(3):
             share = (run.epochs[epoch]["alphas"]["reduce_n5_p1"][name] - low) / (high - low)
-            assert block[row, epoch].tolist() == pytest.approx([1 - share * (1 - channel) for channel in to_rgb(drawing.COLOURS[name])])
+            assert block[row, epoch].tolist() == pytest.approx(
+                [1 - share * (1 - channel) for channel in to_rgb(drawing.COLOURS[name])]
+            )
 
 
 def test_areas_count_the_strongest_operations(tmp_path):
     run = history.read(search_run(tmp_path / "run", epochs=2))
     axes = curves.operations(run).axes[0]
     for area in axes.collections:
-        name = next(name for name, colour in drawing.COLOURS.items() if to_rgb(colour) == tuple(area.get_facecolor()[0][:3]))
+        name = next(
+            name for name, colour in drawing.COLOURS.items() if to_rgb(colour) == tuple(area.get_facecolor()[0][:3])
+        )
         for epoch, row in enumerate(run.epochs):
             edges = [edge for key, edge in row["alphas"].items() if key.startswith("normal")]
             filled = [area.get_paths()[0].contains_point((epoch + 1, edge + 0.5)) for edge in range(len(edges))]
@@ -296,11 +330,15 @@ def test_every_class_has_a_row_in_the_picture(tmp_path):
 
 def test_of_very_many_classes_the_worst_are_shown(tmp_path):
     count = curves.MOST_CLASSES + 5
-    counts = [[10 if other == index else index % 7 if other == 0 else 0 for other in range(count)] for index in range(count)]
+    counts = [
+        [10 if other == index else index % 7 if other == 0 else 0 for other in range(count)] for index in range(count)
+    ]
     run = with_classes(tmp_path / "run", counts, [f"class {index}" for index in range(count)])
     figure = curves.confusion(run)
     assert f"the {count - 5} least accurate of {count} classes" in figure.get_suptitle()
-    left_out = {f"class {index}" for index in range(count)} - {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    left_out = {f"class {index}" for index in range(count)} - {
+        label.get_text() for label in figure.axes[0].get_yticklabels()
+    }
     right = run.epochs[-1]["class_acc"]
     assert {right[name] for name in left_out} == {100.0}
     assert len(left_out) == 5
@@ -311,15 +349,21 @@ def test_a_run_that_measured_the_test_set_once_is_compared_by_its_held_out_image
     rows[-1] |= {"test_loss": 9.0, "test_acc": 1.0}
     run = history.read(write_run(tmp_path / "run", rows, "eval"))
     loss, _ = curves.compare_curves([run], ["run"]).axes
-    assert [list(line.get_ydata()) for line in loss.lines] == [run.series(f"{phase}_loss")[1] for phase in ("train", "valid")]
+    assert [list(line.get_ydata()) for line in loss.lines] == [
+        run.series(f"{phase}_loss")[1] for phase in ("train", "valid")
+    ]
     loss, _ = curves.curves(run).axes
     assert [len(line.get_xdata()) for line in loss.lines] == [3, 3, 1]
 
 
 def test_numbers_of_operations_get_their_names(tmp_path):
     alphas = {"LayerChoice1": {"0": 0.5, "5": 0.3, "none": 0.2}}
-    run = history.read(write_run(tmp_path / "run", [losses(0, "valid") | {"alphas": alphas, "architecture": {}}], space="enas_macro"))
-    assert history.named_alphas(run, run.epochs[0]) == {"LayerChoice1": {"conv_3x3": 0.5, "max_pool_3x3": 0.3, "none": 0.2}}
+    run = history.read(
+        write_run(tmp_path / "run", [losses(0, "valid") | {"alphas": alphas, "architecture": {}}], space="enas_macro")
+    )
+    assert history.named_alphas(run, run.epochs[0]) == {
+        "LayerChoice1": {"conv_3x3": 0.5, "max_pool_3x3": 0.3, "none": 0.2}
+    }
 
 
 # ---- Side by side
@@ -335,7 +379,11 @@ def test_the_table(tmp_path):
     one, two, three = compare.table([history.read(path) for path in paths])
     assert [row["run"] for row in (one, two, three)] == [str(paths[0]), str(paths[1]), "c"]
     assert [row["distance"] for row in (one, two, three)] == ["0", str(Cells(v1).distance(Cells(v2))), "-"]
-    assert [row["skips"] for row in (one, two, three)] == ["2 + 3", "3 + 3", str(history.read(paths[2]).architecture.skips()[""])]
+    assert [row["skips"] for row in (one, two, three)] == [
+        "2 + 3",
+        "3 + 3",
+        str(history.read(paths[2]).architecture.skips()[""]),
+    ]
     assert one["params, M"] == "3.349"  # as the original prints
     assert one["test acc, %"] == "81.00"
     assert one["valid acc, %"] == "-"
@@ -439,7 +487,13 @@ def propose(folder, commands):
 def reported(script, tmp_path):
     """A run with all its pictures and its page, by the command line."""
     folder = search_run(tmp_path / "<b>run & co")
-    propose(folder, {"train what was found": "python train.py --arch '<b>run & co' --auxiliary", "by the paper's recipe": "python b.py"})
+    propose(
+        folder,
+        {
+            "train what was found": "python train.py --arch '<b>run & co' --auxiliary",
+            "by the paper's recipe": "python b.py",
+        },
+    )
     status, out, error = script("visualize", folder, "--report")
     assert (status, error) == (0, "")
     names = ["normal.png", "reduction.png", "cells.gif", "curves.png", "alphas.png", "operations.png", "report.html"]
@@ -455,7 +509,12 @@ def test_the_page_needs_nothing_but_itself_and_says_what_ran_and_what_to_do(repo
     assert not {"script", "link", "iframe", "b"} & set(page.tags)
     assert "url(" not in content
     assert "@import" not in content
-    for words in ("<b>run & co", "Train what was found:", "python train.py --arch '<b>run & co' --auxiliary", "By the paper's recipe:"):
+    for words in (
+        "<b>run & co",
+        "Train what was found:",
+        "python train.py --arch '<b>run & co' --auxiliary",
+        "By the paper's recipe:",
+    ):
         assert words in page.text
     for words in ("python b.py", "python a.py --seed 7", "c0ffee", "82.00%", "seed 7"):
         assert words in page.text
@@ -474,7 +533,10 @@ def test_other_formats(script, tmp_path, format, make):
     make(tmp_path / "run", epochs=1)
     status, _, error = script("visualize", "run", "--format", format, "--out", "out")
     assert (status, error) == (0, "")
-    names = {f"{name}.{format}" for name in ("architecture", "curves", "operations", *(["alphas"] if format == "svg" else []))}
+    names = {
+        f"{name}.{format}"
+        for name in ("architecture", "curves", "operations", *(["alphas"] if format == "svg" else []))
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"cells.gif"}
 
 

@@ -40,7 +40,9 @@ ONE_CELL = ["--nodes", "1", "--layers", "1"]  # the fastest search
 
 
 def test_search_then_train_then_test(script, tmp_path):
-    status, out, _ = script("train_search", *TINY, "--fast_dev_run", "--unrolled", "--batch_size", "8", "--run_dir", "search")
+    status, out, _ = script(
+        "train_search", *TINY, "--fast_dev_run", "--unrolled", "--batch_size", "8", "--run_dir", "search"
+    )
     assert status == 0
     folder = tmp_path / "search"
     expected = {
@@ -109,7 +111,9 @@ def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, no
     complete = Run.complete_epoch
     with monkeypatch.context() as patched:
         patched.setattr(Run, "complete_epoch", lambda run, row: complete(run, row) or sys.exit(143))
-        assert script("train_search", *small, "--nodes", nodes, *flags, "--epochs", "2", "--run_dir", "search")[0] == 143
+        assert (
+            script("train_search", *small, "--nodes", nodes, *flags, "--epochs", "2", "--run_dir", "search")[0] == 143
+        )
     status, out, err = script("train_search", "--resume", "search")
     assert (status, err) == (0, "")
     assert ("the normal cell is not searched" in out) == (layers < 3)
@@ -134,7 +138,9 @@ def test_a_search_that_cannot_draw_is_complete(script, tmp_path, images, monkeyp
         return original(architecture, folder, caption=caption)
 
     monkeypatch.setattr(drawing, "draw", draw)
-    status, _, err = script("train_search", *SMALL_IMAGES, "--data", images, *ONE_CELL, "--fast_dev_run", "--run_dir", "run")
+    status, _, err = script(
+        "train_search", *SMALL_IMAGES, "--data", images, *ONE_CELL, "--fast_dev_run", "--run_dir", "run"
+    )
     assert (status, err) == (0, "")
     lines = log_lines(tmp_path / "run")
     assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", str(tmp_path / "run")]
@@ -142,7 +148,10 @@ def test_a_search_that_cannot_draw_is_complete(script, tmp_path, images, monkeyp
 
 
 def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images, double, monkeypatch):
-    """On images of noise, whose class can only be guessed, so that most changes of the network show. Also from another folder."""
+    """On images of noise, whose class can only be guessed, so that most changes of the network show.
+
+    Also from another folder.
+    """
     shutil.copytree(images / "train", tmp_path / "images" / "train")
     noise = np.random.default_rng(1).integers(0, 256, (2, 100, 8, 8, 3), dtype=np.uint8)
     for label, pictures in zip(("dark", "light"), noise, strict=True):
@@ -195,11 +204,27 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
     shutil.copytree(images, tmp_path / "images")
     for part in ("train", "test"):
         (tmp_path / "images" / part / "dark" / "0.png").write_bytes(b"")
-    folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--skip_bad_images", "--gpu", "-1", "--workers", "0"]
-    status, out, _ = script("train_search", *folder, *TINY[4:], *ONE_CELL, "--fast_dev_run", "--batch_size", "4", "--run_dir", "search")
+    folder = [
+        "--dataset",
+        "folder",
+        "--data",
+        "images",
+        "--image_size",
+        "16",
+        "--skip_bad_images",
+        "--gpu",
+        "-1",
+        "--workers",
+        "0",
+    ]
+    status, out, _ = script(
+        "train_search", *folder, *TINY[4:], *ONE_CELL, "--fast_dev_run", "--batch_size", "4", "--run_dir", "search"
+    )
     assert status == 0
     sizes = ["--fast_dev_run", "--batch_size", "4", "--workers", "0", *TINY[4:]]
-    status, more, _ = script("train", *said(out.splitlines(), "train what was found: ")[2:], *sizes, "--run_dir", "eval")
+    status, more, _ = script(
+        "train", *said(out.splitlines(), "train what was found: ")[2:], *sizes, "--run_dir", "eval"
+    )
     assert status == 0
     status, most, _ = script("test", *said(more.splitlines(), "test the weights again: ")[2:])
     assert status == 0
@@ -212,7 +237,19 @@ def test_names_give_the_terminal_no_orders(script, tmp_path, images):
     """Names of files and of tensors: in the log, in what is printed, in errors."""
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "test" / "dark" / "\x1b]0;title\x07\x9b31m.gif").touch()
-    folder = ["--dataset", "folder", "--data", "images", "--image_size", "16", "--gpu", "-1", "--workers", "0", *TINY[4:]]
+    folder = [
+        "--dataset",
+        "folder",
+        "--data",
+        "images",
+        "--image_size",
+        "16",
+        "--gpu",
+        "-1",
+        "--workers",
+        "0",
+        *TINY[4:],
+    ]
     status, out, err = script("train", *folder, "--fast_dev_run", "--batch_size", "4", "--run_dir", "eval")
     assert (status, err) == (0, "")
     status, printed, _ = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
@@ -253,7 +290,9 @@ def test_default_folders_have_the_originals_names(script, tmp_path):
 
 
 def test_flags_that_the_original_never_read_are_taken_with_a_warning(script):
-    status, _, err = script("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--model_path", "saved_models")
+    status, _, err = script(
+        "train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--model_path", "saved_models"
+    )
     assert status == 0
     assert err == "warning: --model_path has no effect here\n"
 
@@ -276,7 +315,11 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--auxiliary", "--batch_size", "1"], "--auxiliary needs a --batch_size of at least 2"),
         ("train", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
         ("train_search", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
-        ("train_search", ["--epochs", "9" * 400], r"--epochs.*9\.\.\. is not a whole number of at least 1 and at most 2147483647"),
+        (
+            "train_search",
+            ["--epochs", "9" * 400],
+            r"--epochs.*9\.\.\. is not a whole number of at least 1 and at most 2147483647",
+        ),
         ("train_search", ["--epochs", "9" * 5000], r"--epochs.*9\.\.\. is not a whole number"),
         ("train", ["--learning_rate", "nan"], "--learning_rate"),
         ("train", ["--drop_path_prob", "1"], "--drop_path_prob"),
@@ -291,7 +334,11 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--optimizer", "lion"], "--optimizer.*sgd.*adam"),
         ("train", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train", ["--init_from", "missing.pt"], r"missing\.pt: No such file"),
-        ("train_search", ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"], "--channels 1 needs a network that takes"),
+        (
+            "train_search",
+            ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"],
+            "--channels 1 needs a network that takes",
+        ),
         ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
@@ -302,7 +349,11 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train_search", ["--gpu", "0,1"], r"torchrun --nproc_per_node=2"),
         ("train_search", ["--multigpu"], r"for --multigpu, use torchrun --nproc_per_node=2"),
         ("train_search", ["--auxiliary"], r"for --auxiliary, use train\.py --auxiliary"),
-        ("train_search", ["--learning_rate=0.1", "--set=cifar100"], "arguments: --set=cifar100; for --set, use --dataset "),
+        (
+            "train_search",
+            ["--learning_rate=0.1", "--set=cifar100"],
+            "arguments: --set=cifar100; for --set, use --dataset ",
+        ),
         ("train", ["--lr", "1"], "arguments: --lr 1; for --lr, use --learning_rate "),
         ("train", ["--unrolled"], r"for --unrolled, use train_search\.py --unrolled"),
         ("train", ["--batch-size", "8"], "for --batch-size, use --batch_size "),
@@ -315,7 +366,9 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, name, arguments, words):
-    others = [*TINY, "--fast_dev_run", "--run_dir", "run"] if name.startswith("train") else TINY if name == "test" else []
+    others = (
+        [*TINY, "--fast_dev_run", "--run_dir", "run"] if name.startswith("train") else TINY if name == "test" else []
+    )
     status, out, err = script(name, *others, *arguments)
     assert status == 2
     assert out == ""
@@ -381,7 +434,9 @@ def test_what_nobody_foresaw_is_a_traceback_and_one_line(error, words, capsys):
     assert re.search(f"error: {words}.*{type(error).__name__}", last)
 
 
-@pytest.mark.parametrize("name", ["train", "train_search", "test", "benchmarks/search_step", "benchmarks/hypergradient"])
+@pytest.mark.parametrize(
+    "name", ["train", "train_search", "test", "benchmarks/search_step", "benchmarks/hypergradient"]
+)
 def test_ctrl_c_while_modules_are_imported_ends_without_a_word(name, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     ends_without_a_word([ROOT / f"{name}.py"], tmp_path, b"importing")
@@ -456,7 +511,10 @@ def test_what_is_only_printed_ends_without_a_word_when_nobody_reads(images, tmp_
     assert unread(tmp_path, "visualize", "DARTS_V2", "--format", "svg") == (141, "")
     assert (tmp_path / "reduction.svg").exists()
     torch.save(NetworkCIFAR(2, 2, 3, True, genotypes.DARTS_V2).state_dict(), tmp_path / "weights.pt")
-    assert unread(tmp_path, "test", *SMALL_IMAGES, "--data", images, "--auxiliary", "--model_path", "weights.pt") == (141, "")
+    assert unread(tmp_path, "test", *SMALL_IMAGES, "--data", images, "--auxiliary", "--model_path", "weights.pt") == (
+        141,
+        "",
+    )
 
 
 def test_importing_anything_does_nothing(tmp_path):
@@ -476,7 +534,9 @@ def network(C=2):
 
 
 class Pickler2018(pickle.Pickler):
-    """Writes tensors as PyTorch 0.3 did on a GPU: without the later `_rebuild_tensor_v2`, and with storages of the type `torch.cuda`."""
+    """Writes tensors as PyTorch 0.3 did on a GPU: without the later `_rebuild_tensor_v2`, and with storages of the type
+    `torch.cuda`.
+    """
 
     def __init__(self, file):
         super().__init__(file, protocol=2)
@@ -487,7 +547,12 @@ class Pickler2018(pickle.Pickler):
             return NotImplemented
         key = str(len(self.storages))
         self.storages[key] = value
-        return torch._utils._rebuild_tensor, (SimpleNamespace(key=key, count=value.numel()), 0, tuple(value.shape), value.stride())
+        return torch._utils._rebuild_tensor, (
+            SimpleNamespace(key=key, count=value.numel()),
+            0,
+            tuple(value.shape),
+            value.stride(),
+        )
 
     def persistent_id(self, value):
         storage = isinstance(value, SimpleNamespace)
@@ -495,9 +560,15 @@ class Pickler2018(pickle.Pickler):
 
 
 def save_as_in_2018(content, path):
-    """Four pickles (magic number, version, machine, content), then the storages' names, then each one's length and numbers."""
+    """Four pickles (magic number, version, machine, content), then the storages' names, then each one's length and
+    numbers.
+    """
     with open(path, "wb") as file:
-        for header in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
+        for header in (
+            0x1950A86A20F9469CFC6C,
+            1001,
+            {"protocol_version": 1001, "little_endian": True, "type_sizes": {}},
+        ):
             pickle.dump(header, file, protocol=2)
         pickler = Pickler2018(file)
         pickler.dump(content)
@@ -507,19 +578,32 @@ def save_as_in_2018(content, path):
 
 
 def beside_counters(weights):
-    return weights | {"total_ops": torch.zeros(1, dtype=torch.float64), "stem.0.total_params": torch.zeros(1, dtype=torch.float64)}
+    return weights | {
+        "total_ops": torch.zeros(1, dtype=torch.float64),
+        "stem.0.total_params": torch.zeros(1, dtype=torch.float64),
+    }
 
 
 @pytest.mark.parametrize(
     ("change", "save", "words"),
     [
         (dict, save_as_in_2018, ""),
-        (lambda weights: {"epoch": 12, "state_dict": weights, "best_acc_top1": 73.1, "optimizer": {}}, save_as_in_2018, "of epoch 12"),
+        (
+            lambda weights: {"epoch": 12, "state_dict": weights, "best_acc_top1": 73.1, "optimizer": {}},
+            save_as_in_2018,
+            "of epoch 12",
+        ),
         (lambda weights: {"epoch": 12, "state_dict": weights}, torch.save, "read its state_dict of epoch 12"),
         (lambda weights: {"model": weights}, torch.save, "read its model"),
-        (lambda weights: {f"module.{key}": value for key, value in weights.items()}, torch.save, "removed the prefix module."),
         (
-            lambda weights: {"state_dict": {f"module._orig_mod.{key}": value for key, value in beside_counters(weights).items()}},
+            lambda weights: {f"module.{key}": value for key, value in weights.items()},
+            torch.save,
+            "removed the prefix module.",
+        ),
+        (
+            lambda weights: {
+                "state_dict": {f"module._orig_mod.{key}": value for key, value in beside_counters(weights).items()}
+            },
             torch.save,
             "read its state_dict; left out total_ops, total_params; removed the prefix module._orig_mod.",
         ),
@@ -528,7 +612,11 @@ def beside_counters(weights):
 )
 def test_weights_as_others_save_them(tmp_path, change, save, words):
     """The authors' files come from PyTorch 0.3, before BatchNorm counted its batches."""
-    weights = {key: torch.rand_like(value) for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
+    weights = {
+        key: torch.rand_like(value)
+        for key, value in network().state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     save(change(weights), tmp_path / "weights.pt")
     model, said = network(), []
     load_weights(model, str(tmp_path / "weights.pt"), say=said.append)
@@ -539,7 +627,9 @@ def test_weights_as_others_save_them(tmp_path, change, save, words):
 
 def test_what_others_saved_is_tested_and_the_output_says_what_was_read(script, images):
     arguments = [*SMALL_IMAGES, "--data", images, "--auxiliary", "--model_path", "checkpoint.pt"]
-    torch.save({"epoch": 3, "state_dict": NetworkCIFAR(2, 2, 3, True, genotypes.DARTS_V2).state_dict()}, "checkpoint.pt")
+    torch.save(
+        {"epoch": 3, "state_dict": NetworkCIFAR(2, 2, 3, True, genotypes.DARTS_V2).state_dict()}, "checkpoint.pt"
+    )
     status, out, error = script("test", *arguments)
     assert status == 0, error
     assert "checkpoint.pt: read its state_dict of epoch 3\n" in out
@@ -548,7 +638,9 @@ def test_what_others_saved_is_tested_and_the_output_says_what_was_read(script, i
 def test_a_whole_module_is_not_read_and_converts_as_documented(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(network(), "model.pt")
-    with pytest.raises(errors.UserError, match=r"a whole module: unpickling model\.NetworkCIFAR may run any code.*docs/faq\.md"):
+    with pytest.raises(
+        errors.UserError, match=r"a whole module: unpickling model\.NetworkCIFAR may run any code.*docs/faq\.md"
+    ):
         load_weights(network(), "model.pt")
     lines = re.search(r"(    import torch\n\n(    .*\n)+)", (ROOT / "docs" / "faq.md").read_text())[1]
     exec(textwrap.dedent(lines), {})
@@ -604,7 +696,9 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
 def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path, images):
     arguments = [*SMALL_IMAGES, "--data", images, "--fast_dev_run", "--amp"]
     for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
-        status, _, errors = script("train_search", *arguments, *ONE_CELL, *order, "--run_dir", "-".join(["search", *order]))
+        status, _, errors = script(
+            "train_search", *arguments, *ONE_CELL, *order, "--run_dir", "-".join(["search", *order])
+        )
         assert status == 0, errors
     status, _, errors = script("train", *arguments, "--arch", "search", "--auxiliary", "--run_dir", "train")
     assert status == 0, errors
@@ -622,7 +716,9 @@ def architects(hvp="finite_difference"):
         torch.manual_seed(0)
         network = model_search.Network(4, 10, 3, torch.nn.CrossEntropyLoss(), steps=2, multiplier=2)
         make_smooth(network)
-        args = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, hvp=hvp, amp=amp)
+        args = SimpleNamespace(
+            momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3, hvp=hvp, amp=amp
+        )
         yield Architect(network, args), torch.randn(2, 16, 3, 16, 16), torch.randint(10, (2, 16))
 
 
@@ -630,8 +726,8 @@ def architects(hvp="finite_difference"):
 def test_autocast_changes_the_alphas_gradient_by_its_roundings_only(unrolled, hvp):
     """Autocast rounds the results of convolutions and of the classifier to bfloat16, by at most eps / 2.
 
-    The longest path has 29 of them: in each of 3 cells 1 of preprocessing and for each of 2 nodes 4 of a separable convolution; the stem's
-    and the classifier. A gradient passes each of them forward and backward.
+    The longest path has 29 of them: in each of 3 cells 1 of preprocessing and for each of 2 nodes 4 of a separable
+    convolution; the stem's and the classifier. A gradient passes each of them forward and backward.
     """
     gradients = []
     for architect, x, y in architects(hvp):

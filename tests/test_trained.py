@@ -1,4 +1,6 @@
-"""A trained run as others use it: tested with nothing but its folder, asked from Python and from a terminal, exported; what is refused."""
+"""A trained run as others use it: tested with nothing but its folder, asked from Python and from a terminal, exported;
+what is refused.
+"""
 
 import contextlib
 import io
@@ -56,7 +58,19 @@ def trained_run(photos, tmp_path_factory):
     """A training run on them, and its last line."""
     folder = tmp_path_factory.mktemp("runs") / "my run"
     arguments = ["--dataset", "folder", "--data", str(photos), "--image_size", "16", "--gpu", "-1", "--workers", "0"]
-    arguments += ["--arch", "DARTS_V2", "--auxiliary", "--init_channels", "2", "--layers", "3", "--epochs", "1", "--batch_size", "8"]
+    arguments += [
+        "--arch",
+        "DARTS_V2",
+        "--auxiliary",
+        "--init_channels",
+        "2",
+        "--layers",
+        "3",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+    ]
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setattr(sys, "argv", ["train.py", *arguments, "--run_dir", str(folder)])
@@ -83,7 +97,9 @@ def recorded(run, metric="test_acc"):
 def check_measured(out, run):
     """test.py has measured what the run recorded: accuracy, which is coarse, and loss."""
     assert float(re.search(r"^test_acc (\S+)$", out, re.MULTILINE)[1]) == pytest.approx(recorded(run), abs=1e-6)
-    assert float(re.search(r"^test_loss (\S+)", out, re.MULTILINE)[1]) == pytest.approx(recorded(run, "test_loss"), rel=1e-5)
+    assert float(re.search(r"^test_loss (\S+)", out, re.MULTILINE)[1]) == pytest.approx(
+        recorded(run, "test_loss"), rel=1e-5
+    )
 
 
 # ---- The folder
@@ -111,7 +127,12 @@ def test_a_run_is_tested_with_nothing_but_its_folder(script, run):
 
 
 def test_the_log_ends_with_that_command(trained_run):
-    assert (trained_run / "log.txt").read_text().splitlines()[-1].endswith(f"test the weights again: python test.py '{trained_run}'")
+    assert (
+        (trained_run / "log.txt")
+        .read_text()
+        .splitlines()[-1]
+        .endswith(f"test the weights again: python test.py '{trained_run}'")
+    )
 
 
 def test_the_images_to_test_on_are_all_that_it_needs(script, run, photos, tmp_path):
@@ -157,7 +178,10 @@ def test_the_authors_arguments_work_as_before(script, run, photos):
         (["--layers", "4"], "--layers 4: the network in run has 3"),
         (["--arch", "DARTS_V1"], "--arch DARTS_V1: the network in run has run"),
         (["--dataset", "digits"], "digits has images of 32 pixels, not 16"),
-        (["--data", "other"], r"the classes of \S*other/test are not those of the network: only one of both has .*Opa's Schiffe"),
+        (
+            ["--data", "other"],
+            r"the classes of \S*other/test are not those of the network: only one of both has .*Opa's Schiffe",
+        ),
     ],
 )
 def test_other_sizes_and_classes_are_refused(script, run, photos, tmp_path, arguments, words):
@@ -212,7 +236,9 @@ def test_from_python(run, photos):
 
 
 def test_predictions_are_what_was_measured(run, photos):
-    """The accuracy of the predictions, one image at a time, is the run's; the images are those of the evaluation, to the bit."""
+    """The accuracy of the predictions, one image at a time, is the run's; the images are those of the evaluation, to
+    the bit.
+    """
     net = predict.load(run)
     options = data.Options("folder", str(photos), 16, workers=0, batch_size=15)
     images = data.load(options)
@@ -248,7 +274,9 @@ def test_in_a_program_elsewhere(run, photos, tmp_path):
     path = max((photos / "test").rglob("*.png"))
     load = "sys.path.append(root); from predict import load; net = load(run)"
     program = f"import sys; root, run, path = sys.argv[1:]; {load}; print(net.predict([path]))"
-    done = subprocess.run([sys.executable, "-c", program, ROOT, "alone", path], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, ROOT, "alone", path], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, f"{predict.load(run).predict([path])}\n"), done.stderr
 
 
@@ -397,7 +425,9 @@ def test_code_that_only_the_folder_names_is_not_run(script, run, tmp_path):
     (tmp_path / "space.py").write_text(f"open({str(trap)!r}, 'w')\n")
     change(run, space="space.py:Net", architecture={"a": "b"}, auxiliary=False)
     for name in ("test", "predict", "export"):
-        status, _, err = script(name, "run", *["image.png"][: name == "predict"], *(["--gpu", "-1"] if name != "export" else []))
+        status, _, err = script(
+            name, "run", *["image.png"][: name == "predict"], *(["--gpu", "-1"] if name != "export" else [])
+        )
         assert (status, err.count("\n")) == (2, 1)
         assert "if you trust that file, add --space space.py:Net" in err
     assert not trap.exists()
@@ -412,7 +442,9 @@ def missing(monkeypatch):
     return lambda *names: [monkeypatch.setitem(sys.modules, name, None) for name in names]
 
 
-@pytest.mark.parametrize(("format", "package"), [("onnx", "onnx"), ("onnx", "onnxscript"), ("safetensors", "safetensors")])
+@pytest.mark.parametrize(
+    ("format", "package"), [("onnx", "onnx"), ("onnx", "onnxscript"), ("safetensors", "safetensors")]
+)
 def test_a_missing_package_is_named(script, run, missing, format, package):
     if package == "onnxscript":
         pytest.importorskip("onnx")  # which is missed first
@@ -483,7 +515,9 @@ def test_onnx(script, run, photos, tmp_path):
     x = torch.stack([net.preprocess(path) for path in sorted((photos / "test").rglob("*.png"))])
     for batch in (1, 2, 15):
         [logits] = session.run(["logits"], {"images": x[:batch].numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits).softmax(1), net.model(x[:batch]).softmax(1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.from_numpy(logits).softmax(1), net.model(x[:batch]).softmax(1), atol=1e-5, rtol=0
+        )
     page = (ROOT / "docs" / "own_images.md").read_text()
     snippet = re.search(r"```python\n(import json\n.*?)```", page, re.DOTALL)[1]
     photo = max((photos / "test").rglob("*.png"))
@@ -492,7 +526,9 @@ def test_onnx(script, run, photos, tmp_path):
     names = {}
     exec(snippet, names)
     expected = dict(net.predict([photo])[0])
-    assert dict(zip(names["classes"], names["probabilities"].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
+    assert dict(zip(names["classes"], names["probabilities"].tolist(), strict=True)) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_without_onnxruntime_the_file_is_written_and_it_is_said(script, run, missing):
@@ -539,14 +575,18 @@ def test_an_export_where_the_images_have_gone(script, run, photos, monkeypatch):
     (run / "config.json").write_text(json.dumps(config))
     status, _, err = script("export", "run", "--format", "torch")
     assert (status, err.count("\n")) == (2, 1)
-    assert re.search(r"the images to compare the export on are missing \(there is no folder \S*gone.*name some with --images", err)
+    assert re.search(
+        r"the images to compare the export on are missing \(there is no folder \S*gone.*name some with --images", err
+    )
     net = predict.load(run)
     assert len(export.real_images(net, str(run), [str(photos / "test" / CLASSES[0])])) == 5
 
 
 @pytest.mark.parametrize("space", ["enas_micro", "enas_macro", "nasbench201", f"{ROOT}/examples/small_space.py:Net"])
 def test_networks_of_other_spaces(run, tmp_path, space):
-    """Any of their architectures, from its description; code is run that the caller names, wherever it lay when it was trained."""
+    """Any of their architectures, from its description; code is run that the caller names, wherever it lay when it was
+    trained.
+    """
     args = Namespace(space=space, init_channels=2, layers=None, auxiliary=False, channels=3, space_arg=None)
     networks.set_sizes(args, 16, 8)
     mutator = RandomMutator(build_network(args, 3))

@@ -79,7 +79,9 @@ def test_multiply_adds_by_hand():
 
 def test_multiply_adds_of_the_papers_networks():
     assert utils.count_multiply_adds(NetworkCIFAR(36, 10, 20, True, genotypes.DARTS_V2), 32) == pytest.approx(528.35904)
-    assert utils.count_multiply_adds(NetworkImageNet(48, 1000, 14, True, genotypes.DARTS_V2), 224) == pytest.approx(529.911552)
+    assert utils.count_multiply_adds(NetworkImageNet(48, 1000, 14, True, genotypes.DARTS_V2), 224) == pytest.approx(
+        529.911552
+    )
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
@@ -100,7 +102,8 @@ def test_drop_path_spares_skip_connections_and_evaluation(monkeypatch):
     network = NetworkCIFAR(2, 10, 3, False, genotypes.DARTS_V2)
     network.drop_path_prob = 0.25
     network(torch.zeros(2, 3, 32, 32))
-    # One normal cell with 2 of 8 skips, two reduction cells with 3 of 8, of which none at stride 2 (that would be a FactorizedReduce).
+    # One normal cell with 2 of 8 skips, two reduction cells with 3 of 8, of which none at stride 2 (that would be a
+    # FactorizedReduce).
     assert dropped == [0.25] * (6 + 5 + 5)
     network.eval()(torch.zeros(2, 3, 32, 32))
     network.train().drop_path_prob = 0.0

@@ -1,4 +1,7 @@
-"""Fast steps that are wrong are found on a run's first batch, and the run goes on plainly. The check changes no result."""
+"""Fast steps that are wrong are found on a run's first batch, and the run goes on plainly.
+
+The check changes no result.
+"""
 
 from argparse import Namespace
 from pathlib import Path
@@ -34,7 +37,9 @@ def without_gradient(function, **options):
 
 
 def doubled(function, **options):
-    return lambda *inputs: [2 * part for part in result] if isinstance(result := function(*inputs), list) else 2 * result
+    return lambda *inputs: (
+        [2 * part for part in result] if isinstance(result := function(*inputs), list) else 2 * result
+    )
 
 
 def wrong_graph(run, warm_up, model):

@@ -66,12 +66,16 @@ def without_dot(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
 
 
-@pytest.mark.parametrize("genotype", [*KNOWN.values(), some_genotype(0), some_genotype(1)], ids=[*KNOWN, "random0", "random1"])
+@pytest.mark.parametrize(
+    "genotype", [*KNOWN.values(), some_genotype(0), some_genotype(1)], ids=[*KNOWN, "random0", "random1"]
+)
 def test_picture_has_exactly_the_genotypes_edges(genotype):
     for (edges, concat), cell in zip(cells(genotype), Cells(genotype).cells.values(), strict=True):
         names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(edges) // 2))]
         operations, outputs = drawn(drawing.cell(cell, "").source)
-        assert operations == Counter((names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges))
+        assert operations == Counter(
+            (names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges)
+        )
         assert outputs == Counter((names[node], "c_{k}") for node in concat)
 
 
@@ -83,7 +87,13 @@ def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
 
     assert list(drawing.OPERATION_COLOURS) == OPERATIONS
     assert len(set(drawing.OPERATION_COLOURS.values())) == len(OPERATIONS)
-    names = ["se_conv_3x3", "gelu_conv_3x3", "", "\udfff", *(f"operation{number}" for number in range(200))]  # colours that nobody chose
+    names = [
+        "se_conv_3x3",
+        "gelu_conv_3x3",
+        "",
+        "\udfff",
+        *(f"operation{number}" for number in range(200)),
+    ]  # colours that nobody chose
     made = [drawing.colour(name) for name in names]
     assert made == [drawing.colour(name) for name in names]
     assert len(set(made)) > 100
@@ -129,7 +139,9 @@ def test_no_renderer_is_a_users_error(tmp_path, without_dot, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "script", ["echo no fonts >&2; exit 1", "exit 3", "echo half; exit 1", "exit 0"], ids=["says why", "silent", "half", "empty"]
+    "script",
+    ["echo no fonts >&2; exit 1", "exit 3", "echo half; exit 1", "exit 0"],
+    ids=["says why", "silent", "half", "empty"],
 )
 def test_failing_renderer_is_a_users_error(tmp_path, monkeypatch, script):
     fake_program(tmp_path / "bin", "dot", script)

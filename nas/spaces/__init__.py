@@ -4,7 +4,15 @@ The classes that NNI documents with these spaces can be imported from here, unde
 """
 
 from nas.spaces.darts import DartsCell, PoolBN
-from nas.spaces.enas import ConvBranch, ENASMacroGeneralModel, ENASMacroLayer, ENASMicroLayer, Pool, PoolBranch, SepConvBN
+from nas.spaces.enas import (
+    ConvBranch,
+    ENASMacroGeneralModel,
+    ENASMacroLayer,
+    ENASMicroLayer,
+    Pool,
+    PoolBranch,
+    SepConvBN,
+)
 from nas.spaces.nasbench201 import NASBench201Cell, Pooling, Zero
 from operations import DilConv, FactorizedReduce, ReLUConvBN, SepConv
 

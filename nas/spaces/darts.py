@@ -22,7 +22,9 @@ class PoolBN(nn.Sequential):
     """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the
     padding."""
 
-    def __init__(self, pool_type: str, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
+    def __init__(
+        self, pool_type: str, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True
+    ) -> None:
         super().__init__(pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C, affine=affine))
 
 
@@ -39,7 +41,9 @@ class DropPath(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.__dict__["network"] = None  # bypasses `nn.Module.__setattr__`, which would register the network as a submodule
+        self.__dict__["network"] = (
+            None  # bypasses `nn.Module.__setattr__`, which would register the network as a submodule
+        )
 
     def forward(self, x: Tensor | None) -> Tensor | None:
         probability = getattr(self.__dict__["network"], "drop_path_prob", 0.0)
@@ -70,13 +74,17 @@ class DartsNode(nn.Module):
         for source, key in enumerate(keys):
             stride = 2 if source < n_halved else 1
             operations = {choice_of(name): candidate(name, channels, stride) for name in PRIMITIVES if name != "none"}
-            self.ops.append(LayerChoice(OrderedDict(operations), key=key))  # mutators with alphas have an alpha for `none`
+            self.ops.append(
+                LayerChoice(OrderedDict(operations), key=key)
+            )  # mutators with alphas have an alpha for `none`
         self.drop_path = DropPath()
         self.input_switch = InputChoice(choose_from=keys, n_chosen=2, key=switch_key(cell, node))
 
     def forward(self, states: list[Tensor]) -> Tensor:
         results = [op(state) for op, state in zip(self.ops, states, strict=True)]
-        return self.input_switch([x if isinstance(op, Identity) else self.drop_path(x) for op, x in zip(self.ops, results, strict=True)])
+        return self.input_switch(
+            [x if isinstance(op, Identity) else self.drop_path(x) for op, x in zip(self.ops, results, strict=True)]
+        )
 
 
 class DartsCell(nn.Module):
@@ -90,7 +98,9 @@ class DartsCell(nn.Module):
         reduction: whether this cell does.
     """
 
-    def __init__(self, n_nodes: int, channels_pp: int, channels_p: int, channels: int, reduction_p: bool, reduction: bool) -> None:
+    def __init__(
+        self, n_nodes: int, channels_pp: int, channels_p: int, channels: int, reduction_p: bool, reduction: bool
+    ) -> None:
         super().__init__()
         self.reduction = reduction
         if reduction_p:
@@ -120,11 +130,14 @@ class DartsNetwork(nn.Module):
         n_nodes: intermediate nodes per cell.
     """
 
-    def __init__(self, init_channels: int = 16, layers: int = 8, num_classes: int = 10, in_channels: int = 3, n_nodes: int = 4) -> None:
+    def __init__(
+        self, init_channels: int = 16, layers: int = 8, num_classes: int = 10, in_channels: int = 3, n_nodes: int = 4
+    ) -> None:
         super().__init__()
         if layers < 3:
             raise UserError(
-                f"{layers} cells: at least 3 are needed, because fewer are all reduction cells and leave no normal cell to choose"
+                f"{layers} cells: at least 3 are needed, because fewer are all reduction cells and leave no normal "
+                f"cell to choose"
             )
         C_stem, reduction_p = 3 * init_channels, False
         self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))

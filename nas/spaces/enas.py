@@ -22,7 +22,10 @@ def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
 
 
 def _separable(C_in: int, C_out: int, kernel_size: int, stride: int, padding: int) -> list[nn.Module]:
-    return [nn.Conv2d(C_in, C_in, kernel_size, stride, padding, groups=C_in, bias=False), nn.Conv2d(C_in, C_out, 1, bias=False)]
+    return [
+        nn.Conv2d(C_in, C_in, kernel_size, stride, padding, groups=C_in, bias=False),
+        nn.Conv2d(C_in, C_out, 1, bias=False),
+    ]
 
 
 def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
@@ -56,7 +59,9 @@ class _MicroInput(nn.Module):
         super().__init__()
         self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, key=f"{key}_input")
         convolutions = [SepConvBN(channels, channels, 3, 1), SepConvBN(channels, channels, 5, 2)]
-        self.op_choice = LayerChoice([*convolutions, Pool("avg", 3, 1, 1), Pool("max", 3, 1, 1), Identity()], key=f"{key}_op")
+        self.op_choice = LayerChoice(
+            [*convolutions, Pool("avg", 3, 1, 1), Pool("max", 3, 1, 1), Identity()], key=f"{key}_op"
+        )
         self.drop_path = DropPath()
 
     def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
@@ -88,7 +93,9 @@ class ENASMicroLayer(nn.Module):
         reduction: whether the layer halves height and width. It does so for its inputs.
     """
 
-    def __init__(self, num_nodes: int, in_channels_pp: int, in_channels_p: int, out_channels: int, reduction: bool) -> None:
+    def __init__(
+        self, num_nodes: int, in_channels_pp: int, in_channels_p: int, out_channels: int, reduction: bool
+    ) -> None:
         super().__init__()
         self.reduction = reduction
         if reduction:
@@ -99,7 +106,9 @@ class ENASMicroLayer(nn.Module):
         self.preproc1 = nn.Identity() if in_channels_p == out_channels else _pointwise(in_channels_p, out_channels)
         kind = "reduce" if reduction else "normal"
         labels = [InputChoice.NO_KEY, InputChoice.NO_KEY, *(f"{kind}_node_{node}" for node in range(num_nodes))]
-        self.nodes = nn.ModuleList(ENASMicroNode(labels[2 + node], labels[: 2 + node], out_channels) for node in range(num_nodes))
+        self.nodes = nn.ModuleList(
+            ENASMicroNode(labels[2 + node], labels[: 2 + node], out_channels) for node in range(num_nodes)
+        )
         self.final_conv_w = nn.Parameter(torch.empty(out_channels, num_nodes + 2, out_channels, 1, 1))
         nn.init.kaiming_normal_(self.final_conv_w)
         self.bn = nn.BatchNorm2d(out_channels, affine=False)
@@ -139,7 +148,9 @@ class ENASMicroNetwork(nn.Module):
     ) -> None:
         super().__init__()
         channels_pp = channels_p = 3 * out_channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p))
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p)
+        )
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
             if layer in reductions(num_layers):
@@ -183,7 +194,9 @@ class Micro(Architecture):
                 return {}
             if pairs:
                 used = {source for _, source in pairs}
-                found[name] = graph(name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys)
+                found[name] = graph(
+                    name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys
+                )
         return {} if remaining else found
 
 
@@ -204,8 +217,12 @@ class ConvBranch(nn.Sequential):
 class PoolBranch(nn.Sequential):
     """1x1 convolution, pooling, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W'); `pool_type` is `max` or `avg`."""
 
-    def __init__(self, pool_type: str, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, affine: bool = False) -> None:
-        super().__init__(_pointwise(C_in, C_out), Pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C_out, affine=affine))
+    def __init__(
+        self, pool_type: str, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, affine: bool = False
+    ) -> None:
+        super().__init__(
+            _pointwise(C_in, C_out), Pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C_out, affine=affine)
+        )
 
 
 class ENASMacroLayer(MutableScope):
@@ -244,18 +261,31 @@ class ENASMacroGeneralModel(nn.Module):
     """
 
     def __init__(
-        self, num_layers: int = 12, out_filters: int = 24, in_channels: int = 3, num_classes: int = 10, dropout_rate: float = 0.0
+        self,
+        num_layers: int = 12,
+        out_filters: int = 24,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise UserError(f"{num_layers} layers: at least 1 is needed")
         if out_filters % 2:
-            raise UserError(f"{out_filters} channels: an even number is needed, because a reduction computes them in two halves")
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters))
+            raise UserError(
+                f"{out_filters} channels: an even number is needed, because a reduction computes them in two halves"
+            )
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters)
+        )
         labels = [f"layer_{layer}" for layer in range(num_layers)]
-        self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels))
+        self.layers = nn.ModuleList(
+            ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels)
+        )
         third = num_layers // 3
-        self.reductions = nn.ModuleDict({str(layer): _reduce(out_filters, out_filters) for layer in (third - 1, 2 * third - 1) if third})
+        self.reductions = nn.ModuleDict(
+            {str(layer): _reduce(out_filters, out_filters) for layer in (third - 1, 2 * third - 1) if third}
+        )
         self.dropout = nn.Dropout(dropout_rate)
         self.classifier = nn.Linear(out_filters, num_classes)
 
@@ -285,9 +315,15 @@ class Macro(Architecture):
         values = [chosen if isinstance(chosen, list) else [chosen] for chosen in self.choices.values()]
         branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
         nodes = ["stem", *(str(layer) for layer in range(len(branches)))]
-        inputs = {f"layer_{layer}": nodes[layer] for layer in range(len(branches))}  # as in NNI, `layer_i` means the input of layer i
+        inputs = {
+            f"layer_{layer}": nodes[layer] for layer in range(len(branches))
+        }  # as in NNI, `layer_i` means the input of layer i
         known = all(len(branch) == 1 and is_index(branch[0], len(self.NUMBERED)) for branch in branches)
-        earlier = all(isinstance(label, str) and label in list(inputs)[:layer] for layer, chosen in enumerate(skips) for label in chosen)
+        earlier = all(
+            isinstance(label, str) and label in list(inputs)[:layer]
+            for layer, chosen in enumerate(skips)
+            for label in chosen
+        )
         if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
             return {}
         ends = zip(keys, nodes, nodes[1:], branches, strict=False)

@@ -45,7 +45,9 @@ class Cell201(Architecture):
 
     @property
     def cells(self) -> dict[str, Cell]:
-        if set(self.choices) != set(EDGES) or not all(isinstance(operation, str) for operation in self.choices.values()):
+        if set(self.choices) != set(EDGES) or not all(
+            isinstance(operation, str) for operation in self.choices.values()
+        ):
             return {}
         edges = [Edge(key, key[0], key[-1], operation) for key, operation in self.choices.items()]
         return {"": Cell({"0": "input", "1": "node", "2": "node", "3": "output"}, edges, [])}
@@ -161,7 +163,9 @@ class ResidualBlock(nn.Module):
 
 
 _NAMES = {name: candidate for candidate, name in CANDIDATES.items()}
-_STRING = r"\+".join(r"\|" + r"\|".join(rf"(\w+)~{source}" for source in range(node)) + r"\|" for node in range(1, NODES))
+_STRING = r"\+".join(
+    r"\|" + r"\|".join(rf"(\w+)~{source}" for source in range(node)) + r"\|" for node in range(1, NODES)
+)
 
 
 def to_string(architecture: Mapping[str, Any]) -> str:
@@ -171,8 +175,13 @@ def to_string(architecture: Mapping[str, Any]) -> str:
         UserError: it is not an architecture of this space.
     """
     if set(architecture) != set(EDGES) or not set(architecture.values()) <= set(CANDIDATES):
-        raise UserError(f"{shown(architecture)} is not of NAS-Bench-201: {', '.join(EDGES)} are each one of {', '.join(CANDIDATES)}")
-    nodes = ([f"{CANDIDATES[architecture[f'{source}_{node}']]}~{source}" for source in range(node)] for node in range(1, NODES))
+        raise UserError(
+            f"{shown(architecture)} is not of NAS-Bench-201: {', '.join(EDGES)} are each one of {', '.join(CANDIDATES)}"
+        )
+    nodes = (
+        [f"{CANDIDATES[architecture[f'{source}_{node}']]}~{source}" for source in range(node)]
+        for node in range(1, NODES)
+    )
     return "+".join(f"|{'|'.join(edges)}|" for edges in nodes)
 
 
@@ -180,5 +189,8 @@ def from_string(text: str) -> dict[str, str]:
     """The architecture for the benchmark's string `text`. Raises `UserError` if it is not such a string."""
     match = re.fullmatch(_STRING, text.strip())
     if not match or not set(match.groups()) <= set(_NAMES):
-        raise UserError(f"{shown(text)} is not a name of NAS-Bench-201, |<operation>~<node>|+|...|, with operations {', '.join(_NAMES)}")
+        raise UserError(
+            f"{shown(text)} is not a name of NAS-Bench-201, |<operation>~<node>|+|...|, with operations "
+            f"{', '.join(_NAMES)}"
+        )
     return {edge: _NAMES[name] for edge, name in zip(EDGES, match.groups(), strict=True)}

@@ -28,10 +28,12 @@ def in_a_browser(page, tmp_path, width, probe, dark=False):
 
 
 CUT_OFF = """<script>addEventListener("load", () => parent.postMessage(
-  [...document.querySelectorAll(".scroll, .picture")].map(part => part.scrollWidth - part.clientWidth), "*"))</script>"""
+  [...document.querySelectorAll(".scroll, .picture")]
+    .map(part => part.scrollWidth - part.clientWidth), "*"))</script>"""
 LINES_OF_NAMES = """<script>addEventListener("load", () => parent.postMessage(
   [...document.querySelectorAll(".facts td:first-child")].filter(cell => cell.offsetHeight).map(cell => {
-    const range = document.createRange(); range.selectNodeContents(cell); return range.getClientRects().length }), "*"))</script>"""
+    const range = document.createRange(); range.selectNodeContents(cell);
+    return range.getClientRects().length }), "*"))</script>"""
 
 
 def test_nothing_of_a_comparison_is_cut_off(tmp_path):
@@ -53,7 +55,8 @@ def test_names_of_facts_do_not_break(tmp_path, width):
 
 
 PROBE = """<script>addEventListener("load", () => parent.postMessage({
-  page: document.documentElement.scrollWidth, window: innerWidth, ground: getComputedStyle(document.body).backgroundColor,
+  page: document.documentElement.scrollWidth, window: innerWidth,
+  ground: getComputedStyle(document.body).backgroundColor,
   ink: getComputedStyle(document.body).color, pictures: [...document.images].map(image => image.naturalWidth),
   labels: Math.min(...[...document.images].map(image => image.clientWidth / image.naturalWidth)) }, "*"))</script>"""
 FRAME = """<!doctype html><pre id="seen"></pre><script>addEventListener("message",

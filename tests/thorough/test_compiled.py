@@ -1,6 +1,7 @@
 """What torch.compile makes of regions computes what the regions compute: pytest -n0 tests/thorough/test_compiled.py
 
-Every test is a process of its own: where a compiler has run, autograd no longer works in the processes that other tests fork.
+Every test is a process of its own: where a compiler has run, autograd no longer works in the processes that other tests
+fork.
 """
 
 import os
@@ -24,7 +25,8 @@ for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
     acceleration.apply(compiled, CPU, compiled_for=4)
     ran = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     tolerance = 1e-9 if hvp == "exact" or not unrolled else 1e-7
-    ours, theirs = (learn_cell(network, unrolled, hvp) for network in (compiled, plain))  # the last step on a smaller batch
+    # The last step is on a smaller batch.
+    ours, theirs = (learn_cell(network, unrolled, hvp) for network in (compiled, plain))
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     assert unrolled or torch._dynamo.utils.counters["stats"]["unique_graphs"] > ran
     x, _ = batch(4)
@@ -34,7 +36,8 @@ plain.load_state_dict(compiled.state_dict())
 
 TEXT = """
 import rnn.model, rnn.model_search
-rnn.model.Decoder.rows = staticmethod(lambda batch_size: 4 * batch_size)  # so that of 6 time steps, 4 are compiled and 2 are not
+# Of 6 time steps, 4 are compiled and 2 are not.
+rnn.model.Decoder.rows = staticmethod(lambda batch_size: 4 * batch_size)
 rnn.model.STEPS = rnn.model_search.STEPS = 2  # fewer nodes compile sooner
 rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
 from types import SimpleNamespace
@@ -94,7 +97,9 @@ else:
 
 @pytest.mark.parametrize("script", [CELLS, TEXT, NO_COMPILER], ids=["cells", "text", "no compiler"])
 def test_compiled_code(script, tmp_path):
-    script = "import torch\ntorch.set_num_threads(1)\ntorch.set_default_dtype(torch.float64)\n" + script + "\nprint('equal')"
+    script = (
+        "import torch\ntorch.set_num_threads(1)\ntorch.set_default_dtype(torch.float64)\n" + script + "\nprint('equal')"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment)
     if script is not NO_COMPILER and "no compiler" in done.stderr:

@@ -1,6 +1,8 @@
-"""Files and texts from strangers: whatever they hold, a parser returns something valid, or raises a `UserError` of one line.
+"""Files and texts from strangers: whatever they hold, a parser returns something valid, or raises a `UserError` of one
+line.
 
-Inputs are derived from valid ones as often as made up, so that they get past the first check. The same ones in every run.
+Inputs are derived from valid ones as often as made up, so that they get past the first check. The same ones in every
+run.
 """
 
 import argparse
@@ -62,7 +64,9 @@ WORDS = [*names(), *OPERATIONS, *CHOICES, *genotypes.Genotype._fields, "normal/o
 TEXT = st.one_of(st.sampled_from(WORDS), st.text(max_size=8), st.characters())
 INTEGERS = st.one_of(st.integers(-2, 7), st.integers(), st.sampled_from([10**4000]))
 SCALARS = st.one_of(st.none(), st.booleans(), INTEGERS, st.floats(), TEXT)
-JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=4)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=4
+)
 
 
 def nested(depth):
@@ -74,7 +78,9 @@ SEEDS = st.integers(0, 2**32)
 
 
 def edited(documents, seed, value):
-    """One of these objects with up to three of its parts, at any depth, replaced by `value`, taken out, doubled or renamed."""
+    """One of these objects with up to three of its parts, at any depth, replaced by `value`, taken out, doubled or
+    renamed.
+    """
     rng = random.Random(seed)
     document = copy.deepcopy(rng.choice(documents))
     key = None
@@ -87,7 +93,9 @@ def edited(documents, seed, value):
             break
         action = rng.randrange(4)
         if action < 2:
-            parent[key] = float(place) if type(place) is int and -99 < place < 99 and rng.random() < 0.3 else copy.deepcopy(value)
+            parent[key] = (
+                float(place) if type(place) is int and -99 < place < 99 and rng.random() < 0.3 else copy.deepcopy(value)
+            )
         elif action == 2:
             del parent[key]
         elif isinstance(parent, dict):
@@ -155,7 +163,17 @@ def literals(draw):
         SCALARS.map(lambda value: hex(value) if type(value) is int else repr(value)),
         st.text(max_size=12),
         st.sampled_from(
-            ["open('/')", "*[1]", "**{}", "-" * 5000 + "1", "(" * 300 + ")" * 300, "[" * 5000, "1 if 1 else 2", "'\\d'", "f'{1}'"]
+            [
+                "open('/')",
+                "*[1]",
+                "**{}",
+                "-" * 5000 + "1",
+                "(" * 300 + ")" * 300,
+                "[" * 5000,
+                "1 if 1 else 2",
+                "'\\d'",
+                "f'{1}'",
+            ]
         ),
     )
     fields = {name: repr(value) for name, value in genotypes.DARTS_V2._asdict().items()}
@@ -213,8 +231,19 @@ def test_names_of_nas_bench_201(seed, text):
         assert architecture is None or nasbench201.to_string(architecture) == name.strip()
 
 
-MICRO = {f"{kind}_node_{i}_{key}": 0 for kind in ("normal", "reduce") for i in range(2) for key in ("x_op", "x_input", "y_op", "y_input")}
-MACRO = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3, "InputChoice5": ["layer_0", "layer_1"]}
+MICRO = {
+    f"{kind}_node_{i}_{key}": 0
+    for kind in ("normal", "reduce")
+    for i in range(2)
+    for key in ("x_op", "x_input", "y_op", "y_input")
+}
+MACRO = {
+    "LayerChoice1": 5,
+    "LayerChoice2": 0,
+    "InputChoice3": [],
+    "LayerChoice4": 3,
+    "InputChoice5": ["layer_0", "layer_1"],
+}
 CELL = dict.fromkeys(["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"], "none")
 
 
@@ -244,7 +273,14 @@ def parse(folder):
 
 CONFIGURATION = {
     "stage": "search",
-    "arguments": {"dataset": "digits", "seed": 2, "unrolled": True, "run_dir": None, "checkpoint_minutes": 10.0, "resume": None},
+    "arguments": {
+        "dataset": "digits",
+        "seed": 2,
+        "unrolled": True,
+        "run_dir": None,
+        "checkpoint_minutes": 10.0,
+        "resume": None,
+    },
 }
 
 
@@ -275,7 +311,11 @@ STATE = Network().state_dict()
 
 def stored(content):
     """The same archive without checksums that fit: zip's own are made anew, so that what is changed inside is read."""
-    return {info.filename: archive.read(info) for archive in [zipfile.ZipFile(io.BytesIO(content))] for info in archive.infolist()}
+    return {
+        info.filename: archive.read(info)
+        for archive in [zipfile.ZipFile(io.BytesIO(content))]
+        for info in archive.infolist()
+    }
 
 
 WHOLE, LEGACY = saved(STATE), io.BytesIO()
@@ -347,7 +387,13 @@ def test_checkpoints(seed, progress, whole, tmp_path):
 
 # ---- Metrics
 
-ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5, "alphas": {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}}}
+ROW = {
+    "epoch": 0,
+    "lr": 0.1,
+    "valid_acc": 50.0,
+    "seconds": 1.5,
+    "alphas": {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}},
+}
 
 
 def write_run(folder, row, **config):

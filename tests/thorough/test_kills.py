@@ -1,4 +1,6 @@
-"""Runs that are killed at random moments, `KILLS=20 pytest -s -n0 tests/thorough/test_kills.py` times each, or while they write a file."""
+"""Runs that are killed at random moments, `KILLS=20 pytest -s -n0 tests/thorough/test_kills.py` times each, or while
+they write a file.
+"""
 
 import signal
 
@@ -15,7 +17,17 @@ COMMANDS = {
     "enas": [*CELLS, "--space", "nasbench201", "--strategy", "enas"],
     "random": [*CELLS, "--space", "enas_macro", "--strategy", "random"],
     "train": TRAIN,
-    "best epoch": [*TRAIN, "--valid_portion", "0.25", "--optimizer", "adam", "--learning_rate", "0.001", "--label_smoothing", "0.1"],
+    "best epoch": [
+        *TRAIN,
+        "--valid_portion",
+        "0.25",
+        "--optimizer",
+        "adam",
+        "--learning_rate",
+        "0.001",
+        "--label_smoothing",
+        "0.1",
+    ],
 }
 
 
@@ -28,7 +40,9 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):  # noq
 @pytest.mark.parametrize("command", [SEARCH, TRAIN], ids=["search", "train"])
 def test_killed_while_writing(command, moment, images, uninterrupted, tmp_path):  # noqa: F811
     folder = tmp_path / "run"
-    status, output = run(command, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=lambda: deadly(moment))
+    status, output = run(
+        command, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=lambda: deadly(moment)
+    )
     assert status == -signal.SIGKILL, output
     if (folder / "config.json").exists():
         status, output = run(command[:1], images, "--resume", folder)

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# In a process of its own, which a write past the end of memory ends. glibc checks the end of every piece of memory that is freed.
+# In a process of its own, which a write past the end of memory ends. glibc checks the end of every piece of memory that
+# is freed.
 GRID = """
 import itertools, sys, torch
 sys.path.insert(0, sys.argv[1])
@@ -26,7 +27,11 @@ print("all done")
 
 
 def test_no_operation_corrupts_memory_on_two_threads():
-    checked = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"} if sys.platform == "linux" else {}
+    checked = (
+        {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+        if sys.platform == "linux"
+        else {}
+    )
     threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}  # a waiting thread leaves its core to other tests
     command = [sys.executable, "-c", GRID, str(Path(__file__).parent.parent.parent)]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **checked, **threads})

@@ -1,6 +1,7 @@
 """README's commands, one after the other in a copy of the project: pytest -s -n0 tests/thorough/test_readme.py
 
-Those for a CPU run as they are. Those for a GPU or for images that are not here run for two batches, on a CPU and on other images.
+Those for a CPU run as they are. Those for a GPU or for images that are not here run for two batches, on a CPU and on
+other images.
 """
 
 import re
@@ -20,7 +21,9 @@ import genotypes
 from model import NetworkCIFAR
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = re.findall(r"^    (?:pip install .*&& )?(python .+?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+COMMANDS = re.findall(
+    r"^    (?:pip install .*&& )?(python .+?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
+)
 SHORT = ["--fast_dev_run", "--init_channels", "4", "--layers", "3", "--batch_size", "8"]
 
 
@@ -43,10 +46,16 @@ def runnable(command, folder):
 
 
 def test_every_command(tmp_path):
-    folder = shutil.copytree(ROOT, tmp_path / "darts", ignore=shutil.ignore_patterns(".*", "data", "runs", "search-*", "eval-*", "tests"))
+    folder = shutil.copytree(
+        ROOT, tmp_path / "darts", ignore=shutil.ignore_patterns(".*", "data", "runs", "search-*", "eval-*", "tests")
+    )
     rng = np.random.default_rng(0)
     classes = [f"my_images/{part}/{label}" for part in ("train", "test") for label in ("ant", "bee")]
-    for path in [*(f"{name}/{number}.jpg" for name in classes for number in range(32)), "photo.jpg", "more_photos/1.jpg"]:
+    for path in [
+        *(f"{name}/{number}.jpg" for name in classes for number in range(32)),
+        "photo.jpg",
+        "more_photos/1.jpg",
+    ]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(folder / path)
     torch.save(NetworkCIFAR(36, 10, 20, True, genotypes.DARTS_V2).state_dict(), folder / "cifar10_model.pt")

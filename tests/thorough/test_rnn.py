@@ -30,7 +30,8 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 from types import SimpleNamespace
 import rnn.model, rnn.model_search
-rnn.model.Decoder.rows = staticmethod(lambda batch_size: 4 * batch_size)  # so that of 6 time steps, 4 are compiled and 2 are not
+# Of 6 time steps, 4 are compiled and 2 are not.
+rnn.model.Decoder.rows = staticmethod(lambda batch_size: 4 * batch_size)
 # Fewer nodes compile sooner.
 rnn.model.STEPS = rnn.model_search.STEPS = 2
 rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))

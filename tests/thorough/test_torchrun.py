@@ -12,7 +12,9 @@ from test_distributed import ROOT, SPACE, launch
 
 
 def workers(process):
-    return [int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()]
+    return [
+        int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()
+    ]
 
 
 def test_torchrun_starts_again_and_goes_on(images, tmp_path):
