@@ -244,7 +244,8 @@ def _training_steps(images: int, batch_size: int) -> int:
     smallest = 2 * distributed.world_size()
     if batch_size < smallest and distributed.world_size() > 1:
         raise UserError(
-            f"--batch_size {batch_size} is shared by {distributed.world_size()} processes, which need two images each: raise it"
+            f"--batch_size {batch_size} is shared by {distributed.world_size()} processes, which need two images "
+            f"each: raise it"
         )
     return images // batch_size + (images % batch_size >= smallest)
 
@@ -303,7 +304,8 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
         order, count = np.arange(len(data.train))[::-1], data.valid
     if not 0 < count < len(order):
         raise UserError(
-            f"--valid_portion {portion} of {len(order)} training images holds out {count}: hold out at least one image, and leave one"
+            f"--valid_portion {portion} of {len(order)} training images holds out {count}: hold out at least one "
+            f"image, and leave one"
         )
     held_out, rest = np.sort(order[:count]), np.sort(order[count:])
     notes = (

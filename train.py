@@ -58,7 +58,8 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--arch",
         type=Cells.canonical,
         default="DARTS",
-        help=f"train this architecture: {', '.join(Cells.names())}; a search's folder; or JSON or Genotype(...), as text or in a file",
+        help=f"train this architecture: {', '.join(Cells.names())}; a search's folder; or JSON or Genotype(...), as "
+        f"text or in a file",
     )
     group.add_argument(
         "--init_channels",
