@@ -1,6 +1,6 @@
 """Stage 2, the evaluation of an architecture: trains the network of a genotype from scratch.
 
-    python train.py --arch DARTS_V2 --auxiliary --cutout --gpu 0      # CIFAR-10, the paper's setting: 97.24 +- 0.09% there
+    python train.py --arch DARTS_V2 --auxiliary --cutout --gpu 0      # CIFAR-10, as the paper: 97.24 +- 0.09% there
     python train.py --arch search-EXP-20260101-120000/genotype.json --auxiliary --cutout --gpu 0
     python train.py --arch DARTS_V2 --valid_portion 0.1 --auxiliary --cutout --gpu 0
     python train.py --preset imagenet --arch DARTS_V2 --auxiliary --gpu 0      # docs/imagenet.md

@@ -183,7 +183,7 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
     what is left out.
     """
     top = root / part
-    layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/, or val in the place of test, with images in every class"
+    layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/ (or val), with images in every class"
     if not top.is_dir():
         missing = top if root.is_dir() else root
         raise UserError(f"there is no folder {missing}; {missing.parent} holds {_content(missing.parent)}: {layout}")
@@ -200,7 +200,7 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
         ) from None
     if not classes:
         if part == valid_part_of(root):
-            layout += "; ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes"
+            layout += "; ImageNet's validation images come without: docs/imagenet.md sorts them into classes"
         raise UserError(f"cannot use the folder {top}: it holds {_content(top)}, and no folders of classes ({layout})")
     if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):
         reasons = "".join(f"; {note}" for note in notes(left_out))
