@@ -940,7 +940,9 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(folder, large, monkeypatch, de
     monkeypatch.setattr(files, "PATIENCE", 2)
     with pytest.raises(RuntimeError, match=r"^DataLoader ") as caught:
         list(test_batches(images, workers=1))
-    assert "a process that decodes images has died or hangs; lower --workers" in cli._unforeseen(caught.value)
+    assert "a process that decodes images has died or hangs; if memory is short, lower --workers" in cli._unforeseen(
+        caught.value
+    )
 
 
 def test_statistics_are_kept_until_the_folder_changes(folder, large, capsys):

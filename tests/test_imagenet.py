@@ -517,9 +517,7 @@ def test_bare_weights_are_tested_with_the_validation_images_alone(script, wide, 
         folder.rmdir()
     status, _, err = script("test", *flags, "--model_path", "weights.pt")
     assert status == 2
-    assert (
-        "ImageNet's validation images come without: docs/imagenet.md has the lines that sort them into classes" in err
-    )
+    assert "ImageNet's validation images come without: docs/imagenet.md sorts them into classes" in err
 
 
 # ---- The search
