@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment import distributed
-from nas.mutables import ArgumentError, InputChoice, LayerChoice, MutableScope
+from nas.mutables import InputChoice, LayerChoice, MutableScope
 from nas.mutators import Decisions, Mutator, SpaceNode, mask_of
 
 
@@ -27,16 +27,11 @@ class EnasMutator(Mutator):
         lstm_size: hidden units.
         lstm_num_layers: number of stacked LSTM layers.
         tanh_constant: logits are limited to +- this value by a tanh; None for no limit.
-        cell_exit_extra_step: whether the LSTM makes an extra step at the end of a scope.
         temperature: logits are divided by it first; None for 1.
         skip_target: the target probability of skip connections (inputs of which any number may be chosen) in the
             penalty.
         branch_bias: in reduction layers (modules whose attribute `reduction` is True), added to the logits of
             convolutions and subtracted from those of other candidates.
-        entropy_reduction: `sum` or `mean` over the entropies of several samples for one input choice.
-
-    Raises:
-        ArgumentError: `entropy_reduction` is neither.
     """
 
     def __init__(
@@ -45,17 +40,11 @@ class EnasMutator(Mutator):
         lstm_size: int = 64,
         lstm_num_layers: int = 1,
         tanh_constant: float | None = 1.5,
-        cell_exit_extra_step: bool = False,
         skip_target: float = 0.4,
         temperature: float | None = None,
         branch_bias: float = 0.25,
-        entropy_reduction: str = "sum",
     ) -> None:
         super().__init__(model)
-        if entropy_reduction not in ("sum", "mean"):
-            raise ArgumentError(f"unknown entropy_reduction {entropy_reduction!r}: known are sum, mean")
-        self.entropy_reduction = entropy_reduction
-        self.cell_exit_extra_step = cell_exit_extra_step
         self.tanh_constant = tanh_constant
         self.temperature = temperature
         self.skip_target = skip_target
@@ -106,8 +95,6 @@ class EnasMutator(Mutator):
             )
         for child in node.children:
             self._sample(child, decisions)
-        if isinstance(mutable, MutableScope) and self.cell_exit_extra_step and mutable.key not in self._anchors:
-            self._step()
         if isinstance(mutable, LayerChoice | MutableScope):
             self._anchors.setdefault(mutable.key, self._hidden)
 
@@ -159,7 +146,7 @@ class EnasMutator(Mutator):
         for _ in range(count):
             log_probs = F.log_softmax(logits.index_fill(0, chosen, -torch.inf), dim=0)
             drawn = torch.multinomial(log_probs.detach().exp(), 1)
-            self._record(log_probs[drawn].squeeze(0), log_probs.masked_fill(log_probs == -torch.inf, 0), count)
+            self._record(log_probs[drawn].squeeze(0), log_probs.masked_fill(log_probs == -torch.inf, 0))
             chosen = torch.cat([chosen, drawn])
         return chosen
 
@@ -168,16 +155,15 @@ class EnasMutator(Mutator):
         log_probs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
         mask = torch.rand_like(logits) < log_probs[:, 1].detach().exp()
         for log_prob, on in zip(log_probs, mask, strict=True):
-            self._record(torch.where(on, log_prob[1], log_prob[0]), log_prob, len(mask))
+            self._record(torch.where(on, log_prob[1], log_prob[0]), log_prob)
         target = logits.new_tensor([1 - self.skip_target, self.skip_target])
         self.sample_skip_penalty = self.sample_skip_penalty + (log_probs.exp() * (log_probs - target.log())).sum()
         return mask
 
-    def _record(self, log_prob: Tensor, log_probs: Tensor, draws: int) -> None:
-        """Records one of `draws` samples for a choice."""
+    def _record(self, log_prob: Tensor, log_probs: Tensor) -> None:
+        """Records a sample."""
         self.sample_log_prob = self.sample_log_prob + log_prob
-        entropy = -(log_probs.exp() * log_probs).sum()
-        self.sample_entropy = self.sample_entropy + (entropy if self.entropy_reduction == "sum" else entropy / draws)
+        self.sample_entropy = self.sample_entropy - (log_probs.exp() * log_probs).sum()
 
 
 def _is_convolution(candidate: nn.Module) -> bool:

@@ -141,7 +141,7 @@ def _narrow_candidates(choice: LayerChoice, x: Tensor, output: Tensor, parts: in
     x, expected = x[:, : x.size(1) // parts], output[:, : x.size(1) // parts].shape
     for name in choice.names:
         try:
-            choice[name] = _narrowed(choice[name], parts).eval()
+            setattr(choice, name, _narrowed(choice[name], parts).eval())
             shape = choice[name](x).shape
         except (RuntimeError, ValueError) as error:
             raise UserError(

@@ -7,8 +7,6 @@ between them. The module around the choices only calls them. The interface is th
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,21 +16,6 @@ from torch import Tensor, nn
 from experiment.errors import UserError
 
 REDUCTIONS = ("sum", "mean", "concat", "none")
-
-
-# Errors of the user. They are also of the types that NNI 2.0 raises.
-
-
-class SpaceError(UserError, RuntimeError):
-    """The space is not valid, or the architecture does not belong to it."""
-
-
-class CandidateError(UserError, TypeError):
-    """Candidates are not layers."""
-
-
-class ArgumentError(UserError, AssertionError):
-    """Arguments are not valid."""
 
 
 _numbers = itertools.count(1)
@@ -54,15 +37,7 @@ class Mutable(nn.Module):
 
     def __init__(self, key: str | None = None) -> None:
         super().__init__()
-        if key is None:
-            key = f"{type(self).__name__}{next(_numbers)}"
-        elif not isinstance(key, str):
-            warnings.warn(
-                f"the key {key!r} of a {type(self).__name__} is not a string: {str(key)!r} is used", stacklevel=3
-            )
-            key = str(key)
-        self.key = key
-        self.name = key  # with a mutator, the module's name in its model, such as `layers.0.op`
+        self.key = f"{type(self).__name__}{next(_numbers)}" if key is None else key
 
     @property
     def mutator(self):
@@ -82,20 +57,19 @@ class Mutable(nn.Module):
     def has_mutator(self) -> bool:
         return "_mutator" in self.__dict__
 
-    def set_mutator(self, mutator, name: str | None = None) -> None:
-        """Called by a mutator for every mutable of its model; `name` is the name in the model.
+    def set_mutator(self, mutator) -> None:
+        """Called by a mutator for every mutable of its model.
 
         Raises:
-            SpaceError: the module already has a mutator.
+            UserError: the module already has a mutator.
         """
         if self.has_mutator:
-            raise SpaceError(
+            raise UserError(
                 f"a mutator already decides for {self.key}: a model can have only one; build the model again for "
                 f"another"
             )
         # Bypasses `nn.Module.__setattr__`, which would register the mutator, with its parameters, as a submodule.
         self.__dict__["_mutator"] = mutator
-        self.name = name or self.name
 
     def extra_repr(self) -> str:
         return f"key={self.key!r}"
@@ -120,12 +94,11 @@ class MutableScope(Mutable):
 class Choice(Mutable):
     """Base class of both kinds of choice."""
 
-    def __init__(self, reduction: str, return_mask: bool, key: str | None) -> None:
+    def __init__(self, reduction: str, key: str | None) -> None:
         super().__init__(key)
         if reduction not in REDUCTIONS:
             raise UserError(f"unknown reduction {reduction!r} in {self.key}: known are {', '.join(REDUCTIONS)}")
         self.reduction = reduction
-        self.return_mask = return_mask
 
     def __len__(self) -> int:
         """The number of candidates."""
@@ -136,69 +109,34 @@ class Choice(Mutable):
         """The candidates in an exported architecture: their names, or their positions if they have no names."""
         raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reduction={self.reduction!r}" + (
-            ", return_mask=True" if self.return_mask else ""
-        )
-
 
 class LayerChoice(Choice):
     """A choice between layers. If several are chosen, their outputs are reduced to one; if none is chosen, the output
     is None.
 
-    Behaves like a list of its candidates.
+    Its candidates are counted, iterated over and found by position or name.
 
     Args:
         op_candidates: the layers; in an `OrderedDict`, they have names.
         reduction: how several outputs are combined: `sum`, `mean`, `concat` (along dimension 1) or `none` (a list).
-        return_mask: whether to return (output, mask); the mask over the candidates is (len(self),).
         key: see `Mutable`.
-
-    Raises:
-        CandidateError: `op_candidates` is neither a list nor a dictionary, or contains something other than modules.
-        ArgumentError: there are no candidates, or a name is an attribute of this class.
     """
 
     def __init__(
         self,
         op_candidates: Sequence[nn.Module] | Mapping[str, nn.Module],
         reduction: str = "sum",
-        return_mask: bool = False,
         key: str | None = None,
     ) -> None:
-        super().__init__(reduction, return_mask, key)
-        if not isinstance(op_candidates, Sequence | Mapping | nn.ModuleList):
-            raise CandidateError(
-                f"the candidates of {self.key} are a {type(op_candidates).__name__}: give a list or an OrderedDict"
-            )
+        super().__init__(reduction, key)
         named = (
             op_candidates
             if isinstance(op_candidates, Mapping)
-            else OrderedDict((str(i), op) for i, op in enumerate(op_candidates))
+            else {str(index): op for index, op in enumerate(op_candidates)}
         )
-        if not named:
-            raise ArgumentError(f"{self.key} has no candidates")
-        self.names: list[str] = []
+        self.names = list(named)
         for name, module in named.items():
-            if not isinstance(name, str) or not name or "." in name or name in {*dir(type(self)), *self.__dict__}:
-                raise ArgumentError(
-                    f"{name!r} cannot name a candidate of {self.key}: it must be a string without dots, and not the "
-                    f"name of an attribute"
-                )
-            if not isinstance(module, nn.Module):
-                raise CandidateError(f"candidate {name!r} of {self.key} is a {type(module).__name__}, not a module")
             self.add_module(name, module)
-            self.names.append(name)
-
-    @property
-    def choices(self) -> list[nn.Module]:
-        """The candidates, like `list(self)`."""
-        return list(self)
-
-    @property
-    def length(self) -> int:
-        """The number of candidates, like `len(self)`."""
-        return len(self)
 
     @property
     def labels(self) -> Sequence[str | int]:
@@ -206,32 +144,16 @@ class LayerChoice(Choice):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Applies the chosen candidates to the arguments."""
-        output, mask = self.mutator.on_forward_layer_choice(self, *args, **kwargs)
-        return (output, mask) if self.return_mask else output
+        return self.mutator.on_forward_layer_choice(self, *args, **kwargs)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self[:])
+        return (self[name] for name in self.names)
 
-    def __getitem__(self, index: int | str | slice) -> Any:
-        if isinstance(index, slice):
-            return [self._modules[name] for name in self.names[index]]
-        return self._modules[self._name_of(index)]
-
-    def __setitem__(self, index: int | str, module: nn.Module) -> None:
-        self._modules[self._name_of(index)] = module
-
-    def __delitem__(self, index: int | str | slice) -> None:
-        for name in self.names[index] if isinstance(index, slice) else [self._name_of(index)]:
-            del self._modules[name]
-            self.names.remove(name)
-
-    def _name_of(self, index: int | str) -> str:
-        if isinstance(index, str) and index not in self.names:
-            raise KeyError(index)
-        return index if isinstance(index, str) else self.names[index]
+    def __getitem__(self, index: int | str) -> nn.Module:
+        return getattr(self, index if isinstance(index, str) else self.names[index])
 
 
 class InputChoice(Choice):
@@ -242,10 +164,10 @@ class InputChoice(Choice):
         choose_from: for each input the key of the mutable that it comes from, or `NO_KEY`. A mutator may use it to rate
             the inputs.
         n_chosen: how many inputs are chosen; None for any number. If none is chosen, the output is None.
-        reduction, return_mask, key: as for `LayerChoice`.
+        reduction, key: as for `LayerChoice`.
 
     Raises:
-        ArgumentError: the arguments contradict each other.
+        UserError: there are no candidates, or fewer than `n_chosen`.
     """
 
     NO_KEY = ""
@@ -256,21 +178,16 @@ class InputChoice(Choice):
         choose_from: Sequence[str] | None = None,
         n_chosen: int | None = None,
         reduction: str = "sum",
-        return_mask: bool = False,
         key: str | None = None,
     ) -> None:
-        super().__init__(reduction, return_mask, key)
+        super().__init__(reduction, key)
         if not n_candidates and not choose_from:
-            raise ArgumentError(f"{self.key} has no candidates: give n_candidates or choose_from")
+            raise UserError(f"{self.key} has no candidates: give n_candidates or choose_from")
         self.choose_from = list(choose_from or [self.NO_KEY] * (n_candidates or 0))
         self.n_candidates = len(self.choose_from)
         self.n_chosen = n_chosen
-        if n_candidates not in (None, self.n_candidates):
-            raise ArgumentError(
-                f"{self.key} has n_candidates={n_candidates}, but choose_from names {self.n_candidates}"
-            )
         if n_chosen is not None and not 0 <= n_chosen <= self.n_candidates:
-            raise ArgumentError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
+            raise UserError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
 
     @property
     def labels(self) -> Sequence[str | int]:
@@ -290,28 +207,22 @@ class InputChoice(Choice):
 
         `optional_inputs` is a list in the order of `choose_from`, or a dictionary with its keys.
         """
-        output, mask = self.mutator.on_forward_input_choice(
-            self, pick_inputs(self.key, self.choose_from, optional_inputs)
-        )
-        return (output, mask) if self.return_mask else output
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, choose_from={self.choose_from}, n_chosen={self.n_chosen}"
+        return self.mutator.on_forward_input_choice(self, pick_inputs(self.key, self.choose_from, optional_inputs))
 
 
 def pick_inputs(key: str, choose_from: Sequence[str], inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
     """The inputs of the input choice `key` as a list in the order of `choose_from`.
 
     Raises:
-        ArgumentError: their number or their keys are wrong.
+        UserError: their number or their keys are wrong.
     """
     if isinstance(inputs, Mapping):
         missing = [label for label in choose_from if label not in inputs]
         if missing:
-            raise ArgumentError(f"{key} chooses from {list(choose_from)}; its inputs lack {missing}")
+            raise UserError(f"{key} chooses from {list(choose_from)}; its inputs lack {missing}")
         return [inputs[label] for label in choose_from]
     if len(inputs) != len(choose_from):
-        raise ArgumentError(f"{key} chooses from {len(choose_from)} inputs, and was given {len(inputs)}")
+        raise UserError(f"{key} chooses from {len(choose_from)} inputs, and was given {len(inputs)}")
     return list(inputs)
 
 
@@ -332,7 +243,7 @@ def reduce(outputs: list[Any], reduction: str) -> Any:
         shapes = {tuple(output.shape) for output in outputs}
         if len(shapes) == 1:
             raise
-        raise SpaceError(
+        raise UserError(
             f"the outputs of a choice cannot be added, their shapes are {', '.join(map(str, sorted(shapes)))}: "
             "candidates that differ in shape need a strategy that runs one at a time, such as --strategy enas"
         ) from None

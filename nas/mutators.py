@@ -18,17 +18,7 @@ from architectures.architecture import Architecture, cell_of, unmasked
 from experiment.errors import UserError, shown
 from model_search import weighted_sum
 from nas.edges import surround
-from nas.mutables import (
-    ArgumentError,
-    Choice,
-    InputChoice,
-    LayerChoice,
-    Mutable,
-    MutableScope,
-    SpaceError,
-    pick_inputs,
-    reduce,
-)
+from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
 from nas.relaxation import Relaxation, edge_weights
 
 Decisions = dict[str, Tensor]
@@ -56,7 +46,7 @@ def find_space(model: nn.Module) -> SpaceNode:
     """The mutables of `model`, as a tree.
 
     Raises:
-        SpaceError: a choice is inside another choice, two choices with the same key have different candidates, or
+        UserError: a choice is inside another choice, two choices with the same key have different candidates, or
             `choose_from` contains a key that no mutable has.
     """
     root = SpaceNode()
@@ -69,10 +59,10 @@ def find_space(model: nn.Module) -> SpaceNode:
         seen.add(id(module))
         if isinstance(module, Mutable):
             if choice is not None:
-                raise SpaceError(f"{module.key} is inside a candidate of {choice.key}: choices cannot be nested")
+                raise UserError(f"{module.key} is inside a candidate of {choice.key}: choices cannot be nested")
             first = by_key.setdefault(module.key, module)
             if _question(first) != _question(module):
-                raise SpaceError(
+                raise UserError(
                     f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose "
                     f"from"
                 )
@@ -84,7 +74,7 @@ def find_space(model: nn.Module) -> SpaceNode:
     walk(model, root, None)
     for mutable in by_key.values():
         if isinstance(mutable, InputChoice) and (unknown := set(mutable.choose_from) - {InputChoice.NO_KEY, *by_key}):
-            raise SpaceError(
+            raise UserError(
                 f"{mutable.key} chooses from {shown(min(unknown))}, which is not a key of this space: "
                 "name the choice or the scope that the input comes from, or InputChoice.NO_KEY"
             )
@@ -110,7 +100,7 @@ class Mutator(nn.Module):
         model: any module with choices.
 
     Raises:
-        SpaceError: see `find_space`; or the model already has a mutator.
+        UserError: see `find_space`; or the model already has a mutator.
     """
 
     model: nn.Module
@@ -132,9 +122,8 @@ class Mutator(nn.Module):
         self.__dict__["model"] = model  # bypasses `nn.Module.__setattr__`, which would register it as a submodule
         self._space = find_space(model)
         self._by_key: dict[str, Mutable] = {}
-        names = {module: name for name, module in model.named_modules()}
         for mutable in self._space:
-            mutable.set_mutator(self, names[mutable])
+            mutable.set_mutator(self)
             self._by_key.setdefault(mutable.key, mutable)
         self._decisions: Decisions = {}
         self._running: dict[str, list[int]] = {}
@@ -143,11 +132,6 @@ class Mutator(nn.Module):
     def mutables(self) -> list[Mutable]:
         """The mutables of the space, including scopes, one for each key."""
         return list(self._by_key.values())
-
-    @property
-    def undedup_mutables(self) -> list[Mutable]:
-        """All mutables of the space, including scopes and mutables that share a key."""
-        return list(self._space)
 
     @property
     def layer_choices(self) -> list[LayerChoice]:
@@ -178,16 +162,12 @@ class Mutator(nn.Module):
             UserError: the decisions are not exactly one mask of the right length for each choice.
         """
         self._decisions = self._checked(decisions)
-        self._running = {key: list(range(len(mask))) for key, mask in self._decisions.items()}
-        unsure = {
-            key: mask.detach() != 0
+        self._running = {
+            key: list(range(len(mask)))
+            if self.dense and mask.is_floating_point()
+            else mask.nonzero().flatten().tolist()
             for key, mask in self._decisions.items()
-            if mask.dtype == torch.bool or not self.dense
         }
-        for device in {mask.device for mask in unsure.values()}:
-            there = {key: mask for key, mask in unsure.items() if mask.device == device}
-            on = iter(torch.cat(list(there.values())).tolist())  # one read for all: each read waits for the device
-            self._running |= {key: [index for index in self._running[key] if next(on)] for key in there}
 
     def export(self) -> Choices:
         """The final architecture, JSON-ready: {key: what was chosen}, a name, an index if there are no names, or a list
@@ -203,17 +183,15 @@ class Mutator(nn.Module):
         """The current decisions: {key: mask as a list}."""
         return {key: mask.tolist() for key, mask in self._decisions.items()}
 
-    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """(output, mask): the outputs of the chosen candidates, reduced."""
+    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> Any:
+        """The outputs of the chosen candidates, reduced."""
         mask, chosen = self._decision(mutable)
-        return reduce(
-            [_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction
-        ), mask
+        return reduce([_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction)
 
-    def on_forward_input_choice(self, mutable: InputChoice, inputs: list[Any]) -> tuple[Any, Tensor]:
-        """(output, mask): the chosen inputs, reduced."""
+    def on_forward_input_choice(self, mutable: InputChoice, inputs: list[Any]) -> Any:
+        """The chosen inputs, reduced."""
         mask, chosen = self._decision(mutable)
-        return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction), mask
+        return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction)
 
     def chosen(self, mutable: Choice) -> list[int]:
         """The candidates that run by the current decisions."""
@@ -241,7 +219,7 @@ class Mutator(nn.Module):
         decisions = {key: torch.as_tensor(decisions[key]) for key in choices}
         for key, mask in decisions.items():
             if mask.shape != (len(choices[key]),):
-                raise ArgumentError(
+                raise UserError(
                     f"{type(self).__name__} decides {key} by a mask of shape {tuple(mask.shape)}, for "
                     f"{len(choices[key])} candidates"
                 )
@@ -253,18 +231,6 @@ class Mutator(nn.Module):
             chosen = [label for label, on in zip(choices[key].labels, mask.tolist(), strict=True) if on]
             architecture[key] = chosen[0] if len(chosen) == 1 else chosen
         return architecture
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies.
-
-        Tensors of an autograd graph cannot be copied, so decisions are detached; `reset` makes a new graph.
-        """
-        state: dict[str, Any] = {
-            name: value.detach() if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        for name in {"_decisions", "_edge_weights"} & state.keys():
-            state[name] = {key: mask.detach() for key, mask in state[name].items()}
-        return state
 
 
 def _weighted(output: Any, mask: Tensor, index: int) -> Any:
@@ -332,11 +298,6 @@ class DartsMutator(Mutator):
             # A list of pairs: `ParameterDict` sorts the keys of a dictionary.
             [(_parameter_name(choice.key), self.relaxation.prepare(alpha, choice.names)) for choice, alpha in alphas]
         )
-        if len(self.alphas) < len(self.layer_choices):
-            keys = ", ".join(repr(mutable.key) for mutable in self.layer_choices)
-            raise SpaceError(
-                f"two keys differ only in dots and slashes, so their alphas would have one name: rename one of {keys}"
-            )
         self.betas: nn.Parameter | None = None
         self._nodes: list[list[str]] = []
         self._edge_weights: Decisions = {}
@@ -378,7 +339,7 @@ class DartsMutator(Mutator):
     def _of_candidates(self, weights: list[Tensor]) -> Decisions:
         return {choice.key: weight[: len(choice)] for choice, weight in zip(self.layer_choices, weights, strict=True)}
 
-    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> Any:
         mask, _ = self._decision(mutable)
 
         def mix(x: Tensor, weights: Tensor) -> Tensor:
@@ -399,7 +360,7 @@ class DartsMutator(Mutator):
                 return super().on_forward_layer_choice(mutable, *args)  # which says so if the shapes differ
         else:
             return super().on_forward_layer_choice(mutable, *args, **kwargs)
-        return output / len(mutable) if mutable.reduction == "mean" else output, mask
+        return output / len(mutable) if mutable.reduction == "mean" else output
 
     @torch.no_grad()
     def sample_final(self) -> Decisions:
@@ -440,23 +401,22 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
         The model, or its replacement if the model itself is a choice.
 
     Raises:
-        UserError: the file cannot be read.
-        SpaceError: the architecture is not one of this space.
+        UserError: the file cannot be read, or the architecture is not one of this space.
     """
     if isinstance(architecture, str | Path):
         architecture = Architecture.read(str(architecture)).choices  # as written, whatever the keys
     if not isinstance(architecture, Mapping):
-        raise SpaceError("an architecture must be a dictionary, {key of a choice: what was chosen}")
+        raise UserError("an architecture must be a dictionary, {key of a choice: what was chosen}")
     space = list(find_space(model))
     choices = [mutable for mutable in space if isinstance(mutable, LayerChoice | InputChoice)]
     keys = {mutable.key for mutable in choices}
     missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
     if missing or unknown:
-        raise SpaceError(
+        raise UserError(
             f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}"
         )
     if any(mutable.has_mutator for mutable in space):
-        raise SpaceError("a mutator already decides for this model: build the model again to fix its architecture")
+        raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
     fixed: dict[nn.Module, nn.Module] = {
         mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices
     }
@@ -475,60 +435,46 @@ def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
     for entry in values:
         index = names.index(entry) if isinstance(entry, str) and names.count(entry) == 1 else entry
         if type(index) is not int or not 0 <= index < len(mutable):
-            raise SpaceError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {_few(mutable.labels)}")
+            raise UserError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {_few(mutable.labels)}")
         chosen.append(index)
     if len(set(chosen)) != len(chosen):
-        raise SpaceError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
+        raise UserError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
     if isinstance(mutable, InputChoice) and mutable.n_chosen not in (None, len(chosen)):
-        raise SpaceError(f"{mutable.key} takes {mutable.n_chosen} of its inputs, not {len(chosen)}")
+        raise UserError(f"{mutable.key} takes {mutable.n_chosen} of its inputs, not {len(chosen)}")
     return sorted(chosen)
 
 
 def _fixed(mutable: LayerChoice | InputChoice, chosen: list[int]) -> nn.Module:
     if isinstance(mutable, InputChoice):
         return FixedInputChoice(mutable, chosen)
-    if len(chosen) == 1 and not mutable.return_mask and mutable.reduction != "none":
+    if len(chosen) == 1 and mutable.reduction != "none":
         return mutable[chosen[0]]
     return FixedLayerChoice(mutable, chosen)
 
 
-class _Fixed(nn.Module):
-    mask: Tensor
-
-    def __init__(self, mutable: LayerChoice | InputChoice, chosen: list[int]) -> None:
-        super().__init__()
-        self.reduction = mutable.reduction
-        self.return_mask = mutable.return_mask
-        self.register_buffer("mask", mask_of(torch.tensor(chosen, dtype=torch.long), len(mutable)), persistent=False)
-
-    def _reduced(self, outputs: list[Any]) -> Any:
-        output = reduce(outputs, self.reduction)
-        return (output, self.mask) if self.return_mask else output
-
-
-class FixedLayerChoice(_Fixed):
-    """Replaces a layer choice if not exactly one layer was chosen, or if it returns a mask or a list."""
+class FixedLayerChoice(nn.Module):
+    """Replaces a layer choice if not exactly one layer was chosen, or if it returns a list."""
 
     def __init__(self, mutable: LayerChoice, chosen: list[int]) -> None:
-        super().__init__(mutable, chosen)
+        super().__init__()
+        self.reduction = mutable.reduction
         self.candidates = nn.ModuleList(mutable[index] for index in chosen)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._reduced([candidate(*args, **kwargs) for candidate in self.candidates])
+        return reduce([candidate(*args, **kwargs) for candidate in self.candidates], self.reduction)
 
 
-class FixedInputChoice(_Fixed):
+class FixedInputChoice(nn.Module):
     """Replaces an input choice."""
 
     def __init__(self, mutable: InputChoice, chosen: list[int]) -> None:
-        super().__init__(mutable, chosen)
-        self.key = mutable.key
-        self.choose_from = mutable.choose_from
+        super().__init__()
+        self.key, self.choose_from, self.reduction = mutable.key, mutable.choose_from, mutable.reduction
         self.chosen = chosen
 
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
         inputs = pick_inputs(self.key, self.choose_from, optional_inputs)
-        return self._reduced([inputs[index] for index in self.chosen])
+        return reduce([inputs[index] for index in self.chosen], self.reduction)
 
 
 def _few(items: Sequence, limit: int = 8) -> str:

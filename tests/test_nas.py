@@ -1,9 +1,7 @@
 """Choices, mutators and fixed architectures: the interface, what is decided, and every error."""
 
 import copy
-import io
 import json
-import math
 import re
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -99,52 +97,29 @@ def test_keys_are_numbered_through_the_program_and_again_after_a_reset():
     assert LayerChoice([Times(1)]).key == "LayerChoice4"
 
 
-def test_a_key_that_is_no_string_is_converted_with_a_warning():
-    with pytest.warns(UserWarning, match="the key 3 of a LayerChoice"):
-        assert LayerChoice([Times(1)], key=3).key == "3"
-
-
-def test_a_layer_choice_is_a_list_of_its_candidates():
+def test_a_layer_choice_counts_and_finds_its_candidates():
     modules = [Times(factor) for factor in range(4)]
     choice = LayerChoice(modules)
     assert len(choice) == 4
     assert list(choice) == modules
     assert choice[1] is choice["1"] is modules[1]
     assert choice[-1] is modules[3]
-    assert choice[1:3] == modules[1:3]
     assert choice.names == ["0", "1", "2", "3"]
     assert set(choice.state_dict()) == {f"{index}.factor" for index in range(4)}
-    choice[0] = choice["3"] = replacement = Times(9)
-    assert list(choice) == [replacement, modules[1], modules[2], replacement]
-    del choice[0]
-    assert choice.names == ["1", "2", "3"]
-    del choice["2"]
-    assert list(choice) == [modules[1], replacement]
-    del choice[:1]
-    assert choice.names == ["3"]
-    assert set(choice.state_dict()) == {"3.factor"}
-    assert choice.labels == ["3"]  # no longer what stands at its position
-    for missing in (lambda: choice[1], lambda: choice["2"]):
-        with pytest.raises(LookupError):
-            missing()
 
 
 @pytest.mark.parametrize(
     ("reduction", "expected"),
     [("sum", [[7.0]]), ("mean", [[3.5]]), ("concat", [[2.0, 5.0]]), ("none", [[[2.0]], [[5.0]]])],
 )
-@pytest.mark.parametrize("return_mask", [False, True])
-def test_reductions_and_masks(reduction, expected, return_mask):
+def test_reductions(reduction, expected):
     for mask in (torch.tensor([True, False, True]), torch.tensor([1.0, 0.0, 1.0])):
-        layers = LayerChoice([Times(2), Times(3), Times(5)], reduction, return_mask, key="choice")
-        inputs = InputChoice(3, reduction=reduction, return_mask=return_mask, key="choice")
+        layers = LayerChoice([Times(2), Times(3), Times(5)], reduction, key="choice")
+        inputs = InputChoice(3, reduction=reduction, key="choice")
         tensors = [2 * ONE, 3 * ONE, 5 * ONE]
         for choice, argument in ((layers, ONE), (inputs, tensors)):
             Told(choice, choice=mask)
             output = choice(argument)
-            if return_mask:
-                output, returned = output
-                assert torch.equal(returned, mask)
             assert ([part.tolist() for part in output] if reduction == "none" else output.tolist()) == expected
     assert [candidate.calls for candidate in layers] == [1, 0, 1]  # the one of mask 0 has not run
 
@@ -191,39 +166,15 @@ def test_scopes_are_announced_and_nest():
     assert [outer.mutable.key, [child.mutable.key for child in outer.children]] == ["outer", ["inner", "choice"]]
 
 
-class Cell(MutableScope):
-    """A choice in a scope, whose output may be chosen."""
-
-    def __init__(self, **options):
-        super().__init__("cell")
-        self.op = LayerChoice([Times(2), Times(3)], key="op", **options)
-        self.input = InputChoice(choose_from=["op"], key="input")
-
-    def forward(self, x):
-        return self.input([self.op(x)])
-
-
-def test_mutables_know_their_place_in_the_model():
-    model = nn.Sequential(Cell(), Cell())
-    assert model[0].op.name == "op"  # its key, until a mutator is applied
-    mutator = RandomMutator(model)
-    names = ["0", "0.op", "0.input", "1", "1.op", "1.input"]
-    assert [mutable.name for mutable in mutator.undedup_mutables] == names
-    assert [mutable.name for mutable in mutator.mutables] == names[:3]
-    assert (model[0].op.choices, model[0].op.length) == (list(model[0].op), 2)
-
-
-@pytest.mark.parametrize("options", [{}, {"return_mask": True}, {"reduction": "none"}])
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}])
 def test_a_layer_choice_may_choose_nothing(options):
     choice = LayerChoice([Times(2), Times(3)], key="choice", **options)
     mutator = Told(choice, choice=[False, False])
     exported = json.loads(json.dumps(mutator.export()))
     assert exported == {"choice": []}
     fixed = apply_fixed_architecture(LayerChoice([Times(2), Times(3)], key="choice", **options), exported)
-    for result in (choice(ONE), fixed(ONE)):
-        output, mask = result if "return_mask" in options else (result, torch.zeros(2, dtype=torch.bool))
-        assert output == ([] if options.get("reduction") == "none" else None)
-        assert mask.tolist() == [False, False]
+    for output in (choice(ONE), fixed(ONE)):
+        assert output == ([] if options else None)
     assert parameters(fixed) == 0
     assert choice[0].calls == choice[1].calls == 0
     source = drawing.table(exported, "").source
@@ -265,69 +216,38 @@ def space_with(**decisions):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "message", "kind"),
+    ("mistake", "message"),
     [
-        (lambda: LayerChoice([Times(1)], key="lonely")(ONE), "lonely has no mutator: apply a mutator", ValueError),
-        (lambda: InputChoice(1, key="lonely")([ONE]), "lonely has no mutator", UserError),
+        (lambda: LayerChoice([Times(1)], key="lonely")(ONE), "lonely has no mutator: apply a mutator"),
         (
             lambda: [RandomMutator(model) for model in [Space()] * 2],
             "a mutator already decides for layer",
-            RuntimeError,
         ),
         (
             lambda: RandomMutator(nested()),
             "inner is inside a candidate of outer: choices cannot be nested",
-            RuntimeError,
         ),
-        (
-            lambda: apply_fixed_architecture(nested(), {"outer": 0, "inner": 0}),
-            "choices cannot be nested",
-            RuntimeError,
-        ),
-        (lambda: RandomMutator(clash()), "share the key 'key'", UserError),
-        (
-            lambda: DartsMutator(nn.ModuleList(LayerChoice([Times(1)], key=key) for key in ("a.b", "a/b"))),
-            "rename one of 'a.b', 'a/b'",
-            UserError,
-        ),
+        (lambda: RandomMutator(clash()), "share the key 'key'"),
         (
             lambda: space_with(**BITS | {"layer": [True, False]}),
             r"Told decides layer by a mask of shape \(2,\), for 3 candidates",
-            AssertionError,
         ),
-        (lambda: space_with(layer=[True, False, False]), r"missing \['any', 'named', 'two'\]", UserError),
-        (lambda: space_with(**BITS, more=[True]), r"unknown \['more'\]", UserError),
-        (undecided, "there is no decision for layer yet: call reset", UserError),
-        (lambda: LayerChoice([]), "has no candidates", UserError),
-        (lambda: LayerChoice([1]), "is a int, not a module", TypeError),
-        (lambda: LayerChoice({"forward": Times(1)}), "'forward' cannot name a candidate", AssertionError),
-        (lambda: LayerChoice({"reduction": Times(1)}), "'reduction' cannot name a candidate", AssertionError),
-        (lambda: LayerChoice({"names": Times(1)}), "'names' cannot name a candidate", AssertionError),
-        (lambda: LayerChoice({"a.b": Times(1)}), r"'a\.b' cannot name a candidate", UserError),
-        (lambda: LayerChoice([Times(1)], reduction="max"), "unknown reduction 'max'", UserError),
-        (lambda: InputChoice(), "give n_candidates or choose_from", AssertionError),
-        (lambda: InputChoice(2, ["a"]), "n_candidates=2, but choose_from names 1", AssertionError),
-        (lambda: InputChoice(2, n_chosen=3), "cannot choose 3 of 2", AssertionError),
-        (lambda: InputChoice(2, n_chosen=-1), "cannot choose -1 of 2", UserError),
+        (lambda: space_with(layer=[True, False, False]), r"missing \['any', 'named', 'two'\]"),
+        (undecided, "there is no decision for layer yet: call reset"),
+        (lambda: LayerChoice([Times(1)], reduction="max"), "unknown reduction 'max'"),
+        (lambda: InputChoice(), "give n_candidates or choose_from"),
+        (lambda: InputChoice(2, n_chosen=3), "cannot choose 3 of 2"),
         (
             lambda: RandomMutator(InputChoice(choose_from=["a"], key="choice")),
             "choice chooses from 'a', which is not a key of this space",
-            RuntimeError,
         ),
-        (lambda: told_inputs()([ONE]), "chooses from 2 inputs, and was given 1", AssertionError),
-        (lambda: told_inputs()({"a": ONE}), r"its inputs lack \['b'\]", UserError),
-        (lambda: apply_fixed_architecture(Space(), {"layer": 1}), "belongs to another space", RuntimeError),
-        (lambda: LayerChoice(nn.Identity()), "give a list or an OrderedDict", TypeError),
-        (lambda: LayerChoice(OrderedDict(length=Times(1))), "'length' cannot name a candidate", AssertionError),
-        (lambda: LayerChoice(OrderedDict(key=Times(1))), "'key' cannot name a candidate", AssertionError),
-        (lambda: EnasMutator(Space(), entropy_reduction="max"), "unknown entropy_reduction", AssertionError),
+        (lambda: told_inputs()([ONE]), "chooses from 2 inputs, and was given 1"),
+        (lambda: told_inputs()({"a": ONE}), r"its inputs lack \['b'\]"),
     ],
 )
-def test_mistakes(mistake, message, kind):
-    """They are also errors of the kinds that NNI raises."""
-    with pytest.raises(UserError, match=message) as caught:
+def test_mistakes(mistake, message):
+    with pytest.raises(UserError, match=message):
         mistake()
-    assert isinstance(caught.value, kind)
 
 
 def told_inputs():
@@ -348,26 +268,6 @@ def test_a_mutator_is_no_part_of_its_model_nor_the_other_way():
     assert parameters(model) == parameters(plain)
     assert list(mutator.state_dict()) == ["alphas.layer", "alphas.named"]
     assert mutator.model is model
-
-
-def test_a_model_with_its_mutator_can_be_copied_and_saved():
-    model = Space()
-    mutator = DartsMutator(model)
-    mutator.reset()
-    model(ONE)
-    twin, other = copy.deepcopy((model, mutator))
-    assert twin.a.mutator is other
-    assert twin(ONE).item() == pytest.approx(model(ONE).item())
-    with torch.no_grad():
-        other.choices["layer"][0] += 1
-    other.reset()
-    assert twin(ONE).item() != pytest.approx(model(ONE).item())
-    buffer = io.BytesIO()
-    torch.save(mutator.state_dict(), buffer)
-    buffer.seek(0)
-    other.load_state_dict(torch.load(buffer))
-    other.reset()
-    assert twin(ONE).item() == pytest.approx(model(ONE).item())
 
 
 def test_alphas_are_saved_by_their_keys():
@@ -610,32 +510,13 @@ def test_convolutions_of_reduction_layers_start_with_a_bias():
     assert sum(draw["choice_False"] == 0 for draw in draws) / 800 == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_the_controller_s_arguments():
+def test_the_controller_s_lstm_has_several_layers():
     torch.manual_seed(0)
-    plain, exit_steps = EnasMutator(Cell()), EnasMutator(Cell(), cell_exit_extra_step=True)
     stacked = EnasMutator(Chain(), lstm_size=8, lstm_num_layers=3)
     assert [tuple(weight.shape) for weight in stacked.lstm.parameters()] == [(32, 8)] * 6
     stacked.reset()
     stacked.sample_log_prob.backward()
     assert all(weight.grad.abs().sum() > 0 for weight in stacked.lstm.parameters())
-
-    steps = []
-    for mutator in (plain, exit_steps):
-        mutator.lstm[0].register_forward_hook(lambda *_: steps.append(1))
-        mutator.reset()
-        steps.append(0)
-    assert steps == [1, 1, 0, 1, 1, 1, 0]  # one more at the exit of the scope
-
-    summed, mean = EnasMutator(Chain()), EnasMutator(Chain(), entropy_reduction="mean")
-    mean.load_state_dict(summed.state_dict())
-    entropies = []
-    for mutator in (summed, mean):
-        torch.manual_seed(1)
-        mutator.reset()
-        entropies.append(mutator.sample_entropy.item())
-    # `any` has two candidates with a coin each, of almost ln 2; every other choice is one draw.
-    assert entropies[0] - entropies[1] == pytest.approx(math.log(2), abs=0.02)
-    assert summed.sample_log_prob.item() == mean.sample_log_prob.item()
 
 
 # Fixed architectures
@@ -659,7 +540,7 @@ def test_a_fixed_architecture_computes_what_the_mutator_did(form, tmp_path):
     copy.deepcopy(fixed)(ONE)
 
 
-@pytest.mark.parametrize("options", [{"reduction": "none"}, {"return_mask": True}, {"reduction": "mean"}])
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {"reduction": "mean"}])
 def test_a_fixed_choice_returns_what_it_did(options):
     def output(model):
         result = model(ONE)
@@ -698,7 +579,6 @@ def test_a_layer_that_stands_in_two_places_stays_one():
         (ARCHITECTURE | {"named": "nine"}, r"named cannot choose 'nine': its candidates are \['seven', 'eleven'\]"),
         (ARCHITECTURE | {"two": "x"}, "two takes 2 of its inputs, not 1"),
         (ARCHITECTURE | {"two": ["x", ""]}, "two cannot choose ''"),
-        ([1, 2], "an architecture must be a dictionary"),
         ("absent.json", "cannot read the architecture absent.json: No such file"),
         ("broken.json", "broken.json does not hold JSON"),
         (".", "cannot read the architecture architecture.json: No such file"),

@@ -94,12 +94,10 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
     """From the command line to the constructors, to the commands that follow, and into a run that goes on."""
     space = ["--space", "enas_macro", "--init_channels", "2", "--layers", "2", "--space_arg", "dropout_rate=0.25"]
     strategy = ["--strategy", "enas", "--strategy_arg", "lstm_num_layers=2", "--strategy_arg", "tanh_constant=None"]
-    status, out, error = script(
-        "train_search", *tiny, *space, *strategy, "--strategy_arg", "cell_exit_extra_step=true", "--run_dir", "run"
-    )
+    status, out, error = script("train_search", *tiny, *space, *strategy, "--run_dir", "run")
     assert (status, error) == (0, "")
     config = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
-    assert config["strategy_arg"] == "cell_exit_extra_step=true lstm_num_layers=2 tanh_constant=None"
+    assert config["strategy_arg"] == "lstm_num_layers=2 tanh_constant=None"
     weights = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
     assert "mutator.lstm.1.weight_hh" in weights
     command = said(out.splitlines(), "train what was found: ")
@@ -230,7 +228,7 @@ FILES = {
         (
             "train_search",
             ["--space", "enas_micro", "--strategy", "enas", "--strategy_arg", "depth=1"],
-            "cell_exit_extra_step, entropy_reduc",
+            "known are branch_bias, lstm_num_layers, lstm_size",
         ),
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),

@@ -201,7 +201,7 @@ def space():
     return nn.ModuleDict(
         {
             "layer": LayerChoice([nn.Identity(), nn.ReLU()], key="layer"),
-            "named": LayerChoice(OrderedDict(small=nn.Identity(), large=nn.ReLU()), return_mask=True, key="named"),
+            "named": LayerChoice(OrderedDict(small=nn.Identity(), large=nn.ReLU()), key="named"),
             "two": InputChoice(choose_from=["layer", "named", ""], n_chosen=2, key="two"),
             "any": InputChoice(n_candidates=2, key="any"),
         }
