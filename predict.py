@@ -78,12 +78,7 @@ class Classifier:
         """
         if isinstance(image, Image.Image):
             return self._normalise(decoding.pixels(image, *self._shape))
-        if isinstance(image, str | os.PathLike):
-            return self._normalise(decoding.decode(os.fspath(image), *self._shape))
-        raise UserError(
-            f"an image is a path, an opened image or a tensor, not {type(image).__name__}: PIL.Image.fromarray opens "
-            f"an array"
-        )
+        return self._normalise(decoding.decode(os.fspath(image), *self._shape))
 
     @torch.no_grad()
     def predict(
@@ -141,7 +136,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
             found.append(path)
             continue
         try:
-            images = folders.images_in(path, path, set(), left_out)
+            images = folders.images_in(path, left_out)
         except OSError as error:
             raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
         if not images:

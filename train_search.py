@@ -191,7 +191,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         return loss, norm
 
     with Run("search", args, device, callbacks, images.record()) as run:
-        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)))
+        run.log_each(*images.notes)
         if args.space == "darts" and args.layers < 3:
             run.log(
                 "warning: fewer than 3 cells are all reduction cells: the normal cell is not searched, and its alphas "

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from experiment import errors
 from experiment.errors import UserError
 
 
@@ -66,14 +65,6 @@ def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", pre
         raise
     for folder in {path.parent for path in contents}:
         _flush_folder(folder)
-
-
-def keep(cache: Path, content: bytes | memoryview, otherwise: str) -> None:
-    """Writes a file that only saves work. If it cannot be written, prints what follows from that, `otherwise`."""
-    try:
-        write({cache: content}, f".{os.getpid()}.tmp")  # other processes may write it too
-    except OSError:
-        errors.tell(f"cannot write {cache}: {otherwise}")
 
 
 def _flush_folder(folder: Path) -> None:

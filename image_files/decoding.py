@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from collections.abc import Callable
 
@@ -43,8 +41,7 @@ def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float 
     the square keeps this share of the shorter side, as after torchvision's Resize and CenterCrop.
 
     Raises:
-        ValueError: it has more than 8 bits per channel, or is one pixel wide or high. Damaged images raise almost
-            anything.
+        ValueError: it has more than 8 bits per channel. Damaged images raise almost anything.
     """
     image = upright(image)
     if centre_crop == 1:
@@ -58,8 +55,6 @@ def upright(image: Image.Image) -> Image.Image:
     """RGB, or RGBA where it is transparent; raises the same errors as `pixels`."""
     if image.mode[0] in "IF":
         raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
-    if min(image.size) < 2:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, which show nothing")
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return converted if turn is None else converted.transpose(turn)
@@ -92,14 +87,8 @@ def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
         UserError: the file cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            # Of Pillow's warnings, only the one about decompression bombs, which may fill the memory, matters.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if stat.S_ISFIFO(os.stat(path).st_mode):
-                raise ValueError("it is a pipe")  # which might never end
-            with Image.open(path) as image:
-                return use(image)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return use(image)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message does not name the file

@@ -30,8 +30,7 @@ PATIENCE = 600
 
 class FileImages(Dataset):
     """Images in files, decoded when they are needed. An index is a number, or (number, seed). With a seed, the image is
-    cropped and
-    distorted at random by torchvision's RandomResizedCrop, RandomHorizontalFlip and `options.color_jitter`.
+    cropped and distorted at random by torchvision's RandomResizedCrop, RandomHorizontalFlip and `options.color_jitter`.
 
     Args:
         paths: (N,), bytes: Python's strings, a million of them, would be copied into every worker.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.imagenet import load_meta_file
 
@@ -19,7 +19,6 @@ from experiment.errors import UserError
 from image_files.datasets import ImageData, Images, Levels, Options, count_levels, interleave, mean_std
 from image_files.decoding import UNDECODABLE, BadImage
 from image_files.files import FileImages, decode_all, in_order
-from image_files.statistics import measure
 
 # A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in
 # every epoch.
@@ -32,7 +31,6 @@ LeftOut = list[
     tuple[str, str]
 ]  # (kind, path) of what is not used in a folder of images; of a bad image, `path: what is wrong with it`
 HIDDEN, OTHERS, BAD = "hidden files and folders", f"files of other kinds than {', '.join(IMG_EXTENSIONS)}", "bad images"
-LINKS = "links to folders that are visited already, or that hold the link"
 
 
 class Part(NamedTuple):
@@ -83,8 +81,9 @@ def load(options: Options) -> ImageData:
     elif not own and options.channels == 3:
         both, statistics = (train, test), IMAGENET_STATISTICS
     else:
-        of_crop = "" if options.centre_crop == 1 else f"-{options.centre_crop}"
-        both, statistics = (train, test), measure(train, root / f"statistics-{options.image_size}{of_crop}.json")
+        errors.tell(f"measuring mean and deviation of {len(train)} images")
+        both, none = (train, test), torch.zeros(options.channels, 256, dtype=torch.long)
+        statistics = mean_std(sum((count_levels(batch) for batch, _ in in_order(train, options.workers)), none))
     size, crop = options.image_size, options.centre_crop
     return ImageData(options.dataset, *both, classes, *statistics, size, True, crop, valid, tuple(lines))
 
@@ -117,7 +116,7 @@ def read(part: str, options: Options) -> Part:
     """The content of `options.data`/`part`; `options.skip_bad_images` leaves out images that cannot be decoded.
 
     Raises:
-        UserError: the folder is not as needed or cannot be read, or no image of a class can be decoded.
+        UserError: the folder is not as needed or cannot be read.
     """
     root = Path(options.data)
     classes, samples, left_out = walk(root, part)
@@ -127,9 +126,6 @@ def read(part: str, options: Options) -> Part:
         classes = _names(root, classes)
     if options.skip_bad_images:
         bad = dict(chain.from_iterable(in_order(range(len(images)), options.workers, partial(_complaints, images))))
-        for lost in set(range(len(classes))) - {label for number, label in enumerate(labels) if number not in bad}:
-            first = next(reason for number, reason in bad.items() if labels[number] == lost)
-            raise UserError(f"no image of the class {classes[lost]} can be decoded: {first}")
         left_out += [(BAD, reason) for reason in bad.values()]
         images = images.part(np.setdiff1d(np.arange(len(images)), [*bad]))
     # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged
@@ -163,17 +159,11 @@ def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 def notes(left_out: LeftOut, sound: int = 0) -> Iterator[str]:
     """Lines for the log about what is left out beside `sound` images."""
-    for kind in (LINKS, HIDDEN, OTHERS, BAD):
+    for kind in (HIDDEN, OTHERS, BAD):
         paths = [path for of_kind, path in left_out if of_kind == kind]
-        count = str(len(paths))
-        if kind == OTHERS:
-            suffixes = Counter(os.path.splitext(path)[1].lower() or "without a suffix" for path in paths)
-            count = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(5)) + ", ..." * (
-                len(suffixes) > 5
-            )
-        what = f"left out {kind} ({count})"
+        what = f"left out {kind} ({len(paths)})"
         if kind == BAD:
-            what = f"skipped {count} of {sound + len(paths)} images, which cannot be decoded"
+            what = f"skipped {len(paths)} of {sound + len(paths)} images, which cannot be decoded"
         if paths:
             yield f"{what}: {errors.first(paths)}"
 
@@ -185,15 +175,14 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
     top = root / part
     layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/ (or val), with images in every class"
     if not top.is_dir():
-        missing = top if root.is_dir() else root
-        raise UserError(f"there is no folder {missing}; {missing.parent} holds {_content(missing.parent)}: {layout}")
-    samples, visited = list[tuple[str, int]](), set[str]()
+        raise UserError(f"there is no folder {top}: {layout}")
+    samples = list[tuple[str, int]]()
     try:
         names = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
         classes = tuple(name for name in names if not _hidden(name))
         left_out = [(HIDDEN, str(top / name)) for name in names if _hidden(name)]
         for label, name in enumerate(classes):
-            samples += ((path, label) for path in images_in(top / name, top, visited, left_out))
+            samples += ((path, label) for path in images_in(top / name, left_out))
     except OSError as error:
         raise UserError(
             f"cannot use the folder {top}: cannot read {error.filename}: {error.strerror} ({layout})"
@@ -201,7 +190,7 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
     if not classes:
         if part == valid_part_of(root):
             layout += "; ImageNet's validation images come without: docs/imagenet.md sorts them into classes"
-        raise UserError(f"cannot use the folder {top}: it holds {_content(top)}, and no folders of classes ({layout})")
+        raise UserError(f"cannot use the folder {top}: it holds no folders of classes ({layout})")
     if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):
         reasons = "".join(f"; {note}" for note in notes(left_out))
         lacking = ", ".join(classes[label] for label in empty)
@@ -209,11 +198,10 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
     return classes, samples, left_out
 
 
-def images_in(folder: str | Path, top: str | Path, visited: set[str], left_out: LeftOut) -> list[str]:
+def images_in(folder: str | Path, left_out: LeftOut) -> list[str]:
     """The images in `folder` and below, sorted by folder and name. What is not used is added to `left_out`.
 
-    Links are followed, which may form circles that torchvision's `make_dataset` does not leave. So no folder is visited
-    twice, and links that lead into `top`, or to a folder that holds it, are left out.
+    As in torchvision, links are followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -222,16 +210,8 @@ def images_in(folder: str | Path, top: str | Path, visited: set[str], left_out: 
     def refuse(error: OSError) -> None:
         raise error
 
-    found, whole = list[str](), Path(top).resolve()
+    found = list[str]()
     for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = Path(os.path.realpath(path))
-        if str(real) in visited or (
-            os.path.islink(path) and (real.is_relative_to(whole) or whole.is_relative_to(real))
-        ):
-            left_out.append((LINKS, path))
-            below.clear()
-            continue
-        visited.add(str(real))
         left_out += [(HIDDEN, os.path.join(path, name)) for name in sorted(below + names) if _hidden(name)]
         below[:] = [name for name in sorted(below) if not _hidden(name)]
         for name in sorted(names):
@@ -247,13 +227,3 @@ def _hidden(name: str) -> bool:
     `__MACOSX`.
     """
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _content(folder: Path) -> str:
-    """The content of a folder, for a message: folders first."""
-    try:
-        entries = sorted((not entry.is_dir(), entry.name) for entry in os.scandir(folder))
-    except OSError as error:
-        return f"what cannot be read ({error.strerror})"
-    names = [name if is_file else f"{name}/" for is_file, name in entries]
-    return ", ".join(names[:8] + ["..."] * (len(names) > 8)) or "nothing"

@@ -42,17 +42,14 @@ def load(options: Options) -> ImageData:
         from image_files import folders
 
         return folders.load(options)
-    if options.valid_folder:
-        raise UserError(f"--valid_folder needs --dataset folder, not {name}")
     if options.image_size != 32:
         raise UserError(
             f"{name} has images of 32 pixels, not {options.image_size}: only --dataset folder has other sizes"
         )
-    if options.skip_bad_images:
-        raise UserError(f"--skip_bad_images needs --dataset folder: {name} is checked as a whole")
-    if options.centre_crop != 1 or options.crop != "pad":
+    if options.valid_folder or options.skip_bad_images or options.centre_crop != 1 or options.crop != "pad":
         raise UserError(
-            f"--centre_crop and --crop resized need images in files, --dataset folder or imagenet, not {name}"
+            f"--valid_folder, --skip_bad_images, --centre_crop and --crop resized need images in files, "
+            f"--dataset folder or imagenet, not {name}"
         )
     return OF_32_PIXELS[name](options)
 

@@ -4,7 +4,6 @@ every error.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -502,10 +501,8 @@ def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     for batches in (*search(images), test_batches(images)):
         assert next(iter(batches))[0].shape == (4, 1, 16, 16)
     monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
-    for _ in range(2):  # measured, and read again
-        lazy = load(folder, channels=1)
-        assert (lazy.mean, lazy.std) == (images.mean, images.std)
-    assert len(load(folder).mean) == 3  # what was measured is not taken for these
+    lazy = load(folder, channels=1)
+    assert (lazy.mean, lazy.std) == (images.mean, images.std)
     pixels = np.random.RandomState(1).randint(256, size=(3, 32, 32, 3)).astype(np.uint8)
     grey = sources._pixels(torch.from_numpy(pixels), 1)
     assert np.array_equal(
@@ -518,7 +515,10 @@ def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     [
         ({"dataset": "svhn"}, f"unknown dataset 'svhn'.*{', '.join(data.DATASETS)}"),
         ({"dataset": "cifar10", "image_size": 64}, "cifar10 has images of 32 pixels, not 64"),
-        ({"dataset": "digits", "skip_bad_images": True}, "--skip_bad_images needs --dataset folder"),
+        (
+            {"dataset": "digits", "skip_bad_images": True},
+            "--skip_bad_images, .* need images in files, --dataset folder or imagenet, not digits",
+        ),
     ],
 )
 def test_a_dataset_that_does_not_fit_is_refused(wrong, message):
@@ -639,15 +639,6 @@ def test_a_portion_of_no_image(portion):
         data.hold_out(imbalanced(), portion)
 
 
-def test_a_class_in_one_part_only_is_named():
-    images = imbalanced((40, 40, 1))
-    _, held_out = data.hold_out(images, 0.1)
-    advice = "add images of them, or choose another portion"
-    assert held_out.notes[-1] == f"warning: all images of these classes are on one side of the split: c: {advice}"
-    assert data.one_sided(images, *data.search_split(images, 0.5)) == [held_out.notes[-1].replace(": c:", ": a; b; c:")]
-    assert data.one_sided(imbalanced((2, 2, 2)), np.arange(0, 6, 2), np.arange(1, 6, 2)) == []
-
-
 def test_kinds_of_images(tmp_path):
     """Wide and tall images keep their centre; grey, palette and RGBA ones become RGB."""
     stripes = np.zeros((20, 60, 3), dtype=np.uint8)
@@ -678,40 +669,6 @@ def test_images_of_one_colour_do_not_divide_by_zero():
     )
 
 
-def test_links_form_no_circles_and_lead_into_no_other_class(folder, tmp_path_factory, no_waiting):
-    """Each folder counts once, where it lies; what links lead to outside of the classes counts as well, once."""
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    save(elsewhere / "more" / "x.png", np.zeros((16, 16, 3), dtype=np.uint8))
-    (folder / "train" / "dog" / "deep").mkdir()
-    (folder / "train" / "dog" / "0.png").rename(folder / "train" / "dog" / "deep" / "0.png")
-    cat = folder / "train" / "cat"
-    for name, target in {
-        "loop": ".",
-        "up": "..",
-        "out": "../..",
-        "dogs": "../dog/deep",
-        "a": elsewhere,
-        "b": elsewhere / "more",
-    }.items():
-        (cat / name).symlink_to(target)
-    (cat / "one.png").symlink_to("../dog/1.png")  # a link to a file is a file
-    images = load(folder)
-    assert images.train.labels.bincount().tolist() == [9 + 1 + 1, 7]
-    [note] = images.notes
-    assert note.startswith("left out links to folders that are visited already, or that hold the link (5): ")
-    assert str(cat / "loop") in note
-
-
-def test_a_class_that_is_a_link(folder, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (folder / "train" / "cat").rename(elsewhere / "cat")
-    (folder / "train" / "cat").symlink_to(elsewhere / "cat")
-    assert load(folder).train.labels.bincount().tolist() == [9, 7]
-    (folder / "train" / "ape").symlink_to("dog")
-    with pytest.raises(UserError, match=r"it has no image of ape; left out links to folders .*train/ape"):
-        load(folder)
-
-
 def test_a_folder_is_read_in_the_order_of_torchvision(folder):
     for path in ("cat/b/0.png", "cat/b/c/1.JPEG", "cat/b.png", "cat/B/0.webp", "dog/a b/1.png"):
         save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
@@ -719,13 +676,6 @@ def test_a_folder_is_read_in_the_order_of_torchvision(folder):
     classes, samples, _ = folders.walk(folder, "train")
     assert list(classes) == expected.classes
     assert samples == expected.samples
-
-
-def test_a_pipe_is_no_image(folder, no_waiting):
-    os.mkfifo(folder / "train" / "cat" / "pipe.png")
-    with pytest.raises(UserError, match=r"cat/pipe\.png: it is a pipe"):
-        load(folder)
-    assert len(load(folder, skip_bad_images=True).train) == 16
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 10)])
@@ -791,9 +741,7 @@ def test_hidden_files_and_files_of_other_kinds_are_left_out_counted_and_named(fo
     assert hidden.startswith(
         f"left out hidden files and folders (6): {folder}/train/.ipynb_checkpoints; {folder}/train/__MACOSX; "
     )
-    assert re.match(
-        r"left out files of other kinds than \.jpg, .* \(2 \.gif, 1 \.svg, 1 without a suffix\): .*cat/a\.gif; ", others
-    )
+    assert re.match(r"left out files of other kinds than \.jpg, .* \(4\): .*cat/a\.gif; ", others)
     assert others.endswith("; ...")
 
 
@@ -810,19 +758,12 @@ def save_deep(root):
     ("damage", "message"),
     [
         (
-            lambda root: [shutil.rmtree(path) for path in root.iterdir()],
-            "there is no folder .*train; .* holds nothing: ",
-        ),
-        (
             lambda root: (root / "test").rename(root / "Testing"),
-            "there is no folder .*/test; .* holds Testing/, train/: needed are .*/train/<class>/",
+            "there is no folder .*/test: needed are .*/train/<class>/",
         ),
         (
-            lambda root: (
-                [path.rename(root / path.name) for path in (root / "train").iterdir()]
-                + [(root / "train" / "a.txt").touch()]
-            ),
-            "cannot use the folder .*train: it holds a.txt, and no folders of classes ",
+            lambda root: [path.rename(root / path.name) for path in (root / "train").iterdir()],
+            "cannot use the folder .*train: it holds no folders of classes ",
         ),
         (lambda root: (root / "train" / "emu").mkdir(), "cannot use the folder .*train: it has no image of emu"),
         (
@@ -831,12 +772,7 @@ def save_deep(root):
         ),
         (lambda root: [shutil.rmtree(path) for path in root.glob("*/dog")], "only one class, cat"),
         (truncate, "^cannot decode the image .*train/cat/4.png: .*; --skip_bad_images leaves out such images$"),
-        (
-            lambda root: (root / "test" / "dog" / "1.png").write_text("no image"),
-            "^cannot decode the image .*test/dog/1.png: ",
-        ),
         (save_deep, "^cannot decode the image .*train/dog/2.png: it has more than 8 bits"),
-        (lambda root: (root / "train" / "cat" / "x.png").symlink_to("nowhere"), r"train/cat/x\.png: .*No such file"),
     ],
 )
 def test_errors_of_a_folder(folder, damage, message):
@@ -845,9 +781,8 @@ def test_errors_of_a_folder(folder, damage, message):
         load(folder)
 
 
-@pytest.mark.parametrize("limit", [100, 200])  # Pillow raises an error above twice its limit, but only warns below
-def test_decompression_bombs(folder, monkeypatch, limit):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+def test_decompression_bombs(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match=r"cannot decode the image .*\.png: .*decompression bomb"):
         load(folder)
 
@@ -879,20 +814,10 @@ def test_bad_images_are_skipped_and_counted_when_asked_for(folder, monkeypatch, 
         assert same(batches, expected)
 
 
-def test_what_is_not_the_image_s_fault_is_not_skipped(folder, monkeypatch):
+def test_what_is_not_the_image_s_fault_is_not_skipped(folder):
     """Another time the file may be there, and the run another one."""
     (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(UserError, match=r"train/cat/gone\.png: .*No such file"):
-        load(folder, skip_bad_images=True)
-    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
-    with pytest.raises(UserError, match=r"cannot read the image .*train/cat/gone.png: No such file"):
-        load(folder)
-
-
-def test_a_class_of_bad_images_alone(folder):
-    for path in (folder / "test" / "dog").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no image of the class dog can be decoded: .*test/dog/0\.png"):
         load(folder, skip_bad_images=True)
 
 
@@ -943,25 +868,6 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(folder, large, monkeypatch, de
     assert "a process that decodes images has died or hangs; if memory is short, lower --workers" in cli._unforeseen(
         caught.value
     )
-
-
-def test_statistics_are_kept_until_the_folder_changes(folder, large, capsys):
-    def loaded():
-        images = load(folder)
-        return (images.mean, images.std), capsys.readouterr().err
-
-    cache, told = folder / "statistics-16.json", "measuring mean and deviation of 16 images, once\n"
-    first, _ = loaded()
-    assert loaded() == (first, "")
-    known = json.loads(cache.read_text())
-    for nonsense in ({}, known | {"std": [0.2, 0.2]}, known | {"std": [0.2, 0.2, 0.0]}, known | {"files": 15}):
-        cache.write_text(json.dumps(nonsense))
-        assert loaded() == (first, told)
-    save(folder / "train" / "cat" / "new.png", np.full((16, 16, 3), 255, dtype=np.uint8))
-    assert loaded()[0] != first
-    cache.unlink()
-    cache.mkdir()  # it cannot be written
-    assert re.match(r"measuring .*\ncannot write .*statistics-16\.json: they will be measured again\n$", loaded()[1])
 
 
 def test_an_image_damaged_later(folder, large):

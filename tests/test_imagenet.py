@@ -451,18 +451,6 @@ def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
     assert not {*parts[0]} & {*parts[1]}
 
 
-def test_a_broken_image_is_named_and_can_be_skipped(wide):
-    broken = wide / "train" / NAMES[2] / f"{NAMES[2]}_1.JPEG"
-    broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(UserError, match=re.escape(str(broken))):
-        list(train_batches(load(wide)))
-    images = load(wide, skip_bad_images=True)
-    [note] = images.notes
-    assert note.startswith(f"skipped 1 of 48 images, which cannot be decoded: {broken}")
-    assert len(images.train) == 29
-    assert len(list(train_batches(images))) == 4
-
-
 def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
     flags = ["--preset", "imagenet", "--data", wide, "--gpu", -1, "--workers", 0, "--arch", "DARTS_V2", "--auxiliary"]
     flags += ["--image_size", 64, "--init_channels", 4, "--layers", 3, "--epochs", 2, "--batch_size", 8]

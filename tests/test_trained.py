@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from runs import search_run
 from scripts import load as load_script
 
@@ -231,8 +231,6 @@ def test_from_python(run, photos):
     assert dict(prediction) == pytest.approx(dict(zip(CLASSES, logits[0].softmax(0).tolist(), strict=True)), abs=1e-6)
     assert net.predict([paths[0]], top=1) == [prediction[:1]]
     assert net.predict([]) == []
-    with pytest.raises(UserError, match=r"a path, an opened image or a tensor, not ndarray: PIL\.Image\.fromarray"):
-        net.predict([np.zeros((16, 16, 3), dtype=np.uint8)])
 
 
 def test_predictions_are_what_was_measured(run, photos):
@@ -250,20 +248,6 @@ def test_predictions_are_what_was_measured(run, photos):
     assert torch.equal(alone.test.labels, images.test.labels)  # not sorted, for test.py's running accuracy
     right = [net.predict([path], top=1)[0][0][0] == Path(path).parent.name for path in paths]
     assert 100 * sum(right) / len(right) == pytest.approx(recorded(run))
-
-
-def test_photographs_are_turned_upright_and_an_opened_image_is_its_file(run, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
-    Image.fromarray(pixels).save(tmp_path / "plain.png")
-    net = predict.load(run)
-    with Image.open(tmp_path / "phone.png") as phone:
-        upright = ImageOps.exif_transpose(phone)
-        assert torch.equal(net.preprocess(phone), net.preprocess(tmp_path / "phone.png"))
-    assert torch.equal(net.preprocess(upright), net.preprocess(tmp_path / "phone.png"))
-    assert not torch.equal(net.preprocess(tmp_path / "plain.png"), net.preprocess(tmp_path / "phone.png"))
 
 
 def test_in_a_program_elsewhere(run, photos, tmp_path):
@@ -310,17 +294,15 @@ def test_json(script, run, photos):
 def test_each_file_that_cannot_be_read_is_named_and_the_others_are_predicted(script, run, photos, tmp_path):
     good = next((photos / "test").rglob("*.png"))
     (tmp_path / "truncated.png").write_bytes(good.read_bytes()[:200])
-    Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
     (tmp_path / "text.jpg").write_text("a letter")
-    bad = ["truncated.png", "pixel.png", "text.jpg", "nowhere.png"]
+    bad = ["truncated.png", "text.jpg", "nowhere.png"]
     status, out, err = script("predict", "run", *bad, good, "--gpu", "-1")
     assert status == 2
     assert out.startswith(str(good))
     assert out.count("\n") == 1
     *lines, last = err.splitlines()
     assert [re.search(r"the image (\S+):", line)[1] for line in lines] == bad
-    assert "pixel.png: it has 1 x 1 pixels, which show nothing" in lines[1]
-    assert last == "predict.py: error: 4 of 5 images could not be read: see above"
+    assert last == "predict.py: error: 3 of 4 images could not be read: see above"
 
 
 def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script, run, tmp_path):
@@ -336,7 +318,7 @@ def test_any_image_that_pillow_reads_and_files_of_other_kinds_in_folders(script,
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["folder/a.jpg", "b.gif"]
     assert err.splitlines()[0] == "left out hidden files and folders (2): folder/._a.jpg; folder/.hidden"
-    assert re.fullmatch(r"left out files of other kinds than .* \(1 \.txt\): folder/notes\.txt", err.splitlines()[1])
+    assert re.fullmatch(r"left out files of other kinds than .* \(1\): folder/notes\.txt", err.splitlines()[1])
     (tmp_path / "folder" / "a.jpg").unlink()
     status, _, err = script("predict", "run", "folder", "--gpu", "-1")
     assert (status, err.count("\n")) == (2, 1)
