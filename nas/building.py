@@ -30,31 +30,17 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
     """
     set_sizes(args, init_channels=16, layers=8)
     strategy = load_strategy(args.strategy)
-    second_order = args.unrolled or args.hvp != HVP[0]
+    derivatives = {name for name in ("unrolled", "eigenvalue_every", "early_stop") if getattr(args, name)}
+    derivatives |= {"hvp"} if args.hvp != HVP[0] else set()
     if not strategy.mutator.differentiable:
-        _refuse(remedies, f"needs alphas, and --strategy {args.strategy} has none")
-        if second_order:
-            raise UserError(
-                f"--unrolled and --hvp need --strategy darts: {args.strategy} takes no gradient of an architecture"
-            )
-        if args.eigenvalue_every or args.early_stop:
-            raise UserError(f"--eigenvalue_every and --early_stop need --strategy darts: {args.strategy} has no alphas")
+        _refuse(remedies | derivatives, f"needs alphas, and --strategy {args.strategy} has none")
     if not issubclass(strategy, Darts):
         _refuse(remedies - {"arch_warmup"}, f"needs a strategy derived from Darts, and {args.strategy} is none")
     elif strategy.relaxation.samples:
         _refuse(
-            remedies - {"max_skips", "arch_warmup"},
-            f"does not work with --strategy {args.strategy}, which samples operations",
+            (remedies | derivatives) - {"max_skips", "arch_warmup"},
+            f"does not work with --strategy {args.strategy}, which samples operations in every pass",
         )
-        if second_order:
-            raise UserError(
-                f"--unrolled and --hvp do not work with --strategy {args.strategy}: every pass samples other operations"
-            )
-        if args.eigenvalue_every or args.early_stop:
-            raise UserError(
-                f"--eigenvalue_every and --early_stop do not work with --strategy {args.strategy}: its loss changes "
-                f"with every pass"
-            )
     elif strategy.relaxation is not Relaxation:
         _refuse(
             remedies & {"gate", "perturb"},

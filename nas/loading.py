@@ -84,10 +84,7 @@ def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
     file, _, class_name = name.rpartition(":")
     if not file or not class_name.isidentifier():
         raise UserError(f"unknown {option} {name!r}: {known}")
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"--{option} {name}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"{option}_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{option}_{Path(file).stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"--{option} {name}: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -33,7 +33,7 @@ SPACES = {
         [(2, 6, 8, 8), (2, 8, 8, 8)],
     ),
     "ENASMacroGeneralModel: num_layers=6, out_filters=6": (lambda: ENASMacroGeneralModel(6, 6), [(2, 3, 16, 16)]),
-    "NASBench201Cell: C_in=6, C_out=6, stride=1": (lambda: NASBench201Cell("cell", 6, 6, 1), [(2, 6, 8, 8)]),
+    "NASBench201Cell: C_in=6, C_out=6, stride=1": (lambda: NASBench201Cell(6, 6, 1), [(2, 6, 8, 8)]),
 }
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -123,7 +123,7 @@ EXPORTERS = {
     "mnist": (lambda: load_network(f"{MNIST}:Net")(), [(2, 1, 28, 28)]),
     "keys": (Keys, [(2, 3, 8, 8)]),
     "micro": (lambda: ENASMicroLayer(5, 8, 8, 8, False), [(2, 8, 8, 8), (2, 8, 8, 8)]),
-    "nb": (lambda: NASBench201Cell("c", 8, 8, 1), [(2, 8, 8, 8)]),
+    "nb": (lambda: NASBench201Cell(8, 8, 1), [(2, 8, 8, 8)]),
     "macro": (lambda: ENASMacroGeneralModel(6, 8), [(2, 3, 16, 16)]),
 }
 

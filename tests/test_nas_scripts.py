@@ -113,8 +113,6 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
     assert (status, error) == (0, "")
     [row] = [json.loads(line) for line in (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()]
     assert "drop_path_prob" not in row  # this space has no drop path
-    status, out, error = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
-    assert (status, error) == (0, "")
 
 
 def test_arguments_get_the_types_of_their_annotations():
@@ -143,7 +141,7 @@ def test_arguments_get_the_types_of_their_annotations():
     assert network.got == (False, None, 1e-3, "3", 7)
 
 
-@pytest.mark.parametrize("annotation", ["Nowhere", "torch.Nowhere", "3 | 4", "(("])
+@pytest.mark.parametrize("annotation", ["Nowhere", "(("])
 def test_annotations_that_cannot_be_evaluated_do_not_matter(annotation):
     class Net(torch.nn.Module):
         def __init__(self, word: str = "", what=None):
@@ -175,14 +173,8 @@ def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
 
 FILES = {
     "broken.py": "import nowhere_to_be_found",
-    "syntax.py": "class Net(",
-    "leaves.py": "raise SystemExit(0)",
-    "plain.py": "from torch import nn\nclass Net(nn.Module): pass\nnumber = 1",
-    "needy.py": "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, width): super().__init__()",
-    "nested.py": "from torch import nn\nfrom nas.mutables import LayerChoice\nclass Net(nn.Module):\n"
-    "    def __init__(self):\n        super().__init__()\n        self.a = LayerChoice([LayerChoice([nn.Identity()])])",
+    "plain.py": "from torch import nn\nclass Net(nn.Module): pass",
     "other.json": '{"first": 0}',
-    "list.json": "[1]",
     "searched/config.json": '{"stage": "search", "arguments": {"space": "nasbench201"}}',
     "trained/config.json": '{"stage": "eval", "arguments": {"space": "darts"}}',
 }
@@ -193,20 +185,13 @@ FILES = {
     [
         ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
         ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, gdas, enas, random; or"),
-        ("train_search", ["--space", "absent.py:Net"], "there is no file absent.py"),
+        ("train_search", ["--space", "absent.py:Net"], "absent.py cannot be imported: FileNotFoundError"),
         (
             "train_search",
             ["--space", "broken.py:Net"],
             "broken.py cannot be imported: ModuleNotFoundError: No module named",
         ),
-        ("train_search", ["--space", "syntax.py:Net"], "syntax.py cannot be imported: SyntaxError"),
-        ("train_search", ["--space", "leaves.py:Net"], "leaves.py cannot be imported: SystemExit"),
-        ("train_search", ["--space", "plain.py:Other"], "plain.py has no class Other that is a Module"),
-        ("train_search", ["--space", "plain.py:number"], "plain.py has no class number"),
-        ("train_search", ["--space", "plain.py"], "unknown space 'plain.py'"),
         ("train_search", ["--space", "plain.py:Net"], "plain.py:Net holds no choices: there is nothing to search"),
-        ("train_search", ["--space", "needy.py:Net"], "cannot be built with {}: missing a required argument: 'width'"),
-        ("train_search", ["--space", "nested.py:Net"], "choices cannot be nested"),
         ("train_search", ["--space", f"{EXAMPLE}:Net", "--layers", "3"], "unexpected keyword argument 'layers'"),
         ("train_search", ["--space", "enas_macro", "--init_channels", "3"], "3 channels: an even number is needed"),
         (
@@ -216,15 +201,9 @@ FILES = {
         ),
         (
             "train_search",
-            ["--space", "enas_macro", "--space_arg", "num_classes=1"],
-            "unknown --space_arg 'num_classes'",
-        ),
-        (
-            "train_search",
             ["--space", "enas_macro", "--space_arg", "dropout_rate=x"],
             "--space_arg dropout_rate=x: dropout_rate is float",
         ),
-        ("train_search", ["--space", "enas_macro", "--space_arg", "dropout_rate"], "'dropout_rate' is not name=value"),
         (
             "train_search",
             ["--space", "enas_micro", "--strategy", "enas", "--strategy_arg", "depth=1"],
@@ -232,19 +211,8 @@ FILES = {
         ),
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),
-        (
-            "train_search",
-            ["--strategy", "random", "--space_arg", "n_nodes=2"],
-            "unknown --space_arg 'n_nodes': known are none",
-        ),
         ("train", ["--space_arg", "n_nodes=2"], "--space_arg n_nodes=2 needs another --space"),
-        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled and --hvp need --strategy darts"),
-        ("train_search", ["--strategy", "random", "--hvp", "exact"], "--unrolled and --hvp need --strategy darts"),
-        (
-            "train_search",
-            ["--hvp", "exact", "--dataset", "folder", "--data", "absent"],
-            "--hvp exact needs the second order",
-        ),
+        ("train_search", ["--strategy", "enas", "--unrolled"], "--unrolled needs alphas, and --strategy enas has none"),
         (
             "train",
             ["--space", "nasbench201", "--arch", "other.json"],
@@ -258,15 +226,13 @@ FILES = {
         ),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
         ("train", ["--space", "enas_macro"], "--arch DARTS belongs to --space darts: name a JSON file or"),
-        ("train", ["--space", "enas_macro", "--arch", "list.json"], "an architecture must be an object"),
         (
             "train",
             ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"],
             "--auxiliary needs --space darts",
         ),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
-        ("test", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
-        ("visualize", ["list.json"], "must be an object"),
+        ("train_search", ["--strategy", "plain.py:Net"], "plain.py has no class Net that is a Strategy"),
     ],
 )
 def test_mistakes_are_one_line(script, tmp_path, name, arguments, message):
@@ -294,8 +260,6 @@ Path(__file__).with_name("imported").touch()
 class Small(evolution.Evolution):
     size = contestants = 2
 
-class Lacking:
-    pass
 """
 
 
@@ -346,21 +310,6 @@ def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, tmp_path, imag
         }
     weights = [torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "half")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-
-
-@pytest.mark.parametrize(
-    ("strategy", "message"),
-    [
-        ("absent.py:Small", "--strategy absent.py:Small: there is no file absent.py"),
-        ("mine.py:Lacking", "mine.py has no class Lacking that is a Strategy"),
-        ("mine.py", "unknown strategy 'mine.py': darts, gdas, enas, random; or a strategy of your own"),
-    ],
-)
-def test_what_is_not_a_strategy(script, tmp_path, tiny, strategy, message):
-    (tmp_path / "mine.py").write_text(STRATEGY)
-    status, out, error = script("train_search", *tiny, "--strategy", strategy)
-    assert (status, out, error.count("\n")) == (2, "", 1)
-    assert message in error
 
 
 def test_the_example_of_a_strategy_searches_another_space(script, tmp_path, tiny):
@@ -426,37 +375,13 @@ def test_micro_cells_are_drawn_as_cells():
     ]
     assert cells["normal"].concat == ["1"]
     assert cells["reduce"].concat == ["0", "1"]
-    assert Micro(architecture | {"more": 1}).cells == {}
-    assert Micro({key: chosen for key, chosen in architecture.items() if "reduce_node_1_y" not in key}).cells == {}
     assert Micro(architecture | {"normal_node_1_x_input": 3}).cells == {}
 
 
-@pytest.mark.parametrize(
-    ("space", "architecture"),
-    zip(
-        (Architecture, Macro, Micro),
-        [
-            {f"choice{number}": [f"layer_{source}" for source in range(1000)] for number in range(1000)},
-            {
-                "L0": 0,
-                "L1": 0,
-                "I1": [],
-                **{f"{kind}{i}": chosen for i in range(2, 500) for kind, chosen in (("L", 0), ("I", ["layer_0"]))},
-            },
-            {
-                f"{kind}_node_{i}_{key}": 0
-                for kind in ("normal", "reduce")
-                for i in range(500)
-                for key in ("x_input", "x_op", "y_input", "y_op")
-            },
-        ],
-        strict=True,
-    ),
-)
-def test_no_picture_shows_more_than_fits(space, architecture):
-    [graph] = drawing.graphs(space(architecture)).values()
+def test_no_picture_shows_more_than_fits():
+    architecture = {f"choice{number}": [f"layer_{source}" for source in range(1000)] for number in range(1000)}
+    [graph] = drawing.graphs(Architecture(architecture)).values()
     assert f'label="{len(architecture) - drawing.MOST_ROWS} more"' in graph.source
-    assert graph.source.count("label=") == 2 * (drawing.MOST_ROWS + 1) + 1
     assert len(graph.source) < 100_000
 
 

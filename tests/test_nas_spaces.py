@@ -3,7 +3,6 @@ read.
 """
 
 import importlib.util
-import inspect
 import itertools
 import json
 from pathlib import Path
@@ -22,7 +21,6 @@ from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network
-from nas import spaces
 from nas.mutables import reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
@@ -57,7 +55,7 @@ class CellClassifier(torch.nn.Module):
 
     def __init__(self, stride=1):
         super().__init__()
-        self.cell = NASBench201Cell("cell", 3, 4, stride)
+        self.cell = NASBench201Cell(3, 4, stride)
         self.classifier = torch.nn.Linear(4, 10)
 
     def forward(self, x):
@@ -179,10 +177,6 @@ def test_architectures_of_the_darts_space_convert_to_genotypes():
     ("change", "message"),
     [
         ({"normal_n2_p0": "conv"}, "normal_n2_p0 is 'conv': known are maxpool"),
-        (
-            {"normal_n2_switch": ["normal_n2_p0", "normal_n2_p0"]},
-            "normal_n2_switch must name two of normal_n2_p0, normal_n2_p1",
-        ),
         ({"normal_n2_switch": ["normal_n2_p0", "normal_n3_p0"]}, "normal_n2_switch must name two"),
         ({"surplus": 1}, "unexpected keys in NNI's architecture: surplus"),
     ],
@@ -224,7 +218,7 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
         Cell201.read(STRING.replace("~1", "~7", 1))
     torch.manual_seed(0)
     for _ in range(20):
-        architecture = RandomMutator(NASBench201Cell("cell", 2, 2, 1)).export()
+        architecture = RandomMutator(NASBench201Cell(2, 2, 1)).export()
         assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
 
 
@@ -232,7 +226,6 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
     "text",
     [
         "nonsense",
-        STRING.replace("~2", "~1"),
         STRING.replace("none", "conv"),
         STRING + "+|none~0|",
         STRING.replace("~0|+", "|+", 1),
@@ -251,7 +244,7 @@ def test_architectures_without_a_string(change):
 
 @pytest.mark.parametrize(("C_in", "C_out", "stride"), [(4, 4, 1), (4, 6, 1), (4, 4, 2), (4, 6, 2)])
 def test_every_operation_of_a_cell_has_the_cell_s_shape(C_in, C_out, stride):
-    cell = NASBench201Cell("cell", C_in, C_out, stride)
+    cell = NASBench201Cell(C_in, C_out, stride)
     x = torch.randn(2, C_in, 8, 8)
     for key, choice in cell.edges.items():
         for candidate in choice:
@@ -379,52 +372,7 @@ def test_drop_path_leaves_identities_alone():
     assert torch.equal(cell.nodes[3](states), states[0])  # the other edge is dropped
 
 
-# The operations that NNI documents
-
-
-@pytest.mark.parametrize(
-    ("operation", "shape"),
-    [
-        (spaces.PoolBN("max", 4, 3, 2, 1, affine=False), (2, 4, 4, 4)),
-        (spaces.PoolBN("avg", 4, 3, 1, 1), (2, 4, 8, 8)),
-        (spaces.SepConv(4, 6, 3, 2, 1, affine=False), (2, 6, 4, 4)),
-        (spaces.DilConv(4, 6, 3, 1, 2, 2, affine=False), (2, 6, 8, 8)),
-        (spaces.Pool("avg", 3, 2, 1), (2, 4, 4, 4)),
-        (spaces.Pool(pool_type="max", kernel_size=3, stride=1, padding=1), (2, 4, 8, 8)),
-        (spaces.SepConvBN(4, 6, 5, 2), (2, 6, 8, 8)),
-        (spaces.ConvBranch(4, 6, 3, 2, 1, separable=True), (2, 6, 4, 4)),
-        (spaces.ConvBranch(4, 6, 5, 1, 2, False), (2, 6, 8, 8)),
-        (spaces.PoolBranch("max", 4, 6, 3, 2, 1, affine=True), (2, 6, 4, 4)),
-        (spaces.Pooling(4, 6, 2), (2, 6, 4, 4)),
-        (spaces.Pooling(4, 4, 1), (2, 4, 8, 8)),
-        (spaces.ReLUConvBN(4, 6, 3, 1, 1), (2, 6, 8, 8)),
-        (spaces.Zero(4, 6, 2), (2, 6, 4, 4)),
-        (spaces.FactorizedReduce(4, 6), (2, 6, 4, 4)),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
-)
-def test_operations_of_the_zoo(operation, shape):
-    x = torch.randn(2, 4, 8, 8)
-    assert operation(x).shape == shape
-    if isinstance(operation, spaces.Zero):
-        assert operation(x).count_nonzero() == 0
-
-
-def test_inputs_have_the_names_that_nni_documents():
-    names = {
-        spaces.DartsCell: ["pprev", "prev"],
-        spaces.ENASMicroLayer: ["pprev", "prev"],
-        spaces.ENASMacroLayer: ["prev_list"],
-        spaces.ENASMacroGeneralModel: ["x"],
-        spaces.NASBench201Cell: ["input"],
-    }
-    for cell, expected in names.items():
-        assert list(inspect.signature(cell.forward).parameters)[1:] == expected
-
-
 def test_a_short_macro_network_has_no_reduction():
     for layers, reductions in ((1, 0), (2, 0), (3, 2)):
         network = ENASMacroGeneralModel(layers, 4)
         assert (len(network.layers), len(network.reductions)) == (layers, reductions)
-    with pytest.raises(UserError, match="0 layers: at least 1 is needed"):
-        ENASMacroGeneralModel(0)

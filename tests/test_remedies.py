@@ -225,7 +225,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_searched_killed_and_resumed(name, images, tmp_path, script):
+def test_searched_killed_and_resumed(name, images, tmp_path):
     command = [*SEARCH, *RUNS[name]]
 
     def kill():
@@ -263,12 +263,6 @@ def test_searched_killed_and_resumed(name, images, tmp_path, script):
     assert all(row["skips_normal"] <= 1 for row in rows)
     for row in rows:
         assert sum(value for edge, value in row["betas"].items() if edge.startswith("reduce_n3_")) == pytest.approx(1)
-    status, _, error = script("visualize", whole, "--report")
-    assert (status, error) == (0, "")
-    told = (
-        "with --partial_channels 2, --auxiliary_skip 0.5, --max_skips 1, --perturb random, --arch_warmup 1, space darts"
-    )
-    assert told in (whole / "report.html").read_text()
 
 
 def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, images, tmp_path):
@@ -310,12 +304,11 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, 
         ("--gate_threshold 0.5", "add --gate sigmoid"),
         (f"--gate sigmoid --gate_threshold 0.5 --space {OWN} --layers 0", "--layers"),
         ("--gate sigmoid --gate_threshold 0.5 --max_skips 1", "--max_skips and --gate_threshold cannot be combined"),
-        ("--strategy gdas --unrolled", "--unrolled and --hvp do not work with --strategy gdas"),
         (
             "--strategy gdas --eigenvalue_every 1",
-            "--eigenvalue_every and --early_stop do not work with --strategy gdas",
+            "--eigenvalue_every does not work with --strategy gdas, which samples operations in every pass",
         ),
-        ("--preset gdas --unrolled", "--unrolled and --hvp do not work with --strategy gdas"),
+        ("--preset gdas --unrolled", "--unrolled does not work with --strategy gdas"),
         ("--preset pc-darts --epochs 10", "--arch_warmup 15 leaves none of the 10 epochs for the alphas: lower it"),
     ],
 )

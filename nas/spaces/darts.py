@@ -18,23 +18,6 @@ from nas.mutables import InputChoice, LayerChoice
 from operations import FactorizedReduce, Identity, ReLUConvBN, drop_path
 
 
-class PoolBN(nn.Sequential):
-    """Pooling, BatchNorm: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the
-    padding."""
-
-    def __init__(
-        self, pool_type: str, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True
-    ) -> None:
-        super().__init__(pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C, affine=affine))
-
-
-def pool(pool_type: str, kernel_size: int, stride: int, padding: int) -> nn.Module:
-    """A pooling layer of this type, `max` or `avg`. The average does not count the padding."""
-    if pool_type == "max":
-        return nn.MaxPool2d(kernel_size, stride, padding)
-    return nn.AvgPool2d(kernel_size, stride, padding, count_include_pad=False)
-
-
 class DropPath(nn.Module):
     """Drop path (see `operations.drop_path`) with the probability in the network's `drop_path_prob`, see
     `give_drop_path`."""

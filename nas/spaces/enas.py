@@ -12,7 +12,7 @@ from architectures.cells import graph
 from experiment.errors import UserError
 from genotypes import CELLS, reductions
 from nas.mutables import InputChoice, LayerChoice, MutableScope
-from nas.spaces.darts import DropPath, give_drop_path, pool
+from nas.spaces.darts import DropPath, give_drop_path
 from operations import FactorizedReduce, Identity
 
 
@@ -21,11 +21,16 @@ def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
 
 
-def _separable(C_in: int, C_out: int, kernel_size: int, stride: int, padding: int) -> list[nn.Module]:
+def _separable(C: int, kernel_size: int) -> list[nn.Module]:
     return [
-        nn.Conv2d(C_in, C_in, kernel_size, stride, padding, groups=C_in, bias=False),
-        nn.Conv2d(C_in, C_out, 1, bias=False),
+        nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2, groups=C, bias=False),
+        nn.Conv2d(C, C, 1, bias=False),
     ]
+
+
+def _pool(kind: str) -> nn.Module:
+    """Pooling of 3x3, `max` or `avg`; the average does not count the padding."""
+    return nn.MaxPool2d(3, 1, 1) if kind == "max" else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
 
 
 def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
@@ -38,18 +43,11 @@ def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
 # Micro: section 2.4.
 
 
-class Pool(nn.Sequential):
-    """Pooling: (B, C, H, W) -> (B, C, H', W'); `pool_type` is `max` or `avg`, which does not count the padding."""
-
-    def __init__(self, pool_type: str, kernel_size: int, stride: int, padding: int) -> None:
-        super().__init__(pool(pool_type, kernel_size, stride, padding))
-
-
 class SepConvBN(nn.Sequential):
-    """ReLU, a depthwise and a pointwise convolution, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W')."""
+    """ReLU, a depthwise and a pointwise convolution, BatchNorm: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, C_in: int, C_out: int, kernel_size: int, padding: int) -> None:
-        super().__init__(nn.ReLU(), *_separable(C_in, C_out, kernel_size, 1, padding), nn.BatchNorm2d(C_out))
+    def __init__(self, C: int, kernel_size: int) -> None:
+        super().__init__(nn.ReLU(), *_separable(C, kernel_size), nn.BatchNorm2d(C))
 
 
 class _MicroInput(nn.Module):
@@ -58,10 +56,8 @@ class _MicroInput(nn.Module):
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__()
         self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, key=f"{key}_input")
-        convolutions = [SepConvBN(channels, channels, 3, 1), SepConvBN(channels, channels, 5, 2)]
-        self.op_choice = LayerChoice(
-            [*convolutions, Pool("avg", 3, 1, 1), Pool("max", 3, 1, 1), Identity()], key=f"{key}_op"
-        )
+        convolutions = [SepConvBN(channels, 3), SepConvBN(channels, 5)]
+        self.op_choice = LayerChoice([*convolutions, _pool("avg"), _pool("max"), Identity()], key=f"{key}_op")
         self.drop_path = DropPath()
 
     def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
@@ -204,45 +200,43 @@ class Micro(Architecture):
 
 
 class ConvBranch(nn.Sequential):
-    """1x1 convolution, convolution, BatchNorm, ReLU: (B, C_in, H, W) -> (B, C_out, H', W')."""
+    """1x1 convolution, convolution, BatchNorm, ReLU: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, separable: bool) -> None:
-        if separable:
-            conv = _separable(C_out, C_out, kernel_size, stride, padding)
-        else:
-            conv = [nn.Conv2d(C_out, C_out, kernel_size, stride, padding)]
-        super().__init__(_pointwise(C_in, C_out), *conv, nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
+    def __init__(self, C: int, kernel_size: int, separable: bool) -> None:
+        conv = [nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2)]
+        super().__init__(
+            _pointwise(C, C),
+            *(_separable(C, kernel_size) if separable else conv),
+            nn.BatchNorm2d(C, affine=False),
+            nn.ReLU(),
+        )
 
 
 class PoolBranch(nn.Sequential):
-    """1x1 convolution, pooling, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W'); `pool_type` is `max` or `avg`."""
+    """1x1 convolution, pooling, BatchNorm: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(
-        self, pool_type: str, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, affine: bool = False
-    ) -> None:
-        super().__init__(
-            _pointwise(C_in, C_out), Pool(pool_type, kernel_size, stride, padding), nn.BatchNorm2d(C_out, affine=affine)
-        )
+    def __init__(self, C: int, kind: str) -> None:
+        super().__init__(_pointwise(C, C), _pool(kind), nn.BatchNorm2d(C, affine=False))
 
 
 class ENASMacroLayer(MutableScope):
     """One of six branches applied to the previous layer, plus any of the earlier layers with the labels
     `prev_labels`."""
 
-    def __init__(self, key: str, prev_labels: list[str], in_filters: int, out_filters: int) -> None:
+    def __init__(self, key: str, prev_labels: list[str], filters: int) -> None:
         super().__init__(key)
         self.branch = LayerChoice(
             [
-                ConvBranch(in_filters, out_filters, 3, 1, 1, separable=False),
-                ConvBranch(in_filters, out_filters, 3, 1, 1, separable=True),
-                ConvBranch(in_filters, out_filters, 5, 1, 2, separable=False),
-                ConvBranch(in_filters, out_filters, 5, 1, 2, separable=True),
-                PoolBranch("avg", in_filters, out_filters, 3, 1, 1),
-                PoolBranch("max", in_filters, out_filters, 3, 1, 1),
+                ConvBranch(filters, 3, separable=False),
+                ConvBranch(filters, 3, separable=True),
+                ConvBranch(filters, 5, separable=False),
+                ConvBranch(filters, 5, separable=True),
+                PoolBranch(filters, "avg"),
+                PoolBranch(filters, "max"),
             ]
         )
         self.skipconnect = InputChoice(choose_from=prev_labels) if prev_labels else None
-        self.batch_norm = nn.BatchNorm2d(out_filters, affine=False)
+        self.batch_norm = nn.BatchNorm2d(filters, affine=False)
 
     def forward(self, prev_list: list[Tensor]) -> Tensor:
         """`prev_list`: the outputs of the stem and of all layers so far, (B, C, H, W) each."""
@@ -269,8 +263,6 @@ class ENASMacroGeneralModel(nn.Module):
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise UserError(f"{num_layers} layers: at least 1 is needed")
         if out_filters % 2:
             raise UserError(
                 f"{out_filters} channels: an even number is needed, because a reduction computes them in two halves"
@@ -279,9 +271,7 @@ class ENASMacroGeneralModel(nn.Module):
             nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters)
         )
         labels = [f"layer_{layer}" for layer in range(num_layers)]
-        self.layers = nn.ModuleList(
-            ENASMacroLayer(label, labels[:i], out_filters, out_filters) for i, label in enumerate(labels)
-        )
+        self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters) for i, label in enumerate(labels))
         third = num_layers // 3
         self.reductions = nn.ModuleDict(
             {str(layer): _reduce(out_filters, out_filters) for layer in (third - 1, 2 * third - 1) if third}

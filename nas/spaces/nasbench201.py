@@ -95,17 +95,15 @@ def _candidates(C_in: int, C_out: int, stride: int) -> OrderedDict[str, nn.Modul
 
 class NASBench201Cell(nn.Module):
     """A cell. Every node is the sum of all nodes before it, with a chosen operation on each edge. Keys: `0_1`, `0_2`,
-    `1_2`, ...
+    `1_2`, ..., the same in all cells, and so the same decisions.
 
     Args:
-        cell_id: a name for this cell, stored as an attribute. All cells have the same keys, and so the same decisions.
         C_in, C_out: channels of the input and of the output.
         stride: of the edges from the input.
     """
 
-    def __init__(self, cell_id: str | int, C_in: int, C_out: int, stride: int) -> None:
+    def __init__(self, C_in: int, C_out: int, stride: int) -> None:
         super().__init__()
-        self.cell_id = cell_id
         self.edges = nn.ModuleDict()
         for key in EDGES:
             shape = (C_in, C_out, stride) if key[0] == "0" else (C_out, C_out, 1)
@@ -137,7 +135,7 @@ class NASBench201Network(nn.Module):
             if stage:
                 self.layers.append(ResidualBlock(channels, 2 * channels))
                 channels *= 2
-            self.layers.extend(NASBench201Cell(f"{stage}_{cell}", channels, channels, 1) for cell in range(cells))
+            self.layers.extend(NASBench201Cell(channels, channels, 1) for _ in range(cells))
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
 
