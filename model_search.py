@@ -136,8 +136,6 @@ class Network(nn.Module):
         stem: str = "cifar",
     ) -> None:
         super().__init__()
-        if not 1 <= multiplier <= steps:
-            raise ValueError(f"cannot concatenate the last {multiplier} of {steps} nodes")
         self.criterion = criterion
         self._steps = steps
         self._multiplier = multiplier

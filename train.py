@@ -110,10 +110,6 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     if args.valid_portion and args.valid_folder:
         raise UserError("--valid_portion and --valid_folder both say which images are held out: leave one of them out")
     recipes.check(args)
-    if args.auxiliary and args.batch_size == 1:
-        raise UserError(
-            "--auxiliary needs a --batch_size of at least 2: its BatchNorm sees a single pixel of each image"
-        )
     return args
 
 

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import msgspec
+
 import genotypes
 from architectures.architecture import Architecture, Cell, Edge, is_index, unmasked
 from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
-
-# Most intermediate nodes of a cell: more than in any published cell, but few enough to build a network in seconds.
-MOST_NODES = 32
 
 # NNI's names for operations, which choices use. Other operations have the same name in both.
 CHOICES = {
@@ -73,15 +72,8 @@ class Genotyped(Architecture):
     @classmethod
     def fields(cls, content: Any) -> dict[str, Any]:
         """`content` if it has the fields of the genotype."""
-        if not isinstance(content, dict):
-            raise UserError(f"an architecture must be an object in JSON with {', '.join(cls.FIELDS)}")
-        missing, unknown = (
-            [field for field in cls.FIELDS if field not in content],
-            [key for key in content if key not in cls.FIELDS],
-        )
-        if missing or unknown:
-            fields = ", ".join(cls.FIELDS)
-            raise UserError(f"an architecture needs {fields}; missing: {missing}, unknown: {shorten(str(unknown))}")
+        if not isinstance(content, dict) or set(content) != set(cls.FIELDS):
+            raise UserError(f"an architecture must be an object with {', '.join(cls.FIELDS)}, not {shown(content)}")
         return content
 
     def distance(self, other: Architecture) -> int | None:
@@ -121,22 +113,15 @@ class Cells(Genotyped):
                 ...}`; or choices of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ...,
                 "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in no switch may be
                 `[]`, and NNI 1's indices or masks may replace names.
-
-        Raises:
-            UserError: `content` is not an architecture of the space.
         """
         if isinstance(content, Genotype):
             return cls(content)
         keys = [str(key) for key in content] if isinstance(content, dict) else []
-        if "recurrent" in keys:
-            raise UserError(
-                "this is a recurrent cell, not the cells of a convolutional network: python -m rnn.train trains it"
-            )
         if any(key.startswith(_NNI) for key in keys):
             return cls(_from_nni(content))
         if any(key.startswith(_CHOICES) for key in keys):
             return cls(_from_choices(content))
-        return cls(check(**_in_pairs(cls.fields(content))))
+        return cls(check(**cls.fields(content)))
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -207,96 +192,73 @@ def operation_of(choice: str) -> str:
 # ---- Checks
 
 
-def check_candidates() -> None:
-    """Raises `UserError` if names in `genotypes.PRIMITIVES`, which users may edit, cannot be told apart, or there are
-    none."""
-    for name in PRIMITIVES:
-        if PRIMITIVES.count(name) > 1:
-            raise UserError(f"PRIMITIVES in genotypes.py names {name} twice: delete one of them")
-        if name in CHOICES:
-            raise UserError(
-                f"PRIMITIVES in genotypes.py names {name}, which is NNI's name of {CHOICES[name]}: choose another name"
-            )
-    if not set(PRIMITIVES) - {"none"}:
-        raise UserError("PRIMITIVES in genotypes.py names no operation besides none: there is nothing to choose from")
-
-
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
-    """A `Genotype` of these fields. Raises `UserError` if one of its cells cannot be built, or if only `none` leads to
-    its output."""
-    return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
+    """A `Genotype` of these fields, whose edges may be in other notations (see `_in_pairs`). Raises `UserError` if one
+    of its cells cannot be built, or if only `none` leads to its output."""
+    try:
+        return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise UserError(
+            f"a cell must be a list of pairs (operation, input node), and a list of nodes: {error}"
+        ) from None
 
 
-def _checked(cell: str, pairs: Any, concat: Any) -> tuple[list[tuple[str, int]], list[int]]:
+def _checked(cell: str, edges: Any, concat: Any) -> tuple[list[tuple[str, int]], list[int]]:
     """The edges and the concatenated nodes of a cell."""
-    if not _is_list(pairs) or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
-        raise UserError(f"the {cell} cell must be a list of pairs (operation, input node)")
-    if not pairs or len(pairs) % 2 or len(pairs) > 2 * MOST_NODES:
-        raise UserError(f"the {cell} cell has {len(pairs)} edges: it needs two for each of 1 to {MOST_NODES} nodes")
+    edges, concat = _in_pairs(cell, edges, list(concat))
+    pairs, outputs = msgspec.convert(edges, list[tuple[str, int]]), msgspec.convert(concat, list[int])
+    if not pairs or len(pairs) % 2:
+        raise UserError(f"the {cell} cell has {len(pairs)} edges: it needs two for each node")
     reached = {0, 1}  # by a path from the cell's inputs that is not `none`
     for edge, (operation, source) in enumerate(pairs):
         node = edge // 2 + 2
-        if not isinstance(operation, str) or operation not in OPERATIONS:
+        if operation not in OPERATIONS:
             raise UserError(
                 f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}"
             )
-        if not is_index(source, node):
+        if not 0 <= source < node:
             raise UserError(
-                f"edge {edge} of the {cell} cell takes node {shown(source)}; node {node} can only take nodes 0 to "
-                f"{node - 1}"
+                f"edge {edge} of the {cell} cell takes node {source}; node {node} can only take nodes 0 to {node - 1}"
             )
         if operation != "none" and source in reached:
             reached.add(node)
     last = len(pairs) // 2 + 1
-    listed = _is_list(concat) and all(is_index(node, last + 1) and node > 1 for node in concat)
-    if not listed or not 0 < len(concat) == len(set(concat)):
-        raise UserError(f"{cell}_concat must list nodes from 2 to {last}, each at most once, not {shown(concat)}")
-    if reached.isdisjoint(concat):
+    if not outputs or sorted(outputs) != [node for node in range(2, last + 1) if node in outputs]:
+        raise UserError(f"{cell}_concat must list nodes from 2 to {last}, each at most once, not {shown(outputs)}")
+    if reached.isdisjoint(outputs):
         raise UserError(f"the {cell} cell's output is always 0: every path to it leads through the operation none")
-    return [(operation, source) for operation, source in pairs], list(concat)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple | range)
+    return pairs, outputs
 
 
 # ---- Other notations
 
 
-def _in_pairs(fields: dict[str, Any]) -> dict[str, Any]:
-    """These fields of a `Genotype` with two pairs (operation, source) per node, as `check` takes them.
+def _in_pairs(cell: str, edges: Any, concat: list[Any]) -> tuple[Any, list[Any]]:
+    """`edges` as two pairs (operation, source) per node, and the nodes of `concat` that have edges.
 
     Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two
     edges: missing ones become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
     """
-    found = dict(fields)
-    for cell in CELLS:
-        edges, concat = fields[cell], fields[f"{cell}_concat"]
-        if not (_is_list(edges) and edges and _is_list(concat)):
-            continue  # `check` says what is wrong
-        if all(_is_list(edge) and len(edge) == 3 and type(edge[1]) is int for edge in edges):
-            nodes = [
-                [(name, source) for name, head, source in edges if head == node] for node in range(2, MOST_NODES + 2)
-            ]
-            if sum(map(len, nodes)) < len(edges):
-                raise UserError(
-                    f"the {cell} cell has an edge (operation, node, source) to no node from 2 to {MOST_NODES + 1}"
-                )
-            while not nodes[-1]:
-                nodes.pop()
-        elif all(_is_list(node) and all(_is_list(edge) and len(edge) == 2 for edge in node) for node in edges):
-            nodes = [list(map(tuple, node)) for node in edges]
-        else:
-            continue
-        empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
-        nodes = [[pair for pair in pairs if not (type(pair[1]) is int and pair[1] in empty)] for pairs in nodes]
-        if crowded := [node for node, pairs in enumerate(nodes, 2) if len(pairs) > 2]:
-            raise UserError(
-                f"node {crowded[0]} of the {cell} cell has {len(nodes[crowded[0] - 2])} edges: each node takes two"
-            )
-        found[cell] = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
-        found[f"{cell}_concat"] = [node for node in concat if node not in empty]
-    return found
+    if triples := _read_as(list[tuple[str, int, int]], edges):
+        last = max(head for _, head, _ in triples)
+        nodes = [[(name, source) for name, head, source in triples if head == node] for node in range(2, last + 1)]
+        if sum(map(len, nodes)) < len(triples):
+            raise UserError(f"the {cell} cell has an edge (operation, node, source) to a node before 2, an input")
+    elif not (nodes := _read_as(list[list[tuple[str, int]]], edges)):
+        return edges, concat
+    empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
+    nodes = [[pair for pair in pairs if pair[1] not in empty] for pairs in nodes]
+    if max(map(len, nodes)) > 2:
+        raise UserError(f"the {cell} cell has nodes with more than two edges: each node takes two")
+    pairs = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
+    return pairs, [node for node in concat if node not in empty]
+
+
+def _read_as(kind: Any, edges: Any) -> Any:
+    try:
+        return msgspec.convert(edges, kind)
+    except msgspec.ValidationError:
+        return None
 
 
 _NNI = tuple(f"{cell}/" for cell in CELLS)
@@ -341,8 +303,6 @@ def _from_choices(content: dict[str, Any]) -> Genotype:
         edges: list[tuple[Any, int]] = []
         node = 2
         while (switch := switch_key(cell, node)) in remaining:
-            if node > MOST_NODES + 1:
-                raise UserError(f"the {cell} cell has more nodes than a cell can have, {MOST_NODES}")
             keys = [edge_key(cell, node, source) for source in range(node)]
             operations = [remaining.pop(key, None) for key in keys]
             given = remaining.pop(switch)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from pathlib import Path
 from typing import Any
 
 from architectures.architecture import Architecture
@@ -51,10 +50,6 @@ def read(arch: str, space: str) -> Architecture:
     Raises:
         UserError: it is not an architecture of the space, or is the folder of a run in another one.
     """
-    if space != "darts" and arch in load_space("darts").names() and not Path(arch).exists():
-        raise UserError(
-            f"--arch {arch} belongs to --space darts: name a JSON file or a search's folder of --space {space}"
-        )
     try:
         other = cli.read_config(arch)["arguments"].get("space")
     except (OSError, ValueError):  # not a run's folder

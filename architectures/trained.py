@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 from torch import nn
 
 from architectures import networks
@@ -20,44 +19,31 @@ from experiment.run import versions
 from experiment.weights import load_weights, read_metadata
 
 FILE = "network.json"
-ARGUMENTS = (
-    "space",
-    "init_channels",
-    "layers",
-    "network",
-    "space_arg",
-    "auxiliary",
-)  # of train.py that define the network
+# The arguments of train.py that define the network.
+ARGUMENTS = ("space", "init_channels", "layers", "network", "space_arg", "auxiliary")
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that using a trained network needs, except its weights. Bounds keep a damaged file from using all
-    memory."""
+    """Everything that using a trained network needs, except its weights."""
 
     space: str
     architecture: dict[str, Any]
-    init_channels: Annotated[int, Meta(ge=1, le=4096)] | None
-    layers: Annotated[int, Meta(ge=1, le=1024)] | None
+    init_channels: int | None
+    layers: int | None
     network: Literal["cifar", "imagenet"] | None  # None in spaces other than that of DARTS
     space_arg: str | None  # arguments of the space's constructor, as on the command line
     auxiliary: bool  # whether the weights include an auxiliary head's
     dataset: str
-    classes: Annotated[tuple[str, ...], Meta(min_length=1)]  # in the order of the logits
-    image_size: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)]
-    centre_crop: Annotated[
-        float, Meta(ge=0.1, le=1)
-    ]  # side of the central square that is resized, as a share of the image's shorter side
+    classes: tuple[str, ...]  # in the order of the logits
+    image_size: int
+    centre_crop: float  # side of the central square that is resized, as a share of the image's shorter side
     channels: Literal[1, 3]  # of the images
     mean: tuple[float, ...]
-    std: tuple[Annotated[float, Meta(gt=0)], ...]
-    accuracy: Annotated[float, Meta(ge=0, le=100)]  # in percent
+    std: tuple[float, ...]
+    accuracy: float  # in percent
     measured_on: str
-    weights: Annotated[str, Meta(pattern=r"^[^/\\]+$")]  # the file beside network.json
+    weights: str  # the file beside network.json
     versions: dict[str, str]
-
-    def __post_init__(self) -> None:
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError("mean and std are not of as many channels as the images have")
 
     @property
     def json(self) -> dict[str, Any]:
@@ -121,30 +107,19 @@ def describe(
 
 
 def read(run: str | Path) -> Trained:
-    """The description in the folder of a training run, which may be untrusted.
-
-    Raises:
-        UserError: it is not such a folder, or the file is not valid. The message says what is wrong.
-    """
-    folder = Path(run)
-    path = folder / FILE
-    if not folder.is_dir():
-        raise UserError(f"{shorten(str(run))} is not a folder: name the folder of a training run")
-    if not path.exists():
-        raise UserError(f"{shorten(str(run))} {_instead(folder)}")
+    """The description in the folder of a training run, which may be untrusted."""
+    path = Path(run) / FILE
     try:
-        content = path.read_bytes()
+        return _parsed(path.read_bytes(), path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    return _parsed(content, path)
+        raise UserError(
+            f"cannot read {path} ({error.strerror}): name the folder of a run of train.py, which writes it after its "
+            f"first epoch"
+        ) from None
 
 
 def within(path: str | Path) -> Trained:
-    """The description in a .safetensors file, which may be untrusted.
-
-    Raises:
-        UserError: it cannot be read, or has no description.
-    """
+    """The description in a .safetensors file, which may be untrusted."""
     metadata = read_metadata(str(path))
     if FILE not in metadata:
         raise UserError(f"{path} does not describe its network: export.py --format safetensors writes files that do")
@@ -161,23 +136,6 @@ def _parsed(content: bytes | str, path: str | Path) -> Trained:
 
 
 def beside(weights: str | Path) -> Trained | None:
-    """The description in the folder of a file with weights; None if there is none.
-
-    Raises:
-        UserError: see `read`.
-    """
+    """The description in the folder of a file with weights; None if there is none."""
     folder = Path(weights).parent
     return read(folder) if (folder / FILE).exists() else None
-
-
-def _instead(folder: Path) -> str:
-    """For the error message: what kind of folder has no `network.json`, and what to do."""
-    try:
-        stage = cli.read_config(folder).get("stage")
-    except (OSError, ValueError):
-        return f"holds no {FILE}: it is not the folder of a training run"
-    if stage == "search":
-        return (
-            "is a search, not a training: train its architecture with train.py --arch, and name the folder of that run"
-        )
-    return f"holds no {FILE}: train.py writes it after its first epoch; test.py also takes --model_path"

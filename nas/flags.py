@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from architectures.cells import MOST_NODES, check_candidates
 from experiment import cli
 from experiment.errors import UserError
 
@@ -129,7 +128,6 @@ def check(args: argparse.Namespace) -> None:
         UserError: an unknown space or strategy, or arguments that cannot be combined.
     """
     if args.space == "darts":
-        check_candidates()
         args.init_channels, args.layers = args.init_channels or 16, args.layers or 8
     if wanted(args):
         from nas import building
@@ -139,8 +137,6 @@ def check(args: argparse.Namespace) -> None:
         from architectures.networks import check_imagenet_stem
 
         check_imagenet_stem("--stem imagenet", args)
-    if args.nodes > MOST_NODES:
-        raise UserError(f"--nodes {args.nodes}: a cell can have {MOST_NODES}")
     if args.arch_warmup >= args.epochs:
         raise UserError(
             f"--arch_warmup {args.arch_warmup} leaves none of the {args.epochs} epochs for the alphas: lower it"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from architectures.architecture import Cell, Edge, is_index
-from architectures.cells import MOST_NODES, Genotyped, edge_of
+from architectures.cells import Genotyped, edge_of
 from experiment.errors import UserError, shown
 from genotypes import edge_key
 from rnn import genotypes
@@ -69,17 +69,14 @@ def check(recurrent: Any, concat: Any) -> Genotype:
     """A `Genotype` of these fields, if the cell can be built.
 
     Raises:
-        UserError: an unknown activation, a node that does not exist yet, no nodes or more than `MOST_NODES`, or no
-            outputs.
+        UserError: an unknown activation, a node that does not exist yet, no nodes, or no outputs.
     """
     if not isinstance(recurrent, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent
     ):
         raise UserError("the recurrent cell of a Genotype must be a list of pairs (activation, input node)")
-    if not 1 <= len(recurrent) <= MOST_NODES:
-        raise UserError(
-            f"the recurrent cell has {len(recurrent)} edges: it can have 1 to {MOST_NODES}, one for each node"
-        )
+    if not recurrent:
+        raise UserError("the recurrent cell has no edges")
     for node, (activation, source) in enumerate(recurrent, 1):
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise UserError(

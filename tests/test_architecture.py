@@ -66,7 +66,7 @@ def test_a_space_of_one_s_own_may_call_its_choices_as_it_likes(tmp_path):
         found = Architecture.read(str(form))
         assert (found.choices, found.json, found.files()) == (choices, choices, {"architecture.json": choices})
         assert (found.cells, found.skips(), found.chosen) == ({}, {"": 0}, {"normal": "conv", "reduce": "[0, 2]"})
-        with pytest.raises(UserError, match="missing"):
+        with pytest.raises(UserError, match="must be an object with"):
             Cells.read(str(form))
     assert Architecture.recorded(tmp_path) == found
     assert Architecture.recorded(tmp_path / "nowhere") is None

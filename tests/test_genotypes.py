@@ -10,9 +10,9 @@ import genotypes
 from architectures import published
 from architectures.cells import OPERATIONS, Cells, check, names
 from experiment.errors import UserError
-from genotypes import DARTS_V2, PRIMITIVES, Genotype
+from genotypes import DARTS_V2, PRIMITIVES
 from model import NetworkCIFAR
-from model_search import Network, derive_cell
+from model_search import derive_cell
 from operations import OPS
 from rnn import genotypes as rnn
 from rnn.cells import RecurrentCell
@@ -78,7 +78,6 @@ FOREIGN = {
     "positional": f"Genotype({', '.join(repr(list(field)) for field in DARTS_V2)})",
     "ranges": repr(DARTS_V2._replace(normal_concat=range(2, 6))),
     "nested": repr(NESTED),
-    "nested JSON": json.dumps(NESTED._asdict()),
     "triples": repr(TRIPLES),
     "NumPy": repr(DARTS_V2).replace("0)", "np.int64(0))").replace("[2, 3, 4, 5]", "list(range(np.int64(2), 6))"),
     "dictionary": repr(DARTS_V2._replace(normal_concat=range(2, 6))._asdict()),
@@ -88,7 +87,6 @@ FOREIGN = {
     "UTF-16": LOG.encode("utf-16"),  # as PowerShell's > writes
     "NNI 1, indices": json.dumps(of_nni_1(numbered)),
     "NNI 1, masks": json.dumps(of_nni_1(mask)),
-    "NNI 1, masks of floats": json.dumps({key: list(map(float, chosen)) for key, chosen in of_nni_1(mask).items()}),
 }
 
 
@@ -115,14 +113,10 @@ def test_nodes_with_fewer_than_two_edges(tmp_path):
     ("text", "words"),
     [
         (repr(DARTS_V2)[:-1], "a bracket, a quote or a comma is missing"),
-        (repr(DARTS_V2).replace("2)]", "2]", 1), "a bracket, a quote or a comma is missing"),
         (repr(DARTS_V2).replace("'", "\N{RIGHT SINGLE QUOTATION MARK}"), "quotes are not straight"),
-        (repr(DARTS_V2).replace("'", ""), "sep_conv_3x3 has no quotes"),
-        (repr(DARTS_V2).replace("('sep_conv_3x3'", "('sep_conv_3x3", 1), "a bracket, a quote or a comma is missing"),
-        (repr(DARTS_V2).replace("1)", "01)", 1), "is missing or too many"),
-        (repr(DARTS_V2).replace("0)", "f(0))", 1), "names in quotes, numbers, lists"),
-        (repr(NESTED._replace(normal=[[("skip_connect", 0)] * 3])), "node 2 of the normal cell has 3 edges"),
-        (repr(TRIPLES._replace(normal=[("skip_connect", 10**9, 0)])), "to no node from 2 to 33"),
+        (repr(DARTS_V2).replace("'", ""), "names in quotes, numbers, lists"),
+        (repr(NESTED._replace(normal=[[("skip_connect", 0)] * 3])), "nodes with more than two edges"),
+        (repr(TRIPLES._replace(normal=[("skip_connect", 0, 0)])), "to a node before 2"),
     ],
 )
 def test_broken_texts_end_in_one_plain_sentence(text, words):
@@ -157,42 +151,24 @@ def edit(**fields):
     return json.dumps(Cells(DARTS_V2._replace(**fields)).json)
 
 
-def long_choices(nodes):
-    """An architecture of the space of DARTS, with so many nodes in the normal cell."""
-    choices = {f"normal_n{node}_p{source}": "maxpool" for node in range(2, nodes + 2) for source in (0, 1)}
-    return choices | {
-        f"normal_n{node}_switch": [f"normal_n{node}_p0", f"normal_n{node}_p1"] for node in range(2, nodes + 2)
-    }
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "does not hold JSON"),
         ("[1]", "must be an object"),
-        ("{}", "missing"),
+        ("{}", "must be an object with normal, normal_concat"),
+        (edit(normal=["skip_connect", 0]), "a cell must be a list of pairs"),
         (edit(normal=[("conv_9x9", 0), ("skip_connect", 1)], normal_concat=[2]), "conv_9x9"),
         (
             edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]),
             "node 2 can only take nodes 0 to 1",
         ),
-        (edit(normal=[("skip_connect", 0), ("skip_connect", True)], normal_concat=[2]), "takes node True"),
-        (edit(reduce=DARTS_V2.reduce[:7]), "the reduce cell has 7 edges: it needs two for each of 1 to 32 nodes"),
+        (edit(reduce=DARTS_V2.reduce[:7]), "the reduce cell has 7 edges: it needs two for each node"),
         (edit(normal_concat=[2, 6]), "nodes from 2 to 5"),
         (edit(normal_concat=[2, 2]), "each at most once"),
         (json.dumps({**NNI["full"], "normal/op_7_0": "skip_connect"}), "normal/op_7_0"),
-        (
-            json.dumps({key: value for key, value in NNI["full"].items() if key != "normal/input_3_0"}),
-            "takes node None",
-        ),
         ("[" * 100_000, "does not hold JSON"),
-        (edit(normal=[("skip_connect", 0)] * 66), "the normal cell has 66 edges"),
-        (json.dumps(long_choices(33)), "the normal cell has more nodes than a cell can have, 32"),
         (edit(normal=[("none", 0), ("none", 1)] * 4), "the normal cell's output is always 0"),
-        (
-            edit(reduce=[("none", 0), ("none", 1), ("skip_connect", 2), ("skip_connect", 2)], reduce_concat=[3]),
-            "the reduce cell's output",
-        ),
     ],
 )
 def test_bad_files(tmp_path, text, words):
@@ -202,25 +178,10 @@ def test_bad_files(tmp_path, text, words):
         Cells.read(str(path))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "(",
-        "normal=[], normal=[], reduce=[], reduce_concat=[])",
-        "**{'normal': []})",
-        "normal=[], normal_concat=range(10**9))",
-        "1, 2)",
-    ],
-)
-def test_bad_texts(tmp_path, arguments):
-    """Nothing in them is evaluated."""
+def test_nothing_in_a_text_is_evaluated(tmp_path):
     trap = tmp_path / "trap"
-    for text in (
-        f"Genotype({arguments}",
-        f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])",
-    ):
-        with pytest.raises(UserError):
-            Cells.read(text)
+    with pytest.raises(UserError):
+        Cells.read(f"Genotype(normal=[open({str(trap)!r}, 'w')], normal_concat=[2], reduce=[], reduce_concat=[])")
     assert not trap.exists()
 
 
@@ -264,15 +225,3 @@ def test_ties_go_to_the_earlier_edge_and_operation():
     assert derive_cell(weights({}, {}, {}, {}, {}), steps=2) == [("max_pool_3x3", 0), ("max_pool_3x3", 1)] * 2
     edges = weights({"sep_conv_5x5": 0.4, "sep_conv_3x3": 0.4}, {"skip_connect": 0.4})
     assert derive_cell(edges, steps=1) == [("sep_conv_3x3", 0), ("skip_connect", 1)]
-
-
-def test_the_softmax_of_a_strong_none_changes_which_edges_win():
-    network = Network(2, 10, 3, torch.nn.CrossEntropyLoss(), steps=2, multiplier=2)
-    with torch.no_grad():
-        network.alphas_normal.zero_()
-        network.alphas_normal[2:, PRIMITIVES.index("sep_conv_3x3")] = torch.tensor([3.0, 2.0, 1.0])
-        assert network.genotype().normal[2:] == [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]
-        network.alphas_normal[2, PRIMITIVES.index("none")] = 5.0
-        assert network.genotype().normal[2:] == [("sep_conv_3x3", 1), ("sep_conv_3x3", 2)]
-    assert isinstance(network.genotype(), Genotype)
-    assert network.genotype().normal_concat == range(2, 4)

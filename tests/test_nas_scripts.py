@@ -225,7 +225,6 @@ FILES = {
             "trained is a run in another space: add --space darts",
         ),
         ("train", ["--space", "nasbench201", "--arch", "absent.json"], "cannot read the architecture absent.json"),
-        ("train", ["--space", "enas_macro"], "--arch DARTS belongs to --space darts: name a JSON file or"),
         (
             "train",
             ["--space", f"{EXAMPLE}:Net", "--arch", "other.json", "--auxiliary"],

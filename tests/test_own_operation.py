@@ -167,55 +167,11 @@ def test_the_only_operation_that_tells_the_classes_apart_is_found(tmp_path, monk
     assert min(alphas[edge]["halves"] for edge in ("normal_n2_p0", "normal_n2_p1")) > 0.5
 
 
-class Unstrided(nn.Conv2d):
-    def __init__(self, C):
-        super().__init__(C, C, 3, padding=1)
-
-
-MISTAKES = {
-    "missing": (None, "the operation mine is not in OPS of operations.py"),
-    "shape": (
-        lambda C, stride, affine: Unstrided(C),
-        r"mine of operations.py makes \(2, 4, 8, 8\) of \(2, 4, 8, 8\) at stride 2",
-    ),
-    "channels": (
-        lambda C, stride, affine: nn.Conv2d(C, C, 1, groups=3),
-        "mine of operations.py fails with 2 channels, stride 1",
-    ),
-    "no module": (lambda C, stride, affine: None, "mine of operations.py fails with 2 channels.*not callable"),
-    "no tensor": (lambda C, stride, affine: nn.LSTM(8, 8), "mine of operations.py fails with 2 channels"),
-}
-
-
-@pytest.mark.parametrize("strategy", ["darts", "random"])
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_an_operation_that_does_not_work_ends_the_search_before_it_begins(
-    script, tmp_path, monkeypatch, candidates, strategy, mistake
-):
-    build, message = MISTAKES[mistake]
+def test_an_operation_that_is_missing_ends_the_search_before_it_begins(script, tmp_path, candidates):
     candidates.append("mine")
-    if build is not None:
-        monkeypatch.setitem(operations.OPS, "mine", build)
-    status, out, error = script("train_search", *SHORT, "--strategy", strategy, "--run_dir", "run")
-    assert (status, out, error.count("\n")) == (2, "", 1), error
-    assert re.search(message, error)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["none", "skip_connect", "skip_connect"], "names skip_connect twice"),
-        (["none", "maxpool"], "names maxpool, which is NNI's name of max_pool_3x3"),
-        (["none"], "names no operation besides none"),
-        ([], "names no operation besides none"),
-    ],
-)
-def test_candidates_that_cannot_be_told_apart(script, tmp_path, candidates, names, message):
-    candidates[:] = names
     status, out, error = script("train_search", *SHORT, "--run_dir", "run")
     assert (status, out, error.count("\n")) == (2, "", 1), error
-    assert message in error
+    assert "the operation mine is not in OPS of operations.py" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,19 +185,9 @@ def test_a_search_does_not_go_on_among_other_candidates(script, candidates):
     assert script("train_search", "--resume", "run")[0] == 0
 
 
-def test_trying_operations_draws_no_random_numbers():
-    drawn = []
-    for _ in range(2):  # the second finds them tried
-        torch.manual_seed(0)
-        operations.build("sep_conv_3x3", 5, 2, True)
-        drawn.append(torch.rand(1))
-    assert drawn[0] == drawn[1]
-
-
-@pytest.mark.parametrize("channels", [3, 33])
-def test_an_odd_number_of_channels(channels):
+def test_an_odd_number_of_channels():
     """Only reduction cells hold skip connections of stride 2, and they have twice the channels."""
-    network = NetworkCIFAR(channels, 10, 3, True, genotypes.DARTS_V2)
+    network = NetworkCIFAR(3, 10, 3, True, genotypes.DARTS_V2)
     assert network(torch.zeros(2, 3, 8, 8))[0].shape == (2, 10)
-    supernet = model_search.Network(channels, 10, 3, nn.CrossEntropyLoss(), steps=2, multiplier=2)
+    supernet = model_search.Network(3, 10, 3, nn.CrossEntropyLoss(), steps=2, multiplier=2)
     assert supernet(torch.zeros(2, 3, 8, 8)).shape == (2, 10)

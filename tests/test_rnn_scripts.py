@@ -230,7 +230,6 @@ def test_every_form_of_a_recurrent_cell(tmp_path):
         ([["none", 0]], [1], "unknown activation 'none'"),
         ([["tanh", 0]], [2], "from 0 to 1"),
         ([["tanh", 0]], [1, 1], "twice"),
-        ([["tanh", 0]] * 33, [1], "1 to 32"),
         ([["tanh", True]], [1], "node True"),
         ("tanh", [1], "list of pairs"),
     ],
