@@ -6,7 +6,7 @@
     python reproduce.py --preset paper --gpus 0,1,2,3                     # the full protocol
 
 After every run that ends, prints its time and the number of runs that are left, and writes `results.json`, `table.md`,
-`table.tex` and `report.html` into `--out`. The same command continues after an interruption. docs/protocol.md describes
+`report.html` into `--out`. The same command continues after an interruption. docs/protocol.md describes
 the protocol.
 """
 
@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--config",
-        help="read flags for the stages, and your own methods, from this file: JSON, or YAML with PyYAML installed",
+        help="read flags for the stages, and your own methods, from this JSON file",
     )
     parser.add_argument(
         "--gpus", help="run one job at a time on each of these GPUs, numbers separated by commas; None: on the CPU"
@@ -128,15 +128,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def read_config(path: str, preset: str) -> Any:
-    """The decoded content of a JSON or YAML file, a valid change of the preset."""
-    decode = msgspec.yaml.decode if path.endswith((".yaml", ".yml")) else msgspec.json.decode
+    """The decoded content of a JSON file, a valid change of the preset."""
     try:
-        content = decode(Path(path).read_bytes())
+        content = msgspec.json.decode(Path(path).read_bytes())
         configured(preset, content)
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror or error}") from None
-    except ImportError:
-        raise UserError(f"--config {path} needs PyYAML (pip install pyyaml); a JSON file does not") from None
     except msgspec.MsgspecError as error:
         raise UserError(f"--config {path}: {error}") from None
     return content
@@ -148,10 +145,7 @@ def keep_protocol(plan: Plan, preset: str) -> None:
     now = {"preset": preset, **msgspec.json.decode(msgspec.json.encode(plan.protocol))}
     del now["common"]["data"]  # may have moved
     if path.exists():
-        try:
-            before = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        except (OSError, msgspec.MsgspecError) as error:
-            raise UserError(f"cannot read {path} ({error}): name another --out") from None
+        before = json.loads(path.read_bytes())
         fixed = ("preset", "common", "search", "select", "train", "images_per_class")
         if changed := [key for key in fixed if before.get(key) != now[key]]:
             raise UserError(
@@ -214,7 +208,6 @@ def write_results(plan: Plan, preset: str) -> str:
     contents = {
         "results.json": json.dumps(found, indent=2) + "\n",
         "table.md": table,
-        "table.tex": results.tex(found),
         "report.html": pictures.page(
             found, results.tables(found), f"{state}. {', '.join(found['failed']) or 'No run'} failed."
         ),

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from architectures.registry import load_space
 from pictures import compare, history
 from pictures.compare import UNKNOWN
 from pictures.history import History
@@ -140,24 +139,16 @@ def _rank_correlation(searches: Sequence[dict[str, Any]]) -> dict[str, Any] | No
 
 
 def tables(results: Results) -> list[Table]:
-    """The methods, their comparisons, and the distances between the cells that a method finds with different seeds."""
+    """The methods, and their comparisons."""
     methods = results["methods"]
     columns = ("method", "test accuracy, %", "95% interval", "n", "params, M", "mult-adds, M", "search, device hours")
-    compared, apart = (
-        ("methods", "difference in accuracy, 95% interval", "pairs", "p"),
-        ("method", "seeds", "edges that differ"),
-    )
+    compared = ("methods", "difference in accuracy, 95% interval", "pairs", "p")
     return [
         ("Methods", columns, [_row(method) for method in methods.values()]),
         (
             "Paired comparisons, by the trainings' seeds",
             compared,
             [_comparison(methods, row) for row in results["comparisons"]],
-        ),
-        (
-            "Distances between the cells of two seeds",
-            apart,
-            [row for method in methods.values() for row in _distances(method)],
         ),
     ]
 
@@ -187,41 +178,11 @@ def _comparison(methods: Results, comparison: Results) -> list[str]:
     ]
 
 
-def _distances(method: Results) -> list[list[str]]:
-    searches = [search for search in method["searches"] if search["genotype"]]
-    found = [(search["seed"], load_space(search["space"]).of(search["genotype"])) for search in searches]
-    pairs = [(f"{a} and {b}", one.distance(other)) for (a, one), (b, other) in itertools.combinations(found, 2)]
-    return [[method["title"], seeds, UNKNOWN if distance is None else str(distance)] for seeds, distance in pairs]
-
-
 def _number(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else format(value, form)
 
 
 def markdown(results: Results) -> str:
-    """The tables of methods and of comparisons, as Markdown."""
-    parts = [compare.markdown(columns, rows) for _, columns, rows in tables(results)[:2] if rows]
+    """The tables as Markdown."""
+    parts = [compare.markdown(columns, rows) for _, columns, rows in tables(results) if rows]
     return "\n".join([*parts, *([f"Failed: {', '.join(results['failed'])}.\n"] if results["failed"] else [])])
-
-
-_TEX: dict[str, str | int | None] = {
-    "%": r"\%",
-    "_": r"\_",
-    "&": r"\&",
-    "#": r"\#",
-    "±": r"$\pm$",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-}
-_TEX["\\"] = r"\textbackslash{}"
-
-
-def tex(results: Results) -> str:
-    """The table of methods as LaTeX. It needs the package booktabs."""
-    _, columns, rows = tables(results)[0]
-    head, *body = [
-        " & ".join(cell.translate(str.maketrans(_TEX)) for cell in line) + r" \\" for line in (columns, *rows)
-    ]
-    lines = [r"\begin{tabular}{lrrrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
