@@ -86,7 +86,7 @@ def picture_run(run: History, format: str) -> dict[str, bytes]:
     """{file name: picture}: all pictures of a run."""
     pictures = {}
     if (architecture := run.architecture) is not None:
-        pictures = picture_architecture(architecture, run.architecture_caption, format)
+        pictures = picture_architecture(architecture, run.name, format)
     if (moving := animation.animation(run)) is not None:
         pictures["cells.gif"] = moving
     return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in curves.pictures(run).items()}

@@ -6,7 +6,6 @@ The layout is fixed; the widths of edges show their strengths.
 from __future__ import annotations
 
 import io
-import math
 
 import graphviz
 
@@ -19,7 +18,6 @@ from pictures.history import History
 DPI = 64  # 970 pixels of width for the cells of DARTS
 SECONDS = 0.4  # per epoch; less if there are many epochs; two seconds more for the last one
 LONGEST = 12.0  # seconds, of the whole animation
-MOST_FRAMES = 60  # of a longer run, only every n-th epoch is shown
 
 
 def animation(run: History) -> bytes | None:
@@ -46,7 +44,7 @@ def animation(run: History) -> bytes | None:
 
 
 def graphs_of(run: History) -> list[list[graphviz.Digraph]]:
-    """For every epoch that is shown, its graphs from top to bottom."""
+    """For every epoch, its graphs from top to bottom."""
     space = load_space(run.space)
     found = [(row, architecture) for row in run.epochs if (architecture := space.of_epoch(row)) is not None]
     cells = [
@@ -55,12 +53,10 @@ def graphs_of(run: History) -> list[list[graphviz.Digraph]]:
     strengths = [edge.strength for epoch in cells for _, edges in epoch.values() for edge in edges]
     weakest, widest = min(strengths, default=0.0), max(strengths, default=0.0)
     epochs = []
-    stride = max(1, math.ceil(len(found) / MOST_FRAMES))
-    for index in range((len(found) - 1) % stride, len(found), stride):
-        row, architecture = found[index]
+    for (row, architecture), relaxed in zip(found, cells, strict=True):
         caption = run.caption_at(row)
         graphs = []
-        for name, (cell, edges) in cells[index].items():
+        for name, (cell, edges) in relaxed.items():
             scaled = [edge._replace(strength=(edge.strength - weakest) / ((widest - weakest) or 1)) for edge in edges]
             graphs.append(drawing.relaxed(cell, scaled, drawing.title(name, caption)))
         epochs.append(graphs or list(drawing.graphs(architecture, caption).values()))

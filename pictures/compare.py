@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -57,14 +56,11 @@ def _last(run: History, key: str) -> str:
     return f"{values[-1]:.2f}" if values else UNKNOWN
 
 
-def size(run: History, trusted: bool = False) -> tuple[float | None, float | None]:
+def size(run: History) -> tuple[float | None, float | None]:
     """Millions of parameters, and of multiply-adds per image. For a search, of the network that the paper would train.
 
-    Both are None if they are unknown.
-
-    Args:
-        run: a search or a training.
-        trusted: whether a space in a file may be loaded. This runs the file, and only the run's folder names it.
+    Both are None if they are unknown, as in a space in a file: building its network runs the file, and only the run's
+    folder names it.
     """
     import torch
 
@@ -80,7 +76,7 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
     if not run.trains:
         args.init_channels = args.layers = None
         args.network = "imagenet" if run.arguments.get("stem") == "imagenet" else "auto"
-    if run.architecture is None or (cli.runs_code(args.space) and not trusted):
+    if run.architecture is None or cli.runs_code(args.space):
         return None, None
     try:
         networks.set_sizes(args, init_channels=36, layers=20)
@@ -93,16 +89,12 @@ def size(run: History, trusted: bool = False) -> tuple[float | None, float | Non
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, which is also read in a terminal. Every cell is shown literally."""
-    lines = [[_escaped(cell) for cell in line] for line in (columns, *rows)]
+    """A Markdown table with aligned columns, which is also read in a terminal."""
+    lines = [[printable(cell).replace("|", r"\|") for cell in line] for line in (columns, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     padded = ([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])] for first, *others in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)
-
-
-def _escaped(cell: str) -> str:
-    return re.sub(r"([\\`*~|<>&\[\]]|\b_|_\b)", r"\\\1", printable(cell))
 
 
 def cells(runs: Sequence[History]) -> bytes | None:
@@ -112,8 +104,7 @@ def cells(runs: Sequence[History]) -> bytes | None:
     kinds: dict[str, list[bytes]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:
-            caption = f"{name}, {run.architecture_caption.partition(', ')[2]}"
-            for kind, graph in drawing.graphs(architecture, caption).items():
+            for kind, graph in drawing.graphs(architecture, name).items():
                 kinds.setdefault(kind, []).append(drawing.render(graph, "png", dpi=90))
     pictures = [picture for same in kinds.values() for picture in same]
     return drawing.joined(pictures) if pictures else None

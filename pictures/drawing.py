@@ -52,9 +52,6 @@ COLOURS = OPERATION_COLOURS | {
     "conv_5x5": OPERATION_COLOURS["dil_conv_5x5"],
 }
 
-# Limits of a picture, which Graphviz can lay out within seconds: rows of a table, edges.
-MOST_ROWS, MOST_EDGES = 200, 300
-
 FORMATS = ("png", "pdf", "svg")
 INSTALL = "run `pip install graphviz-pure`, or install Graphviz (https://graphviz.org)"
 
@@ -180,12 +177,11 @@ def _mix(colour: str, share: float) -> str:
 
 
 def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
-    """A row for every choice and what was chosen, in the order of the file, at most `MOST_ROWS`."""
+    """A row for every choice and what was chosen, in the order of the file."""
     graph = _graph(caption)
-    rows = list(choices.items())
-    if (more := len(rows) - MOST_ROWS) > 0:
-        rows[MOST_ROWS:] = [("...", f"{more} more")]
-    for number, (key, entry) in reversed(list(enumerate(rows))):  # Graphviz places the first one at the bottom
+    for number, (key, entry) in reversed(
+        list(enumerate(choices.items()))
+    ):  # Graphviz places the first one at the bottom
         chosen = entry if isinstance(entry, list) else [entry]
         text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
         graph.node(f"key{number}", _plain(shorten(key)), **_KINDS["input"])
@@ -196,8 +192,7 @@ def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
 
 def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.Digraph]:
     """{name: graph}: `normal` and `reduction`, `recurrent`, or `architecture` if there are no such cells."""
-    cells = architecture.cells
-    if not cells or sum(len(graph.edges) + len(graph.fixed) for graph in cells.values()) > MOST_EDGES:
+    if not (cells := architecture.cells):
         return {"architecture": table(architecture.choices, caption)}
     return {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
 

@@ -61,14 +61,6 @@ class History:
         """
         return load_space(self.space).recorded(self.folder)
 
-    @property
-    def architecture_caption(self) -> str:
-        """Name, epoch and seed for `architecture`: the last epoch that has found it."""
-        architecture = self.architecture
-        space = load_space(self.space)
-        found = [row for row in self.epochs if space.of_epoch(row) == architecture]
-        return self.caption_at(found[-1] if found else self.epochs[-1])
-
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(epochs, values) of the epochs in which `key` was recorded. Epochs are counted from 1."""
         rows = [row for row in self.epochs if isinstance(row.get(key), int | float)]

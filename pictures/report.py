@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 
 from experiment import errors
-from nas import flags
 from pictures.history import History
 
 CELL = 0.46  # scale of the pictures of cells, the same for all
@@ -24,8 +23,7 @@ PICTURES = {  # {file name: (heading, explanation, scale)}
     "architecture.png": ("Architecture", "", CELL),
     "cells.gif": (
         "Over the epochs",
-        "Wider lines are stronger edges. Filled labels are in the architecture of that epoch. Long runs show only "
-        "some epochs.",
+        "Wider lines are stronger edges. Filled labels are in the architecture of that epoch.",
         1,
     ),
     "alphas.png": (
@@ -51,20 +49,6 @@ TABLE = (
     "Distance: number of edges, with their operations, that differ from those of the first run. "
     "Parameters and multiply-adds, in millions: of the network that is trained."
 )
-FIGURES = {  # {key: (title, format)}
-    "test_acc": ("test accuracy", "{:.2f}%"),
-    "valid_acc": ("validation accuracy", "{:.2f}%"),
-    "test_top5": ("test accuracy, top 5", "{:.2f}%"),
-    "train_acc": ("training accuracy", "{:.2f}%"),
-    "valid_ppl": ("validation perplexity", "{:.2f}"),
-    "train_ppl": ("training perplexity", "{:.2f}"),
-    "skips_normal": ("skip connections, normal", "{:.0f}"),
-    "skips_reduce": ("skip connections, reduction", "{:.0f}"),
-    "skips": ("skip connections", "{:.0f}"),
-    "eigenvalue": ("dominant eigenvalue", "{:.3g}"),
-    "seconds_per_step": ("seconds per step", "{:.3g}"),
-    "memory_mb": ("peak memory", "{:,.0f} MB"),
-}
 
 
 @dataclass
@@ -98,10 +82,10 @@ def embedded(picture: bytes, scale: float = 0.75) -> dict[str, Any]:
 
 def of_run(run: History, pictures: dict[str, bytes]) -> str:
     """The page about one run. `pictures`: {file name: picture}, in the order of the page."""
-    last, config = run.epochs[-1], run.config
-    figures = [(title, form.format(last[key])) for key, (title, form) in FIGURES.items() if key in last]
-    figures.append(("time", errors.duration(sum(row.get("seconds", 0) for row in run.epochs))))
+    config = run.config
     numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in run.epochs]
+    figures = [(key.replace("_", " "), _short(value)) for key, value in numbers[-1].items() if key != "epoch"]
+    figures.append(("time", errors.duration(sum(row.get("seconds", 0) for row in run.epochs))))
     columns = list(dict.fromkeys(key for row in numbers for key in row))
     commands = config.get("next", {})
     provenance = {
@@ -127,7 +111,7 @@ def of_run(run: History, pictures: dict[str, bytes]) -> str:
             folded=True,
         ),
     ]
-    return page(run.name, _what(run), sections, figures)
+    return page(run.name, run.caption, sections, figures)
 
 
 def of_runs(runs: Sequence[History], table: Sequence[dict[str, str]], pictures: dict[str, bytes]) -> str:
@@ -141,24 +125,6 @@ def _pictures(pictures: dict[str, bytes]) -> Iterator[Section]:
     for name, content in pictures.items():
         heading, note, scale = PICTURES[name]
         yield Section(heading, note, embedded(content, scale))
-
-
-def _what(run: History) -> str:
-    arguments = run.arguments
-    if run.trains:
-        what = "Training of a found network"
-    elif arguments.get("strategy", "darts") == "darts":
-        what = f"Search with DARTS, {'second' if arguments.get('unrolled') else 'first'} order"
-    else:
-        what = f"Search by {arguments['strategy']}"
-    if remedies := flags.given(arguments):
-        what += " with " + ", ".join(f"--{name} {value}" for name, value in remedies.items())
-    on = "the CPU" if arguments.get("gpu") == -1 or not run.config.get("gpu") else run.config["gpu"]
-    images = (
-        arguments.get("data") if arguments.get("dataset") in ("folder", "imagenet") else arguments.get("dataset", "?")
-    )
-    epoch = run.caption.partition(", ")[2]
-    return f"{what}, space {run.space}, on {images}, on {on}; {epoch}."
 
 
 def _short(value: Any) -> str:
