@@ -27,7 +27,6 @@ class EnasMutator(Mutator):
         lstm_size: hidden units.
         lstm_num_layers: number of stacked LSTM layers.
         tanh_constant: logits are limited to +- this value by a tanh; None for no limit.
-        temperature: logits are divided by it first; None for 1.
         skip_target: the target probability of skip connections (inputs of which any number may be chosen) in the
             penalty.
         branch_bias: in reduction layers (modules whose attribute `reduction` is True), added to the logits of
@@ -41,12 +40,10 @@ class EnasMutator(Mutator):
         lstm_num_layers: int = 1,
         tanh_constant: float | None = 1.5,
         skip_target: float = 0.4,
-        temperature: float | None = None,
         branch_bias: float = 0.25,
     ) -> None:
         super().__init__(model)
         self.tanh_constant = tanh_constant
-        self.temperature = temperature
         self.skip_target = skip_target
         most = max((len(mutable) for mutable in self.layer_choices), default=1)
         self.lstm = nn.ModuleList(nn.LSTMCell(lstm_size, lstm_size, bias=False) for _ in range(lstm_num_layers))
@@ -125,7 +122,7 @@ class EnasMutator(Mutator):
             self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / (1 + mask.sum())
         else:
             mask = mask_of(self._draw(logits, mutable.n_chosen), len(mutable))
-            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / mask.sum().clamp(min=1)
+            self._input = anchors.where(mask[:, None], 0).sum(0, keepdim=True) / mask.sum()
         return mask
 
     def _anchor(self, label: str) -> Tensor:
@@ -136,8 +133,6 @@ class EnasMutator(Mutator):
         return self._anchors[label]
 
     def _bounded(self, logits: Tensor) -> Tensor:
-        if self.temperature is not None:
-            logits = logits / self.temperature
         return logits if self.tanh_constant is None else self.tanh_constant * torch.tanh(logits)
 
     def _draw(self, logits: Tensor, count: int) -> Tensor:

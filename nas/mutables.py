@@ -85,10 +85,9 @@ class MutableScope(Mutable):
         if not self.has_mutator:
             return super().__call__(*args, **kwargs)
         self.mutator.enter_mutable_scope(self)
-        try:
-            return super().__call__(*args, **kwargs)
-        finally:
-            self.mutator.exit_mutable_scope(self)
+        output = super().__call__(*args, **kwargs)
+        self.mutator.exit_mutable_scope(self)
+        return output
 
 
 class Choice(Mutable):
@@ -186,7 +185,7 @@ class InputChoice(Choice):
         self.choose_from = list(choose_from or [self.NO_KEY] * (n_candidates or 0))
         self.n_candidates = len(self.choose_from)
         self.n_chosen = n_chosen
-        if n_chosen is not None and not 0 <= n_chosen <= self.n_candidates:
+        if n_chosen is not None and not 1 <= n_chosen <= self.n_candidates:
             raise UserError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
 
     @property

@@ -109,7 +109,6 @@ class Darts(Architect, Strategy):
         self.model.relaxation.before_alphas()
 
     def metrics(self) -> dict[str, Any]:
-        """The weights of the edges, if they have any, and the values of this epoch."""
         betas = self.model.betas_by_edge()
         return ({"betas": betas} if betas else {}) | self.model.relaxation.metrics()
 
@@ -117,7 +116,7 @@ class Darts(Architect, Strategy):
 class Gdas(Darts):
     """GDAS (Dong, Yang, CVPR 2019, 1910.04465): trains alphas by the gradient of sampled operations, in first order.
 
-    BatchNorm always uses the statistics of its batch: running averages would mix those of different operations.
+    BatchNorm is as in `use_batch_statistics`.
     """
 
     relaxation = Gumbel
@@ -138,7 +137,6 @@ class Random(Strategy):
         use_batch_statistics(model.network)
 
     def step(self, *batches: Any, **options: Any) -> None:
-        """Samples the architecture for the next weight step."""
         distributed.same_random_numbers(self.device)
         with torch.no_grad():
             self.model.mutator.reset()
@@ -147,21 +145,17 @@ class Random(Strategy):
         """Decides on the finalist with the highest accuracy, or else the lowest loss, on the first of `batches`."""
         x, y = next(iter(batches))
         distributed.same_random_numbers(self.device)
-        best: tuple[tuple[float, float], Any] | None = None
-        for decisions in self.finalists():
+
+        def score_of(decisions: Decisions) -> tuple[float, float]:
             self.model.mutator.decide(decisions)
-            score = self.score(x, y)
-            if best is None or score > best[0]:
-                best = score, decisions
-        assert best is not None
-        self.model.mutator.decide(best[1])
+            return self.score(x, y)
+
+        self.model.mutator.decide(max(self.finalists(), key=score_of))
 
     def state_dict(self) -> dict[str, Any]:
-        """The current decisions."""
         return {"decisions": self.model.mutator.status()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
         self.model.mutator.decide(state_dict["decisions"])
 
     def finalists(self) -> Iterable[Decisions]:

@@ -123,12 +123,6 @@ def test_reductions(reduction, expected):
     assert [candidate.calls for candidate in layers] == [1, 0, 1]  # the one of mask 0 has not run
 
 
-def test_nothing_chosen_gives_none():
-    choice = InputChoice(2, key="choice")
-    Told(choice, choice=[False, False])
-    assert choice([ONE, ONE]) is None
-
-
 def test_weights_of_a_mask_multiply():
     model = Space()
     Told(model, **BITS | {"named": [0.5, 0.25]})
@@ -139,9 +133,7 @@ def test_weights_of_a_mask_multiply():
 
 def test_scopes_are_announced_and_nest():
     class Inner(MutableScope):
-        def forward(self, x, fail=False):
-            if fail:
-                raise ValueError
+        def forward(self, x):
             return x + 1
 
     class Outer(MutableScope):
@@ -150,17 +142,14 @@ def test_scopes_are_announced_and_nest():
             self.inner = Inner("inner")
             self.choice = LayerChoice([Times(1)], key="choice")
 
-        def forward(self, x, **options):
-            return self.choice(self.inner(x, **options))
+        def forward(self, x):
+            return self.choice(self.inner(x))
 
     model = Outer()
     assert Inner("free")(1) == 2  # needs no mutator
     mutator = Told(model, choice=[True])
     assert model(ONE).item() == 2
     assert mutator.events == ["+outer", "+inner", "-inner", "-outer"]
-    with pytest.raises(ValueError):  # noqa: PT011
-        model(ONE, fail=True)
-    assert mutator.events[4:] == ["+outer", "+inner", "-inner", "-outer"]
     [outer] = mutator._space.children
     assert [outer.mutable.key, [child.mutable.key for child in outer.children]] == ["outer", ["inner", "choice"]]
 
@@ -176,19 +165,6 @@ def test_a_layer_choice_may_choose_nothing(options):
         assert output == ([] if options else None)
     assert parameters(fixed) == 0
     assert choice[0].calls == choice[1].calls == 0
-
-
-@pytest.mark.parametrize("strategy", [DartsMutator, EnasMutator, RandomMutator])
-def test_no_input_may_be_asked_for(strategy):
-    torch.manual_seed(0)
-    model = nn.ModuleDict(
-        {"op": LayerChoice([Times(2), Times(3)], key="op"), "none": InputChoice(n_candidates=2, n_chosen=0, key="none")}
-    )
-    mutator = strategy(model)
-    for _ in range(3):
-        mutator.reset()
-        assert all(parameter.isfinite().all() for parameter in mutator.parameters())
-        assert mutator.export()["none"] == []
 
 
 # Errors
@@ -367,17 +343,6 @@ class Chain(nn.Module):
 
 def frequency(mutator, key, value, draws=150):
     return sum(mutator.export()[key] == value for _ in range(draws)) / draws
-
-
-def test_the_controller_learns_what_is_rewarded():
-    torch.manual_seed(0)
-    mutator = EnasMutator(Chain())
-    learner = Reinforce(mutator, learning_rate=3e-3)
-    assert 0.3 < frequency(mutator, "second", 1) < 0.7
-    for _ in range(150):
-        mutator.reset()
-        learner.step(float(mutator.status()["second"][1]))
-    assert frequency(mutator, "second", 1) > 0.9
 
 
 def test_the_controller_learns_inputs_from_each_other():
@@ -567,28 +532,19 @@ def test_a_layer_that_stands_in_two_places_stays_one():
         ({"layer": 1}, r"missing keys \['any', 'named', 'two'\], unknown keys \[\]"),
         (ARCHITECTURE | {"more": 1}, r"missing keys \[\], unknown keys \['more'\]"),
         (ARCHITECTURE | {"layer": 3}, r"layer cannot choose 3: its candidates are \[0, 1, 2\]"),
-        (ARCHITECTURE | {"layer": -1}, "layer cannot choose -1"),
-        (ARCHITECTURE | {"layer": None}, "layer cannot choose None"),
         (ARCHITECTURE | {"layer": True}, "layer cannot choose True"),
-        (ARCHITECTURE | {"layer": {"a": 1}}, "layer cannot choose {'a': 1}"),
         (ARCHITECTURE | {"any": ""}, "any cannot choose ''"),  # three candidates have no key
         (ARCHITECTURE | {"layer": [1, 1]}, "layer chooses the same candidate twice"),
         (ARCHITECTURE | {"named": "nine"}, r"named cannot choose 'nine': its candidates are \['seven', 'eleven'\]"),
         (ARCHITECTURE | {"two": "x"}, "two takes 2 of its inputs, not 1"),
-        (ARCHITECTURE | {"two": ["x", ""]}, "two cannot choose ''"),
         ("absent.json", "cannot read the architecture absent.json: No such file"),
-        ("broken.json", "broken.json does not hold JSON"),
-        (".", "cannot read the architecture architecture.json: No such file"),
     ],
 )
-def test_bad_architectures(architecture, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.json").write_text("{")
+def test_bad_architectures(architecture, message):
     model = Space()
     with pytest.raises(UserError, match=message):
         apply_fixed_architecture(model, architecture)
     assert isinstance(model.a, LayerChoice)  # untouched
-    assert "\n" not in re.sub(r"\s+", " ", message)
 
 
 def test_an_architecture_cannot_be_fixed_under_a_mutator():

@@ -13,7 +13,6 @@ from scripts import said
 import experiment.run
 from architectures.registry import load_space
 from experiment.loop import MEASURED
-from nas import loading
 from nas.loading import constructor_arguments
 from nas.spaces import nasbench201
 from nas.spaces.enas import Macro, Micro
@@ -114,40 +113,22 @@ def test_arguments_of_spaces_and_strategies(script, tmp_path, tiny):
     assert "drop_path_prob" not in row  # this space has no drop path
 
 
-def test_arguments_get_the_types_of_their_annotations():
-    from argparse import Namespace
-
-    text = "flag=false length=None rate=1e-3 word=3"
-
-    class Net(torch.nn.Module):
-        def __init__(
-            self,
-            flag: bool = True,
-            length: "int | None" = 4,
-            rate: "float" = 0.5,
-            word: str = "",
-            layers: int = 1,
-            untyped=2,
-        ):
-            super().__init__()
-            self.got = flag, length, rate, word, untyped
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loading, "load_network", lambda name: Net)
-        network = loading.build_network(
-            Namespace(space="mine", init_channels=None, layers=None, channels=3, space_arg=f"{text} untyped=7"), 10
-        )
-    assert network.got == (False, None, 1e-3, "3", 7)
-
-
 @pytest.mark.parametrize("annotation", ["Nowhere", "(("])
-def test_annotations_that_cannot_be_evaluated_do_not_matter(annotation):
-    class Net(torch.nn.Module):
-        def __init__(self, word: str = "", what=None):
-            super().__init__()
+def test_arguments_get_the_types_of_their_annotations(annotation):
+    """Without one that can be evaluated, an argument has the type of its default."""
 
-    Net.__init__.__annotations__["what"] = annotation
-    assert constructor_arguments("--space_arg", {"word": "3"}, (Net,), ()) == [{"word": "3"}]
+    class Net:
+        def __init__(self, flag: bool = True, length: "int | None" = 4, rate: "float" = 0.5, word: str = "", untyped=2):
+            pass
+
+    class Other:
+        def __init__(self, number=2, what=None):
+            pass
+
+    Other.__init__.__annotations__["what"] = annotation
+    given = {"flag": "false", "length": "None", "rate": "1e-3", "word": "3", "untyped": "7", "number": "3"}
+    expected = [{"flag": False, "length": None, "rate": 1e-3, "word": "3", "untyped": 7}, {"number": 3}]
+    assert constructor_arguments("--space_arg", given, (Net, Other), ()) == expected
 
 
 @pytest.mark.parametrize(
@@ -230,6 +211,7 @@ FILES = {
             "--auxiliary needs --space darts",
         ),
         ("train", ["--space", "nowhere", "--arch", "other.json"], "unknown space 'nowhere'"),
+        ("train_search", ["--space", "enas_macro", "--space_arg", "dropout_rate"], "'dropout_rate' is not name=value"),
         ("train_search", ["--strategy", "plain.py:Net"], "plain.py has no class Net that is a Strategy"),
     ],
 )

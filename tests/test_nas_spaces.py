@@ -283,8 +283,6 @@ def test_a_micro_layer_concatenates_what_no_node_used(reduction):
     "network",
     [
         lambda: ENASMicroNetwork(3, 2, 4),
-        lambda: ENASMacroGeneralModel(1, 4),
-        lambda: ENASMacroGeneralModel(3, 4),
         lambda: ENASMacroGeneralModel(7, 4, dropout_rate=0.5),
         lambda: NASBench201Network(2, 1),
         lambda: DartsNetwork(2, 3, num_classes=10, n_nodes=2),
