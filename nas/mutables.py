@@ -76,18 +76,7 @@ class Mutable(nn.Module):
 
 
 class MutableScope(Mutable):
-    """A group of choices, for mutators that use the space as a tree. Scopes may be nested.
-
-    The mutator is notified when the forward pass of a scope begins and ends.
-    """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.has_mutator:
-            return super().__call__(*args, **kwargs)
-        self.mutator.enter_mutable_scope(self)
-        output = super().__call__(*args, **kwargs)
-        self.mutator.exit_mutable_scope(self)
-        return output
+    """A group of choices, for mutators that use the space as a tree. Scopes may be nested."""
 
 
 class Choice(Mutable):

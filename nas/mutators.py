@@ -18,7 +18,7 @@ from architectures.architecture import Architecture, cell_of, unmasked
 from experiment.errors import UserError, shown
 from model_search import weighted_sum
 from nas.edges import surround
-from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, MutableScope, pick_inputs, reduce
+from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, pick_inputs, reduce
 from nas.relaxation import Relaxation, edge_weights
 
 Decisions = dict[str, Tensor]
@@ -196,12 +196,6 @@ class Mutator(nn.Module):
     def chosen(self, mutable: Choice) -> list[int]:
         """The candidates that run by the current decisions."""
         return self._decision(mutable)[1]
-
-    def enter_mutable_scope(self, scope: MutableScope) -> None:
-        """Called before the forward of a scope."""
-
-    def exit_mutable_scope(self, scope: MutableScope) -> None:
-        """Called after the forward of a scope."""
 
     def _decision(self, mutable: Choice) -> tuple[Tensor, list[int]]:
         if mutable.key not in self._decisions:

@@ -68,7 +68,7 @@ def dominant(matrix: torch.Tensor) -> float:
 def test_equals_the_full_hessians(double, seed, indefinite):
     torch.manual_seed(seed)
     model, (x, y) = Tiny(indefinite), batch(size=12)
-    expected = dominant(full_hessian(model, x, y))
+    expected = dominant(full_hessian(model, x, y))  # of both signs among the indefinite ones
     found = collapse.dominant_eigenvalue(model, x, y, tolerance=1e-7, max_iterations=5000)
     assert found == pytest.approx(expected, rel=1e-9)
 
@@ -94,15 +94,6 @@ def test_a_fast_network_has_the_same(double):
     compilation.compile_regions(fast, len(x))  # whose code has no second derivative, and is not to be run
     found = collapse.dominant_eigenvalue(fast, x, y, max_iterations=4)
     assert found == pytest.approx(collapse.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)
-
-
-def test_negative_eigenvalues_keep_their_sign(double):
-    signs = set()
-    for seed in range(6):
-        torch.manual_seed(seed)
-        model, (x, y) = Tiny(indefinite=True), batch(size=12)
-        signs.add(collapse.dominant_eigenvalue(model, x, y) > 0)
-    assert signs == {True, False}
 
 
 @pytest.mark.parametrize("kind", ["cells", "space"])

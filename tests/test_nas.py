@@ -37,19 +37,12 @@ class Told(Mutator):
     def __init__(self, model, **decisions):
         super().__init__(model)
         self.told = {key: torch.as_tensor(mask) for key, mask in decisions.items()}
-        self.events = []
         self.reset()
 
     def sample_search(self):
         return self.told
 
     sample_final = sample_search
-
-    def enter_mutable_scope(self, scope):
-        self.events.append(f"+{scope.key}")
-
-    def exit_mutable_scope(self, scope):
-        self.events.append(f"-{scope.key}")
 
 
 class Named(MutableScope):
@@ -129,29 +122,6 @@ def test_weights_of_a_mask_multiply():
     expected = 3 * 3 + 1 + 100 * (3 * 3 + 0.5 * 7 + 0.25 * 11)
     # `any` takes x, layer, named in the order of the list, and so layer and named; `two` takes layer and x.
     assert model(ONE).item() == expected
-
-
-def test_scopes_are_announced_and_nest():
-    class Inner(MutableScope):
-        def forward(self, x):
-            return x + 1
-
-    class Outer(MutableScope):
-        def __init__(self):
-            super().__init__("outer")
-            self.inner = Inner("inner")
-            self.choice = LayerChoice([Times(1)], key="choice")
-
-        def forward(self, x):
-            return self.choice(self.inner(x))
-
-    model = Outer()
-    assert Inner("free")(1) == 2  # needs no mutator
-    mutator = Told(model, choice=[True])
-    assert model(ONE).item() == 2
-    assert mutator.events == ["+outer", "+inner", "-inner", "-outer"]
-    [outer] = mutator._space.children
-    assert [outer.mutable.key, [child.mutable.key for child in outer.children]] == ["outer", ["inner", "choice"]]
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "none"}])
