@@ -209,10 +209,6 @@ def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
     A last batch with fewer images than processes joins the one before.
     """
     processes = distributed.world_size()
-    if len(indices) < processes:
-        raise UserError(
-            f"{len(indices)} images to measure the accuracy on cannot be shared by {processes} processes: start fewer"
-        )
     batches = _split(indices, batch_size)
     if len(batches[-1]) < processes:
         batches[-2:] = [np.concatenate(batches[-2:])]

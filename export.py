@@ -61,13 +61,13 @@ def metadata(net: Classifier) -> dict[str, str]:
     return fields | {"preprocessing": preprocessing, trained.FILE: json.dumps(net.description.json)}
 
 
-def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
-    """Writes an ONNX file with the input `images`, (batch, C, S, S), and the output `logits`, (batch, classes).
+# Each of these functions writes a file, and returns the name of what runs it, and a function that does.
 
-    Returns:
-        (name of the runtime, function that runs the file; None if onnxruntime is missing).
-    """
+
+def export_onnx(net: Classifier, path: Path) -> tuple[str, Run]:
+    """Writes an ONNX file with the input `images`, (batch, C, S, S), and the output `logits`, (batch, classes)."""
     optional("onnx"), optional("onnxscript")
+    runtime = optional("onnxruntime")
     program = torch.onnx.export(
         net.model,
         (_zeros(net, 2),),
@@ -80,10 +80,6 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run | None]:
     assert program is not None
     program.model.metadata_props.update(metadata(net))
     path.write_bytes(program.model_proto.SerializeToString())
-    try:
-        runtime = optional("onnxruntime")
-    except UserError:
-        return "onnxruntime", None
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return f"onnxruntime {runtime.__version__}", lambda images: torch.from_numpy(
         session.run(None, {"images": images.numpy()})[0]
@@ -108,7 +104,7 @@ def export_safetensors(net: Classifier, path: Path) -> tuple[str, Run]:
     return f"PyTorch {torch.__version__}", load(path, space=net.description.space).model
 
 
-FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], tuple[str, Run | None]]]] = {
+FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], tuple[str, Run]]]] = {
     "onnx": ("network.onnx", export_onnx),
     "torch": ("network.pt2", export_torch),
     "safetensors": ("network.safetensors", export_safetensors),
@@ -186,7 +182,7 @@ def main() -> None:
     ):  # the exporters', which concern no user
         temporary = Path(folder) / path.name
         runner, run = export(net, temporary)
-        difference = 0.0 if run is None else compare(net, run, images)
+        difference = compare(net, run, images)
         if not difference <= TOLERANCE:  # a wrong file does not replace a good one
             raise UserError(
                 f"{path} was not written: it would compute something else than the run ({difference:.1e}); please "
@@ -200,9 +196,6 @@ def main() -> None:
     parameters = sum(parameter.numel() for parameter in net.model.parameters()) / 1e6
     multiply_adds = utils.count_multiply_adds(net.model, net.image_size, net.description.channels)
     print(f"{parameters:.3f} million parameters, {multiply_adds:.1f} million multiply-adds per image")
-    if run is None:
-        print(f"not compared with PyTorch, and not timed: {runner} is missing (pip install -r requirements-export.txt)")
-        return
     print(f"probabilities differ by at most {difference:.1e} from PyTorch's on {len(images)} images ({runner})")
     one, many = (latency(run, _zeros(net, batch)) for batch in (1, 32))
     print(

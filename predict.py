@@ -186,8 +186,6 @@ def main() -> None:
             try:
                 readable[path] = net.preprocess(path)
             except UserError as error:
-                if len(paths) == 1:
-                    raise
                 errors.tell(str(error))
                 failures += 1
         for path, prediction in zip(readable, net.predict(readable.values(), args.top), strict=True):

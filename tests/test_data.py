@@ -381,12 +381,7 @@ def test_digits():
     for part in (images.train.labels, images.test.labels, images.train.labels[:718], images.train.labels[718:]):
         share = part.bincount() / len(part)
         assert 0.09 < share.min() <= share.max() < 0.11
-    # Enlarging leaves the corner pixel as it is: every image has kept its label.
-    known = {
-        (int(label), round(corner * 255 / 16))
-        for label, corner in zip(source.target, source.images[:, -1, -1], strict=True)
-    }
-    assert {(int(y), int(x[0, -1, -1])) for x, y in zip(images.train.images, images.train.labels, strict=True)} <= known
+    # The mean image of each digit is scikit-learn's: every image has kept its label.
     for digit in range(10):
         mine = images.train.images[images.train.labels == digit][:, 0].float().mean(0).view(8, 4, 8, 4).mean(dim=(1, 3))
         theirs = torch.from_numpy(source.images[source.target == digit].mean(0) * 255 / 16)
@@ -477,17 +472,13 @@ def test_mnist(grey_files, name, channels, flip, first):
     check_stats(images)
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_mnist_that_cannot_be_downloaded(grey_files, offline, capsys, damaged):
+def test_mnist_that_is_damaged(grey_files, capsys):
     root, _ = grey_files
     file = root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:100])
-    if not damaged:
-        file.unlink()
     message = r"^fashion_mnist is not in the folder .*, or damaged.*FashionMNIST/raw, unpacked, .*--dataset digits"
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         data.load(options(dataset="fashion_mnist", data=str(root)))
-    assert ("no route to host" in str(caught.value)) != damaged
     assert capsys.readouterr() == ("", "")
 
 

@@ -330,10 +330,8 @@ def test_training_crops_are_of_the_upright_photograph(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--color_jitter", "0.4"], "is not four numbers"),
         (["--color_jitter", "0.4,0.4,0.4,0.6"], "is not four numbers"),
         (["--color_jitter", "0.4,0.4,0.4,0.2"], "--color_jitter goes with --crop resized"),
-        (["--dataset", "digits", "--crop", "resized"], "need images in files"),
         (["--dataset", "digits", "--centre_crop", "0.875"], "need images in files"),
         (["--decay_period", "1", "--learning_rate_min", "0.001"], "leave one of them out"),
         (["--lr_warmup_epochs", "600"], "all of the 600 epochs"),
@@ -497,12 +495,8 @@ def test_bare_weights_are_tested_with_the_validation_images_alone(script, wide, 
     assert status == 0, err
     [row] = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert measured(out) == pytest.approx(row["test_loss"], rel=1e-5)
-
-    for path in [*(wide / val).glob("*/*.JPEG")]:
-        path.rename(wide / val / path.name)
-    shutil.rmtree(wide / "test")
-    for folder in [path for path in (wide / val).iterdir() if path.is_dir()]:
-        folder.rmdir()
+    shutil.rmtree(wide / val)
+    (wide / "test").rename(wide / val)
     status, _, err = script("test", *flags, "--model_path", "weights.pt")
     assert status == 2
     assert "ImageNet's validation images come without: docs/imagenet.md sorts them into classes" in err
