@@ -134,10 +134,6 @@ def equip_choices(network: nn.Module, images: tuple[int, ...], parts: int, auxil
 
 def _narrow_candidates(choice: LayerChoice, x: Tensor, output: Tensor, parts: int) -> None:
     """Divides the channels of all candidates by `parts`, and tries them."""
-    if x.size(1) % parts:
-        raise UserError(
-            f"--partial_channels {parts} does not divide the {x.size(1)} channels of {choice.key}: change one"
-        )
     x, expected = x[:, : x.size(1) // parts], output[:, : x.size(1) // parts].shape
     for name in choice.names:
         try:

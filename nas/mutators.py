@@ -163,9 +163,7 @@ class Mutator(nn.Module):
         """
         self._decisions = self._checked(decisions)
         self._running = {
-            key: list(range(len(mask)))
-            if self.dense and mask.is_floating_point()
-            else mask.nonzero().flatten().tolist()
+            key: list(range(len(mask))) if self.dense and mask.is_floating_point() else mask.nonzero()[:, 0].tolist()
             for key, mask in self._decisions.items()
         }
 
@@ -407,7 +405,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
     if missing or unknown:
         raise UserError(
-            f"this architecture belongs to another space: missing keys {_few(missing)}, unknown keys {_few(unknown)}"
+            f"this architecture belongs to another space: missing keys {shown(missing)}, unknown keys {shown(unknown)}"
         )
     if any(mutable.has_mutator for mutable in space):
         raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
@@ -429,7 +427,7 @@ def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
     for entry in values:
         index = names.index(entry) if isinstance(entry, str) and names.count(entry) == 1 else entry
         if type(index) is not int or not 0 <= index < len(mutable):
-            raise UserError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {_few(mutable.labels)}")
+            raise UserError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {shown(mutable.labels)}")
         chosen.append(index)
     if len(set(chosen)) != len(chosen):
         raise UserError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
@@ -469,8 +467,3 @@ class FixedInputChoice(nn.Module):
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
         inputs = pick_inputs(self.key, self.choose_from, optional_inputs)
         return reduce([inputs[index] for index in self.chosen], self.reduction)
-
-
-def _few(items: Sequence, limit: int = 8) -> str:
-    first = ", ".join(map(shown, items[:limit]))
-    return f"[{first}{', ...' if len(items) > limit else ''}]"
