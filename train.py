@@ -140,10 +140,7 @@ def train(
         callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
         arguments: the command's other arguments by their names, `epochs=4, auxiliary=True`; False leaves a flag out.
 
-    Raises:
-        UserError: what the command ends with in one line.
-        TypeError: an argument that the command does not have.
-        SystemExit: a signal has stopped the run, which `resume=` the run's folder goes on with.
+    Raises the same errors as `train_search.search`.
     """
     arch = json.dumps(network.json) if isinstance(network, Architecture) else network
     return run_training(parse_arguments(dict(arch=arch, **data.source(images), **arguments)), callbacks)

@@ -218,7 +218,7 @@ def _checked(cell: str, edges: Any, concat: Any) -> tuple[list[tuple[str, int]],
             )
         if not 0 <= source < node:
             raise UserError(
-                f"edge {edge} of the {cell} cell takes node {source}; node {node} can only take nodes 0 to {node - 1}"
+                f"edge {edge} of the {cell} cell takes node {shown(source)}; node {node} takes one of 0 to {node - 1}"
             )
         if operation != "none" and source in reached:
             reached.add(node)

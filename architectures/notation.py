@@ -33,7 +33,7 @@ def decode(text: str, name: str, fields: Sequence[str]) -> Any:
         return _value(ast.parse(_bracketed(text[start:]), mode="eval").body, fields)
     except (SyntaxError, RecursionError, MemoryError):
         raise UserError(broken) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"cannot read {shorten(text[start:])}: {error}") from None
 
 

@@ -161,7 +161,7 @@ def edit(**fields):
         (edit(normal=[("conv_9x9", 0), ("skip_connect", 1)], normal_concat=[2]), "conv_9x9"),
         (
             edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]),
-            "node 2 can only take nodes 0 to 1",
+            "node 2 takes one of 0 to 1",
         ),
         (edit(reduce=DARTS_V2.reduce[:7]), "the reduce cell has 7 edges: it needs two for each node"),
         (edit(normal_concat=[2, 6]), "nodes from 2 to 5"),
