@@ -34,9 +34,11 @@ def random_states(device: torch.device) -> dict[str, Any]:
     }
 
 
-def set_random_states(states: dict[str, Any]) -> None:
-    """Sets all random states except CUDA's."""
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Sets all random states; CUDA's only if they come from a GPU and `device` is one."""
     kind, keys, *rest = states["numpy"]
     random.setstate(states["python"])
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(states["torch"])
+    for state in states["cuda"] if device.type == "cuda" else ():
+        torch.cuda.set_rng_state(state, device)

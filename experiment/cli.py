@@ -22,9 +22,7 @@ from experiment import files
 from experiment.errors import UserError, shorten, shown, warn
 from genotypes import PRIMITIVES
 
-SEVERAL_GPUS = "torchrun --nproc_per_node=2 ..."
-
-# What a flag of another code, or of another stage, is called here.
+# What a flag of another code is called here.
 MEANT = {
     "--label_smooth": "--label_smoothing",
     "--learning_rate": "--lr",
@@ -32,15 +30,6 @@ MEANT = {
     "--num_workers": "--workers",
     "--set": "--dataset",
     "--tmp_data_dir": "--data",
-    **dict.fromkeys(["--gpus", "--multigpu"], SEVERAL_GPUS),
-    **{
-        flag: f"train.py {flag}"
-        for flag in ("--arch", "--auxiliary", "--auxiliary_weight", "--init_from", "--valid_portion")
-    },
-    **{
-        flag: f"train_search.py {flag}"
-        for flag in ("--arch_learning_rate", "--strategy", "--train_portion", "--unrolled")
-    },
 }
 
 
@@ -91,8 +80,7 @@ class Parser(argparse.ArgumentParser):
     def _meant(self, text: str) -> str:
         flag = text.partition("=")[0]
         meant = MEANT.get(flag, "--" + flag[2:].replace("-", "_"))
-        known = meant in self._option_string_actions or not meant.startswith("--")
-        return f"; for {flag}, use {meant}" if known else ""
+        return f"; for {flag}, use {meant}" if meant in self._option_string_actions else ""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the arguments)")
@@ -124,8 +112,7 @@ def run(main: Callable[[], None]) -> None:
             print(f"{os.path.basename(sys.argv[0])}: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(130)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # now: an error at interpreter exit would print a traceback
+            sys.stdout.flush()  # now: an error at interpreter exit would print a traceback
     except BrokenPipeError:
         discard_output()
         sys.exit(141)
@@ -142,12 +129,8 @@ def _unforeseen(error: Exception) -> str:
         or "ALLOC_FAILED" in reason
     ):
         what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
-    elif str(error).startswith(("CUDA error:", "CUDA driver error:", "cuDNN error:", "NCCL error")):
-        what = "the GPU or its driver has failed; if this happens again, try --gpu -1 or another GPU"
-    elif str(error).startswith("DataLoader "):
-        what = "a process that decodes images has died or hangs; if memory is short, lower --workers, to 0 for none"
     else:
-        what = "this is a bug in the program; please report it"
+        what = "not foreseen; if it is not an error of this machine, please report it"
     return f"{what} ({shorten(reason, 300)})"
 
 
@@ -157,9 +140,7 @@ def end_on_ctrl_c() -> None:
     To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the
     processes that decode images before the run begins, would print a long traceback.
     """
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # not if it is ignored (a shell's `&`) or has another handler
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored (a shell's `&`)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -271,11 +252,7 @@ def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]
         )
     recorded = config["arguments"]
     if stage == "search" and recorded.get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
-        raise UserError(
-            f"--resume {folder}: it searches among {shown(config['primitives'], 1000)}, but PRIMITIVES in "
-            f"genotypes.py has changed: "
-            "restore it, or begin a new search"
-        )
+        raise UserError(f"--resume {folder}: PRIMITIVES in genotypes.py has changed: restore it, or begin a new search")
     if unknown := recorded.keys() - known:
         raise UserError(
             f"--resume {folder}: its config.json holds an argument that this version does not know, "
@@ -343,28 +320,13 @@ positive_int = number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at lea
 non_negative_int = number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
 seed = number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
 device_number = number(
-    int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})"
+    int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU (for several GPUs: docs/distributed.md)"
 )
 image_size = number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 non_negative_float = number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 probability = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
 proportion = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
-
-
-def _at_most_cores(option: str, kind: Callable[[str], int]) -> Callable[[str], int]:
-    """`kind`, limited to the number of cores: more processes or threads would only wait for each other, or cannot be
-    started.
-    """
-
-    def parse(text: str) -> int:
-        value = kind(text)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if value > cores:
-            warn(f"{option} {value} is more than the number of cores: {cores} are used")
-        return min(value, cores)
-
-    return parse
 
 
 def add_space_argument(group: Any, option: str, what: str) -> None:
@@ -426,9 +388,9 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
     )
     group.add_argument(
         "--workers",
-        type=_at_most_cores("--workers", non_negative_int),
+        type=non_negative_int,
         default=2,
-        help="decode images in this many processes, at most one per core; the results are the same",
+        help="decode images in this many processes; the results are the same",
     )
 
 
@@ -472,7 +434,7 @@ def add_device_arguments(parser: Parser, images: bool = True) -> None:
     )
     parser.rare.add_argument(
         "--threads",
-        type=_at_most_cores("--threads", positive_int),
+        type=positive_int,
         help="compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most "
         "OMP_NUM_THREADS or the cores",
     )

@@ -26,8 +26,6 @@ class Console(logging.Handler):
     """Prints log lines on standard output, above the progress bar. Stops printing if the reader goes away."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stdout is None:  # it was closed before the start
-            return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
@@ -89,13 +87,12 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, told: Calla
 
     Once a second, the bar shows what `told` returns, because that may wait for the device.
     """
-    hidden = distributed.rank() > 0 or sys.stderr is None
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
     with tqdm(
         total=steps,
         initial=first,
         desc=f"epoch {epoch}",
-        disable=hidden or None,
+        disable=distributed.rank() > 0 or None,
         leave=False,
         dynamic_ncols=True,
         bar_format=form,

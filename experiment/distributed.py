@@ -199,9 +199,7 @@ class SyncBatchNorm(_BatchNorm):
         # would lose digits.
         my_row = torch.arange(world_size(), device=x.device) == rank()
         table = _Sum.apply(my_row[:, None] * mine)
-        means, vars, counts = table.split(
-            [x.size(1), x.size(1), 1], dim=1
-        )  # (processes, C), (processes, C), (processes, 1)
+        means, vars, counts = table.split([x.size(1), x.size(1), 1], dim=1)  # (processes, C or 1)
         part = counts / counts.sum()
         mean = (part * means).sum(0)
         return mean, (part * (vars + (means - mean).square())).sum(0), counts.sum()
@@ -213,9 +211,9 @@ class SyncBatchNorm(_BatchNorm):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.to(mean.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), momentum)
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
 
 
 def convert(model: nn.Module) -> None:

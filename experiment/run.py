@@ -20,7 +20,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -105,9 +105,7 @@ class Run:
         callbacks: Sequence[Callback] = (),
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = Path(
-            args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}"
-        )  # the original's names
+        self.folder = Path(args.run_dir or f"{stage}-{args.save}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.progress = Progress()
         self.device = device
         self.closing = ExitStack()  # closed when the run ends, for any reason
@@ -131,9 +129,7 @@ class Run:
                 raise UserError(
                     f"{path} is a link, and a run writes only in its folder: put a copy of the file in its place"
                 )
-            lock = filelock.FileLock(
-                self.folder / ".lock"
-            )  # the system releases it when the process ends, for any reason
+            lock = filelock.FileLock(self.folder / ".lock")  # the system releases it when the process ends
             lock.acquire(timeout=0)
             self.closing.callback(lock.release)
             if not self._resumed and any(map(_holds_something, self.folder.iterdir())):
@@ -149,7 +145,7 @@ class Run:
                     raise UserError(
                         f"cannot write {self.folder / 'config.json'}: make room on its disk, or name another --run_dir"
                     )
-            log_file = _LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+            log_file = _LogFile(self.folder / "log.txt", encoding="utf-8")
         except filelock.Timeout:
             raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
         except OSError as error:
@@ -175,8 +171,8 @@ class Run:
         """Logs what the user can do next, {purpose: command}, and records it in config.json."""
         for purpose, command in commands.items():
             self.log("%s: %s", purpose, command)
-        with suppress(UserError):  # the file has been damaged since: the log has the commands
-            self.write_json("config.json", files.read_json(self.folder / "config.json", dict) | {"next": commands})
+        if self._writes:
+            self.write_json("config.json", cli.read_config(self.folder) | {"next": commands})
 
     def reporter(self, label: str, every: int, batches: int) -> Callable[[int, object], None]:
         """Returns a function like that of `progress.reporter`, which also stops the run after a signal."""
@@ -209,8 +205,8 @@ class Run:
         """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
         A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run
-        after its next step, with status 143, 130 and 129, and a line that says how to continue. The same signal again
-        ends the process immediately; the last checkpoint is kept. A run outside of the main thread takes no signals.
+        after its next step, with status 143, 130 and 129, and a line that says how to continue. A run outside of the
+        main thread takes no signals.
 
         Args:
             parts: {name: object}, in addition to the progress and the random states.
@@ -253,7 +249,6 @@ class Run:
         state = {
             "progress": asdict(self.progress),
             "random": checkpoint.random_states(self.device),
-            "arguments": {name: value for name, value in vars(self.args).items() if name not in cli.MAY_CHANGE},
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
         self._write("checkpoint.pt", checkpoint.saved(state), previous="checkpoint.prev.pt")
@@ -308,12 +303,7 @@ class Run:
                 self.closing.callback(signal.signal, number, signal.signal(number, self._interrupt) or signal.SIG_DFL)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        self._signal = number
-        if distributed.world_size() > 1:  # torchrun repeats signals, and kills processes that do not end
-            return
-        signal.signal(number, signal.SIG_IGN)  # for a moment: `timeout` signals the process and then its group
-        time.sleep(0.5)
-        signal.signal(number, signal.SIG_DFL)
+        self._signal = number  # may come more than once: `timeout` signals the process and then its group
 
     def _keep_threads(self) -> None:
         """Sets the number of threads with which the run began.
@@ -359,9 +349,6 @@ class Run:
     def _take(self, content: bytes) -> None:
         """Restores the state in this checkpoint. Raises `ValueError` if it is damaged or belongs to another run."""
         state = _read_checkpoint(content)
-        for name, value in state.arguments.items():
-            if (now := vars(self.args).get(name)) != value:
-                raise ValueError(f"its run had --{name} {value}, but config.json says {now}: put {value} back")
         try:
             for name, part in self._parts.items():
                 saved = state.parts[name]
@@ -369,25 +356,12 @@ class Run:
                     checkpoint.load_optimizer(part, saved)
                 else:
                     part.load_state_dict(saved)
-            checkpoint.set_random_states(state.random)
-            self._set_cuda_random_state(state.random["cuda"])
+            checkpoint.set_random_states(state.random, self.device)
         except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):  # not an error of the file
             raise
         except Exception as error:  # of many types
             raise ValueError(f"it does not fit this run: {error!r}") from None
         self.progress = state.progress
-
-    def _set_cuda_random_state(self, cuda: list[Any]) -> None:
-        if self.device.type == "cuda" and len(cuda) == 1:
-            torch.cuda.set_rng_state(cuda[0], self.device)
-        elif self.device.type == "cuda" or cuda:
-            self.log(
-                "CUDA's random states are not restored: the checkpoint has those of %d GPUs, and this process "
-                "computes on %s; "
-                "drop path draws other numbers from here on",
-                len(cuda),
-                self.device,
-            )
 
     def _write(self, name: str, content: bytes | memoryview, previous: str | None = None) -> None:
         try:
@@ -418,7 +392,6 @@ class _Checkpoint:
     """The content of `checkpoint.pt`."""
 
     progress: Progress
-    arguments: dict[str, Any]
     random: dict[str, Any]
     parts: dict[str, Any]
 
@@ -426,9 +399,8 @@ class _Checkpoint:
 def _read_checkpoint(content: bytes) -> _Checkpoint:
     """The content of a checkpoint, on the CPU. Raises `ValueError` if it is damaged."""
     try:  # a damaged file may raise almost anything
-        with zipfile.ZipFile(
-            io.BytesIO(content)
-        ) as archive:  # torch.load does not verify the checksums that torch.save writes
+        # torch.load does not verify the checksums that torch.save writes.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
         return msgspec.convert(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), _Checkpoint)

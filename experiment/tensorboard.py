@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from experiment.errors import UserError
 from experiment.run import Run
 
 
@@ -83,8 +82,6 @@ class Board:
     ) -> dict[str, bytes]:
         try:
             return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")
-        except UserError:  # no program for drawing is installed; the search reports this at its end
-            pass
         except Exception as error:
             self._run.log("cannot draw the architecture (%r): going on without pictures", error)
         self._draws = False

@@ -143,8 +143,6 @@ def remember(model: nn.Module, parts: Sequence[Any]) -> Callable[[], None]:
             parameter.grad = gradient
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(copy.deepcopy(state))
-        checkpoint.set_random_states(random)
-        for state in random["cuda"]:
-            torch.cuda.set_rng_state(state, device)
+        checkpoint.set_random_states(random, device)
 
     return restore

@@ -56,13 +56,6 @@ def configured(folder, *but):
     }
 
 
-def comparable(folder):
-    """All that a run leaves, but for times and for the arguments in its checkpoint."""
-    metrics, weights, state, files = result(Path(folder))
-    del state["arguments"]
-    return metrics, weights, state, files
-
-
 def in_a_thread(function, *arguments, **options):
     """As a server or a notebook's widget calls it."""
     with ThreadPoolExecutor(1) as pool:
@@ -82,7 +75,7 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
     found = in_a_thread(
         train_search.search, images=images, callbacks=[keep], run_dir="b", unrolled=False, preset=None, **SEARCH
     )
-    assert_same(comparable("a"), comparable("b"))
+    assert_same(result(Path("a")), result(Path("b")))
     assert configured("a", "run_dir") == configured("b", "run_dir")
     assert [re.sub(r"/b\b", "/a", line) for line in log_lines(Path("b"))] == log_lines(Path("a"))
     assert {path.name for path in Path("b").iterdir()} >= {"normal.png", "reduction.png", "nni.json"}
@@ -91,7 +84,7 @@ def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypat
 
     assert script("train", *flags(TRAIN, images), "--arch", "a", "--run_dir", "c")[0] == 0
     trained = in_a_thread(train.train, found, images, [keep], run_dir=Path("d"), **TRAIN)
-    assert_same(comparable("c"), comparable("d"))
+    assert_same(result(Path("c")), result(Path("d")))
     assert configured("c", "run_dir", "arch") == configured("d", "run_dir", "arch")
     assert seen[1:] == [(row["epoch"], row) for row in rows_of("d")]
     assert (trained.accuracy, trained.folder) == (rows_of("d")[-1]["test_acc"], tmp_path / "d")
@@ -115,7 +108,7 @@ def test_a_run_goes_on_from_python(script, images, monkeypatch):
     epochs = []
     train.train(resume="halves", callbacks=[lambda epoch, metrics: epochs.append(epoch)])
     assert epochs == [1]
-    assert_same(comparable("whole"), comparable("halves"))
+    assert_same(result(Path("whole")), result(Path("halves")))
     assert configured("whole")["arch"] == "DARTS_V2"
     assert whole.accuracy == rows_of("halves")[-1]["test_acc"]
     with pytest.raises(UserError, match="epochs was 2, not 3"):
@@ -170,13 +163,6 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
         (lambda: train_search.search("dart", images="digits"), UserError, "unknown space 'dart'"),
         (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
         (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
-        (lambda: train.train("{1}", "digits"), UserError, r"cannot read \{1\}"),
-        (
-            lambda: train_search.search(images="digits", epochs=0),
-            UserError,
-            "--epochs: 0 is not a whole number of at least 1",
-        ),
-        (lambda: train_search.search(images="digits", hvp="wrong"), UserError, "--hvp: invalid choice: 'wrong'"),
         (
             lambda: train_search.search(images="digits", unrolled="yes"),
             UserError,

@@ -180,7 +180,7 @@ def test_a_search_does_not_go_on_among_other_candidates(script, candidates):
     status, out, error = script("train_search", "--resume", "run")
     candidates[1:3] = candidates[2:0:-1]
     assert (status, out, error.count("\n")) == (2, "", 1), error
-    assert "but PRIMITIVES in genotypes.py has changed: restore it" in error
+    assert "PRIMITIVES in genotypes.py has changed: restore it" in error
     assert script("train_search", "--resume", "run")[0] == 0
 
 

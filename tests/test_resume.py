@@ -72,18 +72,23 @@ def deadly(moment):
     experiment.run.Run.log = wrapped(experiment.run.Run.log)
 
 
-@pytest.mark.parametrize("moment", [0, 1, 3, 5, 17, 18, 19, 20])
+@pytest.mark.parametrize("moment", [0, 3, 18, 20])
 def test_killed_while_writing(moment, images, uninterrupted, tmp_path):
     """The first ones at the beginning, the last ones while a checkpoint is saved."""
-    folder = tmp_path / "run"
-    status, _ = run(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=lambda: deadly(moment))
-    assert status == -signal.SIGKILL
+    kill_while_writing(TRAIN, moment, images, uninterrupted(TRAIN)[0], tmp_path / "run")
+
+
+def kill_while_writing(command, moment, images, expected, folder):
+    status, output = run(
+        command, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=lambda: deadly(moment)
+    )
+    assert status == -signal.SIGKILL, output
     if (folder / "config.json").exists():
-        status, output = run(TRAIN[:1], images, "--resume", folder)
+        status, output = run(command[:1], images, "--resume", folder)
     else:
-        status, output = run(TRAIN, images, "--run_dir", folder)
+        status, output = run(command, images, "--run_dir", folder)
     assert status == 0, output
-    assert_same(result(folder), uninterrupted(TRAIN)[0])
+    assert_same(result(folder), expected)
 
 
 def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
@@ -120,6 +125,8 @@ def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     child, reader = start(SEARCH, images, "--run_dir", tmp_path / "run", "--report_freq", "1")
     until(reader, b"train 001")  # in the middle of the first epoch; no checkpoint is due for ten minutes
     os.kill(child, number)
+    time.sleep(0.05)
+    os.kill(child, number)  # as `timeout` does: both count as one
     actual, rest = finish(child, reader)
     assert actual == status, rest
     assert f"--resume {tmp_path / 'run'}" in rest.splitlines()[-1]
@@ -136,40 +143,6 @@ def until(reader, words):
     output = b""
     while words not in output:
         output += os.read(reader, 1000)
-
-
-def test_a_second_signal_ends_a_run_at_once(images, uninterrupted, tmp_path):
-    """In the middle of a step, and with the checkpoint from before it.
-
-    One that `timeout` sends twice at once counts as one.
-    """
-    folder = tmp_path / "run"
-
-    def prepare():
-        original = experiment.run.Run.complete_step
-
-        def complete_step(self):
-            if (self.progress.epoch, self.progress.step) == (1, 1):
-                print("a long step", flush=True)
-                time.sleep(600)
-            original(self)
-
-        experiment.run.Run.complete_step = complete_step
-
-    child, reader = start(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
-    until(reader, b"a long step")
-    before = (folder / "checkpoint.pt").read_bytes()
-    os.kill(child, signal.SIGTERM)
-    time.sleep(0.05)
-    os.kill(child, signal.SIGTERM)
-    time.sleep(1)
-    assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it waits for the step
-    os.kill(child, signal.SIGTERM)
-    assert finish(child, reader)[0] == -signal.SIGTERM
-    assert (folder / "checkpoint.pt").read_bytes() == before
-    status, output = run(TRAIN[:1], images, "--resume", folder)
-    assert status == 0, output
-    assert_same(result(folder), uninterrupted(TRAIN)[0])
 
 
 def test_a_run_started_by_nohup_outlives_its_terminal(images, tmp_path):
@@ -217,29 +190,14 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def empty(path):
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, half, images, uninterrupted):
     damage(half / "checkpoint.pt")
     status, output = run(TRAIN, images, "--resume", half)
     assert status == 0, output
     assert "checkpoint.prev.pt: epoch 1, step 1" in output
-    assert ("checkpoint.pt cannot be used" in output) == (
-        damage is not Path.unlink
-    )  # of a file that is not there nothing is said
+    assert ("checkpoint.pt cannot be used" in output) == (damage is not Path.unlink)
     assert_same(result(half), uninterrupted(TRAIN)[0])
-
-
-def test_two_damaged_checkpoints_are_an_error(half, images):
-    truncate(half / "checkpoint.pt")
-    truncate(half / "checkpoint.prev.pt")
-    status, output = run(TRAIN, images, "--resume", half)
-    assert status == 2
-    assert "no checkpoint" in output.splitlines()[-1]
-    assert "Traceback" not in output
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(half, images, tmp_path):
@@ -251,6 +209,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(half, images, tmp_path):
         torch.save({"progress": Bomb()}, half / name)
     status, output = run(TRAIN, images, "--resume", half)
     assert status == 2, output
+    assert "no checkpoint" in output.splitlines()[-1]
+    assert "Traceback" not in output
     assert not (tmp_path / "trap").exists()
 
 
@@ -270,7 +230,6 @@ def restored(folder, edit):
     saved = {name: part.state_dict() for name, part in parts(0).items()}
     state = {
         "progress": {"epoch": 1},
-        "arguments": {},
         "random": checkpoint.random_states(torch.device("cpu")),
         "parts": saved,
     }
@@ -287,14 +246,12 @@ def restored(folder, edit):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda state: state.pop("progress"),
         lambda state: state.update(progress={"epoch": "1"}),
         lambda state: state["parts"].pop("meters"),
-        lambda state: state["parts"].update(optimizer=None),
         lambda state: state["parts"].update(model=torch.nn.Linear(2, 4).state_dict()),
         lambda state: state["random"].update(torch=[]),
     ],
-    ids=["no progress", "progress in words", "no meters", "no optimizer", "another network", "random states"],
+    ids=["progress in words", "no meters", "another network", "random states"],
 )
 def test_a_checkpoint_of_something_else_is_refused(edit, tmp_path):
     with pytest.raises(errors.UserError, match=f"no checkpoint in {tmp_path} can be used"):
@@ -399,18 +356,6 @@ def test_an_error_of_the_gpu_is_not_a_damaged_checkpoint_and_not_a_full_disk(hal
         assert "cannot write" not in output
 
 
-def test_random_states_of_cuda_that_are_not_restored_are_named(half, images):
-    state = torch.load(half / "checkpoint.pt", weights_only=True)
-    state["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * 2
-    torch.save(state, half / "checkpoint.pt")
-    status, output = run(TRAIN, images, "--resume", half)
-    assert status == 0, output
-    assert (
-        "CUDA's random states are not restored: the checkpoint has those of 2 GPUs, and this process computes on cpu"
-        in output
-    )
-
-
 def test_a_second_process_on_the_same_folder_is_refused(half, images):
     with filelock.FileLock(half / ".lock"):
         status, output = run(TRAIN, images, "--resume", half)
@@ -443,17 +388,6 @@ def test_resuming_with_other_arguments(half, images, uninterrupted):
     )
     assert status == 0, output
     assert_same(result(half), uninterrupted(TRAIN)[0])
-
-
-def test_arguments_that_were_edited_in_the_folder(half, images):
-    """The checkpoint holds a schedule and an optimizer of other arguments, and would go on by those."""
-    config = json.loads((half / "config.json").read_text())
-    config["arguments"]["epochs"] = 5
-    (half / "config.json").write_text(json.dumps(config))
-    status, output = run(["train"], images, "--resume", half)
-    assert status == 2
-    reason = "its run had --epochs 2, but config.json says 5: put 2 back"
-    assert output.splitlines()[-1].startswith(f"train.py: error: no checkpoint in {half} can be used ({reason})")
 
 
 def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images, tmp_path):
@@ -557,13 +491,11 @@ def test_images_in_a_folder_whose_name_is_no_text(images, tmp_path):
         (None, "cannot read {folder}/config.json: No such file"),
         ("[]", "{folder}/config.json is damaged or was edited: Expected `object`, got `array`"),
         ("[" * 100_000, "{folder}/config.json is damaged or was edited"),
-        ('{"stage": "eval", "arguments": {"seed": [1]}}', "{folder}/config.json is damaged or was edited: Expected"),
         ('{"stage": "eval", "arguments": {"epochs": "many"}}', "argument --epochs: 'many' is not a whole number"),
         ('{"stage": "eval", "arguments": {"cutout": "no"}}', "argument --cutout: 'no' is not true or false"),
-        ('{"stage": "eval", "arguments": {"dataset": "no"}}', "argument --dataset: invalid choice: 'no'"),
         ('{"stage": "eval", "arguments": {"help": true}}', "an argument that this version does not know, 'help'"),
     ],
-    ids=["nothing", "list", "deep", "value", "number", "flag", "choice", "unknown"],
+    ids=["nothing", "list", "deep", "number", "flag", "unknown"],
 )
 def test_what_is_no_run_is_not_resumed(images, tmp_path, content, words):
     if content is not None:
@@ -571,12 +503,6 @@ def test_what_is_no_run_is_not_resumed(images, tmp_path, content, words):
     status, output = run(TRAIN[:1], images, "--resume", tmp_path)
     assert (status, output.count("\n")) == (2, 1), output
     assert words.format(folder=tmp_path) in output
-
-
-def test_a_flag_without_effect_is_warned_of_once(half, images):
-    status, output = run(TRAIN[:1], images, "--resume", half, "--model_path", "x")
-    assert status == 0, output
-    assert output.count("--model_path has no effect") == 1
 
 
 @pytest.mark.parametrize("command", [SEARCH, TRAIN])

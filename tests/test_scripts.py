@@ -310,28 +310,15 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
     [
         ("train", ["--arch", "DARTS_V3"], "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
         ("train", ["--arch", "Genotype(1)"], "cannot read"),
-        ("train", ["--epochs", "-1"], "--epochs"),
         ("train", ["--batch_size", "0"], "--batch_size"),
         ("train", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
-        ("train_search", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
-        (
-            "train_search",
-            ["--epochs", "9" * 400],
-            r"--epochs.*9\.\.\. is not a whole number of at least 1 and at most 2147483647",
-        ),
         ("train_search", ["--epochs", "9" * 5000], r"--epochs.*9\.\.\. is not a whole number"),
         ("train", ["--learning_rate", "nan"], "--learning_rate"),
         ("train", ["--drop_path_prob", "1"], "--drop_path_prob"),
         ("train", ["--batch_size", "100000"], "1437.*batch of 100000"),
-        ("train", ["--image_size", "30"], "multiple of 8"),
         ("train", ["--image_size", "2147483640"], "multiple of 8, from 8 to 4096"),
-        ("train", ["--dataset", "svhn"], "--dataset"),
         ("train", ["--channels", "2"], "--channels.*1, 3"),
-        ("train", ["--valid_portion", "1"], "--valid_portion"),
         ("train", ["--valid_portion", "1e-6"], r"--valid_portion 1e-06 of 1437 training images holds out 0"),
-        ("train", ["--label_smoothing", "1"], "--label_smoothing"),
-        ("train", ["--optimizer", "lion"], "--optimizer.*sgd.*adam"),
-        ("train", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
         ("train", ["--init_from", "missing.pt"], r"missing\.pt: No such file"),
         (
             "train_search",
@@ -341,20 +328,14 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
         ("train_search", ["--train_portion", "1.0"], "--train_portion"),
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
-        ("train_search", ["--hvp", "wrong"], "finite_difference.*exact"),
         ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
         ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
-        ("train_search", ["--gpu", "-2"], "--gpu"),
-        ("train_search", ["--gpu", "0,1"], r"torchrun --nproc_per_node=2"),
-        ("train_search", ["--multigpu"], r"for --multigpu, use torchrun --nproc_per_node=2"),
-        ("train_search", ["--auxiliary"], r"for --auxiliary, use train\.py --auxiliary"),
+        ("train_search", ["--gpu", "0,1"], r"docs/distributed\.md"),
         (
             "train_search",
             ["--learning_rate=0.1", "--set=cifar100"],
             "arguments: --set=cifar100; for --set, use --dataset ",
         ),
-        ("train", ["--lr", "1"], "arguments: --lr 1; for --lr, use --learning_rate "),
-        ("train", ["--unrolled"], r"for --unrolled, use train_search\.py --unrolled"),
         ("train", ["--batch-size", "8"], "for --batch-size, use --batch_size "),
         ("train", ["--pre", "imagenet"], r"arguments: --pre imagenet \(--help"),
         ("predict", ["run", "image.png", "--set"], r"arguments: --set \(--help"),
@@ -373,20 +354,6 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path,
     assert err.count("\n") == 1
     assert re.search(words, err)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_workers_are_limited_by_the_cores_and_it_is_said_once(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
-    parser = cli.Parser(prog="script")
-    cli.add_data_arguments(parser, ["digits"])
-    cli.add_run_arguments(parser)
-    assert [parser.parse_args(["--workers", text]).workers for text in ("0", "3")] == [0, 3]
-    assert capsys.readouterr().err == ""
-    config = {"stage": "search", "arguments": {"workers": 100000}}  # recorded on a larger machine
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
-    assert cli.parse(parser, "search").workers == 3
-    assert capsys.readouterr().err == "warning: --workers 100000 is more than the number of cores: 3 are used\n"
 
 
 def test_a_folder_that_holds_anything_is_refused(script, tmp_path):
@@ -409,12 +376,9 @@ def test_a_mistake_ends_the_process_without_a_traceback():
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("a fault"), "this is a bug in the program"),
-        (MemoryError(), "not enough memory; a smaller --batch_size"),
+        (KeyError("a fault"), "not foreseen; "),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "not enough memory.*--amp"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), "the GPU or its driver has failed"),
-        (AssertionError("Torch not compiled with CUDA enabled"), "this is a bug in the program"),
     ],
 )
 def test_what_nobody_foresaw_is_a_traceback_and_one_line(error, words, capsys):
@@ -432,9 +396,7 @@ def test_what_nobody_foresaw_is_a_traceback_and_one_line(error, words, capsys):
     assert re.search(f"error: {words}.*{type(error).__name__}", last)
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "train_search", "test", "benchmarks/search_step", "benchmarks/hypergradient"]
-)
+@pytest.mark.parametrize("name", ["train_search", "benchmarks/search_step"])
 def test_ctrl_c_while_modules_are_imported_ends_without_a_word(name, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     ends_without_a_word([ROOT / f"{name}.py"], tmp_path, b"importing")
@@ -483,25 +445,22 @@ def ends_without_a_word(command, folder, words):
     assert process.returncode == -signal.SIGINT
 
 
-def unread(folder, name, *arguments, closed=False):
+def unread(folder, name, *arguments):
     """(exit status, standard error) of a script whose standard output nobody reads."""
 
     def prepare():
         os.chdir(folder)
         os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
-        if closed:
-            sys.stdout = None
 
     child, reader = start_plain([name, *arguments], prepare)
     os.close(reader)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), (folder / "stderr").read_text()
 
 
-@pytest.mark.parametrize("closed", [False, True])
-def test_a_run_whose_reader_goes_away_goes_on(images, tmp_path, closed):
+def test_a_run_whose_reader_goes_away_goes_on(images, tmp_path):
     """As with `| head -1`: its log has every line."""
     command = ["train", *SMALL_IMAGES, "--data", images, "--fast_dev_run", "--run_dir", tmp_path / "run"]
-    assert unread(tmp_path, *command, closed=closed) == (0, "")
+    assert unread(tmp_path, *command) == (0, "")
     assert said(log_lines(tmp_path / "run"), "test the weights again: ")[:2] == ["python", "test.py"]
 
 
@@ -586,18 +545,7 @@ def beside_counters(weights):
     ("change", "save", "words"),
     [
         (dict, save_as_in_2018, ""),
-        (
-            lambda weights: {"epoch": 12, "state_dict": weights, "best_acc_top1": 73.1, "optimizer": {}},
-            save_as_in_2018,
-            "of epoch 12",
-        ),
-        (lambda weights: {"epoch": 12, "state_dict": weights}, torch.save, "read its state_dict of epoch 12"),
         (lambda weights: {"model": weights}, torch.save, "read its model"),
-        (
-            lambda weights: {f"module.{key}": value for key, value in weights.items()},
-            torch.save,
-            "removed the prefix module.",
-        ),
         (
             lambda weights: {
                 "state_dict": {f"module._orig_mod.{key}": value for key, value in beside_counters(weights).items()}
@@ -606,7 +554,7 @@ def beside_counters(weights):
             "read its state_dict; left out total_ops, total_params; removed the prefix module._orig_mod.",
         ),
     ],
-    ids=["of 2018", "checkpoint of 2018", "checkpoint", "model", "prefix", "all"],
+    ids=["of 2018", "model", "all"],
 )
 def test_weights_as_others_save_them(tmp_path, change, save, words):
     """The authors' files come from PyTorch 0.3, before BatchNorm counted its batches."""

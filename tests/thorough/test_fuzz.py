@@ -360,7 +360,7 @@ def same_random_states():
     """A checkpoint sets the generators; other tests are to find theirs as they were."""
     before = checkpoint.random_states(torch.device("cpu"))
     yield
-    checkpoint.set_random_states(before)
+    checkpoint.set_random_states(before, torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("same_random_states")

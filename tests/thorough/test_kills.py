@@ -2,11 +2,9 @@
 they write a file.
 """
 
-import signal
-
 import pytest
-from scripts import assert_same, kill_at_random_moments, result, run
-from test_resume import SEARCH, SIZE, TRAIN, deadly, uninterrupted  # noqa: F401
+from scripts import kill_at_random_moments
+from test_resume import SEARCH, SIZE, TRAIN, kill_while_writing, uninterrupted  # noqa: F401
 
 CELLS = ["train_search", *SIZE, "--batch_size", "8"]
 COMMANDS = {
@@ -39,14 +37,4 @@ def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):  # noq
 @pytest.mark.parametrize("moment", range(40))
 @pytest.mark.parametrize("command", [SEARCH, TRAIN], ids=["search", "train"])
 def test_killed_while_writing(command, moment, images, uninterrupted, tmp_path):  # noqa: F811
-    folder = tmp_path / "run"
-    status, output = run(
-        command, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=lambda: deadly(moment)
-    )
-    assert status == -signal.SIGKILL, output
-    if (folder / "config.json").exists():
-        status, output = run(command[:1], images, "--resume", folder)
-    else:
-        status, output = run(command, images, "--run_dir", folder)
-    assert status == 0, output
-    assert_same(result(folder), uninterrupted(command)[0])
+    kill_while_writing(command, moment, images, uninterrupted(command)[0], tmp_path / "run")
