@@ -67,11 +67,9 @@ def load_test(
     Raises:
         UserError: see `load`; or the classes or their order differ from the network's.
     """
-    where = options.dataset
     if options.dataset in FOLDERS:
         from image_files import folders
 
-        where = str(Path(options.data) / folders.test_part_of(options.dataset, Path(options.data)))
         images = folders.load_test(options, statistics)
     else:
         images = load(options)
@@ -79,7 +77,7 @@ def load_test(
     if classes not in (None, images.classes):
         differing = sorted({*images.classes} ^ {*(classes or ())})
         which = f"only one of both has {errors.first(differing)}" if differing else "their order differs"
-        raise UserError(f"the classes of {where} are not those of the network: {which}")
+        raise UserError(f"the classes of the images are not those of the network: {which}")
     return replace(images, mean=mean, std=std)
 
 

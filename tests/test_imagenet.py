@@ -198,12 +198,6 @@ def test_a_run_says_which_network_it_is_and_the_other_commands_know(script, trai
     assert compare.size(run) == sizes
 
 
-def test_a_run_goes_on_with_its_network(script, trained):
-    status, _, err = script("train", "--resume", trained, "--network", "cifar")
-    assert status == 2
-    assert "--network was imagenet, not cifar" in err
-
-
 # ---- The recipe
 
 
