@@ -69,24 +69,11 @@ def read_any(arch: str) -> Architecture:
     return Architecture.of(content)
 
 
-def picture_architecture(architecture: Architecture, caption: str, format: str) -> dict[str, bytes]:
-    """{file name: picture}.
-
-    Raises:
-        UserError: no program for drawing is installed. The functions below raise it too, also if a run's files are
-            damaged.
-    """
-    return {
-        f"{name}.{format}": drawing.render(graph, format)
-        for name, graph in drawing.graphs(architecture, caption).items()
-    }
-
-
 def picture_run(run: History, format: str) -> dict[str, bytes]:
-    """{file name: picture}: all pictures of a run."""
+    """{file name: picture}: all pictures of a run. Raises `UserError` if they cannot be drawn."""
     pictures = {}
     if (architecture := run.architecture) is not None:
-        pictures = picture_architecture(architecture, run.name, format)
+        pictures = drawing.pictures(architecture, format, run.name)
     if (moving := animation.animation(run)) is not None:
         pictures["cells.gif"] = moving
     return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in curves.pictures(run).items()}
@@ -147,7 +134,7 @@ def main() -> None:
         elif os.path.lexists(first):  # else it is a text
             path, folder = Path(first).resolve(), first if os.path.isdir(first) else "."
             caption = caption or (path.parent if path.name in ("genotype.json", "architecture.json") else path).name
-        pictures = picture_architecture(architecture, caption, args.format)
+        pictures = drawing.pictures(architecture, args.format, caption)
     if page is not None:
         pictures["report.html"] = page.encode()
     for written in drawing.write(pictures, args.out or folder):

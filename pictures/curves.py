@@ -86,10 +86,10 @@ def compare_curves(runs: Sequence[History], names: Sequence[str]) -> Figure:
         )
         for axes, (measure, title) in zip(panels, _measures(runs), strict=True):
             for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-                line, group = LINES[index % len(LINES)], index // len(LINES)
+                line = LINES[index % len(LINES)]
                 _line(axes, *run.series(f"train_{measure}"), color=line, linestyle="--", linewidth=1.0, label="_")
                 held_out = max(("test", "valid"), key=lambda phase: len(run.series(f"{phase}_loss")[0]))
-                marker = MARKERS[group % len(MARKERS)] if len(runs) > len(LINES) else None
+                marker = MARKERS[index % len(MARKERS)]
                 _line(axes, *run.series(f"{held_out}_{measure}"), color=line, label=name, marker=marker, markevery=5)
             _finish(axes, title)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -103,24 +103,16 @@ def _measures(runs: Sequence[History]) -> list[tuple[str, str]]:
 
 
 def confusion(run: History) -> Figure | None:
-    """The confusion matrix of the test set in percent, with the `MOST_CLASSES` least accurate classes; None if it was
-    not recorded.
+    """The confusion matrix of the test set in percent; None if it was not recorded, or has more than `MOST_CLASSES`
+    classes.
     """
-    row = run.epochs[-1]
-    counts = row.get("confusion", {})
-    if not counts:
+    classes = run.epochs[-1].get("confusion", {})
+    if not 0 < len(classes) <= MOST_CLASSES:
         return None
-    worst = sorted(counts, key=lambda name: row["class_acc"][name])[:MOST_CLASSES]
-    classes = [name for name in counts if name in worst]  # in the original order
-    shares = [[100 * counts[name].get(other, 0) / sum(counts[name].values()) for other in classes] for name in classes]
+    shares = [[100 * row.get(other, 0) / sum(row.values()) for other in classes] for row in classes.values()]
     labels = [errors.printable(errors.shorten(name, 24)).replace("$", r"\$") for name in classes]
-    of = (
-        f"the {len(classes)} least accurate of {len(counts)} classes"
-        if len(classes) < len(counts)
-        else f"{len(classes)} classes"
-    )
     with style():
-        figure, [axes] = subplots(f"{run.caption}: {of}", 1)
+        figure, [axes] = subplots(f"{run.caption}: {len(classes)} classes", 1)
         figure.set_size_inches(3 + 0.3 * max(8, len(classes)), 2 + 0.3 * max(8, len(classes)))
         figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=100), label="images of a class, %")
         axes.set(

@@ -197,6 +197,15 @@ def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.
     return {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
 
 
+def pictures(architecture: Architecture, format: str, caption: str) -> dict[str, bytes]:
+    """{file name: picture} of an architecture, with `caption` below.
+
+    Raises:
+        UserError: no program for drawing is installed, or it fails.
+    """
+    return {f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}
+
+
 def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
     """Small pictures of an architecture, {name: PNG}; writes no file."""
     return {name: render(graph, "png", dpi=75) for name, graph in graphs(architecture, caption).items()}
@@ -250,9 +259,7 @@ def draw(architecture: Architecture, folder: str | Path, format: str = "png", ca
         UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is
             written.
     """
-    return write(
-        {f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}, folder
-    )
+    return write(pictures(architecture, format, caption), folder)
 
 
 def draw_result(architecture: Architecture, run: Run, epoch: int) -> None:

@@ -25,7 +25,6 @@ class History:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the command line."""
         return self.config["arguments"]
 
     @property
@@ -40,7 +39,6 @@ class History:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
         return self.folder.resolve().name
 
     @property

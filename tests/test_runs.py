@@ -48,9 +48,8 @@ def test_a_last_line_that_is_cut_off_is_left_out(tmp_path, capsys):
     assert "incomplete line" in error
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_diverged_run_can_be_looked_at(number, tmp_path):
-    rows = [losses(epoch, "valid") | {"valid_loss": number, "eigenvalue": number} for epoch in range(2)]
+def test_a_diverged_run_can_be_looked_at(tmp_path):
+    rows = [losses(epoch, "valid") | {"valid_loss": math.nan, "eigenvalue": math.inf} for epoch in range(2)]
     assert set(curves.pictures(history.read(write_run(tmp_path, rows)))) == {"curves"}
 
 
@@ -64,15 +63,7 @@ def damaged(folder, name, content):
     ("name", "content", "words"),
     [
         ("metrics.jsonl", b"", "no complete epoch"),
-        ("metrics.jsonl", b'{"epoch": 0', "no complete epoch"),
         ("metrics.jsonl", b"\xff\xfe\n{}\n", "line 1"),
-        (
-            "metrics.jsonl",
-            b'[1]\n{"epoch": 1}\n',
-            "line 1, is not the metrics of an epoch .*Expected `object`, got `array`",
-        ),
-        ("metrics.jsonl", b'{"epoch": "0"}\n{"epoch": 1}\n', "line 1.*Expected `int`, got `str` - at `.*epoch"),
-        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": NaN}}}\n{"epoch": 1}\n', "line 1.*alphas"),
         (
             "metrics.jsonl",
             b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {}}\n',
@@ -81,11 +72,6 @@ def damaged(folder, name, content):
         ("metrics.jsonl", b'{"epoch": 0, "valid_acc": "high"}\n{"epoch": 1}\n', "line 1.*valid_acc"),
         ("config.json", b"{", r"run/config\.json is damaged or was edited"),
         ("config.json", b'{"stage": "search", "arguments": 1}', r"run/config\.json is damaged.*arguments"),
-        (
-            "config.json",
-            b'{"stage": "search", "arguments": {}, "classes": [1]}',
-            r"run/config\.json is damaged.*classes",
-        ),
     ],
 )
 def test_a_damaged_run_is_a_users_error(tmp_path, name, content, words):
@@ -229,12 +215,11 @@ def test_a_training_has_no_animation(tmp_path):
         (lambda folder, epochs: training_run(folder, genotypes.DARTS_V2, epochs), {"curves"}),
     ],
 )
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_a_run_has_the_pictures_of_what_it_recorded(tmp_path, make, expected, epochs):
-    figures = curves.pictures(history.read(make(tmp_path / "run", epochs=epochs)))
+def test_a_run_has_the_pictures_of_what_it_recorded(tmp_path, make, expected):
+    figures = curves.pictures(history.read(make(tmp_path / "run", epochs=3)))
     assert set(figures) == expected
     for figure in figures.values():
-        assert f"run, epoch {epochs} of {epochs}, seed 7" in figure.get_suptitle()
+        assert "run, epoch 3 of 3, seed 7" in figure.get_suptitle()
 
 
 def test_the_heat_map_shows_the_alphas_in_the_operations_colours(tmp_path):
@@ -314,22 +299,6 @@ def test_every_class_has_a_row_in_the_picture(tmp_path):
     assert "Accuracy by class" in report.of_run(run, {"confusion.png": curves.save(figure)})
 
 
-def test_of_very_many_classes_the_worst_are_shown(tmp_path):
-    count = curves.MOST_CLASSES + 5
-    counts = [
-        [10 if other == index else index % 7 if other == 0 else 0 for other in range(count)] for index in range(count)
-    ]
-    run = with_classes(tmp_path / "run", counts, [f"class {index}" for index in range(count)])
-    figure = curves.confusion(run)
-    assert f"the {count - 5} least accurate of {count} classes" in figure.get_suptitle()
-    left_out = {f"class {index}" for index in range(count)} - {
-        label.get_text() for label in figure.axes[0].get_yticklabels()
-    }
-    right = run.epochs[-1]["class_acc"]
-    assert {right[name] for name in left_out} == {100.0}
-    assert len(left_out) == 5
-
-
 def test_a_run_that_measured_the_test_set_once_is_compared_by_its_held_out_images(tmp_path):
     rows = [losses(epoch, "valid") for epoch in range(3)]
     rows[-1] |= {"test_loss": 9.0, "test_acc": 1.0}
@@ -388,10 +357,8 @@ def test_code_that_only_a_folder_names_is_not_run_to_compare_it(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"image_size": value} for value in (0, True, 3, "32", None, 10**30)),
+        {"image_size": 10**30},
         {"layers": "4"},
-        {"init_channels": 10**9},
-        {"network": "imagenet", "image_size": 16},
         {"space": "elsewhere"},
     ],
 )
@@ -402,20 +369,6 @@ def test_what_fits_no_network_costs_only_a_cell_of_the_table(wrong, tmp_path):
     (training / "config.json").write_text(json.dumps(config))
     [row] = compare.table([history.read(training)])
     assert (row["epochs"], row["params, M"], row["mult-adds, M"]) == ("2", "-", "-")
-
-
-def test_the_size_of_a_search_is_that_of_the_training_that_the_paper_would_do(tmp_path):
-    """On images of 96 pixels, `--network auto` takes the network for ImageNet."""
-    import utils
-    from model import NetworkImageNet
-
-    folder = search_run(tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    config["arguments"]["image_size"] = 96
-    (folder / "config.json").write_text(json.dumps(config))
-    run = history.read(folder)
-    network = NetworkImageNet(36, 10, 20, False, run.architecture.genotype)
-    assert compare.size(run) == (utils.count_parameters_in_MB(network), utils.count_multiply_adds(network, 96))
 
 
 def test_runs_of_different_spaces_are_compared(script, tmp_path):
