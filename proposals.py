@@ -11,13 +11,8 @@ PAPER = {"init_channels": (16, 36), "layers": (8, 20), "epochs": (50, 600), "bat
 
 
 def train_commands(args: argparse.Namespace, run: Path, images: int) -> dict[str, str]:
-    """{purpose: command}: commands that train the found architecture, at the search's scale and at the paper's size.
-
-    Args:
-        args: the arguments of the search.
-        run: its folder.
-        images: the number of images to train on.
-    """
+    """{purpose: command}: commands that train what the search in `run` found, on so many images, at the search's scale
+    and at the paper's size."""
     commands = {"train what was found": train_command(args, run, proportional_sizes(args, images))}
     papers = train_command(args, run, {})
     if args.space == "darts" and papers not in commands.values():

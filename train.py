@@ -136,11 +136,7 @@ def train(
     Args:
         network: the result of `train_search.search`, or a value of `--arch`; None here and below: the command's
             default. `init_channels` and `layers` set its size.
-        images: a value of `--dataset`, or a folder of images (`--dataset folder --data`).
-        callbacks: each is called after every epoch, with its number from 0 on and its row of `metrics.jsonl`.
-        arguments: the command's other arguments by their names, `epochs=4, auxiliary=True`; False leaves a flag out.
-
-    Raises the same errors as `train_search.search`.
+        images, callbacks, arguments: as of `train_search.search`, which also says what is raised.
     """
     arch = json.dumps(network.json) if isinstance(network, Architecture) else network
     return run_training(parse_arguments(dict(arch=arch, **data.source(images), **arguments)), callbacks)

@@ -74,9 +74,6 @@ class Architecture:
 
         A text is JSON or Python's notation, also with other text around it, such as a log. The last of several
         `Genotype(...)` is read.
-
-        Raises:
-            UserError: `arch` is none of these, or not an architecture of the space.
         """
         known, name = cls.names(), cls.canonical(arch)
         return cls.of(known[name]._asdict() if name in known else cls.content(arch))

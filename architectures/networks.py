@@ -16,10 +16,6 @@ from experiment.errors import UserError
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
     """The network of this architecture in `args.space`; for the space of DARTS the one that `args.network` names,
     `cifar` or `imagenet`.
-
-    Raises:
-        UserError: the architecture is not one of the space, an operation does not work, or an auxiliary head outside of
-            the space of DARTS.
     """
     if args.space == "darts":
         if args.space_arg:
@@ -63,12 +59,6 @@ IMAGENET_DIVIDES = 32  # height and width are divided by this, in the stem and t
 def choose_network(args: argparse.Namespace) -> str:
     """Replaces `auto` in `args.network`, and returns a line for the log. In spaces other than that of DARTS, it becomes
     None.
-
-    Args:
-        args: `init_channels` is set.
-
-    Raises:
-        UserError: the network does not fit the space, the size of the images or the number of channels.
     """
     if args.space != "darts":
         if args.network == "imagenet":

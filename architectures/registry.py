@@ -45,11 +45,7 @@ def load(path: str) -> Any:
 
 
 def read(arch: str, space: str) -> Architecture:
-    """The architecture that `--arch` names in a space.
-
-    Raises:
-        UserError: it is not an architecture of the space, or is the folder of a run in another one.
-    """
+    """The architecture that `--arch` names in a space."""
     try:
         other = cli.read_config(arch)["arguments"].get("space")
     except (OSError, ValueError):  # not a run's folder

@@ -52,13 +52,7 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def build(self, weights: str | Path, trusted: str | None = None) -> nn.Module:
         """The network with its weights, on the CPU.
 
-        Args:
-            weights: the file with the weights.
-            trusted: a space, `file.py:Class`, whose code may be run, in any folder. No other file is run.
-
-        Raises:
-            UserError: the space is in a file that is not `trusted`, the network cannot be built, or the weights do not
-                fit.
+        `trusted` is a space, `file.py:Class`, whose code may be run, in any folder. No other file is run.
         """
         args = argparse.Namespace(**{name: getattr(self, name) for name in (*ARGUMENTS, "channels")})
         if cli.runs_code(self.space):
@@ -81,15 +75,7 @@ def describe(
     accuracy: float,
     measured_on: str,
 ) -> dict[str, Any]:
-    """The content of `network.json` for a network that `train.py` trains.
-
-    Args:
-        args: the arguments of the run.
-        images: the images that it is trained on.
-        weights: the name of the file with the weights.
-        accuracy: the accuracy of these weights, in percent.
-        measured_on: a text about the images that `accuracy` was measured on.
-    """
+    """The content of `network.json` for a network that `train.py` trains; arguments as in `Trained`."""
     return {name: getattr(args, name) for name in ARGUMENTS} | {
         "architecture": architecture.json,
         "dataset": images.name,

@@ -3,7 +3,6 @@
 import copy
 import sys
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -138,31 +137,6 @@ def test_any_candidates_are_computed_fast_and_right(double, own, compiler, names
         equal(learn_cell(fast, unrolled, hvp), learn_cell(supernet(), unrolled, hvp))
     captured, ordinary = (pytree.tree_leaves(steps.learn(2, False, captured=captured)) for captured in (True, False))
     equal(captured, ordinary, 0)
-
-
-@pytest.mark.parametrize("names", CANDIDATES[:1], ids=",".join)
-def test_any_candidates_run_through_every_script(script, own, names):
-    own(names)
-    tiny = [
-        "--dataset",
-        "digits",
-        "--gpu",
-        "-1",
-        "--init_channels",
-        "3",
-        "--layers",
-        "3",
-        "--batch_size",
-        "8",
-        "--fast_dev_run",
-    ]
-    assert script("train_search", *tiny, "--unrolled", "--recompute", "--run_dir", "found")[0] == 0
-    Path("found/checkpoint.pt").rename("found/checkpoint.prev.pt")
-    assert script("train_search", "--resume", "found")[0] == 0
-    assert script("train_search", *tiny, "--capture", "--run_dir", "captured")[0] == 0
-    assert script("train", "--arch", "found", *tiny, "--run_dir", "trained")[0] == 0
-    assert script("test", "trained")[0] == 0
-    assert script("visualize", "found")[0] == 0
 
 
 def test_edges_from_one_node_share_their_pools(monkeypatch):
