@@ -224,7 +224,8 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
 
             architecture = space.of(model.export())
             run.write_weights(model)
-            run.write_architecture(architecture.files())
+            for name, content in architecture.files().items():
+                run.write_json(name, content)
             metrics = {
                 "lr": lr,
                 "train_loss": meters.loss.avg,
@@ -278,7 +279,8 @@ def finish(
         )
         run.log("weights.pt is still the supernet of epoch %d", epoch - 1)
         architecture, epoch = before, stop + 1
-        run.write_architecture(architecture.files())
+        for name, content in architecture.files().items():
+            run.write_json(name, content)
     run.log("%s", architecture)
     run.propose(proposals.train_commands(args, run.folder, images))
     drawing.draw_result(architecture, run, epoch)

@@ -350,17 +350,14 @@ path = os.path.abspath
 
 
 def output_file(text: str) -> str:
-    """An argument type: the name of a file that can be created.
-
-    A wrong name is then reported before the work, not after it.
-    """
+    """An argument type: the name of a file that can be created. A wrong one is reported before the work."""
     if os.path.isdir(text) or not Path(text).absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, or its folder does not exist")
     return text
 
 
 def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
-    """Adds the arguments that select the images, the same for every stage."""
+    """Adds the arguments that select the images."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -397,7 +394,7 @@ def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
 def add_weights_arguments(
     parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float
 ) -> Any:
-    """Adds the arguments for training weights, the same for both stages but for these defaults. Returns their group."""
+    """Adds the arguments for training weights, with these defaults. Returns their group."""
     group = parser.add_argument_group("weights")
     group.add_argument(
         "--epochs", type=positive_int, default=epochs, help="train for this many passes over the training images"
@@ -428,7 +425,7 @@ def add_weights_arguments(
 
 
 def add_device_arguments(parser: Parser, images: bool = True) -> None:
-    """Adds the arguments for the device, the same for every stage; with `images` also those for images."""
+    """Adds the arguments for the device; with `images` also those for images."""
     parser.add_argument(
         "--gpu", type=device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU"
     )
@@ -453,9 +450,7 @@ def add_device_arguments(parser: Parser, images: bool = True) -> None:
 
 
 def add_run_arguments(parser: Parser, images: bool = True) -> None:
-    """Adds the arguments for device, speed, run folder and log, the same for both stages; with `images` also those for
-    images.
-    """
+    """Adds the arguments for device, speed, run folder and log; with `images` also those for images."""
     add_device_arguments(parser, images)
     group, rare = parser.add_argument_group("run"), parser.rare
     group.add_argument(
@@ -511,10 +506,7 @@ def add_run_arguments(parser: Parser, images: bool = True) -> None:
 
 
 def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:
-    """Accepts flags of the original that have no effect here, with `nargs` values.
-
-    A warning is printed; the original's commands work.
-    """
+    """Accepts flags of the original that have no effect here, with `nargs` values and a warning."""
     for flag in flags:
         parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 

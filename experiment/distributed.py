@@ -40,7 +40,7 @@ def join(device: torch.device) -> None:
     Raises:
         UserError: a process did not join in time.
     """
-    if not _started_together() or dist.is_initialized():  # a program may make several runs
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():  # a program may make several runs
         return
     with others():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
@@ -87,10 +87,6 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(lock) if os.access(lock.parent, os.W_OK) else nullcontext():
         yield
-
-
-def _started_together() -> bool:
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 # ---- Combining shares into the whole batch

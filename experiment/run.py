@@ -44,10 +44,7 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 
 @dataclass
 class Progress:
-    """The progress of a run:
-
-    `step` training steps of epoch `epoch` are done, in `seconds`, and `metrics` of all complete epochs.
-    """
+    """`step` training steps of epoch `epoch` are done, in `seconds`, and `metrics` of all complete epochs."""
 
     epoch: int = 0
     step: int = 0
@@ -185,17 +182,12 @@ class Run:
         return report
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes `content` to the file `name`. The file is replaced completely or not changed."""
+        """Writes `content` to the file `name`."""
         if self._writes:
             self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
-    def write_architecture(self, contents: dict[str, Any]) -> None:
-        """Writes the files of an architecture, {name: content}."""
-        for name, content in contents.items():
-            self.write_json(name, content)
-
     def write_weights(self, model: nn.Module, name: str = "weights.pt") -> None:
-        """Writes the weights to the file `name`. The file is replaced completely or not changed."""
+        """Writes the weights to the file `name`."""
         if self._writes:
             self._write(name, checkpoint.saved(model.state_dict()))
 
@@ -228,10 +220,7 @@ class Run:
         return self.progress
 
     def complete_step(self) -> None:
-        """Counts a training step.
-
-        Saves if `args.checkpoint_minutes` have passed. After a signal, saves and ends the process.
-        """
+        """Counts a training step. Saves if `args.checkpoint_minutes` have passed; after a signal, saves and ends."""
         self.progress.step += 1
         number = self._asked_to_stop()
         if number or time.monotonic() - self._saved >= self._interval:
