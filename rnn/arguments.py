@@ -79,13 +79,9 @@ def add_training_arguments(
 
 
 def check_sizes(args: argparse.Namespace) -> None:
-    """Raises `UserError` unless embeddings and states have the same size, and sequences are long enough."""
+    """Raises `UserError` unless embeddings and states have the same size."""
     if {args.nhid or args.emsize, args.nhidlast or args.emsize} != {args.emsize}:
         raise UserError(f"--nhid and --nhidlast must be --emsize, {args.emsize}: embeddings and states share a matrix")
-    if args.bptt < 4:
-        raise UserError(
-            f"--bptt {args.bptt} is too short: some sequences have half of it, and need two words; name 4 or more"
-        )
 
 
 def dropouts(args: argparse.Namespace) -> Dropouts:

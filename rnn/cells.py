@@ -35,10 +35,6 @@ class RecurrentCell(Genotyped):
         Raises:
             UserError: these are other cells, or the cell cannot be built.
         """
-        if isinstance(content, dict) and "normal" in content:
-            raise UserError(
-                f"this is not a recurrent cell: name one of {', '.join(names())}, or the folder of a search by rnn/"
-            )
         return cls(content if isinstance(content, Genotype) else check(**cls.fields(content)))
 
     @property
@@ -69,7 +65,7 @@ def check(recurrent: Any, concat: Any) -> Genotype:
     """A `Genotype` of these fields, if the cell can be built.
 
     Raises:
-        UserError: an unknown activation, a node that does not exist yet, no nodes, or no outputs.
+        UserError: it cannot.
     """
     if not isinstance(recurrent, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in recurrent
@@ -86,12 +82,7 @@ def check(recurrent: Any, concat: Any) -> Genotype:
             raise UserError(
                 f"node {node} of the recurrent cell takes node {shown(source)}; it can only take nodes 0 to {node - 1}"
             )
-    if (
-        not isinstance(concat, list | tuple | range)
-        or not concat
-        or not all(is_index(node, len(recurrent) + 1) for node in concat)
-    ):
-        raise UserError(f"concat must list nodes from 0 to {len(recurrent)}, not {shown(concat)}")
-    if len(set(concat)) != len(concat):
-        raise UserError(f"concat names a node twice: {shown(concat)}")
+    listed = isinstance(concat, list | tuple | range) and all(is_index(node, len(recurrent) + 1) for node in concat)
+    if not listed or not 0 < len(concat) == len(set(concat)):
+        raise UserError(f"concat must list nodes from 0 to {len(recurrent)}, each at most once, not {shown(concat)}")
     return Genotype([(activation, source) for activation, source in recurrent], list(concat))

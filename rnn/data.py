@@ -54,7 +54,7 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
             are for training, the next 10% for validation, and the last 10% for the test.
 
     Raises:
-        UserError: files are missing, empty, or not text in UTF-8.
+        UserError: files are missing, or not text in UTF-8.
     """
     if name in SOURCES:
         return corpus([[line.split() for line in _read(_part(Path(path), part, name))] for part in PARTS])
@@ -92,14 +92,11 @@ def _part(folder: Path, part: str, name: str) -> Path:
 def _read(path: Path) -> list[str]:
     """The lines of a file."""
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode().removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the text {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): convert it") from None
-    if not text.strip():
-        raise UserError(f"{path} holds no words: name a file that does")
-    return text.removesuffix("\n").split("\n")
 
 
 def _own(path: Path) -> list[str]:
@@ -112,12 +109,8 @@ def _own(path: Path) -> list[str]:
 
 def _topics() -> list[str]:
     """The lines of Python's language reference, which `help()` uses."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        raise UserError(
-            "this Python lacks pydoc_data.topics: name your own text with --dataset text and --data"
-        ) from None
+    from pydoc_data.topics import topics
+
     return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
 
 

@@ -55,19 +55,14 @@ def set_memory_format(network: nn.Module, device: torch.device, amp: bool = Fals
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
-    """Whether this convolution must not run in `channels_last` on a CPU (see above). operations.py has no such
-    convolution.
-    """
+    """Whether this convolution must not run in `channels_last` on a CPU (see above)."""
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
         return False
     return max(module.stride) > 1 and module.groups == 1 and module.in_channels < 16
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Makes the depthwise convolutions of `network` use the gradients of this file.
-
-    Parameters and results stay the same.
-    """
+    """Makes the depthwise convolutions of `network` use the gradients of this file."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _is_depthwise(module):
             module.__class__ = Depthwise
@@ -159,9 +154,7 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
 
 
 def derivative(by: int, x: Tensor, weight: Tensor, grad: Tensor | None, stride: int, padding: int) -> Tensor:
-    """The derivative of T = sum(convolve(x, weight) * grad) by x (0), weight (1), or grad (2): that is the convolution
-    itself.
-    """
+    """The derivative of T = sum(convolve(x, weight) * grad) by x (0), weight (1), or grad (2)."""
     if grad is None or by == 2:
         return convolve(x, weight, stride, padding)
     return (weight_gradient if by == 1 else input_gradient)(x, weight, grad, stride, padding)

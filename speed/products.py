@@ -16,11 +16,11 @@ from torch import Tensor, fx
 @functools.cache
 def options() -> dict[str, Any]:
     """The options that make torch.compile use oneDNN; empty if this PyTorch cannot."""
-    try:
-        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+    try:
         onednn = torch.ops.mkldnn._linear_pointwise
-    except (ImportError, AttributeError):
+    except AttributeError:
         return {}
 
     @torch.library.custom_op("darts::product", mutates_args=())

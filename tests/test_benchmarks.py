@@ -52,14 +52,6 @@ def table(benchmark, monkeypatch, capsys, images, tmp_path):
     return run
 
 
-def test_a_batch_that_is_too_large_ends_in_advice_that_the_benchmark_takes(benchmark):
-    module = benchmark("hypergradient", "--dataset", "digits", *TINY, "--batch_size", "5000")
-    with pytest.raises(
-        UserError, match=r"718 of 1437 images for the weights, less than a batch of 5000: lower --batch_size$"
-    ):
-        module.main()
-
-
 def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(table):
     """Central differences are exact to second order: a tenth of the step, a hundredth of the error."""
     rows, printed = table("--float64", "--search_steps", "1")
@@ -143,13 +135,6 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(benchmark, tmp_path):
         module = benchmark(name, "--json", tmp_path / "nowhere" / "table.json")
         with pytest.raises(UserError, match="nowhere"):
             module.main()
-
-
-def test_a_gpu_that_is_not_there_is_a_user_s_error(benchmark, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    module = benchmark("search_step", "--device", "cuda")
-    with pytest.raises(UserError, match="--device cuda: PyTorch finds no GPU here"):
-        module.main()
 
 
 def test_a_part_that_fails_costs_its_own_row(benchmark, tmp_path):

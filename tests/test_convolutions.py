@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from speed import convolutions
@@ -39,13 +38,6 @@ def test_second_derivatives_of_depthwise(double):
     x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(2, 1, 3, 3, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x, weight: convolutions.depthwise(x, weight, 1, 2, 2), (x, weight))
-
-
-def test_dilation_is_four_images(double):
-    x, weight = torch.randn(2, 3, 8, 12), torch.randn(3, 1, 5, 5)
-    images = convolutions.split(x)
-    assert torch.equal(convolutions.join(images), x)
-    close(convolutions.join(convolutions.depthwise(images, weight, 1, 2)), F.conv2d(x, weight, None, 1, 4, 2, groups=3))
 
 
 class Strided(nn.Module):
