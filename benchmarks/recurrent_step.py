@@ -41,7 +41,7 @@ from torch import Tensor
 
 from rnn import genotypes, sequences
 from rnn.architect import alpha_step, learner
-from rnn.genotypes import CONCAT, PRIMITIVES
+from rnn.genotypes import PRIMITIVES
 from rnn.model import ACTIVATIONS, REGIONS, DARTSCell, Dropouts, Masks, RNNModel, masked
 from rnn.model_search import DARTSCellSearch, RNNModelSearch
 from speed import compilation
@@ -161,7 +161,7 @@ class PlainCellSearch(PlainCell, DARTSCellSearch):
                 node = node + (column[:, None, None] * (states + c * (activation(q) - states))).sum(0)
             first += len(states)
             states = torch.cat([states, self.bn(node)[None]])
-        return states[-CONCAT:].mean(0)
+        return states[1:].mean(0)
 
 
 if __name__ == "__main__":

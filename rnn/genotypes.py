@@ -24,8 +24,7 @@ PRIMITIVES = ["none", "tanh", "relu", "sigmoid", "identity"]
 # All activations that a genotype may contain.
 ACTIVATIONS = PRIMITIVES[1:]
 
-STEPS = 8  # nodes after node 0
-CONCAT = 8  # the last of them; their mean is the output of the cell in the search
+STEPS = 8  # nodes after node 0; their mean is the output of the cell in the search
 
 # Pham et al. 2018 (1802.03268).
 ENAS = Genotype(

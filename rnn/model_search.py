@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import edge_key
-from rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
+from rnn.genotypes import PRIMITIVES, STEPS, Genotype
 from rnn.model import ACTIVATIONS, DARTSCell, Dropouts, RNNModel, masked
 
 
@@ -34,7 +34,7 @@ class DARTSCellSearch(DARTSCell):
             kept = sum(columns[name] for name in ACTIVATIONS) * states
             node = (kept + c.sigmoid() * (activated - kept)).sum(0)
             states = torch.cat([states, self.bn(node)[None]])
-        return states[-CONCAT:].mean(0)
+        return states[1:].mean(0)
 
 
 class RNNModelSearch(RNNModel):
@@ -75,7 +75,7 @@ class RNNModelSearch(RNNModel):
                 if name != "none"
             }
             gene.append(max(weights, key=weights.__getitem__))
-        return Genotype(recurrent=gene, concat=range(STEPS + 1 - CONCAT, STEPS + 1))
+        return Genotype(recurrent=gene, concat=range(1, STEPS + 1))
 
     def export(self) -> Genotype:
         """The cell found so far."""
