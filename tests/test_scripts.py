@@ -356,17 +356,6 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_anything_is_refused(script, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.txt").write_text("precious")
-    for name in ("train_search", "train"):
-        status, _, err = script(name, *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run")
-        assert status == 2
-        assert "never overwritten" in err
-    assert (tmp_path / "run" / "log.txt").read_text() == "precious"
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.txt", ".lock"}
-
-
 def test_a_mistake_ends_the_process_without_a_traceback():
     done = subprocess.run([sys.executable, ROOT / "visualize.py", "nonsense"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
