@@ -139,7 +139,7 @@ def train(
         images, callbacks, arguments: as of `train_search.search`, which also says what is raised.
     """
     arch = json.dumps(network.json) if isinstance(network, Architecture) else network
-    return run_training(parse_arguments(dict(arch=arch, **data.source(images), **arguments)), callbacks)
+    return run_training(parse_arguments({"arch": arch, **data.source(images), **arguments}), callbacks)
 
 
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:

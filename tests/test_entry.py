@@ -163,6 +163,7 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
         (lambda: train_search.search("dart", images="digits"), UserError, "unknown space 'dart'"),
         (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
         (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
+        (lambda: train.train(arch="darts-v3", dataset="digits"), UserError, "unknown architecture darts-v3"),
         (
             lambda: train_search.search(images="digits", unrolled="yes"),
             UserError,
