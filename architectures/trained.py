@@ -54,7 +54,9 @@ class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         `trusted` is a space, `file.py:Class`, whose code may be run, in any folder. No other file is run.
         """
-        args = argparse.Namespace(**{name: getattr(self, name) for name in (*ARGUMENTS, "channels")})
+        args = argparse.Namespace(**{name: getattr(self, name) for name in (*ARGUMENTS, "channels", "image_size")})
+        if self.network == "imagenet":
+            networks.check_imagenet_stem("network imagenet", args)
         if cli.runs_code(self.space):
             if trusted is None or Path(trusted).name != Path(self.space).name:
                 space = shorten(self.space)

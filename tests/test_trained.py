@@ -334,6 +334,7 @@ def test_damaged_runs(script, run, photos, name, damage, words):
     ("fields", "words"),
     [
         ({"layers": "3"}, r"`\$.layers`"),
+        ({"network": "imagenet", "image_size": 72}, "multiple of 32 pixels, from 64 on: --image_size is 72"),
         ({"classes": ["a", "b"]}, r"weights\.pt holds the weights of another network"),
         ({"architecture": {"normal": 3}}, "an architecture must be an object with"),
         ({"space": "nowhere", "auxiliary": False}, "unknown space 'nowhere'"),
