@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiment import distributed
+from experiment import distributed, errors
 from experiment.errors import UserError
 from image_files.datasets import ImageData, Images, Levels, MemoryImages, Options, interleave
 from image_files.sources import DATASETS, FOLDERS, load, load_test, source  # noqa: F401  # what commands need
@@ -305,7 +305,8 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
         )
     held_out, rest = np.sort(order[:count]), np.sort(order[count:])
     note = f"{count} of {len(order)} training images are held out, to choose the best epoch on"
-    left = replace(data, train=data.train.part(rest), valid=0, notes=(*data.notes, note))
+    notes = (*data.notes, note, *one_sided(data, held_out, rest))
+    left = replace(data, train=data.train.part(rest), valid=0, notes=notes)
     return left, replace(left, test=data.train.part(held_out))
 
 
@@ -315,6 +316,16 @@ def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.
     """
     split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
     return np.arange(split), np.arange(split, len(data.train))
+
+
+def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
+    """A warning for the log if some classes are not in all of these parts of the training images."""
+    present = [{data.classes[label] for label in data.train.labels[torch.from_numpy(part)].unique()} for part in parts]
+    lacking = sorted(set.union(*present) - set.intersection(*present))
+    if not lacking:
+        return []
+    advice = "add images of them, or choose another portion"
+    return [f"warning: all images of these classes are on one side of the split: {errors.first(lacking)}: {advice}"]
 
 
 def train_batches(data: ImageData, options: Options, device: torch.device | str) -> Batches:

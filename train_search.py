@@ -191,7 +191,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         return loss, norm
 
     with Run("search", args, device, callbacks, images.record()) as run:
-        run.log_each(*images.notes)
+        run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)))
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(**parts)

@@ -175,7 +175,9 @@ def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]],
     top = root / part
     layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/ (or val), with images in every class"
     if not top.is_dir():
-        raise UserError(f"there is no folder {top}: {layout}")
+        parent = root if root.is_dir() else root.parent
+        there = ", ".join(sorted(os.listdir(parent))[:8]) if parent.is_dir() else ""
+        raise UserError(f"there is no folder {top}; {parent} holds {there or 'nothing'}: {layout}")
     samples = list[tuple[str, int]]()
     try:
         names = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())

@@ -71,7 +71,8 @@ def fast_step(
     if not reason:
         from speed import compilation
 
-        compilation.compile_regions(model, batch_size, regions)
+        passes = {None: 2, False: 3, True: 5}[getattr(args, "unrolled", None)]  # a training has no such argument
+        compilation.compile_regions(model, batch_size, regions, passes)
     fast = plain
     if getattr(args, "capture", False):
         from speed import capture

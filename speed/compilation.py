@@ -6,6 +6,7 @@ Regions of the same type and shape share compiled code. Whole cells take minutes
 
 from __future__ import annotations
 
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
 
 import model_search
 import operations
@@ -35,21 +37,47 @@ REGIONS: Regions = {
 VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
-def compile_regions(network: nn.Module, batch_size: int, regions: Regions | None = None) -> None:
+class Compiler:
+    """How far the compiler is, which it tells about every ten seconds of its time."""
+
+    def __init__(self, parts: int) -> None:
+        self._parts, self._done, self._seconds, self._told = parts, 0, 0.0, 0.0
+
+    def has_compiled(self, seconds: float) -> None:
+        self._done += 1
+        self._seconds += seconds
+        if self._seconds - self._told >= 10:
+            self._told, parts = self._seconds, max(self._done, self._parts)
+            spent, left = (errors.duration(self._seconds * share) for share in (1, parts / self._done - 1))
+            errors.tell(f"compiling: {self._done} of about {parts} parts in {spent}, about {left} left")
+
+
+compiler = Compiler(0)
+
+
+def compile_regions(network: nn.Module, batch_size: int, regions: Regions | None = None, passes: int = 3) -> None:
     """Compiles the regions of `network` for batches of this size. Batches of other sizes run without compiled code.
 
     A region with a method `rows` gets `rows(batch_size)` rows at once.
+
+    Args:
+        regions: None: `REGIONS`.
+        passes: for how many kinds of passes a region is compiled again, such as evaluation, to estimate the time.
     """
+    global compiler
     acceleration.uses_compiled_code = True
     regions = REGIONS if regions is None else regions
     shared: dict[Any, Callable[..., Any]] = {}
-    for region in outermost(network, regions):
+    found = [
+        (region, name) for region in outermost(network, regions) for name in regions.get(type(region), ("forward",))
+    ]
+    compiler = Compiler(passes * len({(repr(region), name) for region, name in found}))
+    for region, name in found:
         rows = region.rows(batch_size) if hasattr(region, "rows") else batch_size  # type: ignore[operator]
-        for name in regions.get(type(region), ("forward",)):
-            key = type(region), name, rows
-            if key not in shared:
-                shared[key] = _compiled(*key)
-            setattr(region, name, types.MethodType(shared[key], region))
+        key = type(region), name, rows
+        if key not in shared:
+            shared[key] = _compiled(*key)
+        setattr(region, name, types.MethodType(shared[key], region))
 
 
 def outermost(module: nn.Module, regions: Regions = REGIONS) -> Iterator[nn.Module]:
@@ -92,12 +120,16 @@ def _compiled(kind: Any, name: str, batch_size: int) -> Callable[..., Any]:
         nonlocal compiled
         if not acceleration.uses_compiled_code or x.size(0) != batch_size:
             return eager(self, x, *others)
+        graphs, started = counters["stats"]["unique_graphs"], time.perf_counter()
         try:
-            return compiled(self, x, *others)
+            output = compiled(self, x, *others)
         except TorchDynamoException as error:
             reason = errors.shorten(" ".join(str(error).split()))
             errors.warn(f"cannot compile {kind.__name__}.{name}; it runs without compiled code ({reason})")
             compiled = eager
             return compiled(self, x, *others)
+        if counters["stats"]["unique_graphs"] > graphs:
+            compiler.has_compiled(time.perf_counter() - started)
+        return output
 
     return method

@@ -19,6 +19,7 @@ import operations
 import speed
 from architect import HVP
 from architectures import cells
+from experiment import errors
 from model import NetworkCIFAR
 from nas.relaxation import Gumbel
 from nas.supernet import Supernet
@@ -238,3 +239,32 @@ def test_a_region_that_cannot_be_compiled_is_computed_without(compiler, capsys, 
     told = [line for line in capsys.readouterr().err.splitlines() if "MixedOp" in line]
     assert [line.split(";")[0].split()[-1] for line in told] == ["MixedOp.forward"]
     assert "a part that is missing" in told[0]
+
+
+def test_how_far_the_compiler_is_is_told(monkeypatch, compiler, capsys, double):
+    """Every ten seconds of its time."""
+    now = [0.0]
+
+    def slow(function, **options):
+        compiled_for = set()
+
+        def compiled(module, *arguments):
+            if (repr(module), torch.is_grad_enabled()) not in compiled_for and isinstance(module, nn.Module):
+                compiled_for.add((repr(module), torch.is_grad_enabled()))
+                torch._dynamo.utils.counters["stats"]["unique_graphs"] += 1
+                now[0] += 4
+            return function(module, *arguments)
+
+        return compiled
+
+    compiler(slow)
+    monkeypatch.setattr(compilation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    network = NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
+    compilation.compile_regions(network, 9, passes=2)
+    network(batch(9)[0])
+    with torch.no_grad():
+        network(batch(9)[0])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compiling")]
+    parts = int(now[0] / 4)
+    assert [line.split()[1] for line in told] == [str(done) for done in range(3, parts + 1, 3)]
+    assert told[0] == f"compiling: 3 of about {parts} parts in 12 s, about {errors.duration(4 * (parts - 3))} left"
