@@ -79,7 +79,9 @@ class Classifier:
         if isinstance(image, Image.Image):
             return self._normalise(decoding.pixels(image, *self._shape))
         if not isinstance(image, str | os.PathLike):
-            raise UserError(f"an image is a path or an opened image, not {type(image).__name__}: PIL.Image.fromarray opens an array")
+            raise UserError(
+                f"an image is a path or an opened image, not {type(image).__name__}: PIL.Image.fromarray opens an array"
+            )
         return self._normalise(decoding.decode(os.fspath(image), *self._shape))
 
     @torch.no_grad()

@@ -192,6 +192,8 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
 
     with Run("search", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)))
+        if args.space == "darts" and args.layers < 3:
+            run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched")
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(**parts)

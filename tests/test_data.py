@@ -624,6 +624,15 @@ def test_held_out_images_are_stratified_and_the_same_in_every_run():
         assert same_images is images
 
 
+def test_a_class_in_one_part_only_is_named():
+    images = imbalanced((40, 40, 1))
+    _, held_out = data.hold_out(images, 0.1)
+    advice = "add images of them, or choose another portion"
+    assert held_out.notes[-1] == f"warning: all images of these classes are on one side of the split: c: {advice}"
+    assert data.one_sided(images, *data.search_split(images, 0.5)) == [held_out.notes[-1].replace(": c:", ": a; b; c:")]
+    assert data.one_sided(imbalanced((2, 2, 2)), np.arange(0, 6, 2), np.arange(1, 6, 2)) == []
+
+
 @pytest.mark.parametrize("portion", [0.001, 0.999])
 def test_a_portion_of_no_image(portion):
     with pytest.raises(UserError, match=f"--valid_portion {portion} of 100 training images holds out (0|100): "):
@@ -750,7 +759,7 @@ def save_deep(root):
     [
         (
             lambda root: (root / "test").rename(root / "Testing"),
-            "there is no folder .*/test: needed are .*/train/<class>/",
+            "there is no folder .*/test; .* holds Testing, train: needed are .*/train/<class>/",
         ),
         (
             lambda root: [path.rename(root / path.name) for path in (root / "train").iterdir()],

@@ -208,6 +208,8 @@ def test_from_python(run, photos):
     assert dict(prediction) == pytest.approx(dict(zip(CLASSES, logits[0].softmax(0).tolist(), strict=True)), abs=1e-6)
     assert net.predict([paths[0]], top=1) == [prediction[:1]]
     assert net.predict([]) == []
+    with pytest.raises(UserError, match=r"not ndarray: PIL\.Image\.fromarray"):
+        net.predict([np.zeros((16, 16, 3), dtype=np.uint8)])
 
 
 def test_predictions_are_what_was_measured(run, photos):
