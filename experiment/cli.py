@@ -22,7 +22,9 @@ from experiment import files
 from experiment.errors import UserError, shorten, shown, warn
 from genotypes import PRIMITIVES
 
-# What a flag of another code is called here.
+SEVERAL_GPUS = "torchrun --nproc_per_node=2 ..."
+
+# What a flag of another code, or of another stage, is called here.
 MEANT = {
     "--label_smooth": "--label_smoothing",
     "--learning_rate": "--lr",
@@ -30,6 +32,15 @@ MEANT = {
     "--num_workers": "--workers",
     "--set": "--dataset",
     "--tmp_data_dir": "--data",
+    **dict.fromkeys(["--gpus", "--multigpu"], SEVERAL_GPUS),
+    **{
+        flag: f"train.py {flag}"
+        for flag in ("--arch", "--auxiliary", "--auxiliary_weight", "--init_from", "--valid_portion")
+    },
+    **{
+        flag: f"train_search.py {flag}"
+        for flag in ("--arch_learning_rate", "--strategy", "--train_portion", "--unrolled")
+    },
 }
 
 
@@ -80,7 +91,8 @@ class Parser(argparse.ArgumentParser):
     def _meant(self, text: str) -> str:
         flag = text.partition("=")[0]
         meant = MEANT.get(flag, "--" + flag[2:].replace("-", "_"))
-        return f"; for {flag}, use {meant}" if meant in self._option_string_actions else ""
+        known = meant in self._option_string_actions or not meant.startswith("--")
+        return f"; for {flag}, use {meant}" if known else ""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the arguments)")
@@ -129,6 +141,8 @@ def _unforeseen(error: Exception) -> str:
         or "ALLOC_FAILED" in reason
     ):
         what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
+    elif str(error).startswith("DataLoader "):
+        what = "a process that decodes images has died or hangs; if memory is short, lower --workers, to 0 for none"
     else:
         what = "not foreseen; if it is not an error of this machine, please report it"
     return f"{what} ({shorten(reason, 300)})"
@@ -320,7 +334,7 @@ positive_int = number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at lea
 non_negative_int = number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
 seed = number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
 device_number = number(
-    int, lambda n: -1 <= n <= _MOST, "a GPU's number, or -1 for the CPU (for several GPUs: docs/distributed.md)"
+    int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})"
 )
 image_size = number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = number(float, lambda x: 0 < x < float("inf"), "a number above 0")

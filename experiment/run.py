@@ -197,8 +197,8 @@ class Run:
         """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
         A checkpoint also holds the progress and the random states. From here on, SIGTERM, Ctrl-C and SIGHUP end the run
-        after its next step, with status 143, 130 and 129, and a line that says how to continue. A run outside of the
-        main thread takes no signals.
+        after its next step, with status 143, 130 and 129, and a line that says how to continue. The same signal again
+        ends the process immediately; the last checkpoint is kept. A run outside of the main thread takes no signals.
 
         Args:
             parts: {name: object}, in addition to the progress and the random states.
@@ -292,7 +292,12 @@ class Run:
                 self.closing.callback(signal.signal, number, signal.signal(number, self._interrupt) or signal.SIG_DFL)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        self._signal = number  # may come more than once: `timeout` signals the process and then its group
+        self._signal = number
+        if distributed.world_size() > 1:  # torchrun repeats signals, and kills processes that do not end
+            return
+        signal.signal(number, signal.SIG_IGN)  # for a moment: `timeout` signals the process and then its group
+        time.sleep(0.5)
+        signal.signal(number, signal.SIG_DFL)
 
     def _keep_threads(self) -> None:
         """Sets the number of threads with which the run began.

@@ -481,6 +481,29 @@ def test_a_process_that_hangs_ends_the_others(images, tmp_path):
     assert "does not answer" in output.splitlines()[-1]
 
 
+def search_with_a_slow_callback(images, folder):
+    arguments = {
+        "image_size": 16,
+        "workers": 0,
+        "gpu": -1,
+        "init_channels": 4,
+        "batch_size": 8,
+        "epochs": 1,
+        "run_dir": str(folder),
+    }
+    found = load("train_search").search(
+        SPACE[1], images=images, callbacks=[lambda epoch, row: time.sleep(5)], **arguments
+    )
+    return [str(found)]
+
+
+def test_the_others_wait_while_the_first_is_busy(images, tmp_path, monkeypatch):
+    """Five minutes in a callback, with all times divided by 60."""
+    monkeypatch.setattr(distributed, "TIMEOUT", distributed.TIMEOUT / 60)
+    one, other = together(2, search_with_a_slow_callback, images, tmp_path / "run")
+    assert one == other
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )

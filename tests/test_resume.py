@@ -145,6 +145,40 @@ def until(reader, words):
         output += os.read(reader, 1000)
 
 
+def test_a_second_signal_ends_a_run_at_once(images, uninterrupted, tmp_path):
+    """In the middle of a step, and with the checkpoint from before it.
+
+    One that `timeout` sends twice at once counts as one.
+    """
+    folder = tmp_path / "run"
+
+    def prepare():
+        original = experiment.run.Run.complete_step
+
+        def complete_step(self):
+            if (self.progress.epoch, self.progress.step) == (1, 1):
+                print("a long step", flush=True)
+                time.sleep(600)
+            original(self)
+
+        experiment.run.Run.complete_step = complete_step
+
+    child, reader = start(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
+    until(reader, b"a long step")
+    before = (folder / "checkpoint.pt").read_bytes()
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    time.sleep(1)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it waits for the step
+    os.kill(child, signal.SIGTERM)
+    assert finish(child, reader)[0] == -signal.SIGTERM
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    status, output = run(TRAIN[:1], images, "--resume", folder)
+    assert status == 0, output
+    assert_same(result(folder), uninterrupted(TRAIN)[0])
+
+
 def test_a_run_started_by_nohup_outlives_its_terminal(images, tmp_path):
     def prepare():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -309,7 +309,7 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
     ("name", "arguments", "words"),
     [
         ("train", ["--arch", "DARTS_V3"], "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
-        ("train", ["--arch", "Genotype(1)"], "cannot read"),
+        ("train", ["--arch", "Genotype(1)"], "an architecture must be an object"),
         ("train", ["--batch_size", "0"], "--batch_size"),
         ("train", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
         ("train_search", ["--epochs", "9" * 5000], r"--epochs.*9\.\.\. is not a whole number"),
@@ -330,7 +330,11 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
         ("train_search", ["--batch_size", "719"], "718 of 1437"),
         ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
         ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
-        ("train_search", ["--gpu", "0,1"], r"docs/distributed\.md"),
+        ("train_search", ["--gpu", "0,1"], r"torchrun --nproc_per_node=2"),
+        ("train_search", ["--multigpu"], r"for --multigpu, use torchrun --nproc_per_node=2"),
+        ("train_search", ["--auxiliary"], r"for --auxiliary, use train\.py --auxiliary"),
+        ("train", ["--lr", "1"], "arguments: --lr 1; for --lr, use --learning_rate "),
+        ("train", ["--unrolled"], r"for --unrolled, use train_search\.py --unrolled"),
         (
             "train_search",
             ["--learning_rate=0.1", "--set=cifar100"],
