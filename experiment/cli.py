@@ -281,6 +281,8 @@ class Config(TypedDict, total=False):
     stage: Required[str]
     arguments: Required[dict[str, str | int | float | bool | None]]
     classes: list[str]
+    mean: list[float]
+    std: list[float]
     command: list[str]
     commit: str | None
     primitives: list[str]

@@ -255,7 +255,7 @@ def test_without_alphas_there_is_no_eigenvalue(images, script):
     for flags in (["--eigenvalue_every", "1"], ["--early_stop", "eigenvalue"]):
         status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--strategy", "random", *flags)
         assert (status, error.count("\n")) == (2, 1)
-        assert "random has no alphas" in error
+        assert "--strategy random has none" in error
 
 
 def test_a_warning_for_every_new_number_of_skip_connections():
