@@ -144,7 +144,7 @@ def _unforeseen(error: Exception) -> str:
     elif str(error).startswith("DataLoader "):
         what = "a process that decodes images has died or hangs; if memory is short, lower --workers, to 0 for none"
     else:
-        what = "not foreseen; if it is not an error of this machine, please report it"
+        what = "an unforeseen error; please report it, unless this machine is at fault"
     return f"{what} ({shorten(reason, 300)})"
 
 

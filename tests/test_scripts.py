@@ -369,7 +369,7 @@ def test_a_mistake_ends_the_process_without_a_traceback():
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("a fault"), "not foreseen; "),
+        (KeyError("a fault"), "an unforeseen error; "),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "not enough memory.*--amp"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
     ],
