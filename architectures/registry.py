@@ -22,6 +22,7 @@ SPACES = {
 }
 STRATEGIES = {
     "darts": "nas.strategies:Darts",
+    "drnas": "nas.strategies:Drnas",
     "gdas": "nas.strategies:Gdas",
     "enas": "nas.strategies:Enas",
     "random": "nas.strategies:Random",

@@ -41,7 +41,9 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
             (remedies | derivatives) - {"max_skips", "arch_warmup"},
             f"does not work with --strategy {args.strategy}, which samples operations in every pass",
         )
-    elif strategy.relaxation is not Relaxation:
+    elif strategy.relaxation.draws:
+        _refuse(derivatives, f"compares losses, and --strategy {args.strategy} draws other weights in every pass")
+    if issubclass(strategy, Darts) and strategy.relaxation is not Relaxation:
         _refuse(
             remedies & {"gate", "perturb"},
             f"does not work with --strategy {args.strategy}, which makes the weights itself",
@@ -126,7 +128,7 @@ def _search_model(
     if args.partial_channels > 1 or args.auxiliary_skip:
         images = (2, args.channels, args.image_size, args.image_size)
         equip_choices(network, images, args.partial_channels, args.auxiliary_skip > 0)
-    if args.partial_channels > 1:
+    if args.partial_channels > 1 and mutator.relaxation.weighs_edges:
         mutator.weigh_edges(load_space(args.space).ends)
     if args.zero_one_weight:
         model.criterion = ZeroOneLoss(criterion, args.zero_one_weight, list(mutator.alphas.values()))

@@ -24,6 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch_learning_rate": 6e-4,
     },
     "gdas": {"strategy": "gdas", "epochs": 250, "batch_size": 256, "layers": 6, "weight_decay": 5e-4},
+    "drnas": {"strategy": "drnas", "epochs": 100},
+    "sdarts-adv": {"perturb": "adversarial"},
     "sdarts-rs": {"perturb": "random"},
     "darts-minus": {"auxiliary_skip": 1.0},
     "fair-darts": {
@@ -41,6 +43,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 OFF: dict[str, Any] = {
     "partial_channels": 1,
     "auxiliary_skip": 0.0,
+    "auxiliary_decay": "linear",
+    "auxiliary_start": 0,
+    "auxiliary_stop": None,
     "gate": "softmax",
     "zero_one_weight": 0.0,
     "gate_threshold": 0.0,
@@ -83,9 +88,9 @@ def add_arguments(parser: cli.Parser) -> None:
     )
     group.add_argument(
         "--perturb",
-        choices=["none", "random"],
+        choices=["none", "random", "adversarial"],
         default="none",
-        help="perturb the softmaxed alphas in the weight step (SDARTS-RS)",
+        help="perturb the softmaxed alphas in the weight step (SDARTS-RS; adversarial: SDARTS-ADV)",
     )
     group.add_argument(
         "--auxiliary_skip",
@@ -94,7 +99,19 @@ def add_arguments(parser: cli.Parser) -> None:
         const=1.0,
         default=0.0,
         metavar="WEIGHT",
-        help="add a skip connection with this weight to every edge; it decays linearly from the first epoch (DARTS-)",
+        help="add a skip connection with this weight, which decays, to every edge (DARTS-)",
+    )
+    group.add_argument(
+        "--auxiliary_decay",
+        choices=["linear", "cosine", "slow_cosine", "none"],
+        default="linear",
+        help="the way in which the weight of --auxiliary_skip decays",
+    )
+    group.add_argument(
+        "--auxiliary_start", type=cli.non_negative_int, default=0, help="the epoch from which that weight decays"
+    )
+    group.add_argument(
+        "--auxiliary_stop", type=cli.non_negative_int, help="the epoch from which it stays as it is; None: never"
     )
     group.add_argument(
         "--gate",

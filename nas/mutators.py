@@ -338,7 +338,9 @@ class DartsMutator(Mutator):
             return weighted_sum(x, mutable, weights)
 
         if hasattr(mutable, "auxiliary_op"):  # by `nas.edges.equip_choices`
-            output = surround(mutable, mix, args[0], self.relaxation.columns(mask, self._edge_weights.get(mutable.key)))
+            alone = None if mutable.parts == 1 else mask.new_ones(())  # partial channels without edge normalisation
+            of_edge = self._edge_weights.get(mutable.key, alone)
+            output = surround(mutable, mix, args[0], self.relaxation.columns(mask, of_edge))
         elif (
             self.dense
             and mask.is_floating_point()

@@ -6,7 +6,8 @@ A strategy names its class, `Darts.relaxation`. To write one, derive a class fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,15 @@ from experiment import distributed
 FIRST_RADIUS, LAST_RADIUS = 0.03, 0.3  # of SDARTS; as in the authors' code, the last epoch stays below the second value
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 10.0, 0.1  # of GDAS
 
+# How the weight of the auxiliary skip connection decays, by the share of the epochs that have passed (DARTS-, and its
+# code).
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda passed: 1 - passed,
+    "cosine": lambda passed: (1 + math.cos(math.pi * passed)) / 2,
+    "slow_cosine": lambda passed: math.cos(math.pi / 2 * passed),
+    "none": lambda passed: 1.0,
+}
+
 
 class Relaxation(nn.Module):
     """The softmax (DARTS, section 2.2).
@@ -28,15 +38,20 @@ class Relaxation(nn.Module):
     Args:
         epochs: of the search.
         auxiliary_skip: weight in the first epoch of an additional skip connection on every edge; 0 for none.
+        decay: one of `DECAYS`; the epoch from which that weight decays; the one from which it stays, None for never.
     """
 
     none = True  # whether the choice of nothing takes part: it has an alpha in every space, but no output
+    draws = False  # whether `mixed` draws anew in every pass, so that losses of two passes cannot be compared
     samples = False  # whether `mixed` returns one-hot rows: an edge runs one candidate
+    weighs_edges = True  # whether edges with partial channels have weights (edge normalisation)
     threshold = 0.0  # operations with a smaller weight are left out of the architecture
 
-    def __init__(self, epochs: int = 1, auxiliary_skip: float = 0.0) -> None:
+    def __init__(
+        self, epochs: int = 1, auxiliary_skip: float = 0.0, decay: tuple[str, int, int | None] = ("linear", 0, None)
+    ) -> None:
         super().__init__()
-        self.epochs, self.auxiliary_skip = epochs, auxiliary_skip
+        self.epochs, self.auxiliary_skip, self._decay = epochs, auxiliary_skip, decay
         self.register_buffer("auxiliary_weight", torch.tensor(auxiliary_skip), persistent=False)
         self.auxiliary_weight: Tensor
 
@@ -65,13 +80,19 @@ class Relaxation(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the values that change with the epochs."""
-        self.auxiliary_weight.fill_(self.auxiliary_skip * (1 - epoch / self.epochs))  # DARTS-'s linear decay
+        decay, first, last = self._decay
+        passed = min(max(epoch, first), self.epochs if last is None else last) - first
+        self.auxiliary_weight.fill_(self.auxiliary_skip * DECAYS[decay](passed / max(1, self.epochs - first)))
 
     def before_alphas(self) -> None:
         """Called before every alpha step, and at the end of an epoch."""
 
-    def before_weights(self) -> None:
-        """Called between an alpha step and the weight step."""
+    def before_weights(self, train_loss: Callable[[], Tensor]) -> None:
+        """Called between an alpha step and the weight step.
+
+        Args:
+            train_loss: the loss of the weight step's batch in evaluation mode, ().
+        """
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the epoch's row in metrics.jsonl."""
@@ -85,30 +106,81 @@ class Perturbed(Relaxation):
         super().__init__(*args)
         self.register_buffer("radius", torch.tensor(FIRST_RADIUS), persistent=False)
         self.radius: Tensor
-        self.perturbs = False
-        self.noise: list[Tensor] | None = None  # of this weight step, of the shapes of the weights
+        self._alphas: list[nn.Parameter] = []
+        self.perturbed: list[Tensor] = []  # the weights of this weight step
+
+    def prepare(self, alphas: nn.Parameter, candidates: Sequence[str]) -> nn.Parameter:
+        self._alphas.append(alphas)
+        return alphas
 
     def mixed(self, alphas: Sequence[Tensor]) -> list[Tensor]:
-        weights = self(alphas)
-        if not (self.perturbs and self.training):
-            return weights
-        if self.noise is None:
-            self.noise = [torch.empty_like(weight).uniform_(-1, 1) * self.radius for weight in weights]
-        return [onto_simplex(weight + noise) for weight, noise in zip(weights, self.noise, strict=True)]
+        return self.perturbed or self(alphas)
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
         self.radius.fill_(FIRST_RADIUS + (LAST_RADIUS - FIRST_RADIUS) * epoch / self.epochs)
 
     def before_alphas(self) -> None:
-        self.perturbs = False
+        self.perturbed = []
 
-    def before_weights(self) -> None:
+    @torch.no_grad()
+    def before_weights(self, train_loss: Callable[[], Tensor]) -> None:
         distributed.same_random_numbers(self.radius.device)
-        self.perturbs, self.noise = True, None
+        self.perturbed = [
+            onto_simplex(weights + torch.empty_like(weights).uniform_(-1, 1) * self.radius)
+            for weights in self(self._alphas)
+        ]
 
     def metrics(self) -> dict[str, float]:
         return {**super().metrics(), "perturbation": self.radius.item()}
+
+
+class Adversarial(Perturbed):
+    """SDARTS-ADV: the change of the softmaxed alphas is the worst that projected gradient ascent on the training loss
+    finds from a random start (section 4.2).
+    """
+
+    steps = 7  # of ascent, as in the authors' code; each moves every weight by 2 / 7 of the radius
+
+    def before_weights(self, train_loss: Callable[[], Tensor]) -> None:
+        super().before_weights(train_loss)
+        start = self.perturbed
+        with torch.no_grad():
+            plain = self(self._alphas)
+            self.perturbed = plain
+            loss = train_loss()
+        self.perturbed = start
+        for _ in range(self.steps):
+            for weights in self.perturbed:
+                weights.requires_grad_()
+            gradients = distributed.average(torch.autograd.grad(train_loss(), self.perturbed))
+            self.perturbed = [
+                onto_simplex((weights.detach() + 2 / self.steps * self.radius * gradient.sign()).clamp(*bounds))
+                for weights, gradient, bounds in zip(self.perturbed, gradients, self._bounds(plain), strict=True)
+            ]
+        with torch.no_grad():
+            rose = train_loss() > loss
+            self.perturbed = [torch.where(rose, *pair) for pair in zip(self.perturbed, plain, strict=True)]
+
+    def _bounds(self, plain: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [(weights - self.radius, weights + self.radius) for weights in plain]
+
+
+class Dirichlet(Relaxation):
+    """DrNAS: the weights of an edge are a sample of a Dirichlet distribution, anew in every pass, in evaluation too.
+
+    Its concentration is elu(alpha) + 1 (section 2.3). The architecture is derived from the softmaxed alphas, as in the
+    authors' code.
+    """
+
+    none = weighs_edges = False
+    draws = True
+
+    def mixed(self, alphas: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.distributions.Dirichlet(concentration(alpha), validate_args=False).rsample() for alpha in alphas]
+
+    def before_alphas(self) -> None:
+        distributed.same_random_numbers(self.auxiliary_weight.device)
 
 
 class Sigmoid(Relaxation):
@@ -120,8 +192,8 @@ class Sigmoid(Relaxation):
 
     none = False
 
-    def __init__(self, epochs: int = 1, auxiliary_skip: float = 0.0, threshold: float = 0.0) -> None:
-        super().__init__(epochs, auxiliary_skip)
+    def __init__(self, *args: Any, threshold: float = 0.0) -> None:
+        super().__init__(*args)
         self.threshold = threshold
         self._nones: list[int | None] = []  # the position of `none` among the candidates
 
@@ -145,7 +217,7 @@ class Gumbel(Relaxation):
     """GDAS: an edge runs one candidate, sampled by its alphas; in evaluation, the likeliest one."""
 
     none = False
-    samples = True
+    draws = samples = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -200,6 +272,18 @@ def sample(alphas: Tensor, temperature: Tensor) -> Tensor:
         temperature: (). With a lower temperature, the softmax is closer to the one-hot sample.
     """
     return F.gumbel_softmax(F.log_softmax(alphas, dim=-1), temperature, hard=True)  # type: ignore[arg-type]  # a tensor works too
+
+
+def concentration(alphas: Tensor) -> Tensor:
+    """The concentration of DrNAS' Dirichlet distributions, (..., candidates): 1, the uniform one, for alphas of 0."""
+    return F.elu(alphas) + 1
+
+
+def divergence(alphas: Tensor) -> Tensor:
+    """KL(Dirichlet(concentration) || the uniform distribution), summed over all rows, (); DrNAS' other regulariser."""
+    given = torch.distributions.Dirichlet(concentration(alphas), validate_args=False)
+    uniform = torch.distributions.Dirichlet(torch.ones_like(alphas), validate_args=False)
+    return torch.distributions.kl_divergence(given, uniform).sum()
 
 
 def onto_simplex(weights: Tensor) -> Tensor:

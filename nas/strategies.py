@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from architect import Architect
+from architect import Architect, Loss, State
 from experiment import checkpoint, distributed
 from nas.controller import EnasMutator, Reinforce
 from nas.mutators import DartsMutator, Decisions, Mutator, RandomMutator
-from nas.relaxation import Gumbel, Perturbed, Relaxation, Sigmoid
+from nas.relaxation import Adversarial, Dirichlet, Gumbel, Perturbed, Relaxation, Sigmoid, divergence
 from nas.search_model import SearchModel
 
 
@@ -93,17 +93,26 @@ class Darts(Architect, Strategy):
     @classmethod
     def relaxed_by(cls, args: argparse.Namespace) -> Relaxation:
         """The relaxation for the arguments of the command line."""
+        decay = args.auxiliary_decay, args.auxiliary_start, args.auxiliary_stop
+        of_skip = args.epochs, args.auxiliary_skip, decay
         if args.gate == "sigmoid":
-            return Sigmoid(args.epochs, args.auxiliary_skip, args.gate_threshold)
-        return (Perturbed if args.perturb == "random" else cls.relaxation)(args.epochs, args.auxiliary_skip)
+            return Sigmoid(*of_skip, threshold=args.gate_threshold)
+        perturbed = {"random": Perturbed, "adversarial": Adversarial}
+        return perturbed.get(args.perturb, cls.relaxation)(*of_skip)
 
     def begin_epoch(self, epoch: int) -> None:
         self.model.relaxation.begin_epoch(epoch)
 
-    def step(self, *batches: Any, **options: Any) -> None:
+    def step(self, input_train: Tensor, target_train: Tensor, *more: Any, **options: Any) -> None:
+        def train_loss() -> Tensor:
+            self.model.eval()
+            loss = self._loss(input_train, target_train, self.amp, {})
+            self.model.train()
+            return loss
+
         self.model.relaxation.before_alphas()
-        super().step(*batches, **options)
-        self.model.relaxation.before_weights()
+        super().step(input_train, target_train, *more, **options)
+        self.model.relaxation.before_weights(train_loss)
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         self.model.relaxation.before_alphas()
@@ -124,6 +133,29 @@ class Gdas(Darts):
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         super().__init__(model, args)
         use_batch_statistics(model)
+
+
+class Drnas(Darts):
+    """DrNAS (Chen et al., ICLR 2021, 2006.10355): trains the concentrations of Dirichlet distributions, in first order.
+
+    Its progressive stages, which prune operations and widen the network, are left out.
+
+    Args:
+        kl: weight of the divergence from the uniform distribution in the alphas' loss; 0 leaves the regularisation to
+            `--arch_weight_decay`, the authors' default.
+    """
+
+    relaxation = Dirichlet
+
+    def __init__(self, model: Any, args: argparse.Namespace, kl: float = 0.0) -> None:
+        super().__init__(model, args)
+        self.kl = kl
+
+    def first_order_gradient(self, valid_loss: Loss) -> list[Tensor]:
+        def regularised(state: State) -> Tensor:
+            return valid_loss(state) + self.kl * sum(map(divergence, self.model.arch_parameters()))
+
+        return super().first_order_gradient(regularised if self.kl else valid_loss)
 
 
 class Random(Strategy):

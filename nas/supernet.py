@@ -54,7 +54,8 @@ class Supernet(Network):
         self._max_skips = max_skips
         if zero_one_weight:
             self.criterion = ZeroOneLoss(criterion, zero_one_weight, [self.alphas_normal, self.alphas_reduce])
-        weighed, edges = partial_channels > 1, len(self.alphas_normal)
+        weighed, edges = partial_channels > 1 and relaxation.weighs_edges, len(self.alphas_normal)
+        self._partial_channels = partial_channels
         self.betas_normal, self.betas_reduce = (
             nn.Parameter(1e-3 * torch.randn(edges)) if weighed else None for _ in CELLS
         )
@@ -86,7 +87,10 @@ class Supernet(Network):
                 [Drawn(index, row[index : index + 1]) for index, row in zip(chosen, rows, strict=True)]
                 for rows, chosen in drawn
             ]
-        return [self.relaxation.columns(*pair) for pair in zip(mixed, self.edge_weights(), strict=True)]
+        of_edges = self.edge_weights()
+        if self._partial_channels > 1 and of_edges[0] is None:  # partial channels without edge normalisation
+            of_edges = [weights.new_ones(len(weights)) for weights in mixed]
+        return [self.relaxation.columns(*pair) for pair in zip(mixed, of_edges, strict=True)]
 
     @torch.no_grad()
     def genotype(self) -> Genotype:

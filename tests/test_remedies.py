@@ -89,6 +89,13 @@ def perturbs_the_weight_step(model, plain):
     assert not torch.allclose(model(x), perturbed)
 
 
+def draws_weights(model, plain):
+    """In every pass, in evaluation too; edges have no weights of their own."""
+    x, _ = batch(3)
+    assert not torch.allclose(model.eval()(x), model(x))
+    assert not model.betas_by_edge()
+
+
 def gates(model, plain):
     """In the spaces with a candidate `none`, that is chosen where all others are below the threshold."""
     for weights in model.alphas_by_edge().values():
@@ -119,6 +126,8 @@ REMEDIES = {
     "pc-darts": ({"partial_channels": 2}, takes_fewer_channels),
     "darts-minus": ({"auxiliary_skip": 1.0}, adds_a_skip),
     "sdarts-rs": ({"perturb": "random"}, perturbs_the_weight_step),
+    "sdarts-adv": ({"perturb": "adversarial"}, perturbs_the_weight_step),
+    "drnas": ({"strategy": "drnas", "partial_channels": 2}, draws_weights),
     "fair-darts": ({"gate": "sigmoid", "zero_one_weight": 10.0, "gate_threshold": 0.3}, gates),
     "gdas": ({"strategy": "gdas"}, runs_one_candidate),
 }
@@ -299,6 +308,7 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, 
             "--eigenvalue_every does not work with --strategy gdas, which samples operations in every pass",
         ),
         ("--preset gdas --unrolled", "--unrolled does not work with --strategy gdas"),
+        ("--preset drnas --unrolled", "--unrolled compares losses, and --strategy drnas draws other weights"),
         ("--preset pc-darts --epochs 10", "--arch_warmup 15 leaves none of the 10 epochs for the alphas: lower it"),
     ],
 )

@@ -1,7 +1,8 @@
 """What the authors' code of the remedies computes, in float64
-(tests/golden/{pc_darts,darts_minus,fair_darts,sdarts,gdas}.json).
+(tests/golden/{pc_darts,darts_minus,fair_darts,sdarts,gdas,drnas}.json).
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import golden
@@ -19,12 +20,22 @@ from genotypes import CELLS
 from model import NetworkCIFAR, NetworkImageNet
 from nas import relaxation, supernet
 from nas.edges import Edge
-from nas.relaxation import Gumbel, Perturbed, Relaxation, Sigmoid, onto_simplex
-from nas.strategies import Darts
+from nas.relaxation import (
+    Adversarial,
+    Dirichlet,
+    Gumbel,
+    Perturbed,
+    Relaxation,
+    Sigmoid,
+    concentration,
+    divergence,
+    onto_simplex,
+)
+from nas.strategies import Darts, Drnas
 from nas.supernet import Supernet
 
-PC, MINUS, FAIR, SMOOTH, GDAS = (
-    golden.load(f"{name}.json") for name in ("pc_darts", "darts_minus", "fair_darts", "sdarts", "gdas")
+PC, MINUS, FAIR, SMOOTH, GDAS, DR = (
+    golden.load(f"{name}.json") for name in ("pc_darts", "darts_minus", "fair_darts", "sdarts", "gdas", "drnas")
 )
 WITHOUT_NONE = genotypes.PRIMITIVES[1:]
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
@@ -70,8 +81,8 @@ def check_search(case, make):
         close(network(x), case["eval_logits"], 1e-8)
 
 
-def check_steps(case, network, architect, expected, lr, unrolled=False, tolerance=1e-8, warmup=0):
-    """Steps of both levels, one an epoch."""
+def check_steps(case, network, architect, expected, lr, unrolled=False, tolerance=1e-8, warmup=0, clip=5, draw=None):
+    """Steps of both levels, one an epoch. `draw`, if given, sets the draws of the last evaluation."""
     weights = network.weight_parameters()
     optimizer = torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=3e-4)
     for number, row in enumerate(expected["steps"]):
@@ -82,19 +93,20 @@ def check_steps(case, network, architect, expected, lr, unrolled=False, toleranc
         for alpha, gradient in zip(network.arch_parameters(), row.get("arch_grad", ()), strict="arch_grad" in row):
             close(alpha.grad, gradient, tolerance)
         if "noise_seed" in row:
-            r = np.random.RandomState(row["noise_seed"])
-            noise = [r.uniform(-row["epsilon"], row["epsilon"], alpha.shape) for alpha in network.arch_parameters()]
             close(network.relaxation.radius, row["epsilon"], 1e-12)
-            network.relaxation.noise = [torch.as_tensor(values) for values in noise]
             close(torch.stack(network.mixing_weights()), row["perturbed"], 1e-8)
         optimizer.zero_grad()
         logits = network(train[0])
         loss = F.cross_entropy(logits, train[1]) if "arch_zero_one" not in row else network.criterion(logits, train[1])
         loss.backward(inputs=weights)
-        norm = nn.utils.clip_grad_norm_(weights, 5)
+        norm = nn.utils.clip_grad_norm_(weights, clip)
         optimizer.step()
-        close(loss, row["loss"], tolerance)
-        close(norm, row["grad_norm"], tolerance)
+        for found, name in ((loss, "loss"), (norm, "grad_norm")):
+            close(
+                found,
+                row[name] if name in row else row[{"loss": "train_loss", "grad_norm": "clip_norm"}[name]],
+                tolerance,
+            )
     for alpha, values in zip(network.arch_parameters(), expected["final_arch"], strict=True):
         close(alpha, values, tolerance)
     if "final_norms" in expected:
@@ -102,6 +114,9 @@ def check_steps(case, network, architect, expected, lr, unrolled=False, toleranc
         norms = {name: state[name].norm() for name in golden.keys_shapes(network)}
         assert norms.keys() == expected["final_norms"].keys()
         close(torch.stack(list(norms.values())), [expected["final_norms"][name] for name in norms], tolerance)
+    architect.settle([])
+    if draw is not None:
+        draw()
     with torch.no_grad():
         close(network.eval()(batch(case, 999)[0]), expected["final_eval_logits"], tolerance)
 
@@ -213,9 +228,10 @@ def test_darts_minus(case):
     check_steps(case, network, Darts(network, ARGS), case["first_order"], 0.025)
 
 
-def test_the_auxiliary_weight_descends_linearly():
-    [case] = [case for case in MINUS["beta_schedule"] if case["decay"] == "linear"]
-    decaying, found = Relaxation(50, auxiliary_skip=float(case["base"])), []
+@pytest.mark.parametrize("case", MINUS["beta_schedule"], ids=lambda case: f"{case['decay']} from {case['T_start']}")
+def test_the_auxiliary_weight_decays(case):
+    decay = case["decay"] or "none", case["T_start"], case["T_stop"]
+    decaying, found = Relaxation(case["T_max"], float(case["base"]), decay), []
     for epoch in range(50):
         decaying.begin_epoch(epoch)
         found.append(decaying.auxiliary_weight.item())
@@ -314,11 +330,21 @@ def test_a_discrete_network_of_fair_darts(case):
 # ---- SDARTS
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in SMOOTH["search"] if case["perturb"] == "random"], ids=lambda case: case["space"]
-)
-def test_smooth_darts(case, without_none):
-    network = filled(case, relaxation=Perturbed(50))
+@pytest.mark.parametrize("case", SMOOTH["search"], ids=lambda case: case["perturb"])
+def test_smooth_darts(case, monkeypatch):
+    for module in (model_search, supernet):
+        monkeypatch.setattr(module, "PRIMITIVES", case["ops"])
+    seeds = iter([row["noise_seed"] for row in case["steps"]])
+    relaxation = {"random": Perturbed, "pgd_linf": Adversarial}[case["perturb"]](50)
+    draws = relaxation.before_weights
+
+    def before_weights(train_loss):
+        r = np.random.RandomState(next(seeds))
+        monkeypatch.setattr(torch.Tensor, "uniform_", lambda like, *_: torch.as_tensor(r.uniform(-1, 1, like.shape)))
+        draws(train_loss)
+
+    relaxation.before_weights = before_weights
+    network = filled(case, relaxation=relaxation)
     check_steps(case, network, Darts(network, ARGS), case, 0.025)
     assert [list(edge) for edge in network.genotype().normal] == case["genotype"]["normal"]
 
@@ -440,3 +466,118 @@ def test_gdas_genotypes(case, their_order):
                 assert [[THEIRS[name], source] for name, source in edges[2 * node : 2 * node + 2]] == expected
                 compared += 1
     assert compared == 8 - case["nodes_with_both_ops_from_one_input"]
+
+
+# ---- DrNAS
+
+
+def draw(case, monkeypatch, more=0):
+    """Sets what the next passes draw: the samples themselves, or the seed of PyTorch's. Their gradient is PyTorch's."""
+    if "manual_seed" in case:
+        torch.manual_seed(case["manual_seed"] + more)
+        return
+    r = np.random.RandomState(case["draw_seed"] + more)
+
+    def sample(concentrations):
+        drawn = torch.as_tensor(r.exponential(size=concentrations.shape))
+        return drawn / drawn.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(torch, "_sample_dirichlet", sample)
+
+
+def test_drnas_concentration():
+    alphas = torch.tensor(DR["concentration"]["alpha"], requires_grad=True)
+    values = concentration(alphas)
+    close(values, DR["concentration"]["concentration"], 1e-8)
+    close(torch.autograd.grad(values.sum(), alphas)[0], DR["concentration"]["derivative"], 1e-8)
+
+
+def rows(case):
+    return torch.as_tensor(
+        case["scale"] * np.random.RandomState(case["arch_seed"]).randn(case["rows"], case["ops"])
+    ).requires_grad_()
+
+
+@pytest.mark.parametrize("case", DR["kl"], ids=lambda case: str(case["arch_seed"]))
+def test_drnas_divergence(case):
+    alphas = rows(case)
+    total = divergence(alphas)
+    close(total, case["kl_sum"], 1e-8)
+    close(torch.autograd.grad(total, alphas)[0], case["arch_grad_of_sum"], 1e-8)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in DR["mixing"] if case["species"] == "dirichlet" and "keep" not in case],
+    ids=lambda case: str(case["arch_seed"]),
+)
+def test_drnas_samples(case, monkeypatch):
+    draw(case, monkeypatch)
+    alphas = rows(case)
+    [weights] = Dirichlet().mixed([alphas])
+    close(weights, case["mixing"], 1e-8)
+    upstream = np.random.RandomState(case["upstream_seed"]).randn(case["rows"], case["ops"])
+    close(torch.autograd.grad((weights * torch.as_tensor(upstream)).sum(), alphas)[0], case["arch_grad"], 1e-8)
+
+
+@pytest.fixture
+def drnas_space(monkeypatch):
+    for module in (model_search, supernet):
+        monkeypatch.setattr(module, "PRIMITIVES", DR["operations"]["darts"])
+
+
+def drnas_network(case):
+    network = Supernet(
+        case["C"],
+        case["num_classes"],
+        case["layers"],
+        nn.CrossEntropyLoss(),
+        Dirichlet(),
+        partial_channels=case["k"],
+    )
+    fill_by_shape(network)
+    golden.fill_alphas(network, case["arch_seed"])
+    return network
+
+
+def fill_by_shape(network):
+    for name, tensor in network.state_dict().items():
+        if golden.is_ours(name):
+            continue
+        values = torch.cos(0.7 * torch.arange(tensor.numel()) + tensor.dim()).view(tensor.shape)
+        if tensor.dim() > 1:
+            values *= (2 / tensor[0].numel()) ** 0.5
+        else:
+            values = name.endswith(("weight", "running_var")) + 0.1 * values
+        tensor.copy_(values)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in DR["darts"]["search"] if case["space"] == "cifar" and "keep" not in case],
+    ids=lambda case: str(case["arch_seed"]),
+)
+def test_a_network_of_drnas(case, drnas_space, monkeypatch):
+    network, (x, y) = drnas_network(case), batch(case, 1)
+    draw(case, monkeypatch)
+    assert sum(weight.numel() for weight in network.weight_parameters()) == case["parameters"]
+    logits = network(x)
+    close(logits, case["train_logits"], 1e-8)
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    close(loss, case["train_loss"], 1e-8)
+    close(torch.stack([alphas.grad for alphas in network.arch_parameters()]), case["arch_grad"], 1e-8)
+    assert str(network.genotype()) == case["genotype"]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DR["darts"]["steps"] if case["space"] == "cifar"], ids=lambda case: str(case["arch_seed"])
+)
+def test_steps_of_drnas(case, drnas_space, monkeypatch):
+    network = drnas_network(case)
+    kl = case["reg_scale"] if case["reg_type"] == "kl" else 0.0
+    args = {"arch_learning_rate": case["arch_lr"], "arch_weight_decay": 0.0 if kl else case["reg_scale"]}
+    architect = Drnas(network, SimpleNamespace(**vars(ARGS) | args), kl)
+    draw(case, monkeypatch)
+    last = partial(draw, case, monkeypatch, 1)
+    check_steps(case, network, architect, case, case["lr"], clip=case["grad_clip"], draw=last)
