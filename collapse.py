@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from architect import Searchable
-from architectures.architecture import Alphas, Architecture, cell_of
+from architectures import Alphas, Architecture, cell_of
 from experiment import distributed
 
 WINDOW = 5  # measurements that are averaged

@@ -31,7 +31,7 @@ from torch import Tensor
 
 import data
 import utils
-from architectures import registry, trained
+from architectures import SPACE_HELP, trained
 from experiment import files
 from experiment.errors import UserError, printable
 from experiment.weights import optional
@@ -166,7 +166,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--images", nargs="+", default=[], help="compare the two on these files or folders; none: on the run's test set"
     )
-    parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {registry.SPACE_HELP}")
+    parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {SPACE_HELP}")
     return parser.parse_args()
 
 

@@ -31,7 +31,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import data
 import utils
-from architectures import registry, trained
+from architectures import SPACE_HELP, trained
 from architectures.trained import Trained
 from experiment.errors import UserError
 from image_files import decoding, folders
@@ -170,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--gpu", type=cli.device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU"
     )
-    parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {registry.SPACE_HELP}")
+    parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {SPACE_HELP}")
     return parser.parse_args()
 
 

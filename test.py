@@ -26,7 +26,7 @@ from torch import nn
 import data
 import recipes
 import utils
-from architectures import networks, registry, trained
+from architectures import SPACE_HELP, networks, read_architecture, trained
 from architectures.cells import Cells
 from architectures.trained import Trained
 from experiment import console
@@ -69,7 +69,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
         help=f"architecture of the weights: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as "
         f"text or in a file",
     )
-    parser.add_argument("--space", default="darts", help=f"space of --arch: {registry.SPACE_HELP}")
+    parser.add_argument("--space", default="darts", help=f"space of --arch: {SPACE_HELP}")
     parser.add_argument("--model_path", default="EXP/model.pt", help="the file of the saved weights, a state_dict")
     parser.add_argument(
         "--init_channels",
@@ -123,7 +123,7 @@ def load_images(args: argparse.Namespace, options: data.Options, network: Traine
 
 def main() -> None:
     args, network = parse_arguments()
-    architecture = None if args.run else registry.read(args.arch, args.space)
+    architecture = None if args.run else read_architecture(args.arch, args.space)
     device = utils.select_device(args.gpu)
     options = data.Options.of(args)
     images = data.on_device(load_images(args, options, network), device, args.data_on_device)

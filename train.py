@@ -31,8 +31,7 @@ from torch import Tensor, nn
 import data
 import recipes
 import utils
-from architectures import networks, registry, trained
-from architectures.architecture import Architecture
+from architectures import SPACE_HELP, Architecture, load_space, networks, read_architecture, trained
 from architectures.cells import Cells
 from experiment import distributed, metrics
 from experiment.errors import UserError
@@ -53,7 +52,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "--seed", type=cli.seed, default=0, help="seed of weights, data order, augmentation and drop path"
     )
     group = parser.add_argument_group("network")
-    group.add_argument("--space", default="darts", help=f"space of --arch: {registry.SPACE_HELP}")
+    group.add_argument("--space", default="darts", help=f"space of --arch: {SPACE_HELP}")
     group.add_argument(
         "--arch",
         type=Cells.canonical,
@@ -145,8 +144,8 @@ def train(
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
     networks.set_sizes(args, init_channels=36, layers=20)
     network = networks.choose_network(args)
-    recorded = registry.load_space(args.space).recorded(args.resume) if args.resume else None
-    architecture = recorded or registry.read(args.arch, args.space)
+    recorded = load_space(args.space).recorded(args.resume) if args.resume else None
+    architecture = recorded or read_architecture(args.arch, args.space)
     device = utils.begin(args)
     options = data.Options.of(args)
     images, selection = data.hold_out(data.prepare(options, device), args.valid_portion)

@@ -32,8 +32,7 @@ import data
 import proposals
 import utils
 from architect import HVP, Architect, Searchable
-from architectures import registry
-from architectures.architecture import Architecture
+from architectures import SPACE_HELP, STRATEGY_HELP, Architecture, load_space
 from experiment import distributed
 from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
@@ -54,8 +53,8 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
     parser.add_argument("--seed", type=cli.seed, default=2, help="seed of weights, alphas, data order and augmentation")
     group = parser.add_argument_group("supernet")
-    group.add_argument("--space", default="darts", help=f"search in this space: {registry.SPACE_HELP}")
-    group.add_argument("--strategy", default="darts", help=f"search with this strategy: {registry.STRATEGY_HELP}")
+    group.add_argument("--space", default="darts", help=f"search in this space: {SPACE_HELP}")
+    group.add_argument("--strategy", default="darts", help=f"search with this strategy: {STRATEGY_HELP}")
     group.add_argument(
         "--init_channels",
         type=cli.positive_int,
@@ -158,7 +157,7 @@ def search(
 
 
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
-    space = registry.load_space(args.space)
+    space = load_space(args.space)
     flags.check(args)  # before images are loaded
     device = utils.begin(args)
     options = data.Options.of(args)
@@ -274,7 +273,7 @@ def finish(
     """
     epoch = len(run.progress.metrics)
     if stop is not None:
-        before = registry.load_space(args.space).of_epoch(run.progress.metrics[stop])
+        before = load_space(args.space).of_epoch(run.progress.metrics[stop])
         assert before is not None  # a search records one in every epoch
         run.log(
             "the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop

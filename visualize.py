@@ -28,8 +28,7 @@ if __name__ == "__main__":
 import os
 from pathlib import Path
 
-from architectures.architecture import Architecture
-from architectures.registry import SPACES, load_space
+from architectures import SPACES, Architecture, load_space
 from experiment.errors import UserError
 from pictures import animation, compare, curves, drawing, history, report
 from pictures.history import History

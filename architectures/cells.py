@@ -6,14 +6,13 @@ This file does not import torch.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import msgspec
 
 import genotypes
-from architectures.architecture import Architecture, Cell, Edge, is_index, unmasked
+from architectures import Architecture, Cell, Edge, is_index, unmasked
 from experiment.errors import UserError, shorten, shown
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
 
@@ -75,14 +74,6 @@ class Genotyped(Architecture):
         if not isinstance(content, dict) or set(content) != set(cls.FIELDS):
             raise UserError(f"an architecture must be an object with {', '.join(cls.FIELDS)}, not {shown(content)}")
         return content
-
-    def distance(self, other: Architecture) -> int | None:
-        """The number of edges, with their operations, that `other` lacks; None if the two belong to different
-        spaces."""
-        ours, theirs = ([cell.edges for cell in found.cells.values()] for found in (self, other))
-        if type(self) is not type(other) or list(map(len, ours)) != list(map(len, theirs)):
-            return None
-        return sum((Counter(one) - Counter(two)).total() for one, two in zip(ours, theirs, strict=True))
 
 
 class Cells(Genotyped):

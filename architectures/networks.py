@@ -7,9 +7,8 @@ import inspect
 
 from torch import nn
 
-from architectures.architecture import Architecture
+from architectures import Architecture, load_space
 from architectures.cells import Cells
-from architectures.registry import load_space
 from experiment.errors import UserError
 
 

@@ -9,9 +9,7 @@ from typing import Any, Literal
 import msgspec
 from torch import nn
 
-from architectures import networks
-from architectures.architecture import Architecture
-from architectures.registry import load_space
+from architectures import Architecture, load_space, networks
 from data import ImageData
 from experiment import cli
 from experiment.errors import UserError, shorten

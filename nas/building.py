@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from architect import HVP
+from architectures import load_space
 from architectures.networks import set_sizes
-from architectures.registry import load_space
 from experiment import cli
 from experiment.errors import UserError
 from nas.edges import equip_choices

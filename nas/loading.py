@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 import msgspec
 from torch import nn
 
-from architectures.registry import SPACE_HELP, SPACES, STRATEGIES, STRATEGY_HELP, load, load_space
+from architectures import SPACE_HELP, SPACES, STRATEGIES, STRATEGY_HELP, load, load_space
 from experiment import cli
 from experiment.errors import UserError, shown
 from nas.mutables import reset_mutable_counter

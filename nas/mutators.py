@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from architectures.architecture import Architecture, cell_of, unmasked
+from architectures import Architecture, cell_of, unmasked
 from experiment.errors import UserError, shown
 from model_search import weighted_sum
 from nas.edges import surround

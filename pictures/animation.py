@@ -9,8 +9,7 @@ import io
 
 import graphviz
 
-from architectures.architecture import Alphas, Architecture, Cell, cell_of
-from architectures.registry import load_space
+from architectures import Alphas, Architecture, Cell, cell_of, load_space
 from pictures import drawing, history
 from pictures.drawing import RelaxedEdge
 from pictures.history import History

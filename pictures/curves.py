@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from architectures.architecture import TITLES, Architecture, cell_of
+from architectures import TITLES, Architecture, cell_of, load_space
 from architectures.cells import edge_of
-from architectures.registry import load_space
 from experiment import errors
 from pictures import history
 from pictures.animation import strongest

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import graphviz
 
-from architectures.architecture import TITLES, Architecture, Cell
+from architectures import TITLES, Architecture, Cell
 from experiment import files
 from experiment.errors import UserError, shorten, shown
 

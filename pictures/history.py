@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from architectures.architecture import Alphas, Architecture
-from architectures.registry import load_space
+from architectures import Alphas, Architecture, load_space
 from experiment import cli, files, metrics
 from experiment.errors import UserError, warn
 

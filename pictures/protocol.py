@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from architectures.registry import load_space
+from architectures import load_space
 from pictures import curves, drawing, report
 from pictures.curves import INK, LINES
 from pictures.report import Section, embedded

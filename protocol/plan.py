@@ -19,9 +19,8 @@ import msgspec
 
 import collapse
 import genotypes
-from architectures.architecture import Architecture
+from architectures import Architecture, load_space
 from architectures.cells import Cells
-from architectures.registry import load_space
 from experiment import files
 from experiment.errors import UserError, shorten
 from pictures import history

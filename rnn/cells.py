@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from architectures.architecture import Cell, Edge, is_index
+from architectures import Cell, Edge, is_index
 from architectures.cells import Genotyped, edge_of
 from experiment.errors import UserError, shown
 from genotypes import edge_key

@@ -6,7 +6,7 @@ from pathlib import Path
 import golden
 import pytest
 
-from architectures.architecture import Architecture, cell_of
+from architectures import Architecture, cell_of
 from architectures.cells import Cells, edge_of, to_nni
 from experiment.errors import UserError
 from genotypes import DARTS_V1, DARTS_V2, AmoebaNet, NASNet, edge_key

@@ -21,7 +21,7 @@ import genotypes
 import train
 import train_search
 import utils
-from architectures.architecture import Architecture
+from architectures import Architecture
 from architectures.cells import Cells
 from experiment import cli
 from experiment.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from scripts import said
 
 import experiment.run
-from architectures.registry import load_space
+from architectures import load_space
 from experiment.loop import MEASURED
 from nas.loading import constructor_arguments
 from nas.spaces import nasbench201

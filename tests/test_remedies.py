@@ -20,7 +20,7 @@ from torch import nn
 import experiment.run
 import train_search
 from architect import Architect
-from architectures import networks, registry
+from architectures import load_space, networks
 from architectures.cells import Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
@@ -158,7 +158,7 @@ def test_every_remedy_works_on_every_space(remedy, space):
     )
     assert_works(model, plain)
     if isinstance(model, SearchModel):  # what was found is an architecture of the space
-        found = registry.load_space(space).of(model.export())
+        found = load_space(space).of(model.export())
         networks.build_discrete(of_search(**sizes, auxiliary=False), 3, found)(batch(3)[0])
     else:
         assert set(Cells.of(model.export()).cells) == {"normal", "reduce"}

@@ -19,7 +19,7 @@ from PIL import Image
 from runs import losses, macro_run, nasbench201_run, search_run, some_genotype, training_run, write_run
 
 import genotypes
-from architectures.architecture import Architecture
+from architectures import Architecture
 from architectures.cells import Cells
 from experiment import metrics
 from experiment.errors import UserError

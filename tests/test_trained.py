@@ -23,9 +23,8 @@ import data
 import export
 import genotypes
 import predict
-from architectures import networks, trained
+from architectures import load_space, networks, trained
 from architectures.cells import Cells
-from architectures.registry import load_space
 from architectures.trained import Trained
 from experiment import cli
 from experiment.errors import UserError

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from architectures.architecture import Architecture
+from architectures import Architecture
 from architectures.cells import OPERATIONS, Cells, names
 from experiment.errors import UserError
 from genotypes import Genotype

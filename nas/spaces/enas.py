@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from architectures.architecture import Architecture, Cell, Edge, is_index
+from architectures import Architecture, Cell, Edge, is_index
 from architectures.cells import graph
 from experiment.errors import UserError
 from genotypes import CELLS, reductions

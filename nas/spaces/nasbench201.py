@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import operations
-from architectures.architecture import Architecture, Cell, Edge
+from architectures import Architecture, Cell, Edge
 from experiment.errors import UserError, shown
 from nas.mutables import LayerChoice
 from operations import FactorizedReduce, Identity, ReLUConvBN
