@@ -150,7 +150,7 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
         # Subsampled first, then convolved: equal to convolutions of stride 2, which corrupt memory on some CPUs
-        # (speed/convolutions.py).
+        # (speed/layers.py).
         return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 

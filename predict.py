@@ -35,7 +35,7 @@ from architectures import SPACE_HELP, trained
 from architectures.trained import Trained
 from experiment.errors import UserError
 from image_files import decoding, folders
-from speed import convolutions
+from speed import layers
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the most probable first
 
@@ -178,7 +178,7 @@ def main() -> None:
     args = parse_arguments()
     device = utils.select_device(args.gpu)
     net = load(args.run, device, args.space)
-    convolutions.set_memory_format(net.model, device)
+    layers.set_memory_format(net.model, device)
     paths, notes = find_images(args.images)
     for note in notes:
         errors.tell(note)

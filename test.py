@@ -32,7 +32,7 @@ from architectures.trained import Trained
 from experiment import console
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from speed import convolutions
+from speed import layers
 
 # Arguments that define the network and its images. For a run's folder, they cannot be changed.
 FIXED = (
@@ -136,7 +136,7 @@ def main() -> None:
         model = network.build(args.model_path, trusted=args.space)
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
-    convolutions.set_memory_format(model, device)
+    layers.set_memory_format(model, device)
     utils.set_threads(
         args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device
     )

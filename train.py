@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import data
 import recipes
+import speed
 import utils
 from architectures import SPACE_HELP, Architecture, load_space, networks, read_architecture, trained
 from architectures.cells import Cells
@@ -38,7 +39,6 @@ from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
-from speed import acceleration
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -185,7 +185,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
         part = "valid" if holds_out(args) else "test"  # that every epoch is measured on
         progress = run.restore(model=model, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        step = acceleration.fast_step(plain, model, [optimizer], args, batch_work * epochs * steps, run.log)
+        step = speed.fast_step(plain, model, [optimizer], args, batch_work * epochs * steps, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))
         distributed.own_random_numbers()  # for drop path
         for epoch in loop.epochs():

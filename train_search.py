@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import collapse
 import data
 import proposals
+import speed
 import utils
 from architect import HVP, Architect, Searchable
 from architectures import SPACE_HELP, STRATEGY_HELP, Architecture, load_space
@@ -40,7 +41,6 @@ from experiment.run import Callback, Run
 from model_search import Network
 from nas import flags
 from pictures import drawing
-from speed import acceleration
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -197,7 +197,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
         progress = run.restore(**parts)
         utils.advance(scheduler, progress.epoch)
-        step = acceleration.fast_step(plain, model, [optimizer, architect], args, batch_work * epochs * steps, run.log)
+        step = speed.fast_step(plain, model, [optimizer, architect], args, batch_work * epochs * steps, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))
         stop = collapse.stop_at(progress.metrics) if args.early_stop else None
         for epoch in loop.epochs() if stop is None else ():

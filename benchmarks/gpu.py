@@ -38,13 +38,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import genotypes
 import model_search
+import speed
 import train
 import train_search
 import utils
 from architect import Architect
 from experiment import cli, errors
 from model import NetworkCIFAR
-from speed import acceleration, capture
+from speed import capture
 
 KINDS = ("first order", "second order", "training")
 PRECISIONS = ("float32", "bfloat16", "tf32")
@@ -216,7 +217,7 @@ def make(
         model = model_search.Network(channels, 10, layers, criterion).to(device)
         weights = model.weight_parameters()
     model.train()
-    acceleration.apply(model, device, amp, batch_size if compiled else None)
+    speed.apply(model, device, amp, batch_size if compiled else None)
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     optimizer = utils.optimizer(torch.optim.SGD, weights, lr=rate, momentum=momentum, weight_decay=decay)
     if kind == "training":

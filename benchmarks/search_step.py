@@ -33,11 +33,11 @@ if __name__ == "__main__":
 import torch
 import turns
 
+import speed
 import train_search
 from architect import HVP
 from experiment.errors import UserError
 from nas import flags
-from speed import acceleration
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -121,7 +121,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     architect.begin_epoch(0)
     architect.resting = settings.arch_warmup > 0
     if way != "plain":
-        acceleration.apply(network, device, False, batch_size if settings.compile else None, settings.recompute)
+        speed.apply(network, device, False, batch_size if settings.compile else None, settings.recompute)
     optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     images = [torch.randn(batch_size, 3, args.image_size, args.image_size, device=device) for _ in range(2)]
     classes = [torch.randint(0, 10, (batch_size,), device=device) for _ in range(2)]

@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 import turns
 
+import speed
 import utils
 from architectures.cells import names
 from model import NetworkCIFAR, NetworkImageNet
-from speed import acceleration
 
 WAYS = ("plain", "eager", "default", "recompute", "bfloat16")
 
@@ -69,7 +69,7 @@ def training_step(way: str, args: argparse.Namespace) -> Callable[[], None]:
     network.drop_path_prob = 0.1 if args.network == "cifar" else 0.0
     if way != "plain":
         compiled = way in ("default", "recompute", "bfloat16")
-        acceleration.apply(
+        speed.apply(
             network,
             torch.device(args.device),
             way == "bfloat16",

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+import speed
 import utils
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
@@ -41,7 +42,6 @@ from rnn.sequences import (
     sequences,
     weight_step,
 )
-from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +91,7 @@ def main() -> None:
         progress = run.restore(model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
         evaluated = len(sequences(valid_text, args.bptt))
         plain, changed = training_step(model, place, meters, args), [sgd, asgd, place, meters]
-        step = acceleration.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
+        step = speed.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():
             before = [row["valid_loss"] for row in progress.metrics]

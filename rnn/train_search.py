@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import collapse
+import speed
 import utils
 from architect import HVP, Architect
 from experiment.errors import UserError
@@ -44,7 +45,6 @@ from rnn.sequences import (
     sequences,
     weight_step,
 )
-from speed import acceleration
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -100,7 +100,7 @@ def main() -> None:
         evaluated = len(sequences(valid_text, args.bptt))
         plain = search_step(alpha_text, model, architect, optimizer, place, meters, args)
         changed = [optimizer, architect, place, meters]
-        step = acceleration.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
+        step = speed.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
         loop = Loop(run, steps, evaluated)
         for epoch in loop.epochs():
             if progress.step == 0:

@@ -28,8 +28,8 @@ class CapturedStep:
     with a warning on standard error.
 
     Args:
-        step: a function from batches to tensors. It changes only `model` and `parts`.
-        model: the model that the step trains. Its attribute `drop_path_prob`, if it has one, may change between calls.
+        step: it changes only `model` and `parts`.
+        model: its attribute `drop_path_prob`, if it has one, may change between calls.
         parts: optimizers, and learners of alphas with an `optimizer`. The learning rate of the first may change between
             calls.
         batch_size: the size of the batches to capture.

@@ -4,7 +4,6 @@ error.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import speed
 from experiment import distributed
 from experiment.loop import Step
-from speed import acceleration
 from speed.capture import remember
 
 # How far a fast step may be from the plain one: the loss by this share of it, and a gradient by this share of its norm.
@@ -32,7 +31,6 @@ def checked_step(
     model: nn.Module,
     parts: Sequence[Any],
     batch_size: int,
-    args: argparse.Namespace,
     log: Callable[[str], None],
 ) -> Step:
     """`fast`, which its first batch of `batch_size` compares with `plain`; from there on `plain`, not compiled, if they
@@ -42,7 +40,7 @@ def checked_step(
     itself decides, in bfloat16 or for a bias before a BatchNorm: a second plain step, in which every layer's output is
     multiplied by 1 plus or minus the precision of its type, shows how much that is. The check takes these two plain
     steps, and leaves no trace in the run's results. Where the alphas rest at first, it is made again in their first
-    step. The arguments are those of `acceleration.fast_step`.
+    step. The arguments are those of `speed.fast_step`.
     """
     checked: set[bool] = set()  # whether the alphas rested
     right = True
@@ -54,19 +52,19 @@ def checked_step(
             return (fast if right else plain)(*batch)
         checked.add(resting)
         restore = remember(model, parts)
-        acceleration.uses_compiled_code = False
+        speed.uses_compiled_code = False
         truth = _measured(plain(*batch), model)
         restore()
         with _rounded_once_more(model):
             rounded = _measured(plain(*batch), model)
         restore()
-        acceleration.uses_compiled_code = True
+        speed.uses_compiled_code = True
         results = fast(*batch)
         wrong = distributed.largest(_differing(_measured(results, model), truth, rounded))
         if not wrong:
             return results
         restore()
-        right = acceleration.uses_compiled_code = False
+        right = speed.uses_compiled_code = False
         log(f"the fast step is wrong here: {wrong} of loss and {len(truth) - 1} gradients differ; going on without it")
         return plain(*batch)
 

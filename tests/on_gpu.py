@@ -14,9 +14,9 @@ import pytest
 import torch
 from steps import CPU, REMEDIES, SmallCell, learn
 
+import speed
 from experiment import errors
 from experiment.run import Run
-from speed import acceleration
 
 DEVICE = torch.device(os.environ.get("DEVICE", "cuda"))
 pytestmark = [pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")]
@@ -66,7 +66,7 @@ def test_a_compiled_edge_is_equal_to_the_edge(double):
     gradients = []
     for compiled in (False, True):
         model = SmallCell().to(DEVICE)
-        acceleration.apply(model, DEVICE, compiled_for=4 if compiled else None)
+        speed.apply(model, DEVICE, compiled_for=4 if compiled else None)
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         model(x).square().sum().backward()
         gradients.append(

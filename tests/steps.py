@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 import genotypes
 import model_search
+import speed
 import train
 import train_search
 import utils
@@ -16,7 +17,7 @@ from architectures import networks
 from architectures.cells import Cells
 from experiment.loop import FiniteCheck
 from nas import flags
-from speed import acceleration, capture
+from speed import capture
 
 CPU = torch.device("cpu")
 SIZE, CLASSES, BATCH = 8, 5, 4
@@ -77,7 +78,7 @@ def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, d
         )
         step, parts = train_search.search_step(model, architect, criterion, optimizer, args), [optimizer, architect]
     if compiled or device != CPU:
-        acceleration.apply(model, device, compiled_for=BATCH if compiled else None)
+        speed.apply(model, device, compiled_for=BATCH if compiled else None)
     if captured:
         step = capture.CapturedStep(step, model, parts, BATCH)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

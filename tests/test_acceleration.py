@@ -23,8 +23,8 @@ from experiment import errors
 from model import NetworkCIFAR
 from nas.relaxation import Gumbel
 from nas.supernet import Supernet
-from speed import acceleration, compilation, products
-from speed.pooling import share_pools
+from speed import compilation
+from speed.layers import share_pools
 from speed.recomputation import recompute
 
 ORDERS = [(False, HVP[0]), (True, HVP[0]), (True, HVP[1])]
@@ -134,7 +134,7 @@ def test_any_candidates_are_computed_fast_and_right(double, own, compiler, names
     compiler()
     for unrolled, hvp in ORDERS:
         fast = supernet()
-        acceleration.apply(fast, CPU, compiled_for=4, recomputed=True)
+        speed.apply(fast, CPU, compiled_for=4, recomputed=True)
         equal(learn_cell(fast, unrolled, hvp), learn_cell(supernet(), unrolled, hvp))
     captured, ordinary = (pytree.tree_leaves(steps.learn(2, False, captured=captured)) for captured in (True, False))
     equal(captured, ordinary, 0)
@@ -170,7 +170,7 @@ def faster(network, *, multiply_adds=1e20, batch_size=4, **given):
     defaults = {"amp": False, "recompute": False, "sync_bn": False, "tf32": False, "unrolled": False, "compile": "auto"}
     lines = []
     args = Namespace(**defaults | {"batch_size": batch_size} | given)
-    acceleration.fast_step(lambda: (), network, [], args, multiply_adds, lines.append)
+    speed.fast_step(lambda: (), network, [], args, multiply_adds, lines.append)
     return lines[0]
 
 
@@ -203,7 +203,6 @@ def test_a_private_name_that_is_missing_costs_speed_not_the_run(name, monkeypatc
     monkeypatch.delattr(speed, "compilation")
     monkeypatch.delitem(sys.modules, "speed.compilation")
     monkeypatch.setitem(sys.modules, name, None)
-    products.options.cache_clear()
     network = supernet()
     assert "no compiler works here" in faster(network, compile="yes")
     network(batch(4)[0])
@@ -211,9 +210,7 @@ def test_a_private_name_that_is_missing_costs_speed_not_the_run(name, monkeypatc
 
 def test_without_onednn_code_is_compiled_without_it(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    products.options.cache_clear()
-    assert products.options() == {}
-    products.options.cache_clear()
+    assert set(compilation.options()) == {"fallback_random"}
 
 
 def test_the_compilers_cache_tells_processors_apart(monkeypatch, compiler):

@@ -13,7 +13,7 @@ from model_search import Network
 from nas.mutators import DartsMutator
 from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
-from speed import compilation, convolutions
+from speed import compilation, layers
 
 
 def batch(size: int = 4, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_a_fast_network_has_the_same(double):
     reference, (x, y) = Network(2, 3, 3, nn.CrossEntropyLoss()), batch()
     fast = Network(2, 3, 3, nn.CrossEntropyLoss())
     fast.load_state_dict(reference.state_dict())
-    convolutions.set_memory_format(fast, torch.device("cpu"))
+    layers.set_memory_format(fast, torch.device("cpu"))
     compilation.compile_regions(fast, len(x))  # whose code has no second derivative, and is not to be run
     found = collapse.dominant_eigenvalue(fast, x, y, max_iterations=4)
     assert found == pytest.approx(collapse.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)

@@ -1,10 +1,10 @@
-"""convolutions.py computes what PyTorch's own convolutions compute, and nothing in a network writes past its memory."""
+"""speed/layers.py computes what PyTorch's own convolutions compute, and nothing in a network writes past its memory."""
 
 import pytest
 import torch
 from torch import nn
 
-from speed import convolutions
+from speed import layers
 
 
 def close(actual, expected, relative=1e-9):
@@ -22,8 +22,8 @@ def close(actual, expected, relative=1e-9):
 def test_depthwise_and_its_gradients(k, stride, dilation, size):
     torch.manual_seed(k)
     conv = nn.Conv2d(4, 4, k, stride, dilation * (k // 2), dilation, groups=4, bias=False)
-    convolutions.use_fast_gradients(conv)
-    assert type(conv) is convolutions.Depthwise
+    layers.use_fast_gradients(conv)
+    assert type(conv) is layers.Depthwise
     x = torch.randn(2, 4, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     expected = nn.Conv2d.forward(conv, x)
     actual = conv(x)
@@ -37,7 +37,7 @@ def test_depthwise_and_its_gradients(k, stride, dilation, size):
 def test_second_derivatives_of_depthwise(double):
     x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(2, 1, 3, 3, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x, weight: convolutions.depthwise(x, weight, 1, 2, 2), (x, weight))
+    assert torch.autograd.gradgradcheck(lambda x, weight: layers.depthwise(x, weight, 1, 2, 2), (x, weight))
 
 
 class Strided(nn.Module):
@@ -56,6 +56,6 @@ class Strided(nn.Module):
 @pytest.mark.parametrize(("channels", "format"), [(15, "contiguous"), (16, "channels_last")])
 def test_convolutions_that_corrupt_memory_stay_out_of_channels_last(channels, format):
     network = Strided(channels)
-    convolutions.set_memory_format(network, torch.device("cpu"))
+    layers.set_memory_format(network, torch.device("cpu"))
     network(torch.randn(2, 3, 8, 8))
     assert network.format == format

@@ -13,12 +13,12 @@ import model_search
 from architect import Architect
 from architectures.cells import Cells, names
 from model import NetworkCIFAR, NetworkImageNet
-from speed import convolutions, recomputation
+from speed import layers, recomputation
 
 GOLDEN = golden.load("darts_cnn.json")
 WAYS = {
     "plain": lambda network: None,
-    "channels_last": lambda network: convolutions.set_memory_format(network, torch.device("cpu")),
+    "channels_last": lambda network: layers.set_memory_format(network, torch.device("cpu")),
     "recomputed": recomputation.recompute,
 }
 ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)

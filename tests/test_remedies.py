@@ -34,7 +34,7 @@ from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
 from nas.strategies import Gdas
 from nas.supernet import Supernet, above_threshold, limit_skips
-from speed import compilation, convolutions, recomputation
+from speed import compilation, layers, recomputation
 
 CPU = torch.device("cpu")
 OWN = f"{Path(__file__).parent.parent / 'examples' / 'small_space.py'}:Net"
@@ -370,7 +370,7 @@ def test_the_exact_second_order_of_a_supernet_with_all_remedies(double):
     assert relative_error([alpha.grad for alpha in network.arch_parameters()], expected) < 1e-8
 
 
-@pytest.mark.parametrize("way", [recomputation.recompute, lambda network: convolutions.set_memory_format(network, CPU)])
+@pytest.mark.parametrize("way", [recomputation.recompute, lambda network: layers.set_memory_format(network, CPU)])
 @pytest.mark.parametrize("build", [everything, lambda: supernet(Gumbel())], ids=["all", "gdas"])
 def test_fast_supernets_compute_the_same(build, way, double):
     network, (x, y) = build(), batch(1)

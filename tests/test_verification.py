@@ -3,7 +3,6 @@
 The check changes no result.
 """
 
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,8 +103,7 @@ def test_alphas_that_rest_at_first_are_checked_in_their_first_step():
             network.weight.grad.zero_()
         return results
 
-    args = Namespace(amp=False, tf32=False)
-    step, x = verification.checked_step(fast, plain, network, [architect], 2, args, lines.append), torch.ones(4, 2)
+    step, x = verification.checked_step(fast, plain, network, [architect], 2, lines.append), torch.ones(4, 2)
     step(x)
     assert not lines
     architect.resting = False

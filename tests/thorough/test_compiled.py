@@ -16,13 +16,13 @@ ROOT = Path(__file__).parent.parent.parent
 CELLS = """
 import model_search
 from architect import HVP
-from speed import acceleration
+import speed
 from steps import CPU, SmallCell, batch, learn_cell
 
 model_search.PRIMITIVES[:] = ["none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"]
 for unrolled, hvp in ((False, HVP[0]), (True, HVP[0]), (True, HVP[1])):
     plain, compiled = SmallCell(), SmallCell()
-    acceleration.apply(compiled, CPU, compiled_for=4)
+    speed.apply(compiled, CPU, compiled_for=4)
     ran = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     tolerance = 1e-9 if hvp == "exact" or not unrolled else 1e-7
     # The last step is on a smaller batch.
@@ -45,7 +45,7 @@ from golden import close
 from test_rnn_speed import B, both
 from rnn.architect import alpha_step, learner
 from rnn.model import REGIONS
-from speed import compilation, products
+from speed import compilation
 
 for kind in ("search", "short"):
     model, plain, text, hidden = both(kind)
@@ -71,7 +71,7 @@ for kind in ("search", "short"):
 torch.set_default_dtype(torch.float32)
 linear = torch.nn.Linear(30, 20)
 x = torch.randn(7, 30, requires_grad=True)
-compiled = torch.compile(torch.nn.Linear.forward, dynamic=False, options=products.options())
+compiled = torch.compile(torch.nn.Linear.forward, dynamic=False, options=compilation.options())
 inputs = [x, linear.weight, linear.bias]
 grads = torch.autograd.grad(compiled(linear, x).square().sum(), inputs)  # compiles
 with torch.profiler.profile() as profile:

@@ -11,14 +11,14 @@ GRID = """
 import itertools, sys, torch
 sys.path.insert(0, sys.argv[1])
 import operations
-from speed import convolutions
+from speed import layers
 torch.set_num_threads(2)
 for C, B, size in itertools.product((2, 3, 4, 8, 12), (2, 3, 13, 29), (8, 14, 16, 32)):
     x = torch.randn(B, C, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
     for name, stride in itertools.product(operations.OPS, (1, 2)):
         if C % 2 == 0 or name != "skip_connect":
             operation = operations.OPS[name](C, stride, True)
-            convolutions.use_fast_gradients(operation)
+            layers.use_fast_gradients(operation)
             sum_ = operation(x).square().sum()
             if sum_.requires_grad:
                 sum_.backward()
