@@ -102,6 +102,7 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     )
     group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
     flags.add_arguments(parser)
+    flags.add_benchmark(parser, rank=True)
     group = parser.add_argument_group("collapse (Zela et al. 2020)")
     group.add_argument(
         "--eigenvalue_every",
@@ -159,6 +160,7 @@ def search(
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
     space = load_space(args.space)
     flags.check(args)  # before images are loaded
+    table = load_benchmark(args)
     device = utils.begin(args)
     options = data.Options.of(args)
     images = data.prepare(options, device)
@@ -240,12 +242,31 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
                 metrics["eigenvalue"] = collapse.dominant_eigenvalue(model, *next(iter(valid_batches)))
                 run.log("eigenvalue %e", metrics["eigenvalue"])
+            if table is not None:
+                metrics |= table.record(architecture, progress.metrics)
+                run.log("true accuracy of %s", table.line(architecture))
             if (warning := collapse.warning(metrics, progress.metrics)) is not None:
                 run.log("%s", warning)
             loop.complete(metrics, architecture, drawing.previews)
             if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
                 break
-        return finish(args, run, len(images.train), space.of(model.export()), stop)
+        found = finish(args, run, len(images.train), space.of(model.export()), stop)
+        if table is not None:
+            run.log("found %s", table.line(found))
+            if args.rank:
+                from nas import ranking
+
+                ranking.rank(model, space, table, valid_batches, args.rank, run)
+        return found
+
+
+def load_benchmark(args: argparse.Namespace) -> Any:
+    """The table of `--benchmark`, or None."""
+    if args.benchmark is None:
+        return None
+    from nas.benchmark import Benchmark
+
+    return Benchmark(args.benchmark, args.dataset)
 
 
 def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Any, Any]:

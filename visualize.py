@@ -7,6 +7,7 @@
     python visualize.py search-EXP/               # all pictures of a run
     python visualize.py search-EXP/ --report      # and all of them on one page, report.html
     python visualize.py search-A/ search-B/       # side by side, into the current folder
+    python visualize.py --benchmark nasbench201.csv search-A/ search-B/    # their paths among all architectures
 
 An architecture is drawn as normal.png and reduction.png, as recurrent.png, or, if it does not consist of such cells, as
 architecture.png. A run also has cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge),
@@ -30,7 +31,9 @@ from pathlib import Path
 
 from architectures import SPACES, Architecture, load_space
 from experiment.errors import UserError
-from pictures import animation, compare, curves, drawing, history, report
+from nas import flags
+from nas.benchmark import Benchmark
+from pictures import animation, benchmark, compare, curves, drawing, history, report
 from pictures.history import History
 
 
@@ -75,7 +78,10 @@ def picture_run(run: History, format: str) -> dict[str, bytes]:
         pictures = drawing.pictures(architecture, format, run.name)
     if (moving := animation.animation(run)) is not None:
         pictures["cells.gif"] = moving
-    return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in curves.pictures(run).items()}
+    figures = curves.pictures(run)
+    if (figure := benchmark.true_accuracy(run)) is not None:
+        figures["true_accuracy"] = figure
+    return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in figures.items()}
 
 
 def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
@@ -108,12 +114,18 @@ def main() -> None:
     parser.add_argument(
         "--caption", default="", help="caption for an architecture that is not a run's; if empty, its name"
     )
+    flags.add_benchmark(parser, rank=False)
     args = parser.parse_args()
     first, folder, page = args.what[0], ".", None
     if args.report and args.format != "png":
         raise UserError("--report embeds PNG: leave --format out")
 
-    if len(args.what) > 1:
+    if args.benchmark is not None:
+        runs = [history.read(name) for name in args.what]
+        truth = Benchmark(args.benchmark, str(runs[0].arguments.get("dataset")))
+        figure = benchmark.landscape(truth, runs, compare.names(runs))
+        pictures = {f"landscape.{args.format}": curves.save(figure, args.format)}
+    elif len(args.what) > 1:
         runs = [history.read(name) for name in args.what]
         pictures, table = picture_runs(runs, args.format), compare.table(runs)
         page = report.of_runs(runs, table, pictures) if args.report else None

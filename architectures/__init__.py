@@ -136,6 +136,11 @@ class Architecture:
         return f"architecture = {self._choices}"
 
     @property
+    def text(self) -> str:
+        """A text that `read` reads; the architecture's name in a benchmark's table."""
+        return json.dumps(self.json, sort_keys=True)
+
+    @property
     def choices(self) -> dict[str, Any]:
         """{key of a choice: what was chosen}."""
         return self._choices

@@ -57,6 +57,10 @@ class Genotyped(Architecture):
         return f"genotype = {self.genotype}"
 
     @property
+    def text(self) -> str:
+        return str(self.genotype)
+
+    @property
     def json(self) -> dict[str, Any]:
         fields = self.genotype._asdict().items()
         return {

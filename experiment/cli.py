@@ -164,7 +164,18 @@ def discard_output() -> None:
 
 
 # Arguments that may change when a run is resumed.
-MAY_CHANGE = {"resume", "run_dir", "data", "gpu", "workers", "threads", "data_on_device", "init_from"}
+MAY_CHANGE = {
+    "resume",
+    "run_dir",
+    "data",
+    "gpu",
+    "workers",
+    "threads",
+    "data_on_device",
+    "init_from",
+    "benchmark",
+    "rank",
+}
 MAY_CHANGE |= {"compile", "recompute", "capture", "report_freq", "checkpoint_minutes"}
 
 SCRIPTS = {

@@ -98,4 +98,4 @@ def _tag(key: str) -> str:
     part, _, rest = key.partition("_")
     if part in ("train", "valid", "test"):
         return f"{rest}/{part}"  # all losses in one group
-    return f"{part}/{rest}" if part in ("entropy", "skips") and rest else key
+    return f"{part}/{rest}" if part in ("entropy", "skips", "true") and rest else key

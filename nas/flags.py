@@ -138,6 +138,25 @@ def add_arguments(parser: cli.Parser) -> None:
     )
 
 
+def add_benchmark(parser: argparse.ArgumentParser, *, rank: bool) -> None:
+    """Adds `--benchmark`, and for a search `--rank`."""
+    group = parser.add_argument_group("tabular benchmark (docs/nasbench201.md)")
+    group.add_argument(
+        "--benchmark",
+        type=cli.path,
+        metavar="FILE.csv",
+        help="report the true accuracy of architectures from this table; it never influences a search",
+    )
+    if rank:
+        group.add_argument(
+            "--rank",
+            type=cli.positive_int,
+            metavar="N",
+            help="after the search, compare the supernet's accuracy of N random architectures with the table "
+            "(Kendall's tau)",
+        )
+
+
 def check(args: argparse.Namespace) -> None:
     """Completes the sizes of the network, and checks what can be checked without images.
 
@@ -150,6 +169,10 @@ def check(args: argparse.Namespace) -> None:
         from nas import building
 
         building.check(args, given(vars(args)).keys())
+    if args.rank and not args.benchmark:
+        raise UserError("--rank compares the supernet with a table: add --benchmark FILE.csv")
+    if args.rank and args.space == "darts":
+        raise UserError("--rank needs a space of layer choices, such as --space nasbench201: leave it out")
     if args.stem == "imagenet":
         from architectures.networks import check_imagenet_stem
 

@@ -412,7 +412,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     if any(mutable.has_mutator for mutable in space):
         raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
     fixed: dict[nn.Module, nn.Module] = {
-        mutable: _fixed(mutable, _chosen(mutable, architecture[mutable.key])) for mutable in choices
+        mutable: _fixed(mutable, chosen_of(mutable, architecture[mutable.key])) for mutable in choices
     }
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
@@ -421,7 +421,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     return fixed.get(model, model)
 
 
-def _chosen(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
+def chosen_of(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
     """The indices of the candidates that `value`, an entry of an architecture, names."""
     values = unmasked(value if isinstance(value, list) else [value], len(mutable))
     names = mutable.names if isinstance(mutable, LayerChoice) else mutable.choose_from

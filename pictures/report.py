@@ -38,6 +38,11 @@ PICTURES = {  # {file name: (heading, explanation, scale)}
         0.75,
     ),
     "curves.png": ("Loss and accuracy, or perplexity", "The loss of the network, without the auxiliary head.", 0.75),
+    "true_accuracy.png": (
+        "True accuracy",
+        "Of the architecture of each epoch, from the benchmark's table, beside the accuracy that the supernet shows.",
+        0.75,
+    ),
     "confusion.png": (
         "Accuracy by class",
         "Each row is a class of the test set: how its images were classified.",

@@ -44,6 +44,10 @@ class Cell201(Architecture):
         return from_string(strings[-1]) if strings else super().decode(text, name)
 
     @property
+    def text(self) -> str:
+        return to_string(self.choices)
+
+    @property
     def cells(self) -> dict[str, Cell]:
         if set(self.choices) != set(EDGES) or not all(
             isinstance(operation, str) for operation in self.choices.values()

@@ -1,0 +1,127 @@
+"""`--benchmark` and `--rank`: what a search found, looked up in a table of true accuracies."""
+
+import itertools
+import json
+import re
+
+import pytest
+from scripts import result, run
+
+from architectures import load_space
+from nas.benchmark import Benchmark
+from nas.ranking import kendall_tau
+
+OPERATIONS = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
+SEARCH = ["train_search", "--space", "nasbench201", "--init_channels", "2", "--layers", "1", "--batch_size", "8"]
+TINY = ["--epochs", "2", "--image_size", "8", "--compile", "no"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """All cells of NAS-Bench-201, with made accuracies: they count convolutions and poolings of 3x3, and `none`."""
+    lines = ["architecture,cifar10,cifar100"]
+    for a, b, c, d, e, f in itertools.product(OPERATIONS, repeat=6):
+        text = f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+        lines.append(f"{text},{50 + 7 * text.count('3x3')}.25,{text.count('none')}")
+    path = tmp_path_factory.mktemp("table") / "made.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_search_reports_what_the_table_says(images, table, tmp_path):
+    plain, judged = tmp_path / "plain", tmp_path / "judged"
+    for folder, more in ((plain, []), (judged, ["--benchmark", table, "--rank", "5"])):
+        status, output = run(SEARCH, images, *TINY, *more, "--run_dir", folder)
+        assert status == 0, output
+
+    rows = [json.loads(line) for line in (judged / "metrics.jsonl").read_text().splitlines()]
+    space = load_space("nasbench201")
+    for row in rows:
+        text = space.of_epoch(row).text
+        assert row["true"] == {"cifar10": 50.25 + 7 * text.count("3x3"), "cifar100": text.count("none")}
+        assert (row["true_acc"], row["true_optimum"]) == (row["true"]["cifar10"], 92.25)
+        better = sum(2**n * 3 ** (6 - n) * [1, 6, 15, 20, 15, 6, 1][n] for n in range(text.count("3x3") + 1, 7))
+        assert row["true_rank"] == 1 + better
+    assert [row["true_best"] for row in rows] == [rows[0]["true_acc"], max(row["true_acc"] for row in rows)]
+    place = f"(rank {rows[-1]['true_rank']:,} of 15,625, optimum 92.25%)"
+    assert f"found {text}, {rows[-1]['true_acc']:.2f}% on cifar10 {place}" in output
+
+    ranking = json.loads((judged / "ranking.json").read_text())
+    assert len({row["architecture"] for row in ranking}) == 5
+    assert all(row["true_acc"] == 50.25 + 7 * row["architecture"].count("3x3") for row in ranking)
+    tau = kendall_tau([row["supernet_acc"] for row in ranking], [row["true_acc"] for row in ranking])
+    assert f"Kendall's tau {tau:.3f}" in output
+    assert (judged / "ranking.png").exists()
+
+    for row in rows:  # the table has no influence
+        for name in ("true", "true_acc", "true_rank", "true_best", "true_optimum"):
+            del row[name]
+    (judged / "ranking.json").unlink()
+    (before, weights, *_), (_, judged_weights, *_) = result(plain), result(judged)
+    assert [row["alphas"] for row in rows] == [row["alphas"] for row in before]
+    assert str(judged_weights) == str(weights)
+
+    # A search without the table is ranked later.
+    status, output = run(SEARCH[:1], images, "--resume", plain, "--benchmark", table, "--rank", "3", *TINY[2:4])
+    assert status == 0, output
+    assert len(json.loads((plain / "ranking.json").read_text())) == 3
+
+
+def test_pictures_of_runs_among_all_cells(images, table, tmp_path, script):
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        status, output = run(SEARCH, images, *TINY, "--seed", seed, "--benchmark", table, "--run_dir", folder)
+        assert status == 0, output
+    status, output, _ = script("visualize", "--benchmark", table, tmp_path / "1", tmp_path / "2", "--format", "svg")
+    assert (status, output) == (0, "landscape.svg\n")
+    drawn = (tmp_path / "landscape.svg").read_text()
+    assert all(word in drawn for word in ("15,625 architectures on cifar10", "true accuracy, %", "optimum, 92.25%"))
+    assert script("visualize", tmp_path / "1", "--report")[0] == 0
+    assert (tmp_path / "1" / "true_accuracy.png").exists()
+    assert "True accuracy</h2>" in (tmp_path / "1" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("", "needs a column `architecture` and one of percent for each data set"),
+        ("architecture\n|none~0|\n", "needs a column `architecture` and one of percent"),
+        ("cell,cifar10\n|none~0|,10\n", "needs a column `architecture` and one of percent"),
+        ("architecture,cifar10\n|none~0|,high\n", "is not a number"),
+        ("architecture,cifar10\n|none~0|\n", "is not a number"),
+        ("architecture,cifar10\n|none~0|,10\n", "; it has, for example, |none~0|"),
+    ],
+)
+def test_a_wrong_table_is_one_line(content, words, images, tmp_path):
+    path = tmp_path / "table.csv"
+    if content is not None:
+        path.write_text(content)
+    status, output = run(SEARCH, images, *TINY, "--benchmark", path, "--run_dir", tmp_path / "run")
+    assert status == 2
+    assert re.search(f"error: .*{re.escape(str(path))}.*{re.escape(words)}", output.splitlines()[-1]), output
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--rank", "5"], "--rank compares the supernet with a table: add --benchmark"),
+        (["--rank", "5", "--benchmark", "x.csv", "--space", "darts"], "--rank needs a space of layer choices"),
+    ],
+)
+def test_what_ranking_needs(given, words, images):
+    status, output = run(SEARCH, images, *given)
+    assert status == 2
+    assert words in output
+
+
+def test_the_column_is_that_of_the_data_set(table):
+    assert Benchmark(str(table), "cifar100").optimum == 6
+    assert Benchmark(str(table), "folder").optimum == 92.25
+
+
+def test_kendall_tau():
+    assert kendall_tau([1, 2, 3], [10, 20, 30]) == 1
+    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+    assert kendall_tau([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(5 / (5 * 6) ** 0.5)
+    assert kendall_tau([1, 1], [1, 2]) == 0
