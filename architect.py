@@ -79,11 +79,14 @@ class Architect:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a checkpoint holds in addition to the model."""
-        return self.optimizer.state_dict()
+        gradients = [alpha.grad for alpha in self.model.arch_parameters()]  # which `--clip_alphas` counts
+        return {**self.optimizer.state_dict(), "gradients": gradients}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         checkpoint.load_optimizer(self.optimizer, state_dict)
+        for alpha, gradient in zip(self.model.arch_parameters(), state_dict["gradients"], strict=True):
+            alpha.grad = None if gradient is None else gradient.to(alpha)
 
     def step(
         self,

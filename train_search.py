@@ -73,12 +73,21 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         "from 64 pixels on",
     )
     cli.add_space_argument(group, "--strategy_arg", "strategy")
-    cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
+    group = cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
+    group.add_argument("--nesterov", action="store_true", help="use Nesterov's momentum")
+    group.add_argument(
+        "--clip_alphas",
+        action="store_true",
+        help="count the gradients of the alphas, of both steps, in the norm that --grad_clip limits",
+    )
     group = parser.add_argument_group("alphas")
     group.add_argument(
         "--unrolled",
         action="store_true",
         help="use the second order: the validation loss after a virtual step of the weights",
+    )
+    group.add_argument(
+        "--weights_first", action="store_true", help="take the weight step before the alpha step, in first order"
     )
     group.add_argument(
         "--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way"
@@ -181,6 +190,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         lr=args.learning_rate,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
     plain = search_step(model, architect, criterion, optimizer, args)
@@ -320,21 +330,36 @@ def search_step(
     norm on the former.
     """
     weights = model.weight_parameters()
+    alphas = model.arch_parameters() if model.alphas_by_edge() else []  # other strategies learn something else
+    counted = alphas if args.clip_alphas else []
+    weights_first = args.weights_first and not args.unrolled and bool(alphas)
 
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if weights_first:
+            results = weight_step(x, y)
         # 1. Update the alphas by descending the validation loss.
         if not architect.resting:
             architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
+        # 2. Update the weights by descending the training loss.
+        return results if weights_first else weight_step(x, y)
 
-        # 2. Update the weights by descending the training loss; the alphas need no gradient here.
+    def weight_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         optimizer.zero_grad()
-        with utils.constant(model.arch_parameters()):
+        with utils.constant([] if counted else model.arch_parameters()):  # which need no gradient here
             logits, _ = utils.forward(model, x, args.amp)
         loss = distributed.mean(criterion(logits, y), y.size(0))
+        gradients = [alpha.grad for alpha in counted]  # of the last alpha step
+        for alpha in counted:
+            alpha.grad = None
         if loss.requires_grad:  # sampled operations may have no weights
-            loss.backward(inputs=weights)
-        distributed.average_gradients(weights)
-        norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
+            loss.backward(inputs=[*weights, *counted])
+        distributed.average_gradients([*weights, *counted])
+        for alpha, gradient in zip(counted, gradients, strict=True):
+            if gradient is not None:
+                alpha.grad = gradient.clone() if alpha.grad is None else alpha.grad + gradient
+        norm = nn.utils.clip_grad_norm_([*weights, *counted], args.grad_clip)
+        for alpha, gradient in zip(counted, gradients, strict=True):
+            alpha.grad = gradient
         optimizer.step()
         return loss.detach(), logits.detach(), norm
 

@@ -53,6 +53,7 @@ class Architecture:
     NUMBERED: ClassVar[Sequence[str]] = ()  # the operations behind the numbers in alphas
     NETWORK: ClassVar[str] = ""  # module:class of the network with the choices
     WIDTH, DEPTH = "init_channels", "layers"  # its arguments for --init_channels and --layers
+    DISCRETE: ClassVar[Mapping[str, Any]] = {}  # its arguments where the network has one architecture
 
     def __init__(self, choices: Mapping[str, Any]) -> None:
         self._choices = dict(choices)

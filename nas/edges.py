@@ -178,3 +178,17 @@ def _narrowed(module: nn.Module, parts: int) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _narrowed(child, parts))
     return module
+
+
+def use_batch_statistics(network: nn.Module) -> None:
+    """Makes BatchNorm always use the statistics of its batch.
+
+    Running averages would mix those of different architectures. A network with the attribute `own_statistics` has
+    decided itself, and does not change.
+    """
+    for module in network.modules():
+        if getattr(module, "own_statistics", False):
+            break
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None

@@ -37,6 +37,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch_learning_rate": 3e-3,
         "arch_beta1": 0.9,
     },
+    "nasbench201": {  # docs/nasbench201.md
+        "space": "nasbench201",
+        "weight_decay": 5e-4,
+        "nesterov": True,
+        "weights_first": True,
+        "clip_alphas": True,
+    },
 }
 
 # {argument: its value without the remedy}.
@@ -52,7 +59,10 @@ OFF: dict[str, Any] = {
     "max_skips": None,
     "perturb": "none",
     "arch_warmup": 0,
+    "weights_first": False,
+    "clip_alphas": False,
 }
+_OF_THE_STEP = {"weights_first", "clip_alphas"}  # and not of the network or the strategy
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def wanted(args: argparse.Namespace) -> bool:
     """Whether the search needs more than the network and the `Architect` of the paper."""
-    more = given(vars(args)).keys() - {"arch_warmup"}
+    more = given(vars(args)).keys() - {"arch_warmup", *_OF_THE_STEP}
     return bool(more or args.space_arg or args.strategy_arg) or (args.space, args.strategy) != ("darts", "darts")
 
 
@@ -168,7 +178,7 @@ def check(args: argparse.Namespace) -> None:
     if wanted(args):
         from nas import building
 
-        building.check(args, given(vars(args)).keys())
+        building.check(args, given(vars(args)).keys() - _OF_THE_STEP)
     if args.rank and not args.benchmark:
         raise UserError("--rank compares the supernet with a table: add --benchmark FILE.csv")
     if args.rank and args.space == "darts":

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    """The network of `args.space` with all its choices open."""
+def build_network(args: argparse.Namespace, num_classes: int, discrete: bool = False) -> nn.Module:
+    """The network of `args.space` with all its choices open; `discrete`: for one architecture, not for a search."""
     space, network = load_space(args.space), load_network(args.space)
     given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | (
         {"n_nodes": args.nodes} if args.space == "darts" else {}
@@ -45,6 +45,8 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
         )
     reserved = (space.WIDTH, space.DEPTH, "num_classes", "in_channels", *given)
     given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (network,), reserved)[0]
+    if discrete:
+        given |= space.DISCRETE
     try:
         signature.bind(**given)
     except TypeError as error:

@@ -110,6 +110,8 @@ class LayerChoice(Choice):
         key: see `Mutable`.
     """
 
+    nothing = True  # whether `DartsMutator` has an alpha for choosing none of the candidates
+
     def __init__(
         self,
         op_candidates: Sequence[nn.Module] | Mapping[str, nn.Module],

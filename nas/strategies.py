@@ -7,17 +7,18 @@ write a strategy, derive a class from `Strategy` or from one of its subclasses; 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from architect import Architect, Loss, State
 from experiment import checkpoint, distributed
 from nas.controller import EnasMutator, Reinforce
+from nas.edges import use_batch_statistics
 from nas.mutators import DartsMutator, Decisions, Mutator, RandomMutator
 from nas.relaxation import Adversarial, Dirichlet, Gumbel, Perturbed, Relaxation, Sigmoid, divergence
 from nas.search_model import SearchModel
@@ -126,13 +127,19 @@ class Gdas(Darts):
     """GDAS (Dong, Yang, CVPR 2019, 1910.04465): trains alphas by the gradient of sampled operations, in first order.
 
     BatchNorm is as in `use_batch_statistics`.
+
+    Args:
+        scalars: whether an edge adds the weights of the candidates that do not run, which are 0, to its output. They
+            change the gradient of the alphas. Only for layer choices; None: with `--space nasbench201`, as the authors.
     """
 
     relaxation = Gumbel
 
-    def __init__(self, model: Any, args: argparse.Namespace) -> None:
+    def __init__(self, model: Any, args: argparse.Namespace, scalars: bool | None = None) -> None:
         super().__init__(model, args)
         use_batch_statistics(model)
+        if isinstance(model, SearchModel):
+            model.mutator.scalars = args.space == "nasbench201" if scalars is None else scalars
 
 
 class Drnas(Darts):
@@ -159,12 +166,15 @@ class Drnas(Darts):
 
 
 class Random(Strategy):
-    """Trains the weights on a random architecture in every step (Li, Talwalkar 2019, 1902.07638)."""
+    """Trains the weights on a random architecture in every step (Li, Talwalkar 2019, 1902.07638).
 
-    candidates = 10  # sampled at the end of an epoch, as in ENAS (section 2.2)
+    Args:
+        candidates: sampled at the end of an epoch; 10 as in ENAS (section 2.2).
+    """
 
-    def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
+    def __init__(self, model: SearchModel, args: argparse.Namespace, candidates: int = 10) -> None:
         super().__init__(model, args)
+        self.candidates = candidates
         self.device = next(model.parameters()).device
         use_batch_statistics(model.network)
 
@@ -174,15 +184,16 @@ class Random(Strategy):
             self.model.mutator.reset()
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Decides on the finalist with the highest accuracy, or else the lowest loss, on the first of `batches`."""
-        x, y = next(iter(batches))
+        """Decides on the finalist with the highest accuracy. Each is measured on one of `batches`, in turn."""
         distributed.same_random_numbers(self.device)
-
-        def score_of(decisions: Decisions) -> tuple[float, float]:
+        best: tuple[float, Decisions] | None = None
+        for decisions, (x, y) in zip(self.finalists(), itertools.cycle(batches), strict=False):
             self.model.mutator.decide(decisions)
-            return self.score(x, y)
-
-        self.model.mutator.decide(max(self.finalists(), key=score_of))
+            accuracy, _ = self.score(x, y)
+            if best is None or accuracy > best[0]:
+                best = accuracy, decisions
+        assert best is not None  # there are finalists and batches
+        self.model.mutator.decide(best[1])
 
     def state_dict(self) -> dict[str, Any]:
         return {"decisions": self.model.mutator.status()}
@@ -212,8 +223,8 @@ class Enas(Random):
 
     mutator = EnasMutator
 
-    def __init__(self, model: SearchModel, args: argparse.Namespace) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: SearchModel, args: argparse.Namespace, candidates: int = 10) -> None:
+        super().__init__(model, args, candidates)
         assert isinstance(model.mutator, EnasMutator)  # it knows the probability of a sample
         self.controller = Reinforce(model.mutator)
 
@@ -242,14 +253,3 @@ class Enas(Random):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         checkpoint.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))
-
-
-def use_batch_statistics(network: nn.Module) -> None:
-    """Makes BatchNorm always use the statistics of its batch.
-
-    Running averages would mix those of different architectures.
-    """
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None

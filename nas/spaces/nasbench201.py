@@ -1,7 +1,8 @@
 """NAS-Bench-201 (Dong, Yang, ICLR 2020, 2001.00326): a cell of 4 nodes, one of 5 operations on each edge, so 15625
 cells.
 
-The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert.
+The benchmark contains results for all of them, and names cells by strings; `to_string` and `from_string` convert. The
+supernet is that of the benchmark's own searches (docs/nasbench201.md).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,19 +18,20 @@ from torch import Tensor, nn
 import operations
 from architectures import Architecture, Cell, Edge
 from experiment.errors import UserError, shown
+from nas.edges import use_batch_statistics
 from nas.mutables import LayerChoice
 from operations import FactorizedReduce, Identity, ReLUConvBN
 
 NODES = 4
 EDGES = [f"{source}_{node}" for node in range(1, NODES) for source in range(node)]
 
-# {NNI's name of a candidate: its name in the benchmark's strings}.
+# {name of a candidate, as in NNI: its name in the benchmark's strings}, in the benchmark's order.
 CANDIDATES = {
     "none": "none",
-    "avg_pool_3x3": "avg_pool_3x3",
-    "conv_3x3": "nor_conv_3x3",
-    "conv_1x1": "nor_conv_1x1",
     "skip_connect": "skip_connect",
+    "conv_1x1": "nor_conv_1x1",
+    "conv_3x3": "nor_conv_3x3",
+    "avg_pool_3x3": "avg_pool_3x3",
 }
 
 
@@ -37,6 +40,7 @@ class Cell201(Architecture):
 
     NETWORK = "nas.spaces.nasbench201:NASBench201Network"
     WIDTH, DEPTH = "channels", "cells"
+    DISCRETE = MappingProxyType({"reduction": "mean", "track_running_stats": True})
 
     @classmethod
     def decode(cls, text: str, name: str) -> Any:
@@ -71,28 +75,32 @@ class Pooling(nn.Sequential):
 
 
 class Zero(operations.Zero):
-    """Zeros: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+    """Zeros: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
+
+    A product, as in the benchmark: weights before it get a gradient, of zeros, and so SGD's weight decay.
+    """
 
     def __init__(self, C_in: int, C_out: int, stride: int) -> None:
         super().__init__(stride)
         self.C_in, self.C_out = C_in, C_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.C_in == self.C_out else x[:, :1].expand(-1, self.C_out, -1, -1))
+        x = x if self.C_in == self.C_out else x[:, :1].expand(-1, self.C_out, -1, -1)
+        return 0 * x[:, :, :: self.stride, :: self.stride]
 
 
-def _candidates(C_in: int, C_out: int, stride: int) -> OrderedDict[str, nn.Module]:
-    """The candidates. If the shapes of input and output differ, pooling and skip connection contain 1x1
+def _candidates(C_in: int, C_out: int, stride: int, affine: bool) -> OrderedDict[str, nn.Module]:
+    """The candidates in NNI's order. If the shapes of input and output differ, pooling and skip connection contain 1x1
     convolutions."""
     if stride == 2:
-        skip: nn.Module = FactorizedReduce(C_in, C_out)
+        skip: nn.Module = FactorizedReduce(C_in, C_out, affine)
     else:
-        skip = Identity() if C_in == C_out else ReLUConvBN(C_in, C_out, 1, 1, 0)
+        skip = Identity() if C_in == C_out else ReLUConvBN(C_in, C_out, 1, 1, 0, affine)
     return OrderedDict(
         none=Zero(C_in, C_out, stride),
         avg_pool_3x3=Pooling(C_in, C_out, stride),
-        conv_3x3=ReLUConvBN(C_in, C_out, 3, stride, 1),
-        conv_1x1=ReLUConvBN(C_in, C_out, 1, stride, 0),
+        conv_3x3=ReLUConvBN(C_in, C_out, 3, stride, 1, affine),
+        conv_1x1=ReLUConvBN(C_in, C_out, 1, stride, 0, affine),
         skip_connect=skip,
     )
 
@@ -104,14 +112,21 @@ class NASBench201Cell(nn.Module):
     Args:
         C_in, C_out: channels of the input and of the output.
         stride: of the edges from the input.
+        reduction: `mean`, the cell of NNI 2.0, which with one operation on each edge is that of the benchmark's
+            networks; or `sum`, the cell of the benchmark's searches: BatchNorm without parameters, and no alpha for
+            choosing nothing beside that of the candidate `none`.
     """
 
-    def __init__(self, C_in: int, C_out: int, stride: int) -> None:
+    def __init__(self, C_in: int, C_out: int, stride: int, reduction: str = "mean") -> None:
         super().__init__()
         self.edges = nn.ModuleDict()
         for key in EDGES:
             shape = (C_in, C_out, stride) if key[0] == "0" else (C_out, C_out, 1)
-            self.edges[key] = LayerChoice(_candidates(*shape), reduction="mean", key=key)
+            candidates = _candidates(*shape, affine=reduction == "mean")
+            if reduction == "sum":
+                candidates = OrderedDict((name, candidates[name]) for name in CANDIDATES)
+            self.edges[key] = LayerChoice(candidates, reduction=reduction, key=key)
+            self.edges[key].nothing = reduction == "mean"
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
@@ -129,17 +144,33 @@ class NASBench201Network(nn.Module):
         channels: C, 16 in the benchmark.
         cells: cells per stage, 5 in the benchmark.
         num_classes, in_channels: of the dataset.
+        reduction: as for `NASBench201Cell`.
+        track_running_stats: whether the BatchNorms in the cells evaluate by running statistics, and not by those of
+            the batch. None: with the reduction `mean` only.
     """
 
-    def __init__(self, channels: int = 16, cells: int = 5, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        channels: int = 16,
+        cells: int = 5,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        reduction: str = "sum",
+        track_running_stats: bool | None = None,
+    ) -> None:
         super().__init__()
+        self.own_statistics = reduction == "sum"
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.layers = nn.ModuleList()
         for stage in range(3):
             if stage:
                 self.layers.append(ResidualBlock(channels, 2 * channels))
                 channels *= 2
-            self.layers.extend(NASBench201Cell(channels, channels, 1) for _ in range(cells))
+            for _ in range(cells):
+                cell = NASBench201Cell(channels, channels, 1, reduction)
+                if not (reduction == "mean" if track_running_stats is None else track_running_stats):
+                    use_batch_statistics(cell)
+                self.layers.append(cell)
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
 
