@@ -74,10 +74,11 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     )
     cli.add_space_argument(group, "--strategy_arg", "strategy")
     group = cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
-    group.add_argument("--nesterov", action="store_true", help="use Nesterov's momentum")
+    group.add_argument("--nesterov", choices=["no", "yes"], default="no", help="use Nesterov's momentum")
     group.add_argument(
         "--clip_alphas",
-        action="store_true",
+        choices=["no", "yes"],
+        default="no",
         help="count the gradients of the alphas, of both steps, in the norm that --grad_clip limits",
     )
     group = parser.add_argument_group("alphas")
@@ -87,7 +88,10 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
         help="use the second order: the validation loss after a virtual step of the weights",
     )
     group.add_argument(
-        "--weights_first", action="store_true", help="take the weight step before the alpha step, in first order"
+        "--weights_first",
+        choices=["no", "yes"],
+        default="no",
+        help="take the weight step before the alpha step, in first order without --perturb",
     )
     group.add_argument(
         "--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way"
@@ -190,7 +194,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         lr=args.learning_rate,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
-        nesterov=args.nesterov,
+        nesterov=args.nesterov == "yes",
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
     plain = search_step(model, architect, criterion, optimizer, args)
@@ -331,8 +335,8 @@ def search_step(
     """
     weights = model.weight_parameters()
     alphas = model.arch_parameters() if model.alphas_by_edge() else []  # other strategies learn something else
-    counted = alphas if args.clip_alphas else []
-    weights_first = args.weights_first and not args.unrolled and bool(alphas)
+    counted = alphas if args.clip_alphas == "yes" else []
+    weights_first = args.weights_first == "yes" and not args.unrolled and args.perturb == "none" and bool(alphas)
 
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if weights_first:
@@ -340,10 +344,11 @@ def search_step(
         # 1. Update the alphas by descending the validation loss.
         if not architect.resting:
             architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
-        # 2. Update the weights by descending the training loss.
+        # 2. Update the weights.
         return results if weights_first else weight_step(x, y)
 
     def weight_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Descends the training loss."""
         optimizer.zero_grad()
         with utils.constant([] if counted else model.arch_parameters()):  # which need no gradient here
             logits, _ = utils.forward(model, x, args.amp)

@@ -40,9 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "nasbench201": {  # docs/nasbench201.md
         "space": "nasbench201",
         "weight_decay": 5e-4,
-        "nesterov": True,
-        "weights_first": True,
-        "clip_alphas": True,
+        "nesterov": "yes",
+        "weights_first": "yes",
+        "clip_alphas": "yes",
     },
 }
 
@@ -59,8 +59,8 @@ OFF: dict[str, Any] = {
     "max_skips": None,
     "perturb": "none",
     "arch_warmup": 0,
-    "weights_first": False,
-    "clip_alphas": False,
+    "weights_first": "no",
+    "clip_alphas": "no",
 }
 _OF_THE_STEP = {"weights_first", "clip_alphas"}  # and not of the network or the strategy
 

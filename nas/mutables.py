@@ -108,17 +108,18 @@ class LayerChoice(Choice):
         op_candidates: the layers; in an `OrderedDict`, they have names.
         reduction: how several outputs are combined: `sum`, `mean`, `concat` (along dimension 1) or `none` (a list).
         key: see `Mutable`.
+        nothing: whether `DartsMutator` has an alpha for choosing none of the candidates.
     """
-
-    nothing = True  # whether `DartsMutator` has an alpha for choosing none of the candidates
 
     def __init__(
         self,
         op_candidates: Sequence[nn.Module] | Mapping[str, nn.Module],
         reduction: str = "sum",
         key: str | None = None,
+        nothing: bool = True,
     ) -> None:
         super().__init__(reduction, key)
+        self.nothing = nothing
         named = (
             op_candidates
             if isinstance(op_candidates, Mapping)

@@ -282,7 +282,6 @@ class DartsMutator(Mutator):
         super().__init__(model)
         self.relaxation = relaxation or Relaxation()
         self.dense = not self.relaxation.samples
-        self.scalars = False  # see `nas.strategies.Gdas`
         alphas = [
             (choice, nn.Parameter(1e-3 * torch.randn(len(choice) + (self.relaxation.none and choice.nothing))))
             for choice in self.layer_choices
@@ -355,7 +354,7 @@ class DartsMutator(Mutator):
                 return super().on_forward_layer_choice(mutable, *args)  # which says so if the shapes differ
         else:
             output = super().on_forward_layer_choice(mutable, *args, **kwargs)
-            return output + (mask.sum() - mask[mask.argmax()]) if self.scalars else output
+            return output + (mask.sum() - mask[mask.argmax()]) if self.relaxation.scalars else output
         return output / len(mutable) if mutable.reduction == "mean" else output
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ class Relaxation(nn.Module):
     none = True  # whether the choice of nothing takes part: it has an alpha in every space, but no output
     draws = False  # whether `mixed` draws anew in every pass, so that losses of two passes cannot be compared
     samples = False  # whether `mixed` returns one-hot rows: an edge runs one candidate
+    scalars = False  # whether such an edge adds the other weights to its output: see `nas.strategies.Gdas`
     weighs_edges = True  # whether edges with partial channels have weights (edge normalisation)
     threshold = 0.0  # operations with a smaller weight are left out of the architecture
 

@@ -138,8 +138,7 @@ class Gdas(Darts):
     def __init__(self, model: Any, args: argparse.Namespace, scalars: bool | None = None) -> None:
         super().__init__(model, args)
         use_batch_statistics(model)
-        if isinstance(model, SearchModel):
-            model.mutator.scalars = args.space == "nasbench201" if scalars is None else scalars
+        model.relaxation.scalars = args.space == "nasbench201" if scalars is None else scalars
 
 
 class Drnas(Darts):

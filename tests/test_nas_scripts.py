@@ -187,7 +187,7 @@ FILES = {
         (
             "train_search",
             ["--space", "enas_micro", "--strategy", "enas", "--strategy_arg", "depth=1"],
-            "known are branch_bias, lstm_num_layers, lstm_size",
+            "known are branch_bias, candidates, lstm_num_layers",
         ),
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),

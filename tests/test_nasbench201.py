@@ -244,7 +244,7 @@ def check_steps(case, model, architect, args, tolerance=1e-8):
     network = model.network
     args.grad_clip = case.get("gradient_clip", 5)
     optimizer = torch.optim.SGD(
-        model.weight_parameters(), lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
+        model.weight_parameters(), lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov == "yes"
     )
     step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
     for number, row in enumerate(case["steps"]):

@@ -225,6 +225,7 @@ PC, SMOOTH = (
 RUNS = {
     "pc-darts, sdarts, darts-": ["--nodes", "2", *PC, *SMOOTH],
     "gdas on nasbench201": ["--strategy", "gdas", "--space", "nasbench201", "--layers", "1"],
+    "the preset of nasbench201": ["--preset", "nasbench201", "--layers", "1", "--grad_clip", "0.01"],
 }
 
 
@@ -256,6 +257,7 @@ def test_searched_killed_and_resumed(name, images, tmp_path):
     assert rows[0]["alphas"] != rows[1]["alphas"]
     if "gdas" in name:
         assert [row["temperature"] for row in rows] == pytest.approx([10, 0.1])
+    if "nasbench201" in name:
         return
     matrices = [
         line for line in (whole / "log.txt").read_text().split(" epoch ") if "tensor([[" in line
@@ -433,7 +435,7 @@ def test_gdas_may_sample_an_operation_without_weights():
 
 def test_alphas_of_gdas_are_of_the_candidates_alone():
     for relaxation, extra in ((Gumbel(), 0), (None, 1)):
-        space = NASBench201Network(channels=2, cells=1, num_classes=3)
+        space = NASBench201Network(channels=2, cells=1, num_classes=3, reduction="mean")
         mutator = DartsMutator(space, relaxation)
         assert [len(alpha) for alpha in mutator.alphas.values()] == [5 + extra] * 6
         for weights in SearchModel(space, mutator).alphas_by_edge().values():

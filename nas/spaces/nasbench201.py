@@ -125,8 +125,7 @@ class NASBench201Cell(nn.Module):
             candidates = _candidates(*shape, affine=reduction == "mean")
             if reduction == "sum":
                 candidates = OrderedDict((name, candidates[name]) for name in CANDIDATES)
-            self.edges[key] = LayerChoice(candidates, reduction=reduction, key=key)
-            self.edges[key].nothing = reduction == "mean"
+            self.edges[key] = LayerChoice(candidates, reduction, key, nothing=reduction == "mean")
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
