@@ -26,22 +26,22 @@ CHOICES = {
     "dilconv3x3": "dil_conv_3x3",
     "dilconv5x5": "dil_conv_5x5",
 }
-_NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
+NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
+
+# All operations that a genotype may contain: the candidates, and those of published cells.
+OPERATIONS = list(dict.fromkeys([*PRIMITIVES, "none", *CHOICES.values(), "sep_conv_7x7", "conv_7x1_1x7"]))
+
+# How the keys of NNI's dictionaries begin: that of its tutorial, and that of its choices.
+_NNI = tuple(f"{cell}/" for cell in CELLS)
+_CHOICES = tuple(f"{cell}_n2" for cell in CELLS)
 
 
 def names() -> dict[str, Genotype]:
     """{name: published cells}: every genotype in `genotypes.py` and `published.py`."""
     from architectures import published
 
-    return {
-        name: value
-        for name, value in [*vars(genotypes).items(), *vars(published).items()]
-        if isinstance(value, Genotype)
-    }
-
-
-# All operations that a genotype may contain: the candidates, and those of published cells.
-OPERATIONS = list(dict.fromkeys([*PRIMITIVES, "none", *CHOICES.values(), "sep_conv_7x7", "conv_7x1_1x7"]))
+    both = vars(genotypes) | vars(published)
+    return {name: value for name, value in both.items() if isinstance(value, Genotype)}
 
 
 class Genotyped(Architecture):
@@ -49,6 +49,7 @@ class Genotyped(Architecture):
     are concatenated."""
 
     FILES: ClassVar[tuple[str, ...]] = ("genotype.json",)
+    NOTATIONS: ClassVar[tuple[str, ...]] = ()  # how keys begin in notations other than `FIELDS`
 
     def __init__(self, genotype: Any) -> None:
         self.genotype = genotype
@@ -62,15 +63,16 @@ class Genotyped(Architecture):
 
     @property
     def json(self) -> dict[str, Any]:
-        fields = self.genotype._asdict().items()
         return {
             name: [list(entry) if isinstance(entry, tuple | list) else entry for entry in field]
-            for name, field in fields
+            for name, field in self.genotype._asdict().items()
         }
 
     @classmethod
     def recognises(cls, content: Any) -> bool:
-        return isinstance(content, dict) and set(content) == set(cls.FIELDS)
+        return isinstance(content, dict) and any(
+            key in cls.FIELDS or str(key).startswith(cls.NOTATIONS) for key in content
+        )
 
     @classmethod
     def fields(cls, content: Any) -> dict[str, Any]:
@@ -85,18 +87,13 @@ class Cells(Genotyped):
 
     FILES = ("genotype.json", "architecture.json")
     FIELDS = Genotype._fields
+    NOTATIONS = _NNI + _CHOICES
     NETWORK = "nas.spaces.darts:DartsNetwork"
     genotype: Genotype
 
     @classmethod
     def names(cls) -> Mapping[str, Genotype]:
         return names()
-
-    @classmethod
-    def recognises(cls, content: Any) -> bool:
-        return isinstance(content, dict) and any(
-            str(key) in cls.FIELDS or str(key).startswith(_NNI + _CHOICES) for key in content
-        )
 
     @classmethod
     def of(cls, content: Any) -> Self:
@@ -112,21 +109,33 @@ class Cells(Genotyped):
         if isinstance(content, Genotype):
             return cls(content)
         keys = [str(key) for key in content] if isinstance(content, dict) else []
-        if any(key.startswith(_NNI) for key in keys):
-            return cls(_from_nni(content))
-        if any(key.startswith(_CHOICES) for key in keys):
-            return cls(_from_choices(content))
+        for beginnings, read in ((_NNI, _from_nni), (_CHOICES, _from_choices)):
+            if any(key.startswith(beginnings) for key in keys):
+                return cls(read(content))
         return cls(check(**cls.fields(content)))
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The cells as choices of `nas/spaces/darts.py`, with `[]` for unused edges.
-
-        Raises:
-            UserError: this space does not contain the cells: unknown operations, two edges from one node, or nodes not
-                concatenated.
-        """
-        return _to_choices(self.genotype)
+        """The cells as choices of `nas/spaces/darts.py`, with `[]` for unused edges. Raises `UserError` if this space
+        does not contain the cells: unknown operations, two edges from one node, or nodes not concatenated."""
+        candidates = [primitive for primitive in PRIMITIVES if primitive != "none"]
+        choices: dict[str, str | list[str]] = {}
+        for cell, edges, nodes in _whole(self.genotype):
+            for node in nodes:
+                used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
+                if len(used) < 2:
+                    raise UserError(
+                        f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two"
+                    )
+                if unknown := [operation for operation in used.values() if operation not in candidates]:
+                    raise UserError(
+                        f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}"
+                    )
+                for source in range(node):
+                    operation = used.get(source)
+                    choices[edge_key(cell, node, source)] = NNI_NAMES.get(operation, operation) if operation else []
+                choices[switch_key(cell, node)] = [edge_key(cell, node, source) for source in sorted(used)]
+        return choices
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Choices, genotype and NNI's form; only the genotype for cells in which `none` replaces an edge
@@ -172,16 +181,6 @@ def edge_of(key: str) -> tuple[str, int, int] | None:
 def switch_key(cell: str, node: int) -> str:
     """The key of the choice between the inputs of a node."""
     return f"{cell}_n{node}_switch"
-
-
-def choice_of(operation: str) -> str:
-    """The name of an operation among choices: NNI's name, if NNI has one."""
-    return _NNI_NAMES.get(operation, operation)
-
-
-def operation_of(choice: str) -> str:
-    """The inverse of `choice_of`."""
-    return CHOICES.get(choice, choice)
 
 
 # ---- Checks
@@ -256,98 +255,70 @@ def _read_as(kind: Any, edges: Any) -> Any:
         return None
 
 
-_NNI = tuple(f"{cell}/" for cell in CELLS)
-_CHOICES = tuple(f"{cell}_n2" for cell in CELLS)
-
-
 def to_nni(genotype: Genotype) -> dict[str, str | int]:
     """The dictionary of NNI's DARTS tutorial: `<cell>/op_<node>_<edge>` and `<cell>/input_<node>_<edge>`, nodes from 2,
     edges 0 and 1."""
     found: dict[str, str | int] = {}
     for cell, edges, _ in _whole(genotype):
-        for index, (operation, source) in enumerate(edges):
-            edge = f"{index // 2 + 2}_{index % 2}"
-            found |= {f"{cell}/op_{edge}": operation, f"{cell}/input_{edge}": source}
+        for edge, (operation, source) in enumerate(edges):
+            found |= zip(_nni_keys(cell, edge), (operation, source), strict=True)
     return found
 
 
+def _nni_keys(cell: str, edge: int) -> tuple[str, str]:
+    """The keys of an edge's operation and source in NNI's dictionary."""
+    place = f"{edge // 2 + 2}_{edge % 2}"
+    return f"{cell}/op_{place}", f"{cell}/input_{place}"
+
+
 def _from_nni(content: dict[str, Any]) -> Genotype:
-    """The inverse of `to_nni`."""
-    remaining = dict(content)
-    cells: dict[str, list] = {}
+    """The inverse of `to_nni`. NNI writes a single input with or without a list."""
+    cells, read = {}, []
     for cell in CELLS:
-        edges: list[tuple[Any, Any]] = []
-        while f"{cell}/op_{(edge := f'{len(edges) // 2 + 2}_{len(edges) % 2}')}" in remaining:
-            source = remaining.pop(f"{cell}/input_{edge}", None)
-            if isinstance(source, list) and len(source) == 1:  # NNI writes a single input with or without a list
-                source = source[0]
-            edges.append((remaining.pop(f"{cell}/op_{edge}"), source))
-        cells |= {cell: edges, f"{cell}_concat": list(range(2, len(edges) // 2 + 2))}
-    return _all_read(cells, remaining)
+        count = sum(str(key).startswith(f"{cell}/op_") for key in content)
+        pairs = [_nni_keys(cell, edge) for edge in range(count)]
+        cells[cell] = [[_only(content.get(key)) for key in pair] for pair in pairs]
+        read += [key for pair in pairs for key in pair]
+    return _all_read(cells, content, read)
+
+
+def _only(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _from_choices(content: dict[str, Any]) -> Genotype:
-    """NNI 2.0's choices: an operation for every edge, `<cell>_n<node>_p<source>`, and two edges per node,
-    `<cell>_n<node>_switch`."""
-    remaining, known = (
-        dict(content),
-        {choice_of(operation): operation for operation in OPERATIONS if operation != "none"},
-    )
-    cells: dict[str, list] = {}
-    for cell in CELLS:
-        edges: list[tuple[Any, int]] = []
-        node = 2
-        while (switch := switch_key(cell, node)) in remaining:
+    """The inverse of `Cells.choices`, where NNI 1's indices and masks may replace names (see `unmasked`)."""
+    known = {NNI_NAMES.get(operation, operation): operation for operation in OPERATIONS if operation != "none"}
+    cells: dict[str, list] = {cell: [] for cell in CELLS}
+    read = []
+    for cell, edges in cells.items():
+        while (switch := switch_key(cell, len(edges) // 2 + 2)) in content:
+            node = len(edges) // 2 + 2
             keys = [edge_key(cell, node, source) for source in range(node)]
-            operations = [remaining.pop(key, None) for key in keys]
-            given = remaining.pop(switch)
-            chosen = _picked(given, keys)
-            if len(chosen) != 2 or not all(key in keys for key in chosen) or chosen[0] == chosen[1]:
-                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(given)}")
-            for source in map(keys.index, chosen):
-                picked = _picked(operations[source], list(CHOICES))
-                if len(picked) != 1 or not isinstance(picked[0], str) or picked[0] not in known:
-                    raise UserError(f"{keys[source]} is {shown(operations[source])}: known are {', '.join(known)}")
-                edges.append((known[picked[0]], source))
-            node += 1
-        cells |= {cell: edges, f"{cell}_concat": list(range(2, node))}
-    return _all_read(cells, remaining)
-
-
-def _all_read(cells: dict[str, list], remaining: dict[str, Any]) -> Genotype:
-    if remaining:
-        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(map(str, remaining)))}")
-    return check(**cells)
+            read += [switch, *keys]
+            chosen = _picked(content[switch], keys)
+            if [key in keys for key in chosen] != [True, True] or chosen[0] == chosen[1]:
+                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(content[switch])}")
+            for key in chosen:
+                picked = _picked(content.get(key), list(CHOICES))
+                if picked not in [[name] for name in known]:
+                    raise UserError(f"{key} is {shown(content.get(key))}: known are {', '.join(known)}")
+                edges.append((known[picked[0]], keys.index(key)))
+    return _all_read(cells, content, read)
 
 
 def _picked(chosen: Any, candidates: Sequence[str]) -> list[Any]:
-    """The names of what was chosen: one or several names, indices as NNI 1 writes them, or a mask (see `unmasked`)."""
+    """The names of what was chosen: one or several names, indices, or a mask."""
     listed = unmasked(chosen if isinstance(chosen, list) else [chosen], len(candidates))
     return [candidates[entry] if is_index(entry, len(candidates)) else entry for entry in listed]
 
 
-def _to_choices(genotype: Genotype) -> dict[str, str | list[str]]:
-    """The inverse of `_from_choices`."""
-    candidates = [primitive for primitive in PRIMITIVES if primitive != "none"]
-    choices: dict[str, str | list[str]] = {}
-    for cell, edges, nodes in _whole(genotype):
-        for node in nodes:
-            used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
-            if len(used) < 2:
-                raise UserError(
-                    f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two"
-                )
-            unknown = [operation for operation in used.values() if operation not in candidates]
-            if unknown:
-                raise UserError(
-                    f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}"
-                )
-            choices |= {
-                edge_key(cell, node, source): choice_of(used[source]) if source in used else []
-                for source in range(node)
-            }
-            choices[switch_key(cell, node)] = [edge_key(cell, node, source) for source in sorted(used)]
-    return choices
+def _all_read(cells: dict[str, list], content: dict[str, Any], read: list[str]) -> Genotype:
+    """The cells with these edges, all nodes concatenated, if there are no other keys than those that were read."""
+    if unexpected := [str(key) for key in content if key not in read]:
+        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(unexpected))}")
+    concat = {f"{cell}_concat": list(range(2, len(edges) // 2 + 2)) for cell, edges in cells.items()}
+    return check(**cells, **concat)
 
 
 def _whole(genotype: Genotype) -> list[tuple[str, Sequence[tuple[str, int]], list[int]]]:

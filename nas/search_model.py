@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from architectures.cells import operation_of
+from architectures.cells import CHOICES
 from nas.mutators import DartsMutator, Mutator
 from nas.relaxation import Relaxation
 
@@ -55,7 +55,8 @@ class SearchModel(nn.Module):
         edges = {}
         alphas = self.mutator.relaxation([alpha.detach() for alpha in self.mutator.alphas.values()])
         for mutable, weights in zip(self.mutator.layer_choices, map(Tensor.tolist, alphas), strict=True):
-            edge = dict(zip(map(operation_of, map(str, mutable.labels)), weights, strict=False))
+            names = [CHOICES.get(label, label) for label in map(str, mutable.labels)]
+            edge = dict(zip(names, weights, strict=False))
             for none in weights[len(mutable) :]:
                 edge["none"] = edge.get("none", 0.0) + none  # a space may also have a candidate `none`
             edges[mutable.key] = edge

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from architectures.cells import choice_of, switch_key
+from architectures.cells import NNI_NAMES, switch_key
 from experiment.errors import UserError
 from genotypes import PRIMITIVES, edge_key
 from model_search import candidate, cell_sizes
@@ -56,7 +56,9 @@ class DartsNode(nn.Module):
         self.ops = nn.ModuleList()
         for source, key in enumerate(keys):
             stride = 2 if source < n_halved else 1
-            operations = {choice_of(name): candidate(name, channels, stride) for name in PRIMITIVES if name != "none"}
+            operations = {
+                NNI_NAMES.get(name, name): candidate(name, channels, stride) for name in PRIMITIVES if name != "none"
+            }
             self.ops.append(
                 LayerChoice(OrderedDict(operations), key=key)
             )  # mutators with alphas have an alpha for `none`
