@@ -82,7 +82,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     parser.add_argument("--auxiliary", action="store_true", help="the weights include those of the auxiliary head")
     args = parser.parse_args()
     if args.run is None:
-        networks.set_sizes(args, init_channels=36, layers=20)
+        networks.set_sizes(args)
         networks.choose_network(args)
         return args, trained.beside(args.model_path)
     network = trained.read(args.run)

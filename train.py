@@ -142,7 +142,7 @@ def train(
 
 
 def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Result:
-    networks.set_sizes(args, init_channels=36, layers=20)
+    networks.set_sizes(args)
     network = networks.choose_network(args)
     recorded = load_space(args.space).recorded(args.resume) if args.resume else None
     architecture = recorded or read_architecture(args.arch, args.space)

@@ -123,13 +123,10 @@ class Cells(Genotyped):
         for cell, edges, nodes in _whole(self.genotype):
             for node in nodes:
                 used = {source: operation for operation, source in edges[2 * node - 4 : 2 * node - 2]}
-                if len(used) < 2:
+                if len(used) < 2 or not set(used.values()) <= set(candidates):
                     raise UserError(
-                        f"node {node} of the {cell} cell takes one node twice: in the DARTS space, it takes two"
-                    )
-                if unknown := [operation for operation in used.values() if operation not in candidates]:
-                    raise UserError(
-                        f"{unknown[0]} is not an operation of the DARTS space: known are {', '.join(candidates)}"
+                        f"node {node} of the {cell} cell is not of the DARTS space: it takes two different nodes, each "
+                        f"by one of {', '.join(candidates)}"
                     )
                 for source in range(node):
                     operation = used.get(source)

@@ -11,6 +11,9 @@ from architectures import Architecture, load_space
 from architectures.cells import Cells
 from experiment.errors import UserError
 
+LARGE = 96  # pixels: `--network auto` takes the network for ImageNet for images of this size or larger
+IMAGENET_DIVIDES = 32  # height and width are divided by this, in the stem and two reductions
+
 
 def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Architecture) -> nn.Module:
     """The network of this architecture in `args.space`; for the space of DARTS the one that `args.network` names,
@@ -31,16 +34,14 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
     from nas.loading import build_network
     from nas.mutators import apply_fixed_architecture
 
-    return apply_fixed_architecture(build_network(args, num_classes, discrete=True), architecture.choices)
+    return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
 
 
-def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None:
-    """Fills in `args.init_channels` and `args.layers` where they are None: by these for the space of DARTS, else by the
-    network's own."""
-    defaults: dict[str, int | None]
-    if args.space == "darts":
-        defaults = {"init_channels": init_channels, "layers": layers}
-    else:
+def set_sizes(args: argparse.Namespace, init_channels: int = 36, layers: int = 20) -> None:
+    """Fills in `args.init_channels` and `args.layers` where they are None: by these, a training's defaults, for the
+    space of DARTS, else by the network's own."""
+    defaults: dict[str, int | None] = {"init_channels": init_channels, "layers": layers}
+    if args.space != "darts":
         from nas.loading import load_network
 
         space, parameters = load_space(args.space), inspect.signature(load_network(args.space)).parameters
@@ -51,33 +52,26 @@ def set_sizes(args: argparse.Namespace, init_channels: int, layers: int) -> None
             setattr(args, name, default)
 
 
-LARGE = 96  # pixels: `--network auto` takes the network for ImageNet for images of this size or larger
-IMAGENET_DIVIDES = 32  # height and width are divided by this, in the stem and two reductions
-
-
 def choose_network(args: argparse.Namespace) -> str:
-    """Replaces `auto` in `args.network`, and returns a line for the log. In spaces other than that of DARTS, it becomes
-    None.
-    """
+    """Replaces `auto` in `args.network`, and returns a line for the log. In other spaces than that of DARTS, it becomes
+    None."""
     if args.space != "darts":
         if args.network == "imagenet":
             raise UserError(f"--network imagenet needs --space darts: {args.space} has its own network")
         args.network = None
         return f"network: that of {args.space}"
-    chosen, size = args.network == "auto", args.image_size
-    if chosen:
+    why, size = "", args.image_size
+    if args.network == "auto":
         args.network = "imagenet" if size >= LARGE and size % IMAGENET_DIVIDES == 0 else "cifar"
-    if args.network == "imagenet":
-        check_imagenet_stem("--network imagenet", args)
-        what = "imagenet, whose stem divides height and width by 8"
-    else:
-        what = "cifar, whose first cells have the resolution of the images"
-    return f"network: {what}" + f" (--network auto, for images of {size}x{size})" * chosen
+        why = f" (--network auto, for images of {size}x{size})"
+    if args.network == "cifar":
+        return f"network: cifar, whose first cells have the resolution of the images{why}"
+    check_imagenet_stem("--network imagenet", args)
+    return f"network: imagenet, whose stem divides height and width by 8{why}"
 
 
 def check_imagenet_stem(option: str, args: argparse.Namespace) -> None:
-    """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit the images or
-    `args.init_channels`."""
+    """Raises `UserError` if the stem for ImageNet, which `option` asks for, does not fit."""
     if args.image_size < 2 * IMAGENET_DIVIDES or args.image_size % IMAGENET_DIVIDES:
         raise UserError(
             f"{option} needs images of a multiple of {IMAGENET_DIVIDES} pixels, from 64 on: --image_size is "

@@ -76,15 +76,14 @@ def describe(
     measured_on: str,
 ) -> dict[str, Any]:
     """The content of `network.json` for a network that `train.py` trains; arguments as in `Trained`."""
-    return {name: getattr(args, name) for name in ARGUMENTS} | {
+    of_network = {name: getattr(args, name) for name in ARGUMENTS}
+    of_images = {name: getattr(images, name) for name in ("classes", "image_size", "centre_crop", "mean", "std")}
+    return {
+        **of_network,
+        **of_images,
         "architecture": architecture.json,
         "dataset": images.name,
-        "classes": images.classes,
-        "image_size": images.image_size,
-        "centre_crop": images.centre_crop,
         "channels": len(images.mean),
-        "mean": images.mean,
-        "std": images.std,
         "accuracy": accuracy,
         "measured_on": measured_on,
         "weights": weights,
@@ -104,6 +103,12 @@ def read(run: str | Path) -> Trained:
         ) from None
 
 
+def beside(weights: str | Path) -> Trained | None:
+    """The description in the folder of a file with weights; None if there is none."""
+    folder = Path(weights).parent
+    return read(folder) if (folder / FILE).exists() else None
+
+
 def within(path: str | Path) -> Trained:
     """The description in a .safetensors file, which may be untrusted."""
     metadata = read_metadata(str(path))
@@ -119,9 +124,3 @@ def _parsed(content: bytes | str, path: str | Path) -> Trained:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} does not describe a trained network: {error}") from None
     return found
-
-
-def beside(weights: str | Path) -> Trained | None:
-    """The description in the folder of a file with weights; None if there is none."""
-    folder = Path(weights).parent
-    return read(folder) if (folder / FILE).exists() else None

@@ -79,7 +79,7 @@ def size(run: History) -> tuple[float | None, float | None]:
     if run.architecture is None or cli.runs_code(args.space):
         return None, None
     try:
-        networks.set_sizes(args, init_channels=36, layers=20)
+        networks.set_sizes(args)
         networks.choose_network(args)
         with torch.device("meta"):  # shapes only
             model = networks.build_discrete(args, len(run.config["classes"]), run.architecture)

@@ -341,7 +341,7 @@ def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Archi
 
     args = Namespace(space=_space(flags), init_channels=None, layers=None, space_arg=flags.get("space_arg"))
     args.channels = flags.get("channels", 3)
-    networks.set_sizes(args, init_channels=36, layers=20)
+    networks.set_sizes(args)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mutator = RandomMutator(build_network(args, num_classes=10))
