@@ -33,7 +33,7 @@ from architectures import SPACES, Architecture, load_space
 from experiment.errors import UserError
 from nas import flags
 from nas.benchmark import Benchmark
-from pictures import animation, benchmark, compare, curves, drawing, history, report
+from pictures import drawing, history
 from pictures.history import History
 
 
@@ -71,21 +71,22 @@ def read_any(arch: str) -> Architecture:
     return Architecture.of(content)
 
 
-def picture_run(run: History, format: str) -> dict[str, bytes]:
-    """{file name: picture}: all pictures of a run. Raises `UserError` if they cannot be drawn."""
+def picture_run(run: History, format: str = "png") -> dict[str, bytes]:
+    """{file name: picture}: all pictures of a run."""
+    from pictures import animation, curves  # here: drawing an architecture needs no matplotlib
+
     pictures = {}
     if (architecture := run.architecture) is not None:
         pictures = drawing.pictures(architecture, format, run.name)
     if (moving := animation.animation(run)) is not None:
         pictures["cells.gif"] = moving
-    figures = curves.pictures(run)
-    if (figure := benchmark.true_accuracy(run)) is not None:
-        figures["true_accuracy"] = figure
-    return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in figures.items()}
+    return pictures | {f"{name}.{format}": curves.save(figure, format) for name, figure in curves.pictures(run).items()}
 
 
-def picture_runs(runs: list[History], format: str) -> dict[str, bytes]:
+def picture_runs(runs: list[History], format: str = "png") -> dict[str, bytes]:
     """{file name: picture}: several runs side by side."""
+    from pictures import compare, curves
+
     pictures = {f"curves.{format}": curves.save(curves.compare_curves(runs, compare.names(runs)), format)}
     if (cells := compare.cells(runs)) is not None:
         pictures["cells.png"] = cells
@@ -116,26 +117,14 @@ def main() -> None:
     )
     flags.add_benchmark(parser, rank=False)
     args = parser.parse_args()
-    first, folder, page = args.what[0], ".", None
     if args.report and args.format != "png":
         raise UserError("--report embeds PNG: leave --format out")
-
+    first, folder = args.what[0], "."
     if args.benchmark is not None:
-        runs = [history.read(name) for name in args.what]
-        truth = Benchmark(args.benchmark, str(runs[0].arguments.get("dataset")))
-        figure = benchmark.landscape(truth, runs, compare.names(runs))
-        pictures = {f"landscape.{args.format}": curves.save(figure, args.format)}
-    elif len(args.what) > 1:
-        runs = [history.read(name) for name in args.what]
-        pictures, table = picture_runs(runs, args.format), compare.table(runs)
-        page = report.of_runs(runs, table, pictures) if args.report else None
-        text = compare.markdown(list(table[0]), [list(row.values()) for row in table])
-        pictures["comparison.md"] = text.encode()
-        print(text)
-    elif history.is_run(first):
-        run, folder = history.read(first), first
-        pictures = picture_run(run, args.format)
-        page = report.of_run(run, pictures) if args.report else None
+        pictures = of_benchmark(args.benchmark, [history.read(name) for name in args.what], args.format)
+    elif len(args.what) > 1 or history.is_run(first):
+        folder = first if len(args.what) == 1 else "."
+        pictures = of_runs([history.read(name) for name in args.what], args.format, args.report)
     elif args.report:
         raise UserError(f"{first} is not the folder of a run: there is nothing to report on")
     else:
@@ -146,10 +135,30 @@ def main() -> None:
             path, folder = Path(first).resolve(), first if os.path.isdir(first) else "."
             caption = caption or (path.parent if path.name in ("genotype.json", "architecture.json") else path).name
         pictures = drawing.pictures(architecture, args.format, caption)
-    if page is not None:
-        pictures["report.html"] = page.encode()
     for written in drawing.write(pictures, args.out or folder):
         print(errors.printable(str(written)))
+
+
+def of_runs(runs: list[History], format: str, with_report: bool) -> dict[str, bytes]:
+    """{file name: content}: all that is written about one run or several. Prints the table of several."""
+    from pictures import compare, report
+
+    if len(runs) == 1:
+        pictures = picture_run(runs[0], format)
+        return pictures | ({"report.html": report.of_run(runs[0], pictures).encode()} if with_report else {})
+    pictures, table = picture_runs(runs, format), compare.table(runs)
+    page = {"report.html": report.of_runs(runs, table, pictures).encode()} if with_report else {}
+    text = compare.markdown(list(table[0]), [list(row.values()) for row in table])
+    print(text)
+    return pictures | {"comparison.md": text.encode()} | page
+
+
+def of_benchmark(path: str, runs: list[History], format: str) -> dict[str, bytes]:
+    """{file name: picture} of the landscape of a benchmark, with the paths of the runs."""
+    from pictures import benchmark, compare, curves
+
+    table = Benchmark(path, str(runs[0].arguments.get("dataset")))
+    return {f"landscape.{format}": curves.save(benchmark.landscape(table, runs, compare.names(runs)), format)}
 
 
 if __name__ == "__main__":

@@ -5,58 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.figure import Figure
+
 from architectures import load_space
-from pictures.curves import INK, LINES, MARKERS, style, subplots
+from pictures.curves import INK, LINES, MARKERS, styled, subplots
 from pictures.history import History
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from nas.benchmark import Benchmark
 
 
+@styled
 def landscape(table: Benchmark, runs: Sequence[History], names: Sequence[str]) -> Figure:
     """The histogram of all true accuracies, and below it the path of each run: its architecture after every epoch."""
-    with style():
-        figure, [above, below] = subplots(f"{len(table):,} architectures on {table.dataset}, and what was found", 2, 1)
-        above.hist([row[table.dataset] for row in table.accuracies.values()], bins=150, color="#999999", log=True)
-        above.set(ylabel="architectures")
-        for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-            found = [(each, load_space(run.space).of_epoch(each)) for each in run.epochs]
-            path = [(table.of(one)[table.dataset], each["epoch"] + 1) for each, one in found if one is not None]
-            colour, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
-            below.plot(*zip(*path, strict=True), label=name, color=colour, marker=marker, markersize=4, linewidth=1)
-        for axes in (above, below):
-            axes.axvline(table.optimum, color=INK, linestyle=":", linewidth=1)
-            axes.set_xlim(0, 100)
-        below.set(xlabel=f"true accuracy, %; dotted: the optimum, {table.optimum:.2f}%", ylabel="epoch")
-        below.invert_yaxis()
-        below.legend(loc="upper left")
+    figure, [above, below] = subplots(f"{len(table):,} architectures on {table.dataset}, and what was found", 2, 1)
+    above.hist([row[table.dataset] for row in table.accuracies.values()], bins=150, color="#999999", log=True)
+    above.set(ylabel="architectures")
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+        found = [(each, load_space(run.space).of_epoch(each)) for each in run.epochs]
+        path = [(table.of(one)[table.dataset], each["epoch"] + 1) for each, one in found if one is not None]
+        colour, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
+        below.plot(*zip(*path, strict=True), label=name, color=colour, marker=marker, markersize=4, linewidth=1)
+    for axes in (above, below):
+        axes.axvline(table.optimum, color=INK, linestyle=":", linewidth=1)
+        axes.set_xlim(0, 100)
+    below.set(xlabel=f"true accuracy, %; dotted: the optimum, {table.optimum:.2f}%", ylabel="epoch")
+    below.invert_yaxis()
+    below.legend(loc="upper left")
     return figure
 
 
-def true_accuracy(run: History) -> Figure | None:
-    """True accuracy of the architecture and accuracy of the supernet over the epochs; None without a benchmark."""
-    epochs, true = run.series("true_acc")
-    if not epochs:
-        return None
-    with style():
-        figure, [axes] = subplots(f"{run.caption}: what was found, and what the supernet says", 1)
-        axes.plot(epochs, true, color=LINES[0], marker="o", markersize=3, label="true accuracy of the architecture")
-        axes.plot(*run.series("valid_acc"), color=LINES[1], linestyle="--", label="validation accuracy of the supernet")
-        axes.axhline(run.epochs[-1]["true_optimum"], color=INK, linestyle=":", linewidth=1, label="optimum")
-        axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
-        axes.locator_params(axis="x", integer=True)
-        axes.legend(loc="lower right")
-    return figure
-
-
+@styled
 def ranking(rows: Sequence[dict[str, Any]], tau: float, dataset: str) -> Figure:
     """The supernet's accuracy of architectures against their true one."""
-    with style():
-        figure, [axes] = subplots(f"{len(rows)} random architectures: Kendall's tau {tau:.3f}", 1)
-        axes.scatter(
-            [row["true_acc"] for row in rows], [row["supernet_acc"] for row in rows], s=12, color=LINES[0], alpha=0.6
-        )
-        axes.set(xlabel=f"true accuracy on {dataset}, %", ylabel="accuracy in the supernet, %")
+    figure, [axes] = subplots(f"{len(rows)} random architectures: Kendall's tau {tau:.3f}", 1)
+    axes.scatter(
+        [row["true_acc"] for row in rows], [row["supernet_acc"] for row in rows], s=12, color=LINES[0], alpha=0.6
+    )
+    axes.set(xlabel=f"true accuracy on {dataset}, %", ylabel="accuracy in the supernet, %")
     return figure

@@ -6,6 +6,8 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 
+import graphviz
+
 from experiment import cli
 from experiment.errors import printable
 from pictures import drawing
@@ -21,17 +23,16 @@ def names(runs: Sequence[History]) -> list[str]:
 
 
 def table(runs: Sequence[History]) -> list[dict[str, str]]:
-    """A row for each run.
-
-    Distances are to the first run. Parameters and multiply-adds are those of the network in `train.py`.
-    """
+    """A row for each run. Distances are to the first run."""
     first = runs[0].architecture
     of_text = any(run.series("train_ppl")[0] for run in runs)
+    columns = [(f"{phase} acc, %", f"{phase}_acc") for phase in ("train", "valid", "test")]
+    columns += [(f"{phase} ppl", f"{phase}_ppl") for phase in ("train", "valid") if of_text]
     rows = []
     for run, name in zip(runs, names(runs), strict=True):
         architecture = run.architecture
-        apart = architecture.distance(first) if architecture is not None and first is not None else None
-        skips = architecture.skips() if architecture is not None else {}
+        skips = {} if architecture is None else architecture.skips()
+        distance = None if architecture is None or first is None else architecture.distance(first)
         parameters, multiply_adds = size(run)
         rows.append(
             {
@@ -40,20 +41,18 @@ def table(runs: Sequence[History]) -> list[dict[str, str]]:
                 "dataset": str(run.arguments.get("dataset", UNKNOWN)),
                 "seed": str(run.arguments.get("seed", UNKNOWN)),
                 "epochs": str(len(run.epochs)),
-                "distance": UNKNOWN if apart is None else str(apart),
+                "distance": number(distance, "d"),
                 "skips": " + ".join(map(str, skips.values())) or UNKNOWN,
-                "params, M": UNKNOWN if parameters is None else f"{parameters:.3f}",
-                "mult-adds, M": UNKNOWN if multiply_adds is None else f"{multiply_adds:.1f}",
-                **{f"{phase} acc, %": _last(run, f"{phase}_acc") for phase in ("train", "valid", "test")},
-                **{f"{phase} ppl": _last(run, f"{phase}_ppl") for phase in ("train", "valid") if of_text},
+                "params, M": number(parameters, ".3f"),
+                "mult-adds, M": number(multiply_adds, ".1f"),
+                **{title: number(next(reversed(run.series(key)[1]), None), ".2f") for title, key in columns},
             }
         )
     return rows
 
 
-def _last(run: History, key: str) -> str:
-    values = run.series(key)[1]
-    return f"{values[-1]:.2f}" if values else UNKNOWN
+def number(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else format(value, form)
 
 
 def size(run: History) -> tuple[float | None, float | None]:
@@ -67,12 +66,9 @@ def size(run: History) -> tuple[float | None, float | None]:
     import utils
     from architectures import networks
 
-    arguments = {
-        name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network", "image_size")
-    }
-    args = Namespace(
-        **arguments, space=run.space, channels=1 if run.arguments.get("channels") == 1 else 3, auxiliary=False
-    )
+    given = {name: run.arguments.get(name) for name in ("space_arg", "init_channels", "layers", "network")}
+    channels, pixels = 1 if run.arguments.get("channels") == 1 else 3, run.arguments.get("image_size")
+    args = Namespace(**given, space=run.space, channels=channels, image_size=pixels, auxiliary=False)
     if not run.trains:
         args.init_channels = args.layers = None
         args.network = "imagenet" if run.arguments.get("stem") == "imagenet" else "auto"
@@ -101,10 +97,10 @@ def cells(runs: Sequence[History]) -> bytes | None:
     """The final architectures as one PNG, from top to bottom, first the normal cells of all runs; None if there are
     none.
     """
-    kinds: dict[str, list[bytes]] = {}
+    kinds: dict[str, list[graphviz.Digraph]] = {}
     for run, name in zip(runs, names(runs), strict=True):
         if (architecture := run.architecture) is not None:
             for kind, graph in drawing.graphs(architecture, name).items():
-                kinds.setdefault(kind, []).append(drawing.render(graph, "png", dpi=90))
-    pictures = [picture for same in kinds.values() for picture in same]
-    return drawing.joined(pictures) if pictures else None
+                kinds.setdefault(kind, []).append(graph)
+    graphs = [graph for same in kinds.values() for graph in same]
+    return drawing.png(drawing.stacked(graphs, dpi=90)) if graphs else None

@@ -12,15 +12,15 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import graphviz
 
-from architectures import TITLES, Architecture, Cell
+from architectures import TITLES, Architecture, Cell, Edge
 from experiment import files
-from experiment.errors import UserError, shorten, shown
+from experiment.errors import UserError, shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,56 +64,7 @@ def colour(operation: str) -> str:
     return "#" + "".join(f"{round(255 * channel):02X}" for channel in colorsys.hls_to_rgb(hue, 0.26, 0.7))
 
 
-class RelaxedEdge(NamedTuple):
-    """An edge of the continuous relaxation, drawn with its strongest operation."""
-
-    tail: str
-    head: str
-    operation: str
-    strength: float  # from 0 (the weakest edge of the run) to 1 (the strongest)
-    chosen: bool  # whether it is part of the architecture
-
-
-def cell(cell: Cell, caption: str, first_node: int = 0) -> graphviz.Digraph:
-    """A graph of one cell, with `caption` below it.
-
-    `first_node` is the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in
-    NNI's dictionary.
-    """
-    graph = _graph(caption)
-    _nodes(graph, cell, first_node)
-    for index, edge in enumerate(cell.edges):
-        _operation(graph, f"edge{index}", edge.operation)
-        graph.edge(edge.tail, f"edge{index}:w", color=colour(edge.operation), dir="none")
-        graph.edge(f"edge{index}:e", edge.head, color=colour(edge.operation))
-    _plain_edges(graph, cell)
-    return graph
-
-
-def relaxed(cell: Cell, edges: Sequence[RelaxedEdge], caption: str) -> graphviz.Digraph:
-    """A graph of all edges of a cell. Widths show their strengths; edges that are not in the architecture are pale.
-
-    The layout does not depend on operations and strengths, so that the graphs of several epochs can be animated.
-    `edges` must be in the same order in every graph.
-    """
-    graph = _graph(caption)
-    _nodes(graph, cell)
-    for index, (tail, head, operation, strength, chosen) in enumerate(edges):
-        full = colour(operation)
-        line = {"color": full if chosen else _mix(full, 0.3), "penwidth": f"{1 + 6 * strength:.2f}"}
-        style = (
-            {"color": line["color"]}
-            if chosen
-            else {"color": line["color"], "fillcolor": "white", "fontcolor": _mix(full, 0.75)}
-        )
-        _operation(
-            graph, f"edge{index}", operation, width="1.3", margin="0", fixedsize="true", **style
-        )  # one size, so one layout
-        graph.edge(tail, f"edge{index}:w", dir="none", **line)
-        graph.edge(f"edge{index}:e", head, **line)
-    _plain_edges(graph, cell)
-    return graph
-
+# ---- Graphs
 
 _KINDS = {
     "input": {"fillcolor": "#D9EAD9", "height": "0.42", "margin": "0.08,0.03"},
@@ -122,70 +73,57 @@ _KINDS = {
 }
 
 
-def _nodes(graph: graphviz.Digraph, cell: Cell, first_node: int = 0) -> None:
+class RelaxedEdge(NamedTuple):
+    """An edge of the continuous relaxation, drawn with its strongest operation."""
+
+    tail: str
+    head: str
+    operation: str
+    strength: float  # from 0 (the weakest edge of the run) to 1 (the strongest): its width
+    chosen: bool  # whether it is part of the architecture: others are pale
+
+
+def cell(
+    cell: Cell, caption: str, first_node: int = 0, relaxed: Sequence[RelaxedEdge] | None = None
+) -> graphviz.Digraph:
+    """A graph of one cell, with `caption` below it.
+
+    Args:
+        first_node: the number of node 2 of the genotype in the picture: 0, as in DARTS, Figures 4 and 5, or 2, as in
+            NNI's dictionary.
+        relaxed: drawn in place of the cell's edges. The layout depends only on their ends and their order, so that the
+            graphs of several epochs can be animated.
+    """
+    graph = _graph(caption)
     for name, kind in cell.nodes.items():
-        graph.node(name, str(int(name) + first_node) if kind == "node" and first_node else None, **_KINDS[kind])
-
-
-def _plain_edges(graph: graphviz.Digraph, cell: Cell) -> None:
-    """Adds the edges without an operation: the fixed ones and those to the output."""
+        graph.node(name, str(int(name) + first_node) if kind == "node" else name, **_KINDS[kind])
+    edges: Sequence[Edge | RelaxedEdge] = cell.edges if relaxed is None else relaxed
+    for index, edge in enumerate(edges):
+        full = colour(edge.operation)
+        box, line = {"color": full, "fillcolor": full, "fontcolor": "white", "margin": "0.09,0.02"}, {"color": full}
+        if isinstance(edge, RelaxedEdge):
+            box |= {"width": "1.3", "margin": "0", "fixedsize": "true"}
+            line["penwidth"] = f"{1 + 6 * edge.strength:.2f}"
+            if not edge.chosen:
+                box |= {"color": _pale(full, 0.3), "fillcolor": "white", "fontcolor": _pale(full, 0.75)}
+                line["color"] = _pale(full, 0.3)
+        # The operation is a node in the middle: so Graphviz keeps labels apart from each other and from other edges.
+        graph.node(f"edge{index}", _label(edge.operation), fontsize="13", height="0.28", **box)
+        graph.edge(edge.tail, f"edge{index}:w", dir="none", **line)
+        graph.edge(f"edge{index}:e", edge.head, **line)
     output = list(cell.nodes)[-1]
     for tail, head in (*cell.fixed, *((name, output) for name in cell.concat)):
         graph.edge(tail, head, color="#8C8C8C", penwidth="1.2")
-
-
-def _graph(caption: str) -> graphviz.Digraph:
-    font = {
-        "fontname": "Arial",
-        "fontsize": "15",
-    }  # its metrics are built into graphviz-pure and known to all other renderers
-    graph = graphviz.Digraph(
-        graph_attr={"rankdir": "LR", "nodesep": "0.2", "ranksep": "0.55", "pad": "0.1", "margin": "0", **font},
-        node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "width": "0.5", **font},
-        edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
-    )
-    graph.attr(label="\n" + _plain(" ".join(caption.split())))
     return graph
-
-
-def _operation(graph: graphviz.Digraph, name: str, operation: str, **style: str) -> None:
-    """Adds the label of an edge: a node in its middle, so that Graphviz keeps labels apart from each other and from
-    other edges.
-    """
-    fill = colour(operation)
-    usual = {
-        "color": fill,
-        "fillcolor": fill,
-        "fontsize": "13",
-        "fontcolor": "white",
-        "height": "0.28",
-        "margin": "0.09,0.02",
-    }
-    graph.node(name, _plain(shorten(operation)), **usual | style)
-
-
-def _plain(text: str) -> str:
-    """Untrusted text as a label: DOT's escape sequences are escaped, and control characters replaced."""
-    return graphviz.escape("".join(character if character.isprintable() else "?" for character in text))
-
-
-def _mix(colour: str, share: float) -> str:
-    """`colour` mixed with white; `share` is the part of the colour."""
-    return "#" + "".join(
-        f"{round(255 + share * (int(colour[start : start + 2], 16) - 255)):02X}" for start in (1, 3, 5)
-    )
 
 
 def table(choices: dict[str, Any], caption: str) -> graphviz.Digraph:
     """A row for every choice and what was chosen, in the order of the file."""
     graph = _graph(caption)
-    for number, (key, entry) in reversed(
-        list(enumerate(choices.items()))
-    ):  # Graphviz places the first one at the bottom
-        chosen = entry if isinstance(entry, list) else [entry]
-        text = ", ".join(shorten(name) if isinstance(name, str) else shown(name) for name in chosen)
-        graph.node(f"key{number}", _plain(shorten(key)), **_KINDS["input"])
-        graph.node(f"chosen{number}", _plain(shorten(text) or "nothing"), **_KINDS["output"])
+    for number, (key, entry) in reversed(list(enumerate(choices.items()))):  # Graphviz begins at the bottom
+        text = ", ".join(map(str, entry if isinstance(entry, list) else [entry]))
+        graph.node(f"key{number}", _label(key), **_KINDS["input"])
+        graph.node(f"chosen{number}", _label(text or "nothing"), **_KINDS["output"])
         graph.edge(f"key{number}", f"chosen{number}")
     return graph
 
@@ -197,43 +135,58 @@ def graphs(architecture: Architecture, caption: str = "") -> dict[str, graphviz.
     return {TITLES[name].removesuffix(" cell"): cell(graph, title(name, caption)) for name, graph in cells.items()}
 
 
-def pictures(architecture: Architecture, format: str, caption: str) -> dict[str, bytes]:
-    """{file name: picture} of an architecture, with `caption` below.
+def title(cell: str, caption: str) -> str:
+    """The caption with the title of the cell, `normal` or `reduce`; for "", the only cell, the caption alone."""
+    return ": ".join(filter(None, [caption, cell and TITLES[cell]]))
 
-    Raises:
-        UserError: no program for drawing is installed, or it fails.
-    """
+
+def _graph(caption: str) -> graphviz.Digraph:
+    # The metrics of this font are built into graphviz-pure and known to all other renderers.
+    font = {"fontname": "Arial", "fontsize": "15"}
+    return graphviz.Digraph(
+        graph_attr={"rankdir": "LR", "nodesep": "0.2", "ranksep": "0.55", "pad": "0.1", "margin": "0", **font}
+        | {"label": "\n" + _label(" ".join(caption.split()))},
+        node_attr={"shape": "box", "style": "filled,rounded", "color": "#404040", "width": "0.5", **font},
+        edge_attr={"penwidth": "1.6", "arrowsize": "0.7"},
+    )
+
+
+def _label(text: str) -> str:
+    """Untrusted text as a label: DOT's escape sequences are escaped, and control characters replaced."""
+    return graphviz.escape("".join(character if character.isprintable() else "?" for character in shorten(text)))
+
+
+def _pale(colour: str, share: float) -> str:
+    """`colour` mixed with white; `share` is the part of the colour."""
+    channels = bytes.fromhex(colour[1:])
+    return "#" + "".join(f"{round(255 + share * (channel - 255)):02X}" for channel in channels)
+
+
+# ---- Pictures
+
+
+def pictures(architecture: Architecture, format: str, caption: str) -> dict[str, bytes]:
+    """{file name: picture} of an architecture, with `caption` below."""
     return {f"{name}.{format}": render(graph, format) for name, graph in graphs(architecture, caption).items()}
 
 
 def previews(architecture: Architecture, caption: str) -> dict[str, bytes]:
     """Small pictures of an architecture, {name: PNG}; writes no file."""
-    return {name: render(graph, "png", dpi=75) for name, graph in graphs(architecture, caption).items()}
+    return {name: render(graph, dpi=75) for name, graph in graphs(architecture, caption).items()}
 
 
 def both(architecture: Architecture) -> bytes:
-    """Both cells of DARTS below each other, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary.
-
-    Raises:
-        UserError: the architecture has no cells, Graphviz is not installed, or it fails.
-    """
+    """Both cells of DARTS below each other, as PNG. Nodes have their numbers in genotypes and in NNI's dictionary."""
     if not (cells := architecture.cells):
         raise UserError("this architecture has no cells to draw")
-    return joined([render(cell(graph, TITLES[name], first_node=2)) for name, graph in cells.items()])
+    return png(stacked([cell(graph, TITLES[name], first_node=2) for name, graph in cells.items()]))
 
 
-def joined(pictures: Sequence[bytes]) -> bytes:
-    """One PNG of these PNGs, from top to bottom."""
-    stream = io.BytesIO()
-    stacked(pictures, gap=30).save(stream, "PNG", optimize=True)
-    return stream.getvalue()
-
-
-def stacked(pictures: Sequence[bytes], gap: int = 0) -> Image:
-    """One image of these PNGs, from top to bottom."""
+def stacked(graphs: Iterable[graphviz.Digraph], dpi: int = 150, gap: int = 30) -> Image:
+    """One image of these graphs, from top to bottom, with `gap` pixels around each."""
     from PIL import Image
 
-    images = [Image.open(io.BytesIO(picture)) for picture in pictures]
+    images = [Image.open(io.BytesIO(render(graph, dpi=dpi))) for graph in graphs]
     width = max(image.width for image in images)
     page = Image.new("RGB", (width + 2 * gap, sum(image.height + gap for image in images) + gap), "white")
     top = gap
@@ -243,22 +196,40 @@ def stacked(pictures: Sequence[bytes], gap: int = 0) -> Image:
     return page
 
 
-def title(cell: str, caption: str) -> str:
-    """The caption with the title of the cell, `normal` or `reduce`.
+def png(image: Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
 
-    For "", the only kind of cell, the caption alone.
+
+def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:
+    """A picture of a graph; `dpi` is the resolution of a PNG.
+
+    Raises:
+        UserError: no program for drawing is installed, or it fails.
     """
-    return ": ".join(filter(None, [caption, cell and TITLES[cell]]))
+    # The programs of a virtual environment are not on PATH if its Python is called by its full path.
+    dot, beside_python = shutil.which("dot"), os.path.dirname(sys.executable)
+    program = dot or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=beside_python)
+    if program is None:
+        raise UserError(f"no program that draws graphs is installed: {INSTALL}")
+    if format == "pdf" and not dot:  # graphviz-pure cannot write PDF
+        stream = io.BytesIO()
+        stacked([graph], dpi=300, gap=0).save(stream, "PDF", resolution=300)
+        return stream.getvalue()
+    command = [program, f"-T{format}", *([f"-Gdpi={dpi}"] if format == "png" else [])]
+    done = subprocess.run(command, input=graph.source.encode(errors="replace"), capture_output=True)
+    if done.returncode or not done.stdout:
+        reason = done.stderr.decode(errors="replace") or f"exit status {done.returncode}"
+        raise UserError(f"{program} cannot draw this as {format} ({reason.strip()}): {INSTALL}")
+    return done.stdout
+
+
+# ---- Files
 
 
 def draw(architecture: Architecture, folder: str | Path, format: str = "png", caption: str = "") -> list[Path]:
-    """Draws an architecture into `folder`, which is created if it is missing, with `caption` below. Returns the
-    pictures' paths.
-
-    Raises:
-        UserError: no program for drawing is installed, drawing fails, or the folder is not writable. Then no picture is
-            written.
-    """
+    """Draws an architecture into `folder`, which is created if it is missing. Returns the pictures' paths."""
     return write(pictures(architecture, format, caption), folder)
 
 
@@ -291,33 +262,3 @@ def write(pictures: dict[str, bytes], folder: str | Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from None
     return list(contents)
-
-
-def render(graph: graphviz.Digraph, format: str = "png", dpi: int = 150) -> bytes:
-    """A picture of a graph. `dpi` is the resolution of a PNG, and of a PDF without Graphviz's `dot`, which is then an
-    image.
-
-    Raises:
-        UserError: no program for drawing is installed, or it fails.
-    """
-    # The programs of a virtual environment are not on PATH if its Python is called by its full path.
-    beside_python = os.path.dirname(sys.executable)
-    dot = shutil.which("dot")
-    program = dot or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=beside_python)
-    if program is None:
-        raise UserError(f"no program that draws graphs is installed: {INSTALL}")
-    if format == "pdf" and not dot:  # graphviz-pure cannot write PDF
-        stream = io.BytesIO()
-        stacked([render(graph, "png", 300)]).save(stream, "PDF", resolution=300)
-        return stream.getvalue()
-    resolution = [f"-Gdpi={dpi}"] if format == "png" else []
-    try:
-        done = subprocess.run(
-            [program, f"-T{format}", *resolution], input=graph.source.encode(errors="replace"), capture_output=True
-        )
-    except OSError as error:
-        raise UserError(f"cannot run {program} ({error.strerror}): {INSTALL}") from None
-    if done.returncode or not done.stdout:
-        reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
-        raise UserError(f"{program} cannot draw this as {format} ({reason}): {INSTALL}")
-    return done.stdout

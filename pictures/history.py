@@ -9,14 +9,17 @@ from typing import Any
 
 import msgspec
 
-from architectures import Alphas, Architecture, load_space
+from architectures import Architecture, load_space
 from experiment import cli, files, metrics
 from experiment.errors import UserError, warn
 
 
 @dataclass
 class History:
-    """A run: `config` is the content of config.json, `epochs` the rows of metrics.jsonl, at least one."""
+    """A run: `config` is the content of config.json, `epochs` the rows of metrics.jsonl, at least one.
+
+    Operations in `alphas` have names, also in spaces whose files have numbers.
+    """
 
     folder: Path
     config: cli.Config
@@ -52,10 +55,7 @@ class History:
 
     @property
     def architecture(self) -> Architecture | None:
-        """The architecture in the folder.
-
-        For a search, it is the last one, or the one that early stopping has returned.
-        """
+        """The architecture in the folder: of a search, the last one, or the one that early stopping has returned."""
         return load_space(self.space).recorded(self.folder)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
@@ -75,56 +75,37 @@ def read(path: str | Path) -> History:
     Raises:
         UserError: it is not the folder of a run, no epoch is complete, or a file is not valid.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{path} is not a folder: name the folder of a run")
+    file = Path(path) / "metrics.jsonl"
     try:
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        lines = file.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise UserError(f"{path} is not the folder of a run: cannot read {error.filename} ({error.strerror})") from None
-    config = cli.read_config(folder)
-    epochs: list[dict[str, Any]] = []
-    run = History(folder, config, epochs)
+        raise UserError(f"{path} is not the folder of a run: cannot read {file} ({error.strerror})") from None
+    run = History(Path(path), cli.read_config(path), [])
+    space = load_space(run.space)
+    numbered = {str(number): name for number, name in enumerate(space.NUMBERED)}
     for number, line in enumerate(lines):
         try:
             row = files.parse_json(line)
             msgspec.convert(row, metrics.Epoch)
-            load_space(run.space).of_epoch(row)
-            if row["epoch"] != number or row.get("alphas", {}).keys() != (epochs or [row])[0].get("alphas", {}).keys():
+            space.of_epoch(row)
+            if "alphas" in row:
+                row["alphas"] = {
+                    edge: {numbered.get(name, name): weight for name, weight in weights.items()}
+                    for edge, weights in row["alphas"].items()
+                }
+            before = run.epochs[0] if run.epochs else row
+            if row["epoch"] != number or row.get("alphas", {}).keys() != before.get("alphas", {}).keys():
                 raise ValueError("it does not follow the line before")
-            epochs.append(row)
+            run.epochs.append(row)
         except (ValueError, msgspec.ValidationError) as error:
             if line.endswith(b"\n"):
-                raise UserError(
-                    f"{folder / 'metrics.jsonl'}, line {number + 1}, is not the metrics of an epoch ({error})"
-                ) from None
-            warn(f"{folder / 'metrics.jsonl'} ends in an incomplete line, which is ignored")
-    if not epochs:
-        raise UserError(f"{folder / 'metrics.jsonl'} holds no complete epoch yet: let the run go on")
+                raise UserError(f"{file}, line {number + 1}, is not the metrics of an epoch ({error})") from None
+            warn(f"{file} ends in an incomplete line, which is ignored")
+    if not run.epochs:
+        raise UserError(f"{file} holds no complete epoch yet: let the run go on")
     return run
 
 
-# ---- Alphas
-
-
-def named_alphas(run: History, row: dict[str, Any]) -> Alphas:
-    """The alphas of an epoch, with names of operations if the run's space has names.
-
-    Empty if the strategy has no alphas.
-    """
-    names = dict(enumerate(load_space(run.space).NUMBERED))
-    return {
-        edge: {
-            names.get(int(label), label) if label.isdecimal() else label: weight for label, weight in weights.items()
-        }
-        for edge, weights in row.get("alphas", {}).items()
-    }
-
-
-def with_betas(alphas: Alphas, row: dict[str, Any]) -> Alphas:
-    """The alphas of an epoch. If the epoch has betas, each edge also has its beta, under the name `edge`."""
-    return (
-        {edge: weights | {"edge": row["betas"][edge]} for edge, weights in alphas.items()}
-        if row.get("betas")
-        else alphas
-    )
+def strongest(weights: dict[str, float]) -> str:
+    """The strongest operation other than `none`, as in a derived cell (DARTS, section 2.4)."""
+    return max((operation for operation in weights if operation != "none"), key=lambda operation: weights[operation])

@@ -4,67 +4,59 @@ cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from architectures import load_space
 from pictures import curves, drawing, report
-from pictures.curves import INK, LINES
+from pictures.curves import INK, LINES, MARKERS, styled, subplots
 from pictures.report import Section, embedded
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Results = dict[str, Any]
 
 
+@styled
 def accuracies(results: Results) -> Figure | None:
-    """Each training as a point, with mean and 95% interval, in a row for each method; None if there are no trainings
-    yet.
-    """
+    """Each training as a point, with mean and 95% interval, in a row for each method; None without trainings."""
     methods = [method for method in results["methods"].values() if method["trainings"]]
     if not methods:
         return None
-    with curves.style():
-        figure, [axes] = curves.subplots("Test accuracy of every training; mean and 95% interval", 1)
-        figure.set_size_inches(8, 1.2 + 0.45 * len(methods))
-        for row, method in enumerate(methods):
-            values, summary = [training["test_acc"] for training in method["trainings"]], method["test_acc"]
-            axes.scatter(values, [row] * len(values), color=LINES[0], alpha=0.45)
-            axes.errorbar(summary["mean"], row, xerr=summary["ci95"], fmt="D", color=INK, markersize=5, capsize=4)
-        axes.set_yticks(range(len(methods)), [method["title"] for method in methods])
-        axes.invert_yaxis()
-        axes.set_xlabel("test accuracy, %")
+    figure, [axes] = subplots("Test accuracy of every training; mean and 95% interval", 1)
+    figure.set_size_inches(8, 1.2 + 0.45 * len(methods))
+    for row, method in enumerate(methods):
+        values, summary = [training["test_acc"] for training in method["trainings"]], method["test_acc"]
+        axes.scatter(values, [row] * len(values), color=LINES[0], alpha=0.45)
+        axes.errorbar(summary["mean"], row, xerr=summary["ci95"], fmt="D", color=INK, markersize=5, capsize=4)
+    axes.set_yticks(range(len(methods)), [method["title"] for method in methods])
+    axes.invert_yaxis()
+    axes.set_xlabel("test accuracy, %")
     return figure
 
 
+@styled
 def scatter(results: Results) -> Figure | None:
-    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None if nothing was
-    searched.
-    """
+    """Supernet accuracy against selection accuracy, and search cost against final accuracy; None without searches."""
     methods = [method for method in results["methods"].values() if method["searches"]]
     if not methods:
         return None
-    with curves.style():
-        figure, [supernets, costs] = curves.subplots("", 2, legend_rows=(len(methods) + 1) // 2)
-        for index, method in enumerate(methods):
-            style: dict[str, Any] = {
-                "color": LINES[index % len(LINES)],
-                "marker": curves.MARKERS[index % len(curves.MARKERS)],
-            }
-            tried = [search for search in method["searches"] if search["selection_acc"] is not None]
-            pairs = [[search[key] for search in tried] for key in ("valid_acc", "selection_acc")]
-            supernets.plot(*pairs, linestyle="", label=method["title"], **style)
-            if method["trainings"]:
-                accuracy = method["test_acc"]
-                costs.errorbar(method["search_hours"], accuracy["mean"], yerr=accuracy["ci95"], capsize=3, **style)
-        correlation = results["rank_correlation"]
-        note = f": rank correlation {correlation['spearman']:+.2f}, n = {correlation['n']}" if correlation else ""
-        supernets.set(xlabel="supernet, validation accuracy, %", ylabel="short training, held-out accuracy, %")
-        supernets.set_title(f"Supernet and cell{note}")
-        costs.set(xlabel="device hours of the searches", ylabel="test accuracy, %")
-        costs.set_title("Cost of the searches against final accuracy")
-        figure.legend(*supernets.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure, [supernets, costs] = subplots("", 2, legend_rows=(len(methods) + 1) // 2)
+    for index, method in enumerate(methods):
+        style: dict[str, Any] = {"color": LINES[index % len(LINES)], "marker": MARKERS[index % len(MARKERS)]}
+        tried = [search for search in method["searches"] if search["selection_acc"] is not None]
+        pairs = [[search[key] for search in tried] for key in ("valid_acc", "selection_acc")]
+        supernets.plot(*pairs, linestyle="", label=method["title"], **style)
+        if method["trainings"]:
+            accuracy = method["test_acc"]
+            costs.errorbar(method["search_hours"], accuracy["mean"], yerr=accuracy["ci95"], capsize=3, **style)
+    correlation = results["rank_correlation"]
+    note = f": rank correlation {correlation['spearman']:+.2f}, n = {correlation['n']}" if correlation else ""
+    supernets.set(xlabel="supernet, validation accuracy, %", ylabel="short training, held-out accuracy, %")
+    supernets.set_title(f"Supernet and cell{note}")
+    costs.set(xlabel="device hours of the searches", ylabel="test accuracy, %")
+    costs.set_title("Cost of the searches against final accuracy")
+    figure.legend(*supernets.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -73,23 +65,20 @@ def cells(method: Results) -> bytes | None:
     for search in method["searches"]:
         if search["seed"] == method["selected"] and search["genotype"] is not None:
             architecture = load_space(search["space"]).of(search["genotype"])
-            graphs = drawing.graphs(architecture, f"{method['title']}, seed {search['seed']}").values()
-            return drawing.joined([drawing.render(graph, "png", dpi=90) for graph in graphs])
+            graphs = drawing.graphs(architecture, f"{method['title']}, seed {search['seed']}")
+            return drawing.png(drawing.stacked(graphs.values(), dpi=90))
     return None
 
 
-def page(results: Results, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], state: str) -> str:
-    """The page: the first table, the plots, the other tables, and the cells.
+def page(results: Results, tables: Sequence[Section], state: str) -> str:
+    """The page: the first table, the plots, the other tables, and the cells. `state` says how far the protocol is."""
+    plots = {"Accuracy of every training": accuracies(results), "Search and result": scatter(results)}
+    drawn = {heading: curves.save(figure) for heading, figure in plots.items() if figure is not None}
+    selected = {f"{method['title']}: the selected cells": cells(method) for method in results["methods"].values()}
+    first, *others = [table for table in tables if table.rows]
+    sections = [first, *_pictures(drawn), *others, *_pictures(selected)]
+    return report.page(f"Protocol {results['preset']}", state, sections)
 
-    Args:
-        tables: (heading, columns, rows) of each.
-        state: a sentence about the progress of the protocol.
-    """
-    first, *others = [Section(heading, columns=columns, rows=rows) for heading, columns, rows in tables if rows]
-    plots = (("Accuracy of every training", accuracies(results)), ("Search and result", scatter(results)))
-    drawn = [Section(heading, picture=embedded(curves.save(figure))) for heading, figure in plots if figure is not None]
-    found = ((method["title"], cells(method)) for method in results["methods"].values())
-    selected = [
-        Section(f"{title}: the selected cells", picture=embedded(picture)) for title, picture in found if picture
-    ]
-    return report.page(f"Protocol {results['preset']}", state, [first, *drawn, *others, *selected])
+
+def _pictures(pictures: Mapping[str, bytes | None]) -> list[Section]:
+    return [Section(heading, picture=embedded(picture)) for heading, picture in pictures.items() if picture]

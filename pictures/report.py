@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+from PIL import Image
 
-from experiment import errors
+from experiment.errors import duration
 from pictures.history import History
 
 CELL = 0.46  # scale of the pictures of cells, the same for all
@@ -56,13 +57,18 @@ TABLE = (
 )
 
 
+class Picture(NamedTuple):
+    source: str  # its content as a URL
+    width: int  # on the page, in pixels
+
+
 @dataclass
 class Section:
     """A part of a page, with a heading: a note, a picture, a table and commands, each if it is given."""
 
     heading: str
     note: str = ""
-    picture: Mapping[str, Any] | None = None  # as `embedded` returns it
+    picture: Picture | None = None
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     commands: Sequence[tuple[str, str]] = ()  # (purpose, command)
@@ -76,29 +82,27 @@ def page(title: str, summary: str, sections: Sequence[Section], figures: Sequenc
     return environment.from_string(template).render(title=title, summary=summary, sections=sections, figures=figures)
 
 
-def embedded(picture: bytes, scale: float = 0.75) -> dict[str, Any]:
-    """A PNG or GIF for a `Section`: its content as a URL, and its width in pixels times `scale`."""
-    from PIL import Image
-
+def embedded(picture: bytes, scale: float = 0.75) -> Picture:
+    """A PNG or GIF for a `Section`; its width is that in pixels times `scale`."""
     image = Image.open(io.BytesIO(picture))
-    source = f"data:{image.get_format_mimetype()};base64,{base64.b64encode(picture).decode()}"  # type: ignore[attr-defined]
-    return {"source": source, "width": round(image.width * scale)}
+    kind = str(image.format).lower()
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(picture).decode()}", round(image.width * scale))
 
 
 def of_run(run: History, pictures: dict[str, bytes]) -> str:
     """The page about one run. `pictures`: {file name: picture}, in the order of the page."""
-    config = run.config
+    config, commands = run.config, run.config.get("next", {})
     numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in run.epochs]
     figures = [(key.replace("_", " "), _short(value)) for key, value in numbers[-1].items() if key != "epoch"]
-    figures.append(("time", errors.duration(sum(row.get("seconds", 0) for row in run.epochs))))
+    figures.append(("time", duration(sum(row.get("seconds", 0) for row in run.epochs))))
     columns = list(dict.fromkeys(key for row in numbers for key in row))
-    commands = config.get("next", {})
+    epochs = [[_short(row.get(key, "")) for key in columns] for row in numbers]
     provenance = {
         "command": shlex.join(["python", *config.get("command", [])]),
         "commit": config.get("commit") or "outside of a repository",
         "versions": ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items()),
         "GPU": config.get("gpu") or "none",
-        "CPU threads": config.get("threads", "?"),
+        "CPU threads": str(config.get("threads", "?")),
     }
     sections = [
         *_pictures(pictures),
@@ -107,14 +111,9 @@ def of_run(run: History, pictures: dict[str, bytes]) -> str:
             note="" if commands else "The run is not complete yet. Its log will end with the command.",
             commands=[(purpose.capitalize(), command) for purpose, command in commands.items()],
         ),
-        Section("What ran", rows=[[name, str(value)] for name, value in provenance.items()]),
-        Section("All arguments", rows=[[name, str(value)] for name, value in run.arguments.items()], folded=True),
-        Section(
-            "All epochs",
-            columns=columns,
-            rows=[[_short(row.get(key, "")) for key in columns] for row in numbers],
-            folded=True,
-        ),
+        Section("What ran", rows=list(provenance.items())),
+        Section("All arguments", rows=[(name, str(value)) for name, value in run.arguments.items()], folded=True),
+        Section("All epochs", columns=columns, rows=epochs, folded=True),
     ]
     return page(run.name, run.caption, sections, figures)
 

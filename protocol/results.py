@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pictures import compare, history
-from pictures.compare import UNKNOWN
 from pictures.history import History
+from pictures.report import Section
 from protocol.plan import Job, Plan, run_of
 
 Results = dict[str, Any]
-Table = tuple[str, Sequence[str], list[list[str]]]  # heading, columns, rows
 
 
 def collect(plan: Plan, preset: str) -> Results:
@@ -138,32 +137,30 @@ def _rank_correlation(searches: Sequence[dict[str, Any]]) -> dict[str, Any] | No
 # ---- Tables
 
 
-def tables(results: Results) -> list[Table]:
+def tables(results: Results) -> list[Section]:
     """The methods, and their comparisons."""
     methods = results["methods"]
     columns = ("method", "test accuracy, %", "95% interval", "n", "params, M", "mult-adds, M", "search, device hours")
     compared = ("methods", "difference in accuracy, 95% interval", "pairs", "p")
+    rows = [_row(method) for method in methods.values()]
+    pairs = [_comparison(methods, row) for row in results["comparisons"]]
     return [
-        ("Methods", columns, [_row(method) for method in methods.values()]),
-        (
-            "Paired comparisons, by the trainings' seeds",
-            compared,
-            [_comparison(methods, row) for row in results["comparisons"]],
-        ),
+        Section("Methods", columns=columns, rows=rows),
+        Section("Paired comparisons, by the trainings' seeds", columns=compared, rows=pairs),
     ]
 
 
 def _row(method: Results) -> list[str]:
     accuracy = method["test_acc"]
-    mean, std, ci95 = (_number(accuracy[key], ".2f") for key in ("mean", "std", "ci95"))
+    mean, std, ci95 = (compare.number(accuracy[key], ".2f") for key in ("mean", "std", "ci95"))
     return [
         method["title"],
         mean if accuracy["std"] is None else f"{mean} ± {std}",
         ci95 if accuracy["ci95"] is None else f"± {ci95}",
         str(accuracy["n"]),
-        _number(method["parameters"], ".3f"),
-        _number(method["multiply_adds"], ".1f"),
-        _number(method["search_hours"] or None, ".2f"),
+        compare.number(method["parameters"], ".3f"),
+        compare.number(method["multiply_adds"], ".1f"),
+        compare.number(method["search_hours"] or None, ".2f"),
     ]
 
 
@@ -174,15 +171,11 @@ def _comparison(methods: Results, comparison: Results) -> list[str]:
         f"{ours} - {theirs}",
         f"{comparison['difference']:+.2f} ± {comparison['ci95']:.2f}",
         str(comparison["n"]),
-        "< 0.001" if p is not None and p < 0.001 else _number(p, ".3f"),
+        "< 0.001" if p is not None and p < 0.001 else compare.number(p, ".3f"),
     ]
-
-
-def _number(value: float | None, form: str) -> str:
-    return UNKNOWN if value is None else format(value, form)
 
 
 def markdown(results: Results) -> str:
     """The tables as Markdown."""
-    parts = [compare.markdown(columns, rows) for _, columns, rows in tables(results) if rows]
+    parts = [compare.markdown(table.columns, table.rows) for table in tables(results) if table.rows]
     return "\n".join([*parts, *([f"Failed: {', '.join(results['failed'])}.\n"] if results["failed"] else [])])

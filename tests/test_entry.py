@@ -4,7 +4,6 @@ loss.
 
 import ast
 import importlib
-import io
 import json
 import re
 import sys
@@ -253,27 +252,6 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
     train.train("DARTS_V1", images, run_dir="plain", **TRAIN | {"auxiliary": False})
     assert not any("train_auxiliary_loss" in row for row in rows_of("plain"))
     assert "auxiliary loss" not in Path("plain/log.txt").read_text()
-
-
-# ---- Both cells on one picture
-
-
-def test_both_cells_below_each_other_with_the_numbers_of_genotypes(monkeypatch):
-    architecture, drawn, render = Cells.read("DARTS_V2"), [], drawing.render
-    single = [Image.open(io.BytesIO(render(graph, "png"))) for graph in drawing.graphs(architecture).values()]
-    monkeypatch.setattr(drawing, "render", lambda graph: drawn.append(graph.source) or render(graph))
-    picture = Image.open(io.BytesIO(drawing.both(architecture)))
-    assert picture.size == (max(image.width for image in single) + 60, sum(image.height for image in single) + 90)
-    for source, cell in zip(drawn, ("normal", "reduction"), strict=True):
-        assert re.findall(r"^\t(\S+) \[label=(\d)", source, re.MULTILINE) == [
-            ("0", "2"),
-            ("1", "3"),
-            ("2", "4"),
-            ("3", "5"),
-        ]
-        assert [name in source for name in ("c_{k-2}", "c_{k-1}", "c_{k}", f"{cell} cell")] == [True] * 4
-    with pytest.raises(UserError, match="no cells"):
-        drawing.both(Architecture({"conv": 1}))
 
 
 # ---- The tutorial

@@ -446,8 +446,8 @@ def test_tables_show_text_as_it_is():
 def test_small_p_values_are_not_called_zero():
     for p, text in ((0.0004, "< 0.001"), (0.0, "< 0.001"), (0.041, "0.041"), (None, "-")):
         comparison = {"methods": ["a", "b"], "difference": 1.0, "ci95": 0.5, "n": 3, "p": p}
-        _, (_, _, rows) = results.tables(found({"a": method("A"), "b": method("B")}, [comparison]))
-        assert rows == [["A - B", "+1.00 ± 0.50", "3", text]]
+        _, compared = results.tables(found({"a": method("A"), "b": method("B")}, [comparison]))
+        assert compared.rows == [["A - B", "+1.00 ± 0.50", "3", text]]
 
 
 def test_the_choices_of_one_s_own_space_may_have_any_keys():

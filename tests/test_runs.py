@@ -87,7 +87,7 @@ def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(script, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in (
         (["run", "empty"], "empty is not the folder of a run"),
-        (["run", "DARTS_V2"], "DARTS_V2 is not a folder"),
+        (["run", "DARTS_V2"], "DARTS_V2 is not the folder of a run"),
         (["half"], "cannot read half/config.json"),
         (["empty", "--report"], "nothing to report on"),
         (["DARTS_V2", "--report"], "nothing to report on"),
@@ -162,8 +162,8 @@ def test_a_frame_shows_what_the_alphas_say(tmp_path):
     for row in run.epochs:
         architecture = Cells.of_epoch(row)
         genotype = architecture.genotype
-        cells = animation.relaxed_cells(architecture, row["alphas"], {})
-        for (_, edges), cell, chosen in zip(
+        cells = animation.relaxed_edges(architecture, row)
+        for edges, cell, chosen in zip(
             cells.values(), ("normal", "reduce"), (genotype.normal, genotype.reduce), strict=True
         ):
             assert len(edges) == 14
@@ -250,7 +250,7 @@ def test_areas_count_the_strongest_operations(tmp_path):
         for epoch, row in enumerate(run.epochs):
             edges = [edge for key, edge in row["alphas"].items() if key.startswith("normal")]
             filled = [area.get_paths()[0].contains_point((epoch + 1, edge + 0.5)) for edge in range(len(edges))]
-            assert sum(filled) == sum(animation.strongest(edge) == name for edge in edges)
+            assert sum(filled) == sum(history.strongest(edge) == name for edge in edges)
 
 
 def test_the_entropy_is_drawn_from_0_to_that_of_equal_operations(tmp_path):
@@ -316,9 +316,7 @@ def test_numbers_of_operations_get_their_names(tmp_path):
     run = history.read(
         write_run(tmp_path / "run", [losses(0, "valid") | {"alphas": alphas, "architecture": {}}], space="enas_macro")
     )
-    assert history.named_alphas(run, run.epochs[0]) == {
-        "LayerChoice1": {"conv_3x3": 0.5, "max_pool_3x3": 0.3, "none": 0.2}
-    }
+    assert run.epochs[0]["alphas"] == {"LayerChoice1": {"conv_3x3": 0.5, "max_pool_3x3": 0.3, "none": 0.2}}
 
 
 # ---- Side by side

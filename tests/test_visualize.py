@@ -67,6 +67,16 @@ def test_picture_has_exactly_the_genotypes_edges(genotype):
         assert outputs == Counter((names[node], "c_{k}") for node in concat)
 
 
+def test_both_cells_on_one_picture_have_the_numbers_of_genotypes():
+    for cell in V2.cells.values():
+        source = drawing.cell(cell, "", first_node=2).source
+        labels = re.findall(r"^\t(\d) \[label=(\d)", source, re.MULTILINE)
+        assert labels == [("0", "2"), ("1", "3"), ("2", "4"), ("3", "5")]
+    assert drawing.both(V2).startswith(MAGIC["png"])
+    with pytest.raises(UserError, match="no cells"):
+        drawing.both(Architecture({"conv": 1}))
+
+
 def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
     def luminance(colour: str) -> float:  # WCAG 2.1, relative luminance
         channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
