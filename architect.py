@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import utils
-from experiment import checkpoint, distributed
+from experiment import distributed
 
 HVP = ("finite_difference", "exact")  # how the second order multiplies with the Hessian
 
@@ -84,7 +84,7 @@ class Architect:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        checkpoint.load_optimizer(self.optimizer, state_dict)
+        self.optimizer.load_state_dict(state_dict)
         for alpha, gradient in zip(self.model.arch_parameters(), state_dict["gradients"], strict=True):
             alpha.grad = None if gradient is None else gradient.to(alpha)
 

@@ -170,30 +170,24 @@ class Meters:
         return shown + (f" auxiliary loss {self.auxiliary.avg:.3f}" if self.auxiliary.count else "")
 
 
-# What an optimizer's state tells of the device that it was saved on.
-_WAYS = ("foreach", "fused", "capturable")
-
-
 def optimizer(
     kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any
 ) -> torch.optim.Optimizer:
     """Returns `kind(parameters, **options)`. On a GPU, its step takes few kernels, does not wait, and can be in a CUDA
     graph.
 
-    A loaded state does not change this, even if it was saved on another device.
+    A loaded state keeps the arguments of the optimizer that it is loaded into, also if it was saved on another device.
     """
     if any(parameter.is_cuda for parameter in parameters):
         options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
         options |= {} if kind is torch.optim.SGD else {"capturable": True}
     made = kind(parameters, **options)
-    made.register_load_state_dict_pre_hook(_keep_ways)
+    made.register_load_state_dict_pre_hook(_keep_arguments)
     return made
 
 
-def _keep_ways(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    own = optimizer.param_groups
-    ways = [{way: group[way] for way in _WAYS if way in group} for group in own]
-    return saved | {"param_groups": [group | way for group, way in zip(saved["param_groups"], ways, strict=True)]}
+def _keep_arguments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    return {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) -> None:

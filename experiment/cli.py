@@ -324,8 +324,7 @@ def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> 
     script = Path(sys.argv[0])
     if not script.match(SCRIPTS[stage]):  # a user's program that calls `search` or `train`
         script = Path(__file__).parent.parent / SCRIPTS[stage]
-    of_package = (script.parent / "__init__.py").exists()
-    program = ["-m", f"{script.parent.name}.{script.stem}"] if of_package else [str(script)]
+    program = ["-m", f"rnn.{script.stem}"] if stage.startswith("rnn") else [str(script)]
     return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,22 +14,13 @@ from experiment import cli, distributed, errors
 Item = TypeVar("Item")
 
 
-class Lines(logging.Formatter):
-    """Formats log lines so that they are printable, whatever file names they contain."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(errors.printable, super().format(record).split("\n")))
-
-
-class Console(logging.Handler):
-    """Prints log lines on standard output, above the progress bar. Stops printing if the reader goes away."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-        except OSError:  # the reader went away (`| head`), or the disk is full; log.txt has all lines
-            cli.discard_output()
+def show(text: str) -> None:
+    """Prints a line on standard output, above the progress bar. Stops printing if the reader goes away."""
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError:  # the reader went away (`| head`), or the disk is full; log.txt has all lines
+        cli.discard_output()
 
 
 class Clock:
@@ -44,25 +34,24 @@ class Clock:
 
     def __init__(self, total: float) -> None:
         self._total = total
-        self._first: tuple[float, float] | None = None  # (time, work) when the first step was done
-        self._last: tuple[float, float] | None = None  # the same, now
+        self._ticks: list[tuple[float, float]] = []  # (time, work) when the first step was done, and now
 
     def tick(self, work: float) -> None:
         """To be called after every step, with the work that is done."""
-        self._last = time.monotonic(), work
-        self._first = self._first or self._last
+        self._ticks[1:] = [(time.monotonic(), work)]
 
     @property
     def pace(self) -> float:
         """Seconds per step; 0 if no step was measured yet."""
-        if self._first is None or self._last is None or self._last[1] <= self._first[1]:
+        if len(self._ticks) < 2:
             return 0.0
-        return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
+        (began, before), (now, done) = self._ticks
+        return (now - began) / (done - before)
 
     @property
     def left(self) -> float:
         """Seconds for the rest of the work."""
-        return self.pace * max(0.0, self._total - self._last[1]) if self._last is not None else 0.0
+        return self.pace * max(0.0, self._total - self._ticks[-1][1]) if self._ticks else 0.0
 
 
 def reporter(label: str, every: int, batches: int, log: Callable[[str], Any]) -> Callable[[int, object], None]:
@@ -88,11 +77,12 @@ def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, told: Calla
     Once a second, the bar shows what `told` returns, because that may wait for the device.
     """
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+    hidden = True if distributed.rank() > 0 else None  # None: if it is no terminal
     with tqdm(
+        desc=f"epoch {epoch}",
         total=steps,
         initial=first,
-        desc=f"epoch {epoch}",
-        disable=distributed.rank() > 0 or None,
+        disable=hidden,
         leave=False,
         dynamic_ncols=True,
         bar_format=form,

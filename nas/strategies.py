@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from architect import Architect, Loss, State
-from experiment import checkpoint, distributed
+from experiment import distributed
 from nas.controller import EnasMutator, Reinforce
 from nas.edges import use_batch_statistics
 from nas.mutators import DartsMutator, Decisions, Mutator, RandomMutator
@@ -251,4 +251,4 @@ class Enas(Random):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        checkpoint.load_optimizer(self.controller.optimizer, state_dict.get("controller", {}))
+        self.controller.optimizer.load_state_dict(state_dict["controller"])

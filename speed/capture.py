@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiment import checkpoint, errors
+from experiment import errors
 from experiment.loop import Step
+from experiment.run import random_states, set_random_states
 
 WARM_UPS = 3  # steps before a capture: the first compiles and selects kernels, the others stabilise memory
 
@@ -133,7 +134,7 @@ def remember(model: nn.Module, parts: Sequence[Any]) -> Callable[[], None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     states = [copy.deepcopy(part.state_dict()) for part in parts]
     device = tensors[0][0].device
-    random = checkpoint.random_states(device)
+    random = random_states(device)
 
     @torch.no_grad()
     def restore() -> None:
@@ -143,6 +144,6 @@ def remember(model: nn.Module, parts: Sequence[Any]) -> Callable[[], None]:
             parameter.grad = gradient
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(copy.deepcopy(state))
-        checkpoint.set_random_states(random, device)
+        set_random_states(random, device)
 
     return restore

@@ -38,7 +38,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def copy_project(folder):
-    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    packages = {path.parent for path in ROOT.glob("*/*.py")} - {ROOT / "tests"}
     inside = (path for package in packages for path in package.rglob("*") if path.suffix in (".py", ".html"))
     for path in [*ROOT.glob("*.py"), *inside]:
         (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from torch import nn
 import experiment.run
 import genotypes
 from architectures.cells import CHOICES, OPERATIONS, Cells, check, names
-from experiment import checkpoint, cli
+from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from nas.mutables import InputChoice, LayerChoice
@@ -343,7 +343,7 @@ def test_damaged_weights(seed, kind, tmp_path):
 CHECKPOINT = {
     "progress": {"epoch": 1, "step": 2, "seconds": 1.5, "metrics": [{"epoch": 0, "test_acc": 50.0}]},
     "arguments": {},
-    "random": checkpoint.random_states(torch.device("cpu")),
+    "random": experiment.run.random_states(torch.device("cpu")),
     "parts": {"model": STATE},
 }
 
@@ -358,9 +358,9 @@ def restore(folder):
 @pytest.fixture
 def same_random_states():
     """A checkpoint sets the generators; other tests are to find theirs as they were."""
-    before = checkpoint.random_states(torch.device("cpu"))
+    before = experiment.run.random_states(torch.device("cpu"))
     yield
-    checkpoint.set_random_states(before, torch.device("cpu"))
+    experiment.run.set_random_states(before, torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("same_random_states")

@@ -1,1 +1,0 @@
-"""Everything about one run: command line, folder, checkpoints, monitoring, and several processes."""

@@ -1,1 +1,0 @@
-"""Datasets: their names, folders of images, and the decoding of image files."""

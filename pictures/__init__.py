@@ -1,1 +1,0 @@
-"""Drawings and reports of architectures and runs. Nothing here computes a network."""
