@@ -34,7 +34,7 @@ def build_discrete(args: argparse.Namespace, num_classes: int, architecture: Arc
     from nas.loading import build_network
     from nas.mutators import apply_fixed_architecture
 
-    return apply_fixed_architecture(build_network(args, num_classes), architecture.choices)
+    return apply_fixed_architecture(build_network(args, num_classes, discrete=True), architecture.choices)
 
 
 def set_sizes(args: argparse.Namespace, init_channels: int = 36, layers: int = 20) -> None:

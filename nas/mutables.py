@@ -1,13 +1,13 @@
 """The choices of a search space: of a layer and of inputs, declared inside an ordinary module.
 
 A choice holds its candidates with their weights. The mutator that is applied to the model (`nas/mutators.py`) decides
-between them. The module around the choices only calls them. The interface is that of NNI 2.0.
+between them, and the module around the choices only calls them. The interface is that of NNI 2.0.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from experiment.errors import UserError
 
 REDUCTIONS = ("sum", "mean", "concat", "none")
-
 
 _numbers = itertools.count(1)
 
@@ -39,48 +38,25 @@ class Mutable(nn.Module):
         super().__init__()
         self.key = f"{type(self).__name__}{next(_numbers)}" if key is None else key
 
-    @property
-    def mutator(self):
-        """The mutator that decides for this module.
-
-        Raises:
-            UserError: none has been applied.
-        """
-        if not self.has_mutator:
-            raise UserError(
-                f"{self.key} has no mutator: apply a mutator to the model, e.g. RandomMutator(model), or an "
-                f"architecture"
-            )
-        return self.__dict__["_mutator"]
-
-    @property
-    def has_mutator(self) -> bool:
-        return "_mutator" in self.__dict__
-
-    def set_mutator(self, mutator) -> None:
-        """Called by a mutator for every mutable of its model.
-
-        Raises:
-            UserError: the module already has a mutator.
-        """
-        if self.has_mutator:
-            raise UserError(
-                f"a mutator already decides for {self.key}: a model can have only one; build the model again for "
-                f"another"
-            )
-        # Bypasses `nn.Module.__setattr__`, which would register the mutator, with its parameters, as a submodule.
-        self.__dict__["_mutator"] = mutator
-
     def extra_repr(self) -> str:
         return f"key={self.key!r}"
 
 
 class MutableScope(Mutable):
-    """A group of choices, for mutators that use the space as a tree. Scopes may be nested."""
+    """A group of choices, which ENAS treats as one step. Scopes may be nested."""
 
 
 class Choice(Mutable):
-    """Base class of both kinds of choice."""
+    """Base class of both kinds of choice.
+
+    `labels` are the candidates in an exported architecture: their names, or their positions if they have no names.
+    A mutator or a fixed architecture sets `mask`, (candidates,), booleans or weights that multiply the outputs, and
+    `chosen`, the positions of the candidates that run.
+    """
+
+    labels: Sequence[str | int]
+    chosen: Sequence[int] = ()
+    mask: Tensor | None = None
 
     def __init__(self, reduction: str, key: str | None) -> None:
         super().__init__(key)
@@ -90,12 +66,18 @@ class Choice(Mutable):
 
     def __len__(self) -> int:
         """The number of candidates."""
-        raise NotImplementedError
+        return len(self.labels)
 
-    @property
-    def labels(self) -> Sequence[str | int]:
-        """The candidates in an exported architecture: their names, or their positions if they have no names."""
-        raise NotImplementedError
+    def combined(self, output_of: Callable[[int], Any]) -> Any:
+        """The outputs of the chosen candidates, reduced."""
+        if self.mask is None:
+            raise UserError(f"{self.key} is not decided: apply a mutator to the model and call its reset()")
+        if self.mask.dtype == torch.bool:
+            return reduce([output_of(index) for index in self.chosen], self.reduction)
+        # Weights of shape (1,), not (): under autocast, the product would be bfloat16 otherwise, and round small
+        # changes of the weight away.
+        weights = self.mask.split(1)
+        return reduce([weights[index] * output_of(index) for index in self.chosen], self.reduction)
 
 
 class LayerChoice(Choice):
@@ -105,11 +87,13 @@ class LayerChoice(Choice):
     Its candidates are counted, iterated over and found by position or name.
 
     Args:
-        op_candidates: the layers; in an `OrderedDict`, they have names.
+        op_candidates: the layers; in a dictionary, they have names.
         reduction: how several outputs are combined: `sum`, `mean`, `concat` (along dimension 1) or `none` (a list).
         key: see `Mutable`.
         nothing: whether `DartsMutator` has an alpha for choosing none of the candidates.
     """
+
+    edge: Callable[[Tensor], Tensor] | None = None  # computes the output instead, if a remedy wraps the choice
 
     def __init__(
         self,
@@ -120,25 +104,19 @@ class LayerChoice(Choice):
     ) -> None:
         super().__init__(reduction, key)
         self.nothing = nothing
-        named = (
-            op_candidates
-            if isinstance(op_candidates, Mapping)
-            else {str(index): op for index, op in enumerate(op_candidates)}
-        )
+        named = op_candidates
+        if not isinstance(named, Mapping):
+            named = {str(index): candidate for index, candidate in enumerate(named)}
         self.names = list(named)
+        self.labels = [index if name == str(index) else name for index, name in enumerate(self.names)]
         for name, module in named.items():
             self.add_module(name, module)
 
-    @property
-    def labels(self) -> Sequence[str | int]:
-        return [index if name == str(index) else name for index, name in enumerate(self.names)]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Applies the chosen candidates to the arguments."""
-        return self.mutator.on_forward_layer_choice(self, *args, **kwargs)
-
-    def __len__(self) -> int:
-        return len(self.names)
+        if self.edge is not None:
+            return self.edge(*args, **kwargs)
+        return self.combined(lambda index: self[index](*args, **kwargs))
 
     def __iter__(self) -> Iterator[nn.Module]:
         return (self[name] for name in self.names)
@@ -156,9 +134,6 @@ class InputChoice(Choice):
             the inputs.
         n_chosen: how many inputs are chosen; None for any number. If none is chosen, the output is None.
         reduction, key: as for `LayerChoice`.
-
-    Raises:
-        UserError: there are no candidates, or fewer than `n_chosen`.
     """
 
     NO_KEY = ""
@@ -172,56 +147,30 @@ class InputChoice(Choice):
         key: str | None = None,
     ) -> None:
         super().__init__(reduction, key)
-        if not n_candidates and not choose_from:
-            raise UserError(f"{self.key} has no candidates: give n_candidates or choose_from")
         self.choose_from = list(choose_from or [self.NO_KEY] * (n_candidates or 0))
-        self.n_candidates = len(self.choose_from)
+        if not self.choose_from:
+            raise UserError(f"{self.key} has no candidates: give n_candidates or choose_from")
         self.n_chosen = n_chosen
-        if n_chosen is not None and not 1 <= n_chosen <= self.n_candidates:
-            raise UserError(f"{self.key} cannot choose {n_chosen} of {self.n_candidates}")
-
-    @property
-    def labels(self) -> Sequence[str | int]:
-        named = self.NO_KEY not in self.choose_from and len(set(self.choose_from)) == self.n_candidates
-        return self.choose_from if named else list(range(self.n_candidates))
-
-    def __len__(self) -> int:
-        return self.n_candidates
-
-    @property
-    def chosen(self) -> list[int]:
-        """The positions of the currently chosen inputs."""
-        return self.mutator.chosen(self)
+        if n_chosen is not None and not 1 <= n_chosen <= len(self.choose_from):
+            raise UserError(f"{self.key} cannot choose {n_chosen} of {len(self.choose_from)}")
+        named = self.NO_KEY not in self.choose_from and len(set(self.choose_from)) == len(self.choose_from)
+        self.labels = self.choose_from if named else range(len(self.choose_from))
 
     def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
-        """The chosen inputs, reduced.
-
-        `optional_inputs` is a list in the order of `choose_from`, or a dictionary with its keys.
-        """
-        return self.mutator.on_forward_input_choice(self, pick_inputs(self.key, self.choose_from, optional_inputs))
-
-
-def pick_inputs(key: str, choose_from: Sequence[str], inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
-    """The inputs of the input choice `key` as a list in the order of `choose_from`.
-
-    Raises:
-        UserError: their number or their keys are wrong.
-    """
-    if isinstance(inputs, Mapping):
-        missing = [label for label in choose_from if label not in inputs]
-        if missing:
-            raise UserError(f"{key} chooses from {list(choose_from)}; its inputs lack {missing}")
-        return [inputs[label] for label in choose_from]
-    if len(inputs) != len(choose_from):
-        raise UserError(f"{key} chooses from {len(choose_from)} inputs, and was given {len(inputs)}")
-    return list(inputs)
+        """The chosen inputs, reduced. `optional_inputs` is a list in the order of `choose_from`, or a dictionary with
+        its keys."""
+        inputs = optional_inputs
+        if isinstance(inputs, Mapping):
+            if missing := [label for label in self.choose_from if label not in inputs]:
+                raise UserError(f"{self.key} chooses from {self.choose_from}; its inputs lack {missing}")
+            inputs = [inputs[label] for label in self.choose_from]
+        if len(inputs) != len(self):
+            raise UserError(f"{self.key} chooses from {len(self)} inputs, and was given {len(inputs)}")
+        return self.combined(inputs.__getitem__)
 
 
 def reduce(outputs: list[Any], reduction: str) -> Any:
-    """Combines the outputs of the chosen candidates, see `LayerChoice`.
-
-    An empty list gives None, or with `none` a list.
-    """
+    """Combines the outputs of the chosen candidates, see `LayerChoice`."""
     if reduction == "none":
         return outputs
     if len(outputs) < 2:

@@ -6,8 +6,8 @@ To write a mutator, define a class with two methods, `sample_search` and `sample
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,92 +18,64 @@ from architectures import Architecture, cell_of, unmasked
 from experiment.errors import UserError, shown
 from model_search import weighted_sum
 from nas.edges import surround
-from nas.mutables import Choice, InputChoice, LayerChoice, Mutable, pick_inputs, reduce
+from nas.mutables import Choice, InputChoice, LayerChoice, Mutable
 from nas.relaxation import Relaxation, edge_weights
+from operations import Zero
 
 Decisions = dict[str, Tensor]
 Choices = dict[str, Any]
+Space = dict[str, list[Mutable]]
 
 
-@dataclass
-class SpaceNode:
-    """A search space as a tree. Mutables are in the order of construction; those inside a scope are its children.
-
-    The root has no mutable.
-    """
-
-    mutable: Mutable | None = None
-    children: list[SpaceNode] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Mutable]:
-        if self.mutable is not None:
-            yield self.mutable
-        for child in self.children:
-            yield from child
-
-
-def find_space(model: nn.Module) -> SpaceNode:
-    """The mutables of `model`, as a tree.
+def find_space(model: nn.Module) -> Space:
+    """{key: the mutables of `model` that share it}, in the order of construction; scopes come after what they contain.
 
     Raises:
         UserError: a choice is inside another choice, two choices with the same key have different candidates, or
             `choose_from` contains a key that no mutable has.
     """
-    root = SpaceNode()
-    seen: set[int] = set()
-    by_key: dict[str, Mutable] = {}
+    space: Space = {}
+    seen: set[nn.Module] = set()
 
-    def walk(module: nn.Module, node: SpaceNode, choice: Choice | None) -> None:
-        if id(module) in seen:
+    def walk(module: nn.Module, choice: Choice | None) -> None:
+        if module in seen:
             return
-        seen.add(id(module))
-        if isinstance(module, Mutable):
-            if choice is not None:
-                raise UserError(f"{module.key} is inside a candidate of {choice.key}: choices cannot be nested")
-            first = by_key.setdefault(module.key, module)
-            if _question(first) != _question(module):
-                raise UserError(
-                    f"two mutables share the key {module.key!r}, and so one decision, but differ in what they choose "
-                    f"from"
-                )
-            node.children.append(node := SpaceNode(module))
-            choice = module if isinstance(module, Choice) else None
+        seen.add(module)
+        if isinstance(module, Mutable) and choice is not None:
+            raise UserError(f"{module.key} is inside a candidate of {choice.key}: choices cannot be nested")
         for child in module.children():
-            walk(child, node, choice)
+            walk(child, module if isinstance(module, Choice) else choice)
+        if isinstance(module, Mutable):
+            space.setdefault(module.key, []).append(module)
 
-    walk(model, root, None)
-    for mutable in by_key.values():
-        if isinstance(mutable, InputChoice) and (unknown := set(mutable.choose_from) - {InputChoice.NO_KEY, *by_key}):
+    walk(model, None)
+    for key, (first, *others) in space.items():
+        if any(_question(other) != _question(first) for other in others):
+            raise UserError(f"mutables share the key {key!r}, and so one decision, but differ in what they choose from")
+        unknown = set(first.choose_from) - {InputChoice.NO_KEY, *space} if isinstance(first, InputChoice) else ()
+        if unknown:
             raise UserError(
-                f"{mutable.key} chooses from {shown(min(unknown))}, which is not a key of this space: "
+                f"{key} chooses from {shown(min(unknown))}, which is not a key of this space: "
                 "name the choice or the scope that the input comes from, or InputChoice.NO_KEY"
             )
-    return root
+    return space
 
 
-def _question(mutable: Mutable) -> tuple:
+def _question(mutable: Mutable) -> list[Any]:
     """Everything about a mutable that a decision depends on."""
-    if isinstance(mutable, LayerChoice):
-        return "layer", *mutable.names
-    if isinstance(mutable, InputChoice):
-        return "input", mutable.n_chosen, *mutable.choose_from
-    return ("scope",)
+    return [getattr(mutable, name, None) for name in ("names", "choose_from", "n_chosen")]
 
 
 class Mutator(nn.Module):
     """Decides for every choice of `model`. Mutator and model do not contain each other's parameters.
 
     A decision is a mask over the candidates, a tensor (candidates,). It is boolean, or it holds weights that multiply
-    the outputs of the candidates. Candidates with a zero do not run.
+    the outputs of the candidates. Candidates with a zero do not run. Of two mutators of a model, the one decides that
+    was reset last.
 
-    Args:
-        model: any module with choices.
-
-    Raises:
-        UserError: see `find_space`; or the model already has a mutator.
+    Attributes:
+        mutables, layer_choices, input_choices: those of the space, one for each key.
     """
-
-    model: nn.Module
 
     differentiable = False
     """Whether the decisions are differentiable functions of the mutator's parameters.
@@ -112,36 +84,16 @@ class Mutator(nn.Module):
     """
 
     dense = False
-    """Whether all candidates with a weight run, without a check for zeros.
-
-    A forward pass then does not wait for the GPU.
-    """
+    """Whether all candidates with a weight run, without a check for zeros: a forward pass does not wait for the GPU."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.__dict__["model"] = model  # bypasses `nn.Module.__setattr__`, which would register it as a submodule
         self._space = find_space(model)
-        self._by_key: dict[str, Mutable] = {}
-        for mutable in self._space:
-            mutable.set_mutator(self)
-            self._by_key.setdefault(mutable.key, mutable)
+        self.mutables = [shared[0] for shared in self._space.values()]
+        self.layer_choices = [mutable for mutable in self.mutables if isinstance(mutable, LayerChoice)]
+        self.input_choices = [mutable for mutable in self.mutables if isinstance(mutable, InputChoice)]
+        self._choices = {mutable.key: mutable for mutable in self.mutables if isinstance(mutable, Choice)}
         self._decisions: Decisions = {}
-        self._running: dict[str, list[int]] = {}
-
-    @property
-    def mutables(self) -> list[Mutable]:
-        """The mutables of the space, including scopes, one for each key."""
-        return list(self._by_key.values())
-
-    @property
-    def layer_choices(self) -> list[LayerChoice]:
-        """The layer choices of the space, one for each key."""
-        return [mutable for mutable in self.mutables if isinstance(mutable, LayerChoice)]
-
-    @property
-    def input_choices(self) -> list[InputChoice]:
-        """The input choices of the space, one for each key."""
-        return [mutable for mutable in self.mutables if isinstance(mutable, InputChoice)]
 
     def sample_search(self) -> Decisions:
         """{key: mask} for every choice: the decisions for the next step of the search."""
@@ -162,10 +114,12 @@ class Mutator(nn.Module):
             UserError: the decisions are not exactly one mask of the right length for each choice.
         """
         self._decisions = self._checked(decisions)
-        self._running = {
-            key: list(range(len(mask))) if self.dense and mask.is_floating_point() else mask.nonzero()[:, 0].tolist()
-            for key, mask in self._decisions.items()
-        }
+        weights = {key for key, mask in self._decisions.items() if self.dense and mask.is_floating_point()}
+        chosen = positions({key: mask for key, mask in self._decisions.items() if key not in weights})
+        for key, mask in self._decisions.items():
+            for choice in self._space[key]:
+                assert isinstance(choice, Choice)
+                choice.mask, choice.chosen = mask, _not_zero(choice) if key in weights else chosen[key]
 
     def export(self) -> Choices:
         """The final architecture, JSON-ready: {key: what was chosen}, a name, an index if there are no names, or a list
@@ -181,30 +135,8 @@ class Mutator(nn.Module):
         """The current decisions: {key: mask as a list}."""
         return {key: mask.tolist() for key, mask in self._decisions.items()}
 
-    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> Any:
-        """The outputs of the chosen candidates, reduced."""
-        mask, chosen = self._decision(mutable)
-        return reduce([_weighted(mutable[index](*args, **kwargs), mask, index) for index in chosen], mutable.reduction)
-
-    def on_forward_input_choice(self, mutable: InputChoice, inputs: list[Any]) -> Any:
-        """The chosen inputs, reduced."""
-        mask, chosen = self._decision(mutable)
-        return reduce([_weighted(inputs[index], mask, index) for index in chosen], mutable.reduction)
-
-    def chosen(self, mutable: Choice) -> list[int]:
-        """The candidates that run by the current decisions."""
-        return self._decision(mutable)[1]
-
-    def _decision(self, mutable: Choice) -> tuple[Tensor, list[int]]:
-        if mutable.key not in self._decisions:
-            raise UserError(f"there is no decision for {mutable.key} yet: call reset() on the mutator before the model")
-        return self._decisions[mutable.key], self._running[mutable.key]
-
-    def _choices(self) -> dict[str, Choice]:
-        return {key: mutable for key, mutable in self._by_key.items() if isinstance(mutable, Choice)}
-
     def _checked(self, decisions: Decisions) -> Decisions:
-        choices = self._choices()
+        choices = self._choices
         if decisions.keys() != choices.keys():
             missing, unknown = sorted(choices.keys() - decisions.keys()), sorted(decisions.keys() - choices.keys())
             raise UserError(f"{type(self).__name__} must decide for every choice: missing {missing}, unknown {unknown}")
@@ -218,17 +150,29 @@ class Mutator(nn.Module):
         return decisions
 
     def _named(self, decisions: Decisions) -> Choices:
-        architecture, choices = {}, self._choices()
-        for key, mask in self._checked(decisions).items():
-            chosen = [label for label, on in zip(choices[key].labels, mask.tolist(), strict=True) if on]
-            architecture[key] = chosen[0] if len(chosen) == 1 else chosen
+        architecture: Choices = {}
+        for key, chosen in positions(self._checked(decisions)).items():
+            labels = [self._choices[key].labels[index] for index in chosen]
+            architecture[key] = labels[0] if len(labels) == 1 else labels
         return architecture
 
 
-def _weighted(output: Any, mask: Tensor, index: int) -> Any:
-    # Shape (1,), not (): under autocast, the product would be bfloat16 otherwise, and round small changes of the weight
-    # away.
-    return output if mask.dtype == torch.bool else mask[index : index + 1] * output
+def positions(masks: Decisions) -> dict[str, list[int]]:
+    """{key: positions where the mask is not zero}. All masks on a device are read at once, since each reading waits for
+    it."""
+    found: dict[str, list[int]] = {key: [] for key in masks}
+    for device in {mask.device for mask in masks.values()}:
+        on_device = {key: mask != 0 for key, mask in masks.items() if mask.device == device}
+        read = torch.cat(list(on_device.values())).cpu().split([len(mask) for mask in on_device.values()])
+        found |= {key: mask.nonzero()[:, 0].tolist() for key, mask in zip(on_device, read, strict=True)}
+    return found
+
+
+def _not_zero(choice: Choice) -> list[int]:
+    """The positions of the candidates that add to a weighted sum."""
+    if not isinstance(choice, LayerChoice) or choice.reduction != "sum":
+        return list(range(len(choice)))
+    return [index for index, candidate in enumerate(choice) if not isinstance(candidate, Zero)]
 
 
 class RandomMutator(Mutator):
@@ -292,7 +236,6 @@ class DartsMutator(Mutator):
         )
         self.betas: nn.Parameter | None = None
         self._nodes: list[list[str]] = []
-        self._edge_weights: Decisions = {}
 
     def weigh_edges(self, ends: Callable[[str], tuple[str, str] | None]) -> None:
         """Gives edges weights: `betas`, softmaxed over the layer choices that lead into one node.
@@ -324,38 +267,24 @@ class DartsMutator(Mutator):
         return {mutable.key: alpha for mutable, alpha in zip(self.layer_choices, self.alphas.values(), strict=True)}
 
     def sample_search(self) -> Decisions:
-        self._edge_weights = self.edge_weights()
         everything = {mutable.key: torch.ones(len(mutable), dtype=torch.bool) for mutable in self.input_choices}
         return everything | self._of_candidates(self.relaxation.mixed(list(self.alphas.values())))
 
+    def decide(self, decisions: Decisions) -> None:
+        super().decide(decisions)
+        of_edges = self.edge_weights()
+        for choice in itertools.chain.from_iterable(self._space.values()):
+            if not isinstance(choice, LayerChoice):
+                continue
+            mask = self._decisions[choice.key]
+            if hasattr(choice, "auxiliary_op"):  # by `nas.edges.equip_choices`
+                alone = None if choice.parts == 1 else mask.new_ones(())  # partial channels without edge normalisation
+                choice.edge = partial(_edge, choice, self.relaxation.columns(mask, of_edges.get(choice.key, alone)))
+            elif self.relaxation.scalars:
+                choice.edge = partial(_sampled_edge, choice, mask)
+
     def _of_candidates(self, weights: list[Tensor]) -> Decisions:
         return {choice.key: weight[: len(choice)] for choice, weight in zip(self.layer_choices, weights, strict=True)}
-
-    def on_forward_layer_choice(self, mutable: LayerChoice, *args: Any, **kwargs: Any) -> Any:
-        mask, _ = self._decision(mutable)
-
-        def mix(x: Tensor, weights: Tensor) -> Tensor:
-            return weighted_sum(x, mutable, weights)
-
-        if hasattr(mutable, "auxiliary_op"):  # by `nas.edges.equip_choices`
-            alone = None if mutable.parts == 1 else mask.new_ones(())  # partial channels without edge normalisation
-            of_edge = self._edge_weights.get(mutable.key, alone)
-            output = surround(mutable, mix, args[0], self.relaxation.columns(mask, of_edge))
-        elif (
-            self.dense
-            and mask.is_floating_point()
-            and mutable.reduction in ("sum", "mean")
-            and len(args) == 1
-            and not kwargs
-        ):
-            try:
-                output = mix(args[0], mask)
-            except RuntimeError:
-                return super().on_forward_layer_choice(mutable, *args)  # which says so if the shapes differ
-        else:
-            output = super().on_forward_layer_choice(mutable, *args, **kwargs)
-            return output + (mask.sum() - mask[mask.argmax()]) if self.relaxation.scalars else output
-        return output / len(mutable) if mutable.reduction == "mean" else output
 
     @torch.no_grad()
     def sample_final(self) -> Decisions:
@@ -363,15 +292,26 @@ class DartsMutator(Mutator):
         decisions = {key: mask_of(weight.argmax().view(1), len(weight)) for key, weight in weights.items()}
         of_edges = self.edge_weights()
         strength = {key: (weight.max() * of_edges.get(key, 1.0)).item() for key, weight in weights.items()}
+        taken = set()
         for mutable in self.input_choices:
             strengths = [strength.get(label, 0.0) for label in mutable.choose_from]
-            ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)
-            decisions[mutable.key] = mask_of(torch.tensor(ranked[: mutable.n_chosen], dtype=torch.long), len(mutable))
+            ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)[: mutable.n_chosen]
+            decisions[mutable.key] = mask_of(torch.tensor(ranked), len(mutable))
+            taken |= {mutable.choose_from[index] for index in ranked}
         offered = {label for mutable in self.input_choices for label in mutable.choose_from}
-        taken = {
-            mutable.choose_from[index] for mutable in self.input_choices for index in decisions[mutable.key].nonzero()
-        }
         return decisions | {key: torch.zeros_like(decisions[key]) for key in weights if key in offered - taken}
+
+
+def _edge(choice: LayerChoice, weights: Tensor, x: Tensor) -> Tensor:
+    """The output of a choice that a remedy has made an edge; `weights` as for `nas.edges.surround`."""
+    output = surround(choice, lambda part, of_candidates: weighted_sum(part, choice, of_candidates), x, weights)
+    return output / len(choice) if choice.reduction == "mean" else output
+
+
+def _sampled_edge(choice: LayerChoice, weights: Tensor, x: Tensor) -> Tensor:
+    """The output of a choice, plus the weights of the candidates that do not run: 0, with a gradient; see
+    `nas.strategies.Gdas`."""
+    return choice.combined(lambda index: choice[index](x)) + (weights.sum() - weights[weights.argmax()])
 
 
 def _parameter_name(key: str) -> str:
@@ -388,7 +328,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     NNI.
 
     Args:
-        model: a space without a mutator; changed in place.
+        model: a space; changed in place.
         architecture: the result of `Mutator.export`, of NNI too, or a JSON file of it: {key: a name or an index, or a
             list of these}.
 
@@ -400,21 +340,16 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     """
     if isinstance(architecture, str | Path):
         architecture = Architecture.read(str(architecture)).choices  # as written, whatever the keys
-    if not isinstance(architecture, Mapping):
-        raise UserError("an architecture must be a dictionary, {key of a choice: what was chosen}")
-    space = list(find_space(model))
-    choices = [mutable for mutable in space if isinstance(mutable, LayerChoice | InputChoice)]
-    keys = {mutable.key for mutable in choices}
+    space = find_space(model)
+    choices = [mutable for shared in space.values() for mutable in shared if isinstance(mutable, Choice)]
+    keys = {choice.key for choice in choices}
     missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
     if missing or unknown:
         raise UserError(
             f"this architecture belongs to another space: missing keys {shown(missing)}, unknown keys {shown(unknown)}"
         )
-    if any(mutable.has_mutator for mutable in space):
-        raise UserError("a mutator already decides for this model: build the model again to fix its architecture")
-    fixed: dict[nn.Module, nn.Module] = {
-        mutable: _fixed(mutable, chosen_of(mutable, architecture[mutable.key])) for mutable in choices
-    }
+    chosen = {choice: chosen_of(choice, architecture[choice.key]) for choice in choices}  # before anything changes
+    fixed: dict[nn.Module, nn.Module] = {choice: _fixed(choice, chosen[choice]) for choice in choices}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in fixed:
@@ -422,51 +357,30 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     return fixed.get(model, model)
 
 
-def chosen_of(mutable: LayerChoice | InputChoice, value: Any) -> list[int]:
-    """The indices of the candidates that `value`, an entry of an architecture, names."""
-    values = unmasked(value if isinstance(value, list) else [value], len(mutable))
-    names = mutable.names if isinstance(mutable, LayerChoice) else mutable.choose_from
+def chosen_of(choice: Choice, value: Any) -> list[int]:
+    """The positions of the candidates that `value`, an entry of an architecture, names."""
+    names = choice.choose_from if isinstance(choice, InputChoice) else list(map(str, choice.labels))
     chosen = []
-    for entry in values:
+    for entry in unmasked(value if isinstance(value, list) else [value], len(choice)):
         index = names.index(entry) if isinstance(entry, str) and names.count(entry) == 1 else entry
-        if type(index) is not int or not 0 <= index < len(mutable):
-            raise UserError(f"{mutable.key} cannot choose {shown(entry)}: its candidates are {shown(mutable.labels)}")
+        if type(index) is not int or not 0 <= index < len(choice):
+            raise UserError(f"{choice.key} cannot choose {shown(entry)}: its candidates are {shown(choice.labels)}")
         chosen.append(index)
     if len(set(chosen)) != len(chosen):
-        raise UserError(f"{mutable.key} chooses the same candidate twice: {shown(value)}")
-    if isinstance(mutable, InputChoice) and mutable.n_chosen not in (None, len(chosen)):
-        raise UserError(f"{mutable.key} takes {mutable.n_chosen} of its inputs, not {len(chosen)}")
+        raise UserError(f"{choice.key} chooses the same candidate twice: {shown(value)}")
+    if isinstance(choice, InputChoice) and choice.n_chosen not in (None, len(chosen)):
+        raise UserError(f"{choice.key} takes {choice.n_chosen} of its inputs, not {len(chosen)}")
     return sorted(chosen)
 
 
-def _fixed(mutable: LayerChoice | InputChoice, chosen: list[int]) -> nn.Module:
-    if isinstance(mutable, InputChoice):
-        return FixedInputChoice(mutable, chosen)
-    if len(chosen) == 1 and mutable.reduction != "none":
-        return mutable[chosen[0]]
-    return FixedLayerChoice(mutable, chosen)
-
-
-class FixedLayerChoice(nn.Module):
-    """Replaces a layer choice if not exactly one layer was chosen, or if it returns a list."""
-
-    def __init__(self, mutable: LayerChoice, chosen: list[int]) -> None:
-        super().__init__()
-        self.reduction = mutable.reduction
-        self.candidates = nn.ModuleList(mutable[index] for index in chosen)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return reduce([candidate(*args, **kwargs) for candidate in self.candidates], self.reduction)
-
-
-class FixedInputChoice(nn.Module):
-    """Replaces an input choice."""
-
-    def __init__(self, mutable: InputChoice, chosen: list[int]) -> None:
-        super().__init__()
-        self.key, self.choose_from, self.reduction = mutable.key, mutable.choose_from, mutable.reduction
-        self.chosen = chosen
-
-    def forward(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
-        inputs = pick_inputs(self.key, self.choose_from, optional_inputs)
-        return reduce([inputs[index] for index in self.chosen], self.reduction)
+def _fixed(choice: Choice, chosen: list[int]) -> nn.Module:
+    """The choice without its other candidates, or its only layer."""
+    choice.mask, choice.chosen = mask_of(torch.tensor(chosen, dtype=torch.long), len(choice)), chosen
+    if not isinstance(choice, LayerChoice):
+        return choice
+    if len(chosen) == 1 and choice.reduction != "none":
+        return choice[chosen[0]]
+    for index, name in enumerate(choice.names):
+        if index not in chosen:
+            delattr(choice, name)
+    return choice

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from architect import Architect, Loss, State
 from experiment import distributed
-from nas.controller import EnasMutator, Reinforce
+from nas.controller import EnasMutator
 from nas.edges import use_batch_statistics
 from nas.mutators import DartsMutator, Decisions, Mutator, RandomMutator
 from nas.relaxation import Adversarial, Dirichlet, Gumbel, Perturbed, Relaxation, Sigmoid, divergence
@@ -25,7 +25,7 @@ from nas.search_model import SearchModel
 
 
 class Strategy:
-    """Base class of all strategies.
+    """Base class of all strategies. Its methods are those of `architect.Architect`.
 
     Args:
         model: the search model, with `mutator` applied to its network.
@@ -33,8 +33,6 @@ class Strategy:
     """
 
     mutator: type[Mutator] = RandomMutator
-    """The class of the mutator."""
-
     resting = False  # whether the alphas rest, if there are any: then `step` is not called
 
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
@@ -53,11 +51,7 @@ class Strategy:
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> None:
-        """Called before every weight step. Trains the architecture, or decides which architecture the next weight step
-        trains.
-
-        Arguments as for `architect.Architect.step`.
-        """
+        """Called before every weight step. Trains the architecture, or decides which one the weight step trains."""
         raise NotImplementedError(f"{type(self).__name__} lacks step()")
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -71,9 +65,7 @@ class Strategy:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a checkpoint holds in addition to the model: tensors, numbers, strings, lists and dictionaries
-        of them.
-        """
+        """What a checkpoint holds beside the model: tensors, numbers, strings, lists and dictionaries of them."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -216,16 +208,31 @@ class Random(Strategy):
 
 
 class Enas(Random):
-    """ENAS (Pham et al. 2018): trains a controller on the accuracy of the architectures that it samples, and the
-    weights on its samples.
+    """ENAS (Pham et al. 2018): trains a controller by REINFORCE on the accuracy of the architectures that it samples,
+    and the weights on its samples.
+
+    Args:
+        learning_rate: of the controller's Adam.
+        entropy_weight: weight of the sample's entropy in the reward.
+        skip_weight: weight of the sample's skip penalty in the loss.
+        baseline_decay: decay of the moving average of the rewards, which begins with the first one.
     """
 
     mutator = EnasMutator
 
-    def __init__(self, model: SearchModel, args: argparse.Namespace, candidates: int = 10) -> None:
+    def __init__(
+        self,
+        model: SearchModel,
+        args: argparse.Namespace,
+        candidates: int = 10,
+        learning_rate: float = 3.5e-4,
+        entropy_weight: float = 1e-4,
+        skip_weight: float = 0.8,
+        baseline_decay: float = 0.999,
+    ) -> None:
         super().__init__(model, args, candidates)
-        assert isinstance(model.mutator, EnasMutator)  # it knows the probability of a sample
-        self.controller = Reinforce(model.mutator)
+        self.optimizer = torch.optim.Adam(model.mutator.parameters(), lr=learning_rate)
+        self.entropy_weight, self.skip_weight, self.baseline_decay = entropy_weight, skip_weight, baseline_decay
 
     def step(
         self,
@@ -243,12 +250,24 @@ class Enas(Random):
         distributed.same_random_numbers(self.device)
         self.model.mutator.reset()
         accuracy, _ = self.score(input_valid, target_valid)
-        self.controller.step(accuracy)
+        self.learn(accuracy)
         super().step()
 
+    def learn(self, reward: float) -> None:
+        """One step on the controller, with the reward of its last sample."""
+        controller: Any = self.model.mutator
+        reward += self.entropy_weight * controller.sample_entropy.item()
+        mean, decay = controller.baseline, self.baseline_decay
+        mean.fill_(reward if mean.isnan() else decay * mean + (1 - decay) * reward)
+        loss = self.skip_weight * controller.sample_skip_penalty - controller.sample_log_prob * (reward - mean)
+        self.optimizer.zero_grad()
+        loss.backward()
+        distributed.average_gradients(controller.parameters())
+        self.optimizer.step()
+
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "controller": self.controller.optimizer.state_dict()}
+        return {**super().state_dict(), "controller": self.optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.controller.optimizer.load_state_dict(state_dict["controller"])
+        self.optimizer.load_state_dict(state_dict["controller"])

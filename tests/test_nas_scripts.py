@@ -164,7 +164,7 @@ FILES = {
     ("name", "arguments", "message"),
     [
         ("train_search", ["--space", "dart"], "unknown space 'dart': darts, enas_micro, enas_macro, nasbench201; or"),
-        ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, gdas, enas, random; or"),
+        ("train_search", ["--strategy", "evolution"], "unknown strategy 'evolution': darts, drnas, gdas, enas, random"),
         ("train_search", ["--space", "absent.py:Net"], "absent.py cannot be imported: FileNotFoundError"),
         (
             "train_search",
@@ -187,7 +187,7 @@ FILES = {
         (
             "train_search",
             ["--space", "enas_micro", "--strategy", "enas", "--strategy_arg", "depth=1"],
-            "known are branch_bias, candidates, lstm_num_layers",
+            "known are baseline_decay, branch_bias, candidates, entropy_weight, learning_rate, lstm_num_layers",
         ),
         ("train_search", ["--strategy_arg", "lstm_size=1"], "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search", ["--space_arg", "n_nodes=2"], "unknown --space_arg 'n_nodes': known are none"),

@@ -25,7 +25,7 @@ from nas.mutables import reset_mutable_counter
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
 from nas.spaces import nasbench201
-from nas.spaces.darts import DartsCell, DartsNetwork, give_drop_path
+from nas.spaces.darts import DartsCell, DartsNetwork
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer, ENASMicroNetwork
 from nas.spaces.nasbench201 import Cell201, NASBench201Cell, NASBench201Network
 from visualize import read_any
@@ -362,12 +362,10 @@ def test_drop_path_leaves_identities_alone():
     choices = Cells(KNOWN["DARTS_V2"]).choices
     cell = DartsCell(4, 2, 2, 2, False, False)
     apply_fixed_architecture(cell, {key: chosen for key, chosen in choices.items() if key.startswith("normal")})
-    give_drop_path(cell)
-    cell.drop_path_prob = 1 - 1e-6
     states = [torch.rand(2, 2, 4, 4)] * 5
     assert choices["normal_n5_switch"] == ["normal_n5_p0", "normal_n5_p2"]
     assert choices["normal_n5_p0"] == "skipconnect"
-    assert torch.equal(cell.nodes[3](states), states[0])  # the other edge is dropped
+    assert torch.equal(cell.nodes[3](states, 1 - 1e-6), states[0])  # the other edge is dropped
 
 
 def test_a_short_macro_network_has_no_reduction():

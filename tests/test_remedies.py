@@ -55,7 +55,7 @@ def supernet(relaxation=None, **options):
 
 
 def everything():
-    return supernet(Sigmoid(auxiliary_skip=0.7), partial_channels=2, zero_one_weight=2.0)
+    return supernet(Sigmoid(1, 0.7), partial_channels=2, zero_one_weight=2.0)
 
 
 # ---- Every remedy on every space
@@ -414,8 +414,8 @@ def test_gdas_samples_once_for_all_cells_of_a_kind_and_runs_the_likeliest_in_eva
     space = NASBench201Network(channels=2, cells=1, num_classes=3)
     model = SearchModel(space, DartsMutator(space, Gumbel())).eval()
     model(x)
-    for key, alpha in model.mutator.choices.items():
-        assert model.mutator.chosen(model.mutator._by_key[key]) == [alpha.argmax().item()]
+    for choice in model.mutator.layer_choices:
+        assert choice.chosen == [model.mutator.choices[choice.key].argmax().item()]
 
 
 def test_gdas_may_sample_an_operation_without_weights():

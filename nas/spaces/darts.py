@@ -1,11 +1,9 @@
 """The cells of DARTS (1806.09055, section 3.1) as choices: the space of `model_search.py` for any mutator.
 
-`cells.Cells` converts between exported architectures and `Genotype`.
+`architectures.cells.Cells` converts between exported architectures and `Genotype`.
 """
 
 from __future__ import annotations
-
-from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,69 +16,40 @@ from nas.mutables import InputChoice, LayerChoice
 from operations import FactorizedReduce, Identity, ReLUConvBN, drop_path
 
 
-class DropPath(nn.Module):
-    """Drop path (see `operations.drop_path`) with the probability in the network's `drop_path_prob`, see
-    `give_drop_path`."""
+def with_drop_path(op: nn.Module, x: Tensor | None, drop_prob: float | Tensor) -> Tensor | None:
+    """`x`, the output of `op`, with drop path in training as in `model.Cell`: identities are not dropped.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.__dict__["network"] = (
-            None  # bypasses `nn.Module.__setattr__`, which would register the network as a submodule
-        )
-
-    def forward(self, x: Tensor | None) -> Tensor | None:
-        probability = getattr(self.__dict__["network"], "drop_path_prob", 0.0)
-        dropping = self.training and (isinstance(probability, Tensor) or probability > 0)
-        return drop_path(x, probability) if dropping and x is not None else x
-
-
-def give_drop_path(network: nn.Module) -> None:
-    """Gives `network` the attribute `drop_path_prob`, initially 0: the probability of all its `DropPath` modules in
-    training."""
-    network.__dict__["drop_path_prob"] = 0.0
-    for module in network.modules():
-        if isinstance(module, DropPath):
-            module.__dict__["network"] = network
+    A fixed choice of no layer has the output None.
+    """
+    dropping = op.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)  # a tensor's value is on the GPU
+    return x if x is None or not dropping or isinstance(op, Identity) else drop_path(x, drop_prob)
 
 
 class DartsNode(nn.Module):
-    """A node: a layer choice for every node before it, and an input choice that adds two of the results, each (B, C,
-    H', W').
-
-    As in `model.Cell`, drop path does not affect identities.
-    """
+    """A node: a layer choice for every node before it, and an input choice that adds two of the results."""
 
     def __init__(self, cell: str, node: int, channels: int, n_halved: int) -> None:
         super().__init__()
         keys = [edge_key(cell, node, source) for source in range(node)]
+        names = [name for name in PRIMITIVES if name != "none"]  # mutators with alphas have one for `none`
         self.ops = nn.ModuleList()
         for source, key in enumerate(keys):
             stride = 2 if source < n_halved else 1
-            operations = {
-                NNI_NAMES.get(name, name): candidate(name, channels, stride) for name in PRIMITIVES if name != "none"
-            }
             self.ops.append(
-                LayerChoice(OrderedDict(operations), key=key)
-            )  # mutators with alphas have an alpha for `none`
-        self.drop_path = DropPath()
+                LayerChoice({NNI_NAMES.get(name, name): candidate(name, channels, stride) for name in names}, key=key)
+            )
         self.input_switch = InputChoice(choose_from=keys, n_chosen=2, key=switch_key(cell, node))
 
-    def forward(self, states: list[Tensor]) -> Tensor:
-        results = [op(state) for op, state in zip(self.ops, states, strict=True)]
-        return self.input_switch(
-            [x if isinstance(op, Identity) else self.drop_path(x) for op, x in zip(self.ops, results, strict=True)]
-        )
+    def forward(self, states: list[Tensor], drop_prob: float | Tensor) -> Tensor:
+        """The outputs of the nodes before, (B, C, H, W) each, to (B, C, H', W')."""
+        edges = zip(self.ops, states, strict=True)
+        return self.input_switch([with_drop_path(op, op(state), drop_prob) for op, state in edges])
 
 
 class DartsCell(nn.Module):
-    """A cell. Keys of its choices: `normal_n2_p0`, ..., `normal_n2_switch` or `reduce_...`, with nodes counted from 2.
+    """A cell whose `n_nodes` nodes are concatenated.
 
-    Args:
-        n_nodes: intermediate nodes, all of them concatenated.
-        channels_pp, channels_p: channels of the outputs of the two previous cells.
-        channels: C, channels of a node.
-        reduction_p: whether the previous cell halves height and width.
-        reduction: whether this cell does.
+    Keys of its choices: `normal_n2_p0`, ..., `normal_n2_switch` or `reduce_...`, with nodes counted from 2.
     """
 
     def __init__(
@@ -96,12 +65,12 @@ class DartsCell(nn.Module):
         kind, n_halved = ("reduce", 2) if reduction else ("normal", 0)
         self.nodes = nn.ModuleList(DartsNode(kind, node, channels, n_halved) for node in range(2, n_nodes + 2))
 
-    def forward(self, pprev: Tensor, prev: Tensor) -> Tensor:
+    def forward(self, pprev: Tensor, prev: Tensor, drop_prob: float | Tensor = 0.0) -> Tensor:
         """(B, channels_pp, H, W) (2H, 2W after a reduction) and (B, channels_p, H, W) to (B, n_nodes * channels, H',
         W')."""
         states = [self.preproc0(pprev), self.preproc1(prev)]
         for node in self.nodes:
-            states.append(node(states))
+            states.append(node(states, drop_prob))
         return torch.cat(states[2:], dim=1)
 
 
@@ -120,10 +89,8 @@ class DartsNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if layers < 3:
-            raise UserError(
-                f"{layers} cells: at least 3 are needed, because fewer are all reduction cells and leave no normal "
-                f"cell to choose"
-            )
+            raise UserError(f"{layers} cells: at least 3 are needed, because fewer are all reduction cells")
+        self.drop_path_prob: float | Tensor = 0.0  # see `model.NetworkCIFAR`
         C_stem, reduction_p = 3 * init_channels, False
         self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
         self.cells = nn.ModuleList()
@@ -131,11 +98,10 @@ class DartsNetwork(nn.Module):
             self.cells.append(DartsCell(n_nodes, channels_pp, channels_p, channels, reduction_p, reduction))
             reduction_p = reduction
         self.classifier = nn.Linear(n_nodes * channels, num_classes)
-        give_drop_path(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
         s0 = s1 = self.stem(x)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1)
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
         return self.classifier(s1.mean((2, 3)))

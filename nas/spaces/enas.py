@@ -1,5 +1,5 @@
 """The two spaces of ENAS (Pham et al., ICML 2018, 1802.03268): cells of two-input nodes (micro), and whole networks
-with skips (macro)."""
+with skips (macro). Modules and keys are those of NNI 2.0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from architectures.cells import graph
 from experiment.errors import UserError
 from genotypes import CELLS, reductions
 from nas.mutables import InputChoice, LayerChoice, MutableScope
-from nas.spaces.darts import DropPath, give_drop_path
+from nas.spaces.darts import with_drop_path
 from operations import FactorizedReduce, Identity
 
 
@@ -22,15 +22,12 @@ def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
 
 
 def _separable(C: int, kernel_size: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2, groups=C, bias=False),
-        nn.Conv2d(C, C, 1, bias=False),
-    ]
+    depthwise = nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2, groups=C, bias=False)
+    return [depthwise, nn.Conv2d(C, C, 1, bias=False)]
 
 
-def _pool(kind: str) -> nn.Module:
-    """Pooling of 3x3, `max` or `avg`; the average does not count the padding."""
-    return nn.MaxPool2d(3, 1, 1) if kind == "max" else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+def _average_pool() -> nn.Module:
+    return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
 
 
 def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
@@ -40,14 +37,7 @@ def _reduce(C_in: int, C_out: int) -> FactorizedReduce:
     return reduction
 
 
-# Micro: section 2.4.
-
-
-class SepConvBN(nn.Sequential):
-    """ReLU, a depthwise and a pointwise convolution, BatchNorm: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, C: int, kernel_size: int) -> None:
-        super().__init__(nn.ReLU(), *_separable(C, kernel_size), nn.BatchNorm2d(C))
+# ---- Micro: section 2.4
 
 
 class _MicroInput(nn.Module):
@@ -56,27 +46,29 @@ class _MicroInput(nn.Module):
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__()
         self.input_choice = InputChoice(choose_from=prev_labels, n_chosen=1, key=f"{key}_input")
-        convolutions = [SepConvBN(channels, 3), SepConvBN(channels, 5)]
-        self.op_choice = LayerChoice([*convolutions, _pool("avg"), _pool("max"), Identity()], key=f"{key}_op")
-        self.drop_path = DropPath()
+        convolutions = [
+            nn.Sequential(nn.ReLU(), *_separable(channels, kernel_size), nn.BatchNorm2d(channels))
+            for kernel_size in (3, 5)
+        ]
+        self.op_choice = LayerChoice(
+            [*convolutions, _average_pool(), nn.MaxPool2d(3, 1, 1), Identity()], key=f"{key}_op"
+        )
 
-    def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
+    def forward(self, states: list[Tensor], drop_prob: float | Tensor) -> Tensor:
         x = self.op_choice(self.input_choice(states))
-        return x if isinstance(self.op_choice, Identity) else self.drop_path(x), set(self.input_choice.chosen)
+        return with_drop_path(self.op_choice, x, drop_prob)  # type: ignore[return-value]  # some layer is chosen
 
 
 class ENASMicroNode(MutableScope):
-    """The sum of two inputs, each an earlier node and an operation on it. Returns the sum and the indices of the nodes
-    used."""
+    """The sum of two inputs, each an earlier node and an operation on it."""
 
     def __init__(self, key: str, prev_labels: list[str], channels: int) -> None:
         super().__init__(key)
         self.x = _MicroInput(f"{key}_x", prev_labels, channels)
         self.y = _MicroInput(f"{key}_y", prev_labels, channels)
 
-    def forward(self, states: list[Tensor]) -> tuple[Tensor, set[int]]:
-        (x, used_x), (y, used_y) = self.x(states), self.y(states)
-        return x + y, used_x | used_y
+    def forward(self, states: list[Tensor], drop_prob: float | Tensor) -> Tensor:
+        return self.x(states, drop_prob) + self.y(states, drop_prob)
 
 
 class ENASMicroLayer(nn.Module):
@@ -86,7 +78,7 @@ class ENASMicroLayer(nn.Module):
     Args:
         in_channels_pp, in_channels_p: channels of the outputs of the two previous layers.
         out_channels: channels of every node and of the output.
-        reduction: whether the layer halves height and width. It does so for its inputs.
+        reduction: whether the layer halves height and width of its inputs.
     """
 
     def __init__(
@@ -103,27 +95,24 @@ class ENASMicroLayer(nn.Module):
         kind = "reduce" if reduction else "normal"
         labels = [InputChoice.NO_KEY, InputChoice.NO_KEY, *(f"{kind}_node_{node}" for node in range(num_nodes))]
         self.nodes = nn.ModuleList(
-            ENASMicroNode(labels[2 + node], labels[: 2 + node], out_channels) for node in range(num_nodes)
+            ENASMicroNode(label, labels[:index], out_channels) for index, label in enumerate(labels) if index > 1
         )
         self.final_conv_w = nn.Parameter(torch.empty(out_channels, num_nodes + 2, out_channels, 1, 1))
         nn.init.kaiming_normal_(self.final_conv_w)
         self.bn = nn.BatchNorm2d(out_channels, affine=False)
 
-    def forward(self, pprev: Tensor, prev: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pprev: Tensor, prev: Tensor, drop_prob: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
         """(B, in_channels_pp, H, W) and (B, in_channels_p, H, W) to (previous, output), the pair that the next layer
         takes: prev, halved in a reduction layer, and (B, out_channels, H', W')."""
         if self.reduction:
             pprev, prev = self.reduce0(pprev), self.reduce1(prev)
         states = [self.preproc0(pprev), self.preproc1(prev)]
-        used: set[int] = set()
         for node in self.nodes:
-            output, inputs = node(states)
-            used |= inputs
-            states.append(output)
+            states.append(node(states, drop_prob))
+        used = {index for choice in self.modules() if isinstance(choice, InputChoice) for index in choice.chosen}
         loose = [index for index in range(len(states)) if index not in used]
         x = F.relu(torch.cat([states[index] for index in loose], dim=1))
-        x = F.conv2d(x, self.final_conv_w[:, loose].flatten(1, 2))
-        return prev, self.bn(x)
+        return prev, self.bn(F.conv2d(x, self.final_conv_w[:, loose].flatten(1, 2)))
 
 
 class ENASMicroNetwork(nn.Module):
@@ -143,6 +132,7 @@ class ENASMicroNetwork(nn.Module):
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        self.drop_path_prob: float | Tensor = 0.0  # see `model.NetworkCIFAR`
         channels_pp = channels_p = 3 * out_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p)
@@ -157,13 +147,12 @@ class ENASMicroNetwork(nn.Module):
             channels_pp, channels_p = channels_p, out_channels
         self.dropout = nn.Dropout(dropout_rate)
         self.classifier = nn.Linear(channels_p, num_classes)
-        give_drop_path(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W), H and W multiples of 4, to logits (B, num_classes)."""
         p = output = self.stem(x)
         for layer in self.layers:
-            p, output = layer(p, output)
+            p, output = layer(p, output, self.drop_path_prob)
         return self.classifier(self.dropout(F.relu(output).mean((2, 3))))
 
 
@@ -180,43 +169,28 @@ class Micro(Architecture):
         for name in CELLS:
             pairs: list[tuple[str, int]] = []
             keys: list[str] = []
-            while (node := f"{name}_node_{len(pairs) // 2}_{'xy'[len(pairs) % 2]}") + "_op" in remaining:
-                operation, source = remaining.pop(f"{node}_op"), remaining.pop(f"{node}_input", None)
-                if not is_index(operation, len(self.NUMBERED)) or not is_index(source, len(pairs) // 2 + 2):
-                    return {}
-                pairs.append((self.NUMBERED[operation], source))
-                keys.append(f"{node}_op")
-            if len(pairs) % 2:
-                return {}
+            node = 0
+            while f"{name}_node_{node}_x_op" in remaining:
+                for side in ("x", "y"):
+                    key = f"{name}_node_{node}_{side}"
+                    operation, source = remaining.pop(f"{key}_op", None), remaining.pop(f"{key}_input", None)
+                    if not is_index(operation, len(self.NUMBERED)) or not is_index(source, node + 2):
+                        return {}
+                    pairs.append((self.NUMBERED[operation], source))
+                    keys.append(f"{key}_op")
+                node += 1
+            used = {source for _, source in pairs}
             if pairs:
-                used = {source for _, source in pairs}
-                found[name] = graph(
-                    name, pairs, [node for node in range(len(pairs) // 2 + 2) if node not in used], keys
-                )
+                found[name] = graph(name, pairs, [index for index in range(node + 2) if index not in used], keys)
         return {} if remaining else found
 
 
-# Macro: section 2.3.
+# ---- Macro: section 2.3
 
 
-class ConvBranch(nn.Sequential):
-    """1x1 convolution, convolution, BatchNorm, ReLU: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, C: int, kernel_size: int, separable: bool) -> None:
-        conv = [nn.Conv2d(C, C, kernel_size, padding=kernel_size // 2)]
-        super().__init__(
-            _pointwise(C, C),
-            *(_separable(C, kernel_size) if separable else conv),
-            nn.BatchNorm2d(C, affine=False),
-            nn.ReLU(),
-        )
-
-
-class PoolBranch(nn.Sequential):
-    """1x1 convolution, pooling, BatchNorm: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, C: int, kind: str) -> None:
-        super().__init__(_pointwise(C, C), _pool(kind), nn.BatchNorm2d(C, affine=False))
+def _branch(C: int, *layers: nn.Module) -> nn.Sequential:
+    """1x1 convolution, these layers, BatchNorm: (B, C, H, W) -> (B, C, H, W)."""
+    return nn.Sequential(_pointwise(C, C), *layers, nn.BatchNorm2d(C, affine=False))
 
 
 class ENASMacroLayer(MutableScope):
@@ -225,16 +199,13 @@ class ENASMacroLayer(MutableScope):
 
     def __init__(self, key: str, prev_labels: list[str], filters: int) -> None:
         super().__init__(key)
-        self.branch = LayerChoice(
-            [
-                ConvBranch(filters, 3, separable=False),
-                ConvBranch(filters, 3, separable=True),
-                ConvBranch(filters, 5, separable=False),
-                ConvBranch(filters, 5, separable=True),
-                PoolBranch(filters, "avg"),
-                PoolBranch(filters, "max"),
-            ]
-        )
+        branches: list[nn.Module] = []
+        for kernel_size in (3, 5):
+            plain = nn.Conv2d(filters, filters, kernel_size, padding=kernel_size // 2)
+            branches += [_branch(filters, plain).append(nn.ReLU())]
+            branches += [_branch(filters, *_separable(filters, kernel_size)).append(nn.ReLU())]
+        branches += [_branch(filters, _average_pool()), _branch(filters, nn.MaxPool2d(3, 1, 1))]
+        self.branch = LayerChoice(branches)
         self.skipconnect = InputChoice(choose_from=prev_labels) if prev_labels else None
         self.batch_norm = nn.BatchNorm2d(filters, affine=False)
 
@@ -264,9 +235,7 @@ class ENASMacroGeneralModel(nn.Module):
     ) -> None:
         super().__init__()
         if out_filters % 2:
-            raise UserError(
-                f"{out_filters} channels: an even number is needed, because a reduction computes them in two halves"
-            )
+            raise UserError(f"{out_filters} channels: an even number is needed, because a reduction halves it")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters)
         )
@@ -301,24 +270,19 @@ class Macro(Architecture):
     def cells(self) -> dict[str, Cell]:
         """The whole network as one cell: a branch leads from each node to the next one, and skip connections are fixed
         edges."""
-        keys = list(self.choices)[:1] + list(self.choices)[1::2]
-        values = [chosen if isinstance(chosen, list) else [chosen] for chosen in self.choices.values()]
-        branches, skips = values[:1] + values[1::2], [[], *values[2::2]]
-        nodes = ["stem", *(str(layer) for layer in range(len(branches)))]
-        inputs = {
-            f"layer_{layer}": nodes[layer] for layer in range(len(branches))
-        }  # as in NNI, `layer_i` means the input of layer i
-        known = all(len(branch) == 1 and is_index(branch[0], len(self.NUMBERED)) for branch in branches)
-        earlier = all(
-            isinstance(label, str) and label in list(inputs)[:layer]
-            for layer, chosen in enumerate(skips)
-            for label in chosen
-        )
-        if len(branches) != len(skips) or len(branches) < 3 or not known or not earlier:
+        entries = [(key, chosen if isinstance(chosen, list) else [chosen]) for key, chosen in self.choices.items()]
+        branches, skips = entries[:1] + entries[1::2], [[], *(chosen for _, chosen in entries[2::2])]
+        if len(branches) != len(skips) or len(branches) < 3:
             return {}
-        ends = zip(keys, nodes, nodes[1:], branches, strict=False)
-        edges = [Edge(key, tail, head, self.NUMBERED[branch[0]]) for key, tail, head, branch in ends]
-        fixed = [(inputs[label], node) for node, chosen in zip(nodes[1:], skips, strict=True) for label in chosen]
+        nodes = ["stem", *map(str, range(len(branches)))]
+        edges, fixed = [], []
+        for layer, ((key, branch), added) in enumerate(zip(branches, skips, strict=True)):
+            inputs = {f"layer_{index}": nodes[index] for index in range(layer)}  # `layer_i` is the input of layer i
+            known = all(isinstance(label, str) and label in inputs for label in added)
+            if not known or len(branch) != 1 or not is_index(branch[0], len(self.NUMBERED)):
+                return {}
+            edges.append(Edge(key, nodes[layer], nodes[layer + 1], self.NUMBERED[branch[0]]))
+            fixed += [(inputs[label], nodes[layer + 1]) for label in added]
         kinds = {"stem": "input"} | dict.fromkeys(nodes[1:], "node") | {"classifier": "output"}
         return {"": Cell(kinds, edges, nodes[-1:], fixed)}
 
