@@ -235,7 +235,7 @@ STRATEGIES = {
     "enas": "nas.strategies:Enas",
     "random": "nas.strategies:Random",
 }
-_SPACES = SPACES | {"rnn": "rnn.cells:RecurrentCell"}  # no value of --space: rnn/ has its own scripts
+_SPACES = SPACES | {"rnn": "rnn.genotypes:RecurrentCell"}  # no value of --space: rnn/ has its own scripts
 
 SPACE_HELP = f"{', '.join(SPACES)}; or a network with choices of your own, my_space.py:Net"
 STRATEGY_HELP = f"{', '.join(STRATEGIES)}; or a strategy of your own, my_strategy.py:Class"

@@ -26,7 +26,7 @@ FAULTS = (
     "masks",  # every pass draws new dropout masks
 )
 
-Piece = tuple[Tensor, Tensor, Tensor]  # words (T, B), next words (T, B), hidden state before them (1, B, H)
+Text = tuple[Tensor, Tensor, Tensor]  # words (T, B), next words (T, B), hidden state before them (1, B, H)
 
 
 def learner(model: RNNModelSearch, args: Any) -> Architect:
@@ -38,8 +38,8 @@ def learner(model: RNNModelSearch, args: Any) -> Architect:
 def alpha_step(
     architect: Architect,
     model: RNNModelSearch,
-    train: Piece,
-    valid: Piece,
+    train: Text,
+    valid: Text,
     eta: float | Tensor,
     args: Any,
     faults: Collection[str] = (),
@@ -47,9 +47,7 @@ def alpha_step(
     """`Architect.step` on two pieces of text.
 
     Args:
-        architect: as from `learner`.
-        model: its search network.
-        train, valid: the text of the next weight step, read only if `args.unrolled`; and validation text.
+        train: the text of the next weight step, read only if `args.unrolled`.
         eta: the learning rate of the virtual step.
         args: `clip` and `wdecay` of the weights' SGD, and `unrolled` are read.
         faults: those of `FAULTS` that are computed.
@@ -60,14 +58,17 @@ def alpha_step(
     masks = None if "masks" in faults else model.draw_masks(train[0].size(1))
     carried = valid[2]
 
+    def run(text: Text, state: State) -> tuple[Tensor, Tensor]:
+        """The loss, and the hidden state after the text."""
+        x, y, hidden = text
+        return functional_call(model, state, (x, hidden, masks, y))[:2]
+
     def train_loss(state: State) -> Tensor:
-        x, y, hidden = train
-        return functional_call(model, state, (x, hidden, masks, y))[0]
+        return run(train, state)[0]
 
     def valid_loss(state: State) -> Tensor:
         nonlocal carried
-        x, y, hidden = valid
-        loss, carried, *_ = functional_call(model, state, (x, hidden, masks, y))
+        loss, carried = run(valid, state)
         return loss
 
     def virtual_step(w: Tensor, dw: Tensor) -> tuple[Tensor, Tensor]:

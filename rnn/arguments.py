@@ -1,18 +1,43 @@
-"""Arguments of the commands for recurrent cells."""
+"""Arguments of the commands for recurrent cells, and the commands that a run proposes."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from experiment import cli
 from experiment.errors import UserError
+from experiment.run import Run
 from rnn import data
-from rnn.cells import RecurrentCell
+from rnn.genotypes import RecurrentCell
 from rnn.model import Dropouts
 
+WEIGHTS = {
+    "epochs": (cli.positive_int, None, "train for this many passes over the training text"),
+    "batch_size": (cli.positive_int, None, "number of sequences in a batch"),
+    "lr": (cli.positive_float, 20.0, "learning rate for a sequence of length --bptt"),
+    "clip": (cli.positive_float, 0.25, "clip the gradient to this norm"),
+    "wdecay": (cli.non_negative_float, None, "weight decay"),
+    "alpha": (cli.non_negative_float, 0.0, "weight of the mean square of the decoder's inputs in the loss"),
+    "beta": (
+        cli.non_negative_float,
+        1e-3,
+        "weight of the mean square of the states' changes between time steps in the loss",
+    ),
+}
+DROPOUT = {
+    "dropout": (cli.probability, 0.75, "drop units of the decoder's input with this probability"),
+    "dropouth": (cli.probability, 0.25, "drop units of hidden states within the cell with this probability"),
+    "dropoutx": (cli.probability, 0.75, "drop units of the cell's input with this probability"),
+    "dropouti": (cli.probability, 0.2, "drop units of embeddings with this probability"),
+    "dropoute": (cli.probability, None, "drop whole words, in the whole batch, with this probability"),
+}
 
-def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that select the text, the same for every stage."""
+
+def add_network_arguments(parser: cli.Parser, emsize: int) -> None:
+    """Adds the arguments for text and network, the same for every stage."""
     group = parser.add_argument_group("data")
     what = "learn this text; pydoc needs no files; text reads your own"
     group.add_argument("--dataset", choices=data.DATASETS, default="ptb", help=what)
@@ -20,21 +45,9 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", type=cli.path, default="../data/penn/", help=what)
     what = "keep at most this many words in the vocabulary, for --dataset text and pydoc"
     group.add_argument("--vocabulary", type=cli.positive_int, default=10_000, help=what)
-
-
-def add_arch_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds `--arch`. Its value is a published cell by its canonical name, or what was given."""
-    known = ", ".join(RecurrentCell.names())
-    what = f"the cell: {known}; a search's folder; or JSON or Genotype(...), as text or in a file"
-    parser.add_argument("--arch", type=RecurrentCell.canonical, default="DARTS", help=what)
-
-
-def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
-    """Adds the arguments for the size of the network, and `--faithful`, the same for every stage."""
     group = parser.add_argument_group("network")
-    group.add_argument(
-        "--emsize", type=cli.positive_int, default=emsize, help="number of units of embeddings and hidden states"
-    )
+    what = "number of units of embeddings and hidden states"
+    group.add_argument("--emsize", type=cli.positive_int, default=emsize, help=what)
     for name in ("--nhid", "--nhidlast"):
         group.add_argument(name, type=cli.positive_int, help="must be equal to --emsize; None: it is")
     group.add_argument("--bptt", type=cli.positive_int, default=35, help="length of most sequences, in words")
@@ -42,40 +55,34 @@ def add_network_arguments(parser: argparse.ArgumentParser, emsize: int) -> None:
     group.add_argument("--faithful", action="store_true", help=what)
 
 
-def add_training_arguments(
-    parser: argparse.ArgumentParser, batch_size: int, epochs: int, seed: int, dropoute: float, wdecay: float
-) -> None:
-    """Adds the arguments for training the weights. The two stages that train differ only in these defaults."""
-    number, positive, whole = cli.non_negative_float, cli.positive_float, cli.positive_int
-    parser.add_argument(
-        "--seed", type=cli.seed, default=seed, help="seed of weights, dropout masks and sequences' lengths"
-    )
+def add_arch_argument(parser: cli.Parser) -> None:
+    """Adds `--arch`. Its value is a published cell by its canonical name, or what was given."""
+    known = ", ".join(RecurrentCell.names())
+    what = f"the cell: {known}; a search's folder; or JSON or Genotype(...), as text or in a file"
+    parser.add_argument("--arch", type=RecurrentCell.canonical, default="DARTS", help=what)
+
+
+def training_parser(description: str, emsize: int, **defaults: float) -> cli.Parser:
+    """A parser with the arguments of a stage that trains weights. The two such stages differ in these defaults."""
+    parser = cli.Parser(description=description)
+    cli.add_run_arguments(parser, images=False)
+    add_network_arguments(parser, emsize)
+    parser.add_argument("--seed", type=cli.seed, help="seed of weights, dropout masks and sequences' lengths")
     what = "the same as --report_freq"
-    parser.add_argument("--log-interval", dest="report_freq", type=whole, default=argparse.SUPPRESS, help=what)
-    group = parser.add_argument_group("weights")
-    group.add_argument("--epochs", type=whole, default=epochs, help="train for this many passes over the training text")
-    group.add_argument("--batch_size", type=whole, default=batch_size, help="number of sequences in a batch")
-    group.add_argument("--lr", type=positive, default=20.0, help="learning rate for a sequence of length --bptt")
-    group.add_argument("--clip", type=positive, default=0.25, help="clip the gradient to this norm")
-    group.add_argument("--wdecay", type=number, default=wdecay, help="weight decay")
-    what = "weight of the mean square of the decoder's inputs in the loss"
-    group.add_argument("--alpha", type=number, default=0.0, help=what)
-    what = "weight of the mean square of the states' changes between time steps in the loss"
-    group.add_argument("--beta", type=number, default=1e-3, help=what)
-    group = parser.add_argument_group("dropout")
-    dropped = {
-        "dropout": (0.75, "units of the decoder's input"),
-        "dropouth": (0.25, "units of hidden states within the cell"),
-        "dropoutx": (0.75, "units of the cell's input"),
-        "dropouti": (0.2, "units of embeddings"),
-        "dropoute": (dropoute, "whole words, in the whole batch,"),
-    }
-    for name, (default, what) in dropped.items():
-        group.add_argument(
-            f"--{name}", type=cli.probability, default=default, help=f"drop {what} with this probability"
-        )
+    parser.add_argument(
+        "--log-interval", dest="report_freq", type=cli.positive_int, default=argparse.SUPPRESS, help=what
+    )
+    _add(parser.add_argument_group("weights"), WEIGHTS)
+    _add(parser.add_argument_group("dropout"), DROPOUT)
     cli.accept_unread(parser, "--small_batch_size")
     cli.accept_unread(parser, "--cuda", "--continue_train", "--single_gpu", nargs=0)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add(group: Any, options: Mapping[str, tuple[Callable[[str], Any], float | None, str]]) -> None:
+    for name, (kind, default, what) in options.items():
+        group.add_argument(f"--{name}", type=kind, default=default, help=what)
 
 
 def check_sizes(args: argparse.Namespace) -> None:
@@ -89,11 +96,13 @@ def dropouts(args: argparse.Namespace) -> Dropouts:
     return Dropouts(**{name: getattr(args, name) for name in Dropouts._fields})
 
 
-def data_flags(args: argparse.Namespace) -> list[str]:
-    """The flags that select the same text."""
-    flags = ["--dataset", args.dataset]
+def next_command(module: str, run: Run, *flags: str) -> str:
+    """The command that hands the run's result to the script `module`, on the same text."""
+    args = run.args
+    command = ["python", "-m", module, "--arch", str(run.folder), *flags, "--gpu", str(args.gpu)]
+    command += ["--dataset", args.dataset]
     if args.dataset != "pydoc":
-        flags += ["--data", args.data]
+        command += ["--data", args.data]
     if args.dataset not in data.SOURCES:
-        flags += ["--vocabulary", str(args.vocabulary)]
-    return flags
+        command += ["--vocabulary", str(args.vocabulary)]
+    return shlex.join(command)

@@ -6,10 +6,13 @@ A corpus has three streams of words, as numbers in one vocabulary. Every line en
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import msgspec
@@ -46,8 +49,9 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
     """The corpus `name`.
 
     Args:
-        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt; `text`: your own
-            text file, or all .txt files of a folder; or `pydoc`: Python's language reference (`pydoc_data.topics`).
+        name: `ptb` or `wikitext2`: words separated by spaces in train.txt, valid.txt and test.txt, all of which are in
+            the vocabulary, in the order of first occurrence, as in the original; `text`: your own text file, or all
+            .txt files of a folder; or `pydoc`: Python's language reference (`pydoc_data.topics`).
         path: the folder or file; not used for `pydoc`.
         vocabulary: for `text` and `pydoc`, the largest number of words: the most frequent ones of the training part.
             Others become `<unk>`. Words are in lower case, and punctuation marks are words. The first 80% of the lines
@@ -57,25 +61,18 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
         UserError: files are missing, or not text in UTF-8.
     """
     if name in SOURCES:
-        return corpus([[line.split() for line in _read(_part(Path(path), part, name))] for part in PARTS])
-    lines = _topics() if name == "pydoc" else _own(Path(path))
-    words = [re.findall(r"\w+|[^\w\s]", line.lower()) for line in lines]
-    first, second = len(words) * 8 // 10, len(words) * 9 // 10
-    return corpus([words[:first], words[first:second], words[second:]], vocabulary)
-
-
-def corpus(parts: Sequence[Sequence[Sequence[str]]], vocabulary: int | None = None) -> Corpus:
-    """The corpus made of training, validation and test lines. A line is a list of words.
-
-    `vocabulary`: see `load`; None for all words of all parts, in the order of first occurrence, as in the original.
-    """
-    streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
-    if vocabulary is None:
-        words = list(dict.fromkeys(word for stream in streams for word in stream))
+        parts = [[line.split() for line in _read(_part(Path(path), part, name))] for part in PARTS]
     else:
-        words = list(dict.fromkeys([UNKNOWN, *(word for word, _ in Counter(streams[0]).most_common(vocabulary - 1))]))
-    numbers = {word: number for number, word in enumerate(words)}
-    return Corpus(words, *(torch.tensor([numbers.get(word, 0) for word in stream]) for stream in streams))
+        words = [re.findall(r"\w+|[^\w\s]", line.lower()) for line in (_topics() if name == "pydoc" else _own(path))]
+        first, second = len(words) * 8 // 10, len(words) * 9 // 10
+        parts = [words[:first], words[first:second], words[second:]]
+    streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
+    if name in SOURCES:
+        known = dict.fromkeys(word for stream in streams for word in stream)
+    else:
+        known = dict.fromkeys([UNKNOWN, *(word for word, _ in Counter(streams[0]).most_common(vocabulary - 1))])
+    numbers = {word: number for number, word in enumerate(known)}
+    return Corpus(list(known), *(torch.tensor([numbers.get(word, 0) for word in stream]) for stream in streams))
 
 
 def _part(folder: Path, part: str, name: str) -> Path:
@@ -89,6 +86,14 @@ def _part(folder: Path, part: str, name: str) -> Path:
     )
 
 
+def _own(path: str) -> list[str]:
+    """The lines of the user's text."""
+    found = sorted(Path(path).glob("*.txt")) if Path(path).is_dir() else [Path(path)]
+    if not found:
+        raise UserError(f"{path} holds no .txt file: name a text file, or a folder of them, with --data")
+    return [line for file in found for line in _read(file)]
+
+
 def _read(path: Path) -> list[str]:
     """The lines of a file."""
     try:
@@ -99,22 +104,11 @@ def _read(path: Path) -> list[str]:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): convert it") from None
 
 
-def _own(path: Path) -> list[str]:
-    """The lines of the user's text."""
-    found = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not found:
-        raise UserError(f"{path} holds no .txt file: name a text file, or a folder of them, with --data")
-    return [line for file in found for line in _read(file)]
-
-
 def _topics() -> list[str]:
     """The lines of Python's language reference, which `help()` uses."""
     from pydoc_data.topics import topics
 
     return [line for _, text in sorted(topics.items()) for line in text.splitlines() if line.strip()]
-
-
-# ---- The vocabulary in a run's folder
 
 
 class Vocabulary(msgspec.Struct):
@@ -172,9 +166,7 @@ def sequence_length(bptt: int, longest: int | None) -> int:
     With `longest`, normal noise is added, and the length is limited to 5 to `longest`.
     """
     base = bptt if np.random.random() < 0.95 else bptt / 2
-    if longest is None:
-        return int(base)
-    return min(max(5, int(np.random.normal(base, 5))), longest)
+    return int(base) if longest is None else min(max(5, int(np.random.normal(base, 5))), longest)
 
 
 # ---- Baselines
@@ -185,29 +177,31 @@ def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
 
     The latter has interpolated Kneser-Ney smoothing with one discount D = n1 / (n1 + 2 n2) (Chen, Goodman 1998).
     """
-    V, train = len(corpus.words), corpus.train.numpy()
-    counts = np.bincount(train, minlength=V) + 1.0
-    unigram = counts / counts.sum()
-
-    pairs, times = np.unique(train[:-1] * V + train[1:], return_counts=True)
-    n1, n2 = (times == 1).sum(), (times == 2).sum()
+    train, V = corpus.train.tolist(), len(corpus.words)
+    counts, pairs = Counter(train), Counter(pairwise(train))
+    starts = Counter(train[:-1])  # how often a word is followed by any word
+    followers = Counter(before for before, _ in pairs)  # by how many different words
+    contexts = Counter(word for _, word in pairs)  # after how many different words it occurs
+    n1, n2 = (list(pairs.values()).count(times) for times in (1, 2))
     discount = n1 / max(1, n1 + 2 * n2)
-    starts = np.bincount(train[:-1], minlength=V)  # how often a word is followed by any word
-    followers = np.bincount(pairs // V, minlength=V)  # by how many different words
-    contexts = np.bincount(pairs % V, minlength=V) + 1.0  # after how many different words it occurs, plus one
-    continuation = contexts / contexts.sum()
 
-    perplexities: dict[str, dict[str, float]] = {"unigram": {}, "bigram": {}}
-    for part, stream in (("valid", corpus.valid.numpy()), ("test", corpus.test.numpy())):
-        before, words = stream[:-1], stream[1:]
-        places = np.searchsorted(pairs, before * V + words).clip(max=len(pairs) - 1)
-        seen = np.where(pairs[places] == before * V + words, times[places] - discount, 0)
-        seen = seen / np.maximum(starts[before], 1)
-        left = np.where(starts[before] > 0, discount * followers[before] / np.maximum(starts[before], 1), 1)
-        bigram = seen + left * continuation[words]
-        for name, probabilities in (("unigram", unigram[words]), ("bigram", bigram)):
-            perplexities[name][part] = float(np.exp(-np.log(probabilities).mean()))
-    return perplexities
+    def unigram(before: int, word: int) -> float:
+        return (counts[word] + 1) / (len(train) + V)
+
+    def bigram(before: int, word: int) -> float:
+        continuation = (contexts[word] + 1) / (len(pairs) + V)
+        if not starts[before]:
+            return continuation
+        seen = max(0, pairs[before, word] - discount)
+        return (seen + discount * followers[before] * continuation) / starts[before]
+
+    def perplexity(model: Callable[[int, int], float], stream: Tensor) -> float:
+        return math.exp(-fmean(math.log(model(*pair)) for pair in pairwise(stream.tolist())))
+
+    return {
+        model.__name__: {part: perplexity(model, getattr(corpus, part)) for part in PARTS[1:]}
+        for model in (unigram, bigram)
+    }
 
 
 def baseline_lines(corpus: Corpus) -> list[str]:

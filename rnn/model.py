@@ -66,8 +66,8 @@ class DARTSCell(nn.Module):
         """The input's part of node 0 for all time steps: masked inputs (T, B, H) to (T, B, 2H)."""
         return x @ self._W0[: x.size(-1)]
 
-    def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None) -> Tensor:
-        """`x`: (B, 2H), from `project`. `h_mask`: `Masks.h`."""
+    def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+        """`x`: (B, 2H), from `project`. `h_mask`: `Masks.h`. `weights`: of the edges, in the search only."""
         assert self.genotype is not None
         states = [self.first_node(x, h, h_mask)]
         for W, (name, source) in zip(self._Ws, self.genotype.recurrent, strict=True):
@@ -102,22 +102,25 @@ class Decoder(nn.Linear):
 class RNNModel(nn.Module):
     """Embedding, cell, decoder. `ntoken` is V; `ninp` is H, the size of embeddings and states."""
 
+    CELL: type[DARTSCell] = DARTSCell
+
     def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts, genotype: Genotype | None) -> None:
         super().__init__()
         self.ntoken, self.ninp, self.dropouts = ntoken, ninp, dropouts
         self.encoder = nn.Embedding(ntoken, ninp)
-        self.rnns = nn.ModuleList([self._cell(ninp, genotype)])
+        self.rnns = nn.ModuleList([self.CELL(ninp, genotype)])
         self.decoder = Decoder(ninp, ntoken)
         self.decoder.weight = self.encoder.weight
         nn.init.uniform_(self.encoder.weight, -INITRANGE, INITRANGE)
         nn.init.zeros_(self.decoder.bias)
 
-    def _cell(self, ninp: int, genotype: Genotype | None) -> DARTSCell:
-        return DARTSCell(ninp, genotype)
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """The network's weights. The matrix that encoder and decoder share comes first."""
+        return list(self.parameters())
 
-    def _cell_inputs(self) -> tuple[Tensor, ...]:
-        """Further arguments of the cell, after input, state and mask."""
-        return ()
+    def edge_weights(self) -> Tensor | None:
+        """The cell's argument `weights`."""
+        return None
 
     def forward(
         self, x: Tensor, hidden: Tensor, masks: Masks | None = None, target: Tensor | None = None
@@ -137,10 +140,10 @@ class RNNModel(nn.Module):
         if masks is None:
             masks = self.draw_masks(x.size(1))
         embedded = masked(F.embedding(x, masked(self.encoder.weight, masks.embedding)), masks.input)
-        cell, h, more = cast(DARTSCell, self.rnns[0]), hidden[0], self._cell_inputs()
+        cell, h, weights = cast(DARTSCell, self.rnns[0]), hidden[0], self.edge_weights()
         over_time = []
         for x_t in cell.project(masked(embedded, masks.x)):
-            h = cell(x_t, h, masks.h, *more)
+            h = cell(x_t, h, masks.h, weights)
             over_time.append(h)
         states = torch.stack(over_time)
         output = masked(states, masks.output)
@@ -155,12 +158,11 @@ class RNNModel(nn.Module):
         """Draws the dropout masks of a batch. In evaluation mode, all are None."""
         if not self.training:
             return Masks()
-        weight, p = self.encoder.weight, self.dropouts
+        weight, p, B, H = self.encoder.weight, self.dropouts, batch_size, self.ninp
 
         def mask(p: float, *shape: int) -> Tensor | None:
             return weight.new_empty(shape).bernoulli_(1 - p).div_(1 - p) if p else None
 
-        B, H = batch_size, self.ninp
         return Masks(
             embedding=mask(p.dropoute, self.ntoken, 1),
             input=mask(p.dropouti, 1, B, H),

@@ -18,8 +18,8 @@ class DARTSCellSearch(DARTSCell):
     `none` has no output, so the weights of the other activations of an edge sum to less than 1.
     """
 
-    def __init__(self, nhid: int) -> None:
-        super().__init__(nhid, None)
+    def __init__(self, nhid: int, genotype: None) -> None:
+        super().__init__(nhid, genotype)
         self.bn = nn.BatchNorm1d(nhid, affine=False)
 
     def forward(self, x: Tensor, h: Tensor, h_mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
@@ -43,23 +43,28 @@ class RNNModelSearch(RNNModel):
     The alphas are a parameter: unlike the original's, they move by `to()`, and `state_dict()` has them.
     """
 
+    CELL = DARTSCellSearch
+
     def __init__(self, ntoken: int, ninp: int, dropouts: Dropouts) -> None:
         super().__init__(ntoken, ninp, dropouts, None)
         self.alphas = nn.Parameter(1e-3 * torch.randn(STEPS * (STEPS + 1) // 2, len(PRIMITIVES)))
 
-    def _cell(self, ninp: int, genotype: Genotype | None) -> DARTSCell:
-        return DARTSCellSearch(ninp)
-
-    def _cell_inputs(self) -> tuple[Tensor, ...]:
-        return (F.softmax(self.alphas, dim=-1),)
+    def edge_weights(self) -> Tensor:
+        return F.softmax(self.alphas, dim=-1)
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The alphas, alpha in the paper."""
         return [self.alphas]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The network's weights, w in the paper. The matrix that encoder and decoder share comes first."""
+        """Like `RNNModel.weight_parameters`, w in the paper."""
         return [parameter for parameter in self.parameters() if parameter is not self.alphas]
+
+    def alphas_by_edge(self) -> dict[str, dict[str, float]]:
+        """The softmaxed alphas, {edge: {activation: weight}}, with the edges' names of `genotypes.edge_key`."""
+        keys = [edge_key("recurrent", node, source) for node in range(1, STEPS + 1) for source in range(node)]
+        rows = self.edge_weights().tolist()
+        return {key: dict(zip(PRIMITIVES, row, strict=True)) for key, row in zip(keys, rows, strict=True)}
 
     def genotype(self) -> Genotype:
         """The discrete cell derived from the alphas: for each node the strongest edge and activation, without `none`.
@@ -67,27 +72,13 @@ class RNNModelSearch(RNNModel):
         Between equal weights, the earlier edge and the earlier activation are chosen.
         """
         gene = []
-        for edges in F.softmax(self.alphas.detach(), dim=-1).split(list(range(1, STEPS + 1))):
-            weights = {
-                (name, source): weight
-                for source, edge in enumerate(edges.tolist())
-                for name, weight in zip(PRIMITIVES, edge, strict=True)
-                if name != "none"
-            }
-            gene.append(max(weights, key=weights.__getitem__))
+        for edges in self.edge_weights().split(list(range(1, STEPS + 1))):
+            best = int(edges[:, 1:].argmax())  # the first of several; column 0 is `none`
+            gene.append((PRIMITIVES[1 + best % len(ACTIVATIONS)], best // len(ACTIVATIONS)))
         return Genotype(recurrent=gene, concat=range(1, STEPS + 1))
 
-    def export(self) -> Genotype:
-        """The cell found so far."""
-        return self.genotype()
-
-    def alphas_by_edge(self) -> dict[str, dict[str, float]]:
-        """The softmaxed alphas, {edge: {activation: weight}}, with the edges' names of `genotypes.edge_key`."""
-        edges = [(node, source) for node in range(1, STEPS + 1) for source in range(node)]
-        rows = F.softmax(self.alphas.detach(), dim=-1).tolist()
-        weights = [dict(zip(PRIMITIVES, row, strict=True)) for row in rows]
-        return {edge_key("recurrent", *edge): row for edge, row in zip(edges, weights, strict=True)}
+    export = genotype
 
     def alpha_lines(self) -> list[str]:
         """Lines for the log: the softmaxed alphas, as in the original."""
-        return [str(F.softmax(self.alphas.detach(), dim=-1).cpu())]
+        return [str(self.edge_weights().detach().cpu())]

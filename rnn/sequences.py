@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import utils
+from experiment.loop import Step
 from rnn import data
 from rnn.model import RNNModel
 
@@ -41,7 +42,7 @@ class Place:
         self.hidden = [torch.zeros_like(hidden) for hidden in self.hidden]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"row": self.row, "hidden": self.hidden}
+        return {"row": self.row, "hidden": list(self.hidden)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.row = state_dict["row"]
@@ -80,28 +81,25 @@ def losses(
     return loss, regularised, hidden.detach()
 
 
-def weight_step(
-    model: RNNModel,
-    weights: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    hidden: Tensor,
-    lr: float,
-    args: argparse.Namespace,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A step on the weights. Returns loss, regularised loss, the gradient's norm, and the state after the sequence."""
-    optimizer.zero_grad()
-    loss, regularised, hidden = losses(model, x, y, hidden, args.alpha, args.beta)
-    regularised.backward(inputs=weights)
-    norm = nn.utils.clip_grad_norm_(weights, args.clip)
-    optimizer.param_groups[0]["lr"] = lr
-    optimizer.step()
-    optimizer.param_groups[0]["lr"] = args.lr  # the value in checkpoints
-    return loss, regularised, norm, hidden
+def weight_step(model: RNNModel, place: Place, meters: Meters, args: argparse.Namespace) -> Step:
+    """The step of an optimizer of the weights on a piece. `meters` get the loss without regularisers."""
+    weights = model.weight_parameters()
+
+    def step(optimizer: torch.optim.Optimizer, row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        loss, regularised, place.hidden[0] = losses(model, x, y, place.hidden[0], args.alpha, args.beta)
+        regularised.backward(inputs=weights)
+        norm = nn.utils.clip_grad_norm_(weights, args.clip)
+        optimizer.param_groups[0]["lr"] = args.lr * length / args.bptt
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = args.lr  # the value in checkpoints
+        meters.loss.update(loss, y.numel())
+        return regularised, norm
+
+    return step
 
 
-def sequences(text: Tensor, bptt: int) -> range:
+def starts(text: Tensor, bptt: int) -> range:
     """The first row of each sequence in which `evaluate` reads `text`, (rows, columns)."""
     return range(0, len(text) - 1, bptt)
 
@@ -123,7 +121,7 @@ def evaluate(
     model.eval()
     hidden = model.init_hidden(text.size(1))
     total = torch.zeros((), dtype=torch.float64, device=text.device)
-    for step, row in enumerate(sequences(text, bptt)):
+    for step, row in enumerate(starts(text, bptt)):
         x, y = data.get_batch(text, row, bptt)
         log_prob, hidden, *_ = model(x, hidden)
         total += len(x) * F.nll_loss(log_prob.flatten(0, 1), y.flatten()).double()

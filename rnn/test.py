@@ -22,16 +22,15 @@ import utils
 from experiment import console
 from experiment.weights import load_weights
 from rnn import arguments, data
-from rnn.cells import RecurrentCell
+from rnn.genotypes import RecurrentCell
 from rnn.model import Dropouts, RNNModel
-from rnn.sequences import evaluate, perplexity, sequences
+from rnn.sequences import evaluate, perplexity, starts
 
 REPORT_FREQ = 200  # sequences
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Measure the perplexity of saved weights.")
-    arguments.add_text_arguments(parser)
     cli.add_device_arguments(parser, images=False)
     arguments.add_network_arguments(parser, emsize=850)
     arguments.add_arch_argument(parser)
@@ -55,7 +54,7 @@ def main() -> None:
     found = []
     for part, columns in (("valid", data.EVAL_BATCH), ("test", data.TEST_BATCH)):
         stream = data.batchify(getattr(corpus, part), columns, part).to(device)
-        report = console.reporter(part, REPORT_FREQ, len(sequences(stream, args.bptt)), partial(print, flush=True))
+        report = console.reporter(part, REPORT_FREQ, len(starts(stream, args.bptt)), partial(print, flush=True))
         found.append(f"{part} ppl {perplexity(evaluate(model, stream, args.bptt, args.faithful, report)):.2f}")
     print(f"model: {', '.join(found)}")
 

@@ -16,40 +16,33 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import speed
 import utils
-from experiment.loop import Loop, Step, length
+from experiment.loop import Loop, length
 from experiment.run import Run
 from experiment.weights import load_weights
-from rnn import arguments, data
-from rnn.cells import RecurrentCell
+from rnn import arguments, data, sequences
+from rnn.genotypes import RecurrentCell
 from rnn.model import REGIONS, RNNModel
-from rnn.sequences import (
-    Meters,
-    Place,
-    described,
-    evaluate,
-    expected_pieces,
-    perplexity,
-    pieces,
-    sequences,
-    weight_step,
-)
+from rnn.sequences import Meters, Place, perplexity
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Train the language model of a recurrent cell from scratch.")
-    arguments.add_text_arguments(parser)
-    cli.add_run_arguments(parser, images=False)
-    arguments.add_network_arguments(parser, emsize=850)
-    arguments.add_training_arguments(parser, batch_size=64, epochs=8000, seed=1267, dropoute=0.1, wdecay=8e-7)
+    parser = arguments.training_parser(
+        "Train the language model of a recurrent cell from scratch.",
+        emsize=850,
+        batch_size=64,
+        epochs=8000,
+        seed=1267,
+        dropoute=0.1,
+        wdecay=8e-7,
+    )
     arguments.add_arch_argument(parser)
     what = "begin ASGD after this many epochs without a better validation loss"
     parser.add_argument("--nonmono", type=cli.positive_int, default=5, help=what)
@@ -69,16 +62,15 @@ def main() -> None:
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     valid_text = data.batchify(corpus.valid, data.EVAL_BATCH, "validation").to(device)
     test_text = data.batchify(corpus.test, data.TEST_BATCH, "test").to(device)
-    epochs, steps, _ = length(args, expected_pieces(train_text, args.bptt))
+    epochs, steps, _ = length(args, sequences.expected_pieces(train_text, args.bptt))
 
     genotype = architecture.genotype
     model = RNNModel(len(corpus.words), args.emsize, arguments.dropouts(args), genotype).to(device)
-    multiply_adds = model.multiply_adds(len(genotype.recurrent), args.batch_size * args.bptt)
-    utils.set_threads(args, multiply_adds, device)
-    weights = list(model.parameters())
+    weights = model.weight_parameters()
     sgd = utils.optimizer(torch.optim.SGD, weights, lr=args.lr, weight_decay=args.wdecay)
     asgd = utils.optimizer(torch.optim.ASGD, weights, lr=args.lr, t0=0, lambd=0.0, weight_decay=args.wdecay)
-
+    multiply_adds = model.multiply_adds(len(genotype.recurrent), args.batch_size * args.bptt)
+    utils.set_threads(args, multiply_adds, device)
     meters, place = Meters(), Place(model.init_hidden(args.batch_size))
 
     with Run("rnn-eval", args, device) as run:
@@ -89,10 +81,9 @@ def main() -> None:
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
         run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
-        evaluated = len(sequences(valid_text, args.bptt))
-        plain, changed = training_step(model, place, meters, args), [sgd, asgd, place, meters]
+        plain, changed = sequences.weight_step(model, place, meters, args), [sgd, asgd, place, meters]
         step = speed.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
-        loop = Loop(run, steps, evaluated)
+        loop = Loop(run, steps, len(sequences.starts(valid_text, args.bptt)))
         for epoch in loop.epochs():
             before = [row["valid_loss"] for row in progress.metrics]
             averages = averaging(before, args.nonmono)
@@ -102,37 +93,26 @@ def main() -> None:
                 place.begin()
                 run.log("epoch %d lr %e, %s", epoch, args.lr, "ASGD" if averages else "SGD")
 
-            batches = pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta)
-            loop.train(model, ((optimizer, *batch) for batch in batches), step, meters, args.lr, "--lr or --clip")
+            pieces = sequences.pieces(train_text, place, args.bptt, args.bptt + args.max_seq_len_delta)
+            loop.train(model, ((optimizer, *piece) for piece in pieces), step, meters, args.lr, "--lr or --clip")
             run.log("train %s", meters)
 
             with averaged(model, asgd):
-                valid_loss = evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
+                valid_loss = sequences.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
                 run.log("valid loss %5.2f ppl %8.2f", valid_loss, perplexity(valid_loss))
                 if valid_loss < min(before, default=float("inf")):
                     run.write_weights(model)
-            loop.complete({"lr": args.lr, "averaged": int(averages), **described(meters, valid_loss)})
+            loop.complete({"lr": args.lr, "averaged": int(averages), **sequences.described(meters, valid_loss)})
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
-        load_weights(model, str(run.folder / "weights.pt"))
-        report = run.reporter("test", 20 * args.report_freq, len(sequences(test_text, args.bptt)))
-        ppl = perplexity(evaluate(model, test_text, args.bptt, args.faithful, report))
+        weights_file = str(run.folder / "weights.pt")
+        load_weights(model, weights_file)
+        report = run.reporter("test", 20 * args.report_freq, len(sequences.starts(test_text, args.bptt)))
+        ppl = perplexity(sequences.evaluate(model, test_text, args.bptt, args.faithful, report))
         run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], ppl, best["epoch"])
-        run.propose({"test the weights again": test_command(args, run)})
-
-
-def training_step(model: RNNModel, place: Place, meters: Meters, args: argparse.Namespace) -> Step:
-    """The step of an optimizer on one sequence. `meters` get the loss without regularisation."""
-    weights = list(model.parameters())
-
-    def step(optimizer: torch.optim.Optimizer, row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        lr = args.lr * length / args.bptt
-        loss, regularised, norm, hidden = weight_step(model, weights, optimizer, x, y, place.hidden[0], lr, args)
-        place.hidden = [hidden]
-        meters.loss.update(loss, y.numel())
-        return regularised, norm
-
-    return step
+        flags = ["--model_path", weights_file, "--emsize", str(args.emsize), "--bptt", str(args.bptt)]
+        flags += ["--faithful"] if args.faithful else []
+        run.propose({"test the weights again": arguments.next_command("rnn.test", run, *flags)})
 
 
 def averaging(losses: Sequence[float], nonmono: int) -> bool:
@@ -153,16 +133,6 @@ def averaged(model: nn.Module, asgd: torch.optim.Optimizer) -> Iterator[None]:
         yield
         for weight, value in weights:
             weight.copy_(value)
-
-
-def test_command(args: argparse.Namespace, run: Run) -> str:
-    """The command that measures the saved weights' perplexity."""
-    command = ["python", "-m", "rnn.test", "--arch", str(run.folder), "--model_path", str(run.folder / "weights.pt")]
-    command += ["--gpu", str(args.gpu), *arguments.data_flags(args)]
-    command += ["--emsize", str(args.emsize), "--bptt", str(args.bptt)]
-    if args.faithful:
-        command.append("--faithful")
-    return shlex.join(command)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
-import shlex
 
 import torch
 from torch import Tensor
@@ -29,40 +28,30 @@ from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Run
 from pictures import drawing
-from rnn import arguments, data
+from rnn import arguments, data, sequences
 from rnn.architect import FAULTS, alpha_step, learner
-from rnn.cells import RecurrentCell
+from rnn.genotypes import RecurrentCell
 from rnn.model import REGIONS
 from rnn.model_search import RNNModelSearch
-from rnn.sequences import (
-    Meters,
-    Place,
-    described,
-    evaluate,
-    expected_pieces,
-    perplexity,
-    pieces,
-    sequences,
-    weight_step,
-)
+from rnn.sequences import Meters, Place, perplexity
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description="Search for a recurrent cell with DARTS.")
-    arguments.add_text_arguments(parser)
-    cli.add_run_arguments(parser, images=False)
-    arguments.add_network_arguments(parser, emsize=300)
-    arguments.add_training_arguments(parser, batch_size=256, epochs=50, seed=3, dropoute=0.0, wdecay=5e-7)
+    parser = arguments.training_parser(
+        "Search for a recurrent cell with DARTS.",
+        emsize=300,
+        batch_size=256,
+        epochs=50,
+        seed=3,
+        dropoute=0.0,
+        wdecay=5e-7,
+    )
     cli.accept_unread(parser, "--nonmono", "--max_seq_len_delta")
     group = parser.add_argument_group("alphas")
-    group.add_argument(
-        "--unrolled",
-        action="store_true",
-        help="use the second order: the validation loss after a virtual step of the weights",
-    )
-    group.add_argument(
-        "--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way"
-    )
+    what = "use the second order: the validation loss after a virtual step of the weights"
+    group.add_argument("--unrolled", action="store_true", help=what)
+    what = "compute the second order's Hessian-vector product in this way"
+    group.add_argument("--hvp", choices=HVP, default=HVP[0], help=what)
     group.add_argument("--arch_lr", type=cli.positive_float, default=3e-3, help="learning rate of the alphas")
     group.add_argument("--arch_wdecay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas")
     args = cli.parse(parser, "rnn-search")
@@ -81,39 +70,35 @@ def main() -> None:
     train_text = data.batchify(corpus.train, args.batch_size, "training", least=args.bptt + 1).to(device)
     alpha_text = data.batchify(corpus.valid, args.batch_size, "validation").to(device)
     valid_text = data.batchify(corpus.valid, data.EVAL_BATCH, "validation").to(device)
-    epochs, steps, _ = length(args, expected_pieces(train_text, args.bptt))
+    epochs, steps, _ = length(args, sequences.expected_pieces(train_text, args.bptt))
 
     model = RNNModelSearch(len(corpus.words), args.emsize, arguments.dropouts(args)).to(device)
     architect = learner(model, args)
+    optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
     multiply_adds = model.multiply_adds(len(model.alphas), args.batch_size * args.bptt)
     utils.set_threads(args, multiply_adds, device)
-    optimizer = utils.optimizer(torch.optim.SGD, model.weight_parameters(), lr=args.lr, weight_decay=args.wdecay)
-
-    meters = Meters()
-    place = Place(model.init_hidden(args.batch_size), model.init_hidden(args.batch_size))
+    meters, place = Meters(), Place(*(model.init_hidden(args.batch_size) for _ in range(2)))
 
     with Run("rnn-search", args, device) as run:
         data.keep_vocabulary(corpus, run)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
         run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(model=model, architect=architect, optimizer=optimizer, meters=meters, place=place)
-        evaluated = len(sequences(valid_text, args.bptt))
         plain = search_step(alpha_text, model, architect, optimizer, place, meters, args)
         changed = [optimizer, architect, place, meters]
         step = speed.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
-        loop = Loop(run, steps, evaluated)
+        loop = Loop(run, steps, len(sequences.starts(valid_text, args.bptt)))
         for epoch in loop.epochs():
             if progress.step == 0:
                 meters.reset()
                 place.begin()
                 run.log("epoch %d lr %e", epoch, args.lr)
-                run.log("%s", RecurrentCell(model.genotype()))
-                run.log_each(*model.alpha_lines())
+                run.log_each(RecurrentCell(model.genotype()), *model.alpha_lines())
 
-            loop.train(model, pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
+            loop.train(model, sequences.pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
             run.log("train %s (supernet)", meters)
 
-            valid_loss = evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
+            valid_loss = sequences.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
             run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, perplexity(valid_loss))
 
             architecture = RecurrentCell(model.genotype())
@@ -121,7 +106,7 @@ def main() -> None:
             run.write_json(architecture.FILES[0], architecture.json)
             metrics = {
                 "lr": args.lr,
-                **described(meters, valid_loss),
+                **sequences.described(meters, valid_loss),
                 **collapse.describe(architecture, model.alphas_by_edge()),
                 "genotype": architecture.json,
             }
@@ -129,7 +114,7 @@ def main() -> None:
 
         architecture = RecurrentCell(model.genotype())
         run.log("%s", architecture)
-        run.propose({"train what was found": train_command(args, run)})
+        run.propose({"train what was found": arguments.next_command("rnn.train", run)})
         drawing.draw_result(architecture, run, epochs)
 
 
@@ -142,32 +127,22 @@ def search_step(
     meters: Meters,
     args: argparse.Namespace,
 ) -> Step:
-    """The step of algorithm 1 on a sequence of the training text and one of `alpha_text`."""
-    weights = model.weight_parameters()
+    """The step of algorithm 1 on a piece of the training text and one of `alpha_text`."""
+    weight_step = sequences.weight_step(model, place, meters, args)
     faults = FAULTS if args.faithful else ()
 
-    def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        lr = args.lr * length / args.bptt
-        hidden, hidden_valid = place.hidden
-
+    def step(row: int, length: int, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         # 1. Update the alphas by descending the validation loss.
+        hidden, hidden_valid = place.hidden
         valid = *data.get_batch(alpha_text, row % (len(alpha_text) - 1), args.bptt), hidden_valid
-        hidden_valid = alpha_step(architect, model, (x, y, hidden), valid, lr, args, faults)
+        lr = args.lr * length / args.bptt
+        place.hidden[1] = alpha_step(architect, model, (x, y, hidden), valid, lr, args, faults)
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         with utils.constant(model.arch_parameters()):
-            loss, regularised, norm, hidden = weight_step(model, weights, optimizer, x, y, hidden, lr, args)
-        place.hidden = [hidden, hidden_valid]
-        meters.loss.update(loss, y.numel())
-        return regularised, norm
+            return weight_step(optimizer, row, length, x, y)
 
     return step
-
-
-def train_command(args: argparse.Namespace, run: Run) -> str:
-    """The command that trains the found cell by the paper's recipe on the same text."""
-    command = ["python", "-m", "rnn.train", "--arch", str(run.folder), "--gpu", str(args.gpu)]
-    return shlex.join([*command, *arguments.data_flags(args)])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from experiment import cli
 from experiment.errors import UserError
 from pictures import drawing
 from rnn import genotypes as rnn
-from rnn.cells import RecurrentCell
+from rnn.genotypes import RecurrentCell
 from visualize import canonical, read_any
 
 SMALL = {"image_size": 8, "gpu": -1, "workers": 0, "init_channels": 2, "layers": 3}

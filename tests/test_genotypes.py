@@ -15,7 +15,7 @@ from model import NetworkCIFAR
 from model_search import derive_cell
 from operations import OPS
 from rnn import genotypes as rnn
-from rnn.cells import RecurrentCell
+from rnn.genotypes import RecurrentCell
 
 NNI = golden.load("nni_tutorial_cells.json")
 

@@ -13,8 +13,7 @@ from golden import close
 import rnn.sequences
 from rnn import data, train, train_search
 from rnn.architect import FAULTS, alpha_step, learner
-from rnn.cells import names
-from rnn.genotypes import Genotype
+from rnn.genotypes import Genotype, RecurrentCell
 from rnn.model import Dropouts, Masks, RNNModel
 from rnn.model_search import RNNModelSearch
 
@@ -62,7 +61,7 @@ def search_model(case, p=Dropouts()):  # noqa: B008
 
 
 def discrete_model(case, genotype=None):
-    model = RNNModel(case["ntokens"], case["size"], Dropouts(), genotype or names()[case["arch"]])
+    model = RNNModel(case["ntokens"], case["size"], Dropouts(), genotype or RecurrentCell.names()[case["arch"]])
     golden.fill(model)
     return model
 
@@ -188,7 +187,7 @@ def test_sizes_and_names(case):
         if case["kind"] == "search":
             model = RNNModelSearch(case["ntokens"], case["size"], Dropouts())
         else:
-            model = RNNModel(case["ntokens"], case["size"], Dropouts(), names()[case["arch"]])
+            model = RNNModel(case["ntokens"], case["size"], Dropouts(), RecurrentCell.names()[case["arch"]])
     shapes = golden.keys_shapes(model)
     assert (len(shapes), golden.sha256(shapes)) == (case["entries"], case["keys_shapes_sha256"])
     assert sum(parameter.numel() for name, parameter in model.named_parameters() if name != "alphas") == case["params"]
@@ -202,8 +201,8 @@ def test_names_and_their_order():
     known = {id(parameter): name for name, parameter in search.named_parameters()}
     assert [known[id(weight)] for weight in search.weight_parameters()] == GOLDEN["parameter_order"]
     for name in ("ENAS", "DARTS_V1", "DARTS_V2"):
-        assert golden.keys_shapes(RNNModel(*sizes, names()[name])) == case[name]
-        assert json_form(names()[name]) == GOLDEN["facts"]["genotypes"][name]
+        assert golden.keys_shapes(RNNModel(*sizes, RecurrentCell.names()[name])) == case[name]
+        assert json_form(RecurrentCell.names()[name]) == GOLDEN["facts"]["genotypes"][name]
     assert "alphas" in search.state_dict()
 
 
@@ -335,7 +334,7 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case, monkeypatch):
         steps.clear()
         place.begin()
         batches = noted_pieces(steps, train_text, place, args.bptt, args.bptt + case["max_seq_len_delta"])
-        step = train.training_step(model, place, rnn.sequences.Meters(), args)
+        step = rnn.sequences.weight_step(model, place, rnn.sequences.Meters(), args)
         learn(model, partial(step, optimizer), batches)
         check_steps(steps, case[f"{name}_steps"], args.lr, args.bptt, 1e-8)
         state = model.state_dict()

@@ -15,7 +15,7 @@ from architectures.cells import Cells
 from experiment.errors import UserError
 from pictures import drawing
 from rnn import data, genotypes
-from rnn.cells import RecurrentCell
+from rnn.genotypes import RecurrentCell
 from rnn.model import Dropouts, RNNModel
 from visualize import read_any
 

@@ -10,7 +10,7 @@ from golden import close
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 from benchmarks.recurrent_step import PlainCell, PlainCellSearch
-from rnn.cells import names
+from rnn.genotypes import RecurrentCell
 from rnn.model import Dropouts, RNNModel
 from rnn.model_search import RNNModelSearch
 
@@ -24,7 +24,7 @@ def both(kind):
     models = []
     for plain in (False, True):
         torch.manual_seed(1)
-        model = RNNModelSearch(V, H, P) if kind == "search" else RNNModel(V, H, P, names()[kind])
+        model = RNNModelSearch(V, H, P) if kind == "search" else RNNModel(V, H, P, RecurrentCell.names()[kind])
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(10)
@@ -34,7 +34,7 @@ def both(kind):
     return *models, torch.randint(V, (2, T, B)), torch.randn(1, B, H)
 
 
-@pytest.mark.parametrize("kind", ["search", *names()])
+@pytest.mark.parametrize("kind", ["search", *RecurrentCell.names()])
 def test_edges_computed_together_are_the_original_s_operations(kind):
     model, plain, (x, y), hidden = both(kind)
     masks = model.draw_masks(B)
