@@ -139,6 +139,6 @@ def check(recurrent: Any, concat: Any) -> Genotype:
             )
     if not outputs or sorted(outputs) != [node for node in range(len(pairs) + 1) if node in outputs]:
         raise UserError(
-            f"concat of a recurrent cell must list nodes from 0 to {len(pairs)}, each at most once, not {shown(outputs)}"
+            f"the concat of a cell must list nodes from 0 to {len(pairs)}, each at most once, not {shown(outputs)}"
         )
     return Genotype(pairs, outputs)
