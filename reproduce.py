@@ -23,7 +23,6 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import filelock
 import msgspec
@@ -62,7 +61,10 @@ def parse_arguments() -> argparse.Namespace:
         help="read flags for the stages, and your own methods, from this JSON file",
     )
     parser.add_argument(
-        "--gpus", help="run one job at a time on each of these GPUs, numbers separated by commas; None: on the CPU"
+        "--gpus",
+        type=gpu_numbers,
+        default=[],
+        help="run one job at a time on each of these GPUs, numbers separated by commas; none: on the CPU",
     )
     parser.add_argument(
         "--jobs", type=cli.positive_int, default=1, help="run this many jobs at a time on the CPU; they share its cores"
@@ -76,12 +78,11 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="select architectures and write the results of the runs so far; run nothing",
     )
-    args = parser.parse_args()
-    try:
-        args.gpus = [int(number) for number in args.gpus.split(",")] if args.gpus else []
-    except ValueError:
-        raise UserError(f"--gpus {args.gpus}: give numbers, separated by commas") from None
-    return args
+    return parser.parse_args()
+
+
+def gpu_numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def main() -> None:
@@ -110,33 +111,22 @@ def main() -> None:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """The plan of these arguments.
-
-    Raises:
-        UserError: an unknown method, or a configuration file that cannot be read or is not valid.
-    """
+    """The plan of these arguments."""
     out = Path(args.out or f"protocol-{args.preset}").absolute()
-    given = read_config(args.config, args.preset) if args.config is not None else {}
-    counts = {name: getattr(args, name) for name in ("seeds", "trainings") if getattr(args, name) is not None}
-    protocol = configured(args.preset, given, counts)
+    try:
+        given = msgspec.json.decode(Path(args.config).read_bytes()) if args.config is not None else {}
+        protocol = configured(args.preset, given)
+    except OSError as error:
+        raise UserError(f"cannot read --config {args.config}: {error.strerror or error}") from None
+    except msgspec.MsgspecError as error:
+        raise UserError(f"--config {args.config}: {error}") from None
+    protocol.seeds, protocol.trainings = args.seeds or protocol.seeds, args.trainings or protocol.trainings
     protocol.common["data"] = args.data if protocol.images_per_class is None else str(out / "images")
     names = args.methods.split(",") if args.methods else [*protocol.compare, *protocol.methods]
     methods = tuple(dict.fromkeys(name if name in protocol.methods else Cells.canonical(name) for name in names))
     for method in methods:
         protocol.method(method)
     return Plan(protocol, methods, out)
-
-
-def read_config(path: str, preset: str) -> Any:
-    """The decoded content of a JSON file, a valid change of the preset."""
-    try:
-        content = msgspec.json.decode(Path(path).read_bytes())
-        configured(preset, content)
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from None
-    except msgspec.MsgspecError as error:
-        raise UserError(f"--config {path}: {error}") from None
-    return content
 
 
 def keep_protocol(plan: Plan, preset: str) -> None:
@@ -148,24 +138,18 @@ def keep_protocol(plan: Plan, preset: str) -> None:
         before = json.loads(path.read_bytes())
         fixed = ("preset", "common", "search", "select", "train", "images_per_class")
         if changed := [key for key in fixed if before.get(key) != now[key]]:
-            raise UserError(
-                f"{plan.out} holds the runs of another protocol, which differs in {', '.join(changed)}: name another "
-                f"--out"
-            )
+            differs = f"another protocol, which differs in {', '.join(changed)}"
+            raise UserError(f"{plan.out} holds the runs of {differs}: name another --out")
     files.write({path: (json.dumps(now, indent=2) + "\n").encode()})
 
 
 def copy_images(plan: Plan, source: Path, counts: tuple[int, int]) -> None:
-    """Copies the first images of each class, by name, from `source` to the plan's folder: so many to train and to test
-    on.
-    """
+    """Copies the first images of each class, by name, from `source`: so many to train and to test on."""
     for part, count in zip(("train", "test"), counts, strict=True):
         classes = [path for path in (source / part).glob("*") if path.is_dir()]
         if not classes:
-            raise UserError(
-                f"--data {source} lacks {part}/<class>/: name a folder of CIFAR-10 as images (docs/protocol.md makes "
-                f"one)"
-            )
+            wanted = "a folder of CIFAR-10 as images (docs/protocol.md makes one)"
+            raise UserError(f"--data {source} lacks {part}/<class>/: name {wanted}")
         for folder in classes:
             target = plan.out / "images" / part / folder.name
             target.mkdir(parents=True, exist_ok=True)
@@ -175,7 +159,7 @@ def copy_images(plan: Plan, source: Path, counts: tuple[int, int]) -> None:
 
 
 def print_commands(plan: Plan) -> None:
-    """Prints all command lines in an order in which they can run. Those of one stage may run in parallel."""
+    """Prints all command lines, stage by stage. Those of one stage may run in parallel."""
     if plan.protocol.images_per_class is not None:
         print("# first, --collect, which copies the images")
     titles = ("searches", "short trainings, after the searches", "trainings, after --collect")
@@ -201,16 +185,14 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
 
 def write_results(plan: Plan, preset: str) -> str:
     """Writes results, tables and page; returns the tables as Markdown."""
-    found = results.collect(plan, preset)
-    left = sum(not plan.is_over(job) for job in plan.all_jobs())
-    state = f"{left} runs are still to do" if left else "all runs are done"
+    found, left = results.collect(plan, preset), plan.left()
     table = results.markdown(found)
+    state = f"{left} runs are still to do" if left else "all runs are done"
+    state += f". {', '.join(found['failed']) or 'No run'} failed."
     contents = {
         "results.json": json.dumps(found, indent=2) + "\n",
         "table.md": table,
-        "report.html": pictures.page(
-            found, results.tables(found), f"{state}. {', '.join(found['failed']) or 'No run'} failed."
-        ),
+        "report.html": pictures.page(found, results.tables(found), state),
     }
     files.write({plan.out / name: content.encode() for name, content in contents.items()})
     return table

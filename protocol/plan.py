@@ -7,10 +7,11 @@ from scratch several times. Only these last trainings use the test set.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ import collapse
 import genotypes
 from architectures import Architecture, load_space
 from architectures.cells import Cells
-from experiment import files
+from experiment import cli, files
 from experiment.errors import UserError, shorten
 from pictures import history
 from pictures.history import History
@@ -31,19 +32,13 @@ Flags = dict[str, bool | int | float | str]
 
 
 class Method(msgspec.Struct, forbid_unknown_fields=True):
-    """A way to find an architecture. `search` holds the flags of its searches, or is None if the method does not
-    search.
-
-    In the second case, `arch` is trained: a name, a file, or `random` for a new random architecture in each training.
-    `warm_up` is the share of a search's epochs in which the alphas rest; it applies where the protocol sets the number
-    of epochs.
-    """
+    """A way to find an architecture: by searches with the flags `search`, or `arch` itself."""
 
     title: str = ""
     search: Flags | None = None
-    arch: str = ""
+    arch: str = ""  # a name, a file, or `random` for a new random architecture in each training
     train: Flags = {}
-    warm_up: float = 0.0
+    warm_up: float = 0.0  # share of the epochs in which the alphas rest; applies where the protocol sets the epochs
 
     def __post_init__(self) -> None:
         if (self.search is None) != bool(self.arch):
@@ -64,32 +59,24 @@ METHODS = {
     "random": Method("Random architectures, no search", arch="random"),
 }
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[\w-]+$")]  # also of a folder
 
 
 class Protocol(msgspec.Struct, forbid_unknown_fields=True):
-    """Numbers of runs, and flags:
+    """A preset, or one that a configuration file has changed."""
 
-    `common` for all runs, `search` for `train_search.py`, `select` and `train` for `train.py`.
-    """
-
-    seeds: Count
-    trainings: Count
+    seeds: Annotated[int, msgspec.Meta(ge=1)]  # searches of a method
+    trainings: Annotated[int, msgspec.Meta(ge=0)]  # of what a method has selected; 0: the searches are the result
     compare: list[str]  # names of methods
-    common: Flags
-    search: Flags = {}
-    select: Flags = {}
-    train: Flags = {}
-    methods: dict[Name, Method] = {}  # of a configuration file
+    common: Flags  # of all runs
+    search: Flags = {}  # of train_search.py
+    select: Flags = {}  # of train.py, for short trainings
+    train: Flags = {}  # of train.py
+    methods: dict[Name, Method] = {}  # in addition to `METHODS`
     images_per_class: tuple[int, int] | None = None  # of CIFAR-10, to train and to test on; None: all
 
     def method(self, name: str) -> Method:
-        """The method of this name: from the configuration file, from `METHODS`, or a published cell.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The method of this name: from `methods`, from `METHODS`, or a published cell."""
         known = METHODS | self.methods
         if name in Cells.names() and name not in known:
             return Method(name, arch=name)
@@ -162,10 +149,7 @@ def configured(preset: str, *changes: Any) -> Protocol:
     Raises:
         msgspec.ValidationError: a change is not valid.
     """
-    content: Any = PRESETS[preset]
-    for change in changes:
-        content = _merged(content, change)
-    protocol = msgspec.convert(content, Protocol)
+    protocol = msgspec.convert(functools.reduce(_merged, changes, PRESETS[preset]), Protocol)
     for name, method in protocol.methods.items():
         method.title = method.title or name
     return protocol
@@ -194,11 +178,25 @@ class Job:
     def command(self, gpu: int) -> list[str]:
         """The command line without `python`. If the run has begun, it resumes it."""
         begun = (self.folder / "config.json").exists()
-        code = {name: self.flags[name] for name in ("space", "strategy") if ":" in str(self.flags.get(name, ""))}
         words = [STAGES[self.stage], *(["--resume", str(self.folder)] if begun else [])]
-        for name, value in (code if begun else self.flags).items():
+        for name, value in self.flags.items():
+            if begun and (name not in cli.CODE or not cli.runs_code(str(value))):
+                continue  # a run knows its flags, but runs no code that the command does not name
             words += [] if value is False else [f"--{name}"] if value is True else [f"--{name}", str(value)]
         return [*words, *([] if begun else ["--run_dir", str(self.folder)]), "--gpu", str(gpu)]
+
+    def run(self) -> History | None:
+        """The job's run if it is complete, else None."""
+        if not history.is_run(self.folder):
+            return None
+        try:
+            run = history.read(self.folder)
+        except UserError:  # no epoch is complete, or a file is damaged: the run itself will report it
+            return None
+        arguments = run.arguments
+        epochs = 1 if arguments.get("fast_dev_run") else arguments.get("epochs")
+        stopped = arguments.get("early_stop") and collapse.stop_at(run.epochs) is not None
+        return run if stopped or len(run.epochs) == epochs else None
 
 
 @dataclass
@@ -222,19 +220,23 @@ class Plan:
 
     def found(self, method: str) -> list[Job]:
         """The searches that are complete."""
-        return [job for job in self.searches(method) if run_of(job) is not None]
+        return [job for job in self.searches(method) if job.run() is not None]
 
     def selections(self, method: str, searches: list[Job]) -> list[Job]:
-        """A short training of what each of these searches finds; none for a single search."""
+        """A short training of what each of these searches finds; none where there is nothing to select."""
+        if len(searches) < 2 or not self.protocol.trainings:
+            return []
         flags = {**self._flags(method, "select"), "seed": 0}
-        jobs = [self._job(method, "select", job.index, {**flags, "arch": str(job.folder)}) for job in searches]
-        return jobs if len(jobs) > 1 else []
+        return [self._job(method, "select", job.index, {**flags, "arch": str(job.folder)}) for job in searches]
 
     def trainings(self, method: str) -> list[Job]:
         """The trainings that measure the method's accuracy."""
         flags = self._flags(method, "train")
-        runs = ({"arch": self._arch(method, index), "seed": index} for index in range(self.protocol.trainings))
-        return [self._job(method, "train", index, {**flags, **run}) for index, run in enumerate(runs)]
+        archs = [self._arch(method, index) for index in range(self.protocol.trainings)]
+        return [
+            self._job(method, "train", index, {**flags, "arch": arch, "seed": index})
+            for index, arch in enumerate(archs)
+        ]
 
     def selected(self, method: str) -> int | None:
         """The seed of the search whose architecture is trained; None if it is not known yet.
@@ -245,20 +247,17 @@ class Plan:
         searches = self.found(method)
         if len(searches) == 1:
             return searches[0].index
-        runs = {job.index: run_of(job) for job in self.selections(method, searches)}
+        runs = {job.index: job.run() for job in self.selections(method, searches)}
         scores = {index: run.epochs[-1]["valid_acc"] for index, run in runs.items() if run is not None}
         return max(scores, key=lambda index: scores[index]) if scores else None
 
     def ready(self) -> Iterator[Job]:
-        """All jobs that can run now and are not over."""
+        """All jobs that can run now and are not over: of each method, those of one stage."""
         for method in self.methods:
-            for stage in (self.searches(method), self.selections(method, self.found(method))):
-                if left := [job for job in stage if not self.is_over(job)]:
-                    yield from left
-                    break
-            else:
-                if self._select(method):
-                    yield from (job for job in self.trainings(method) if not self.is_over(job))
+            left = self._left(self.searches(method)) or self._left(self.selections(method, self.found(method)))
+            if not left and self._write_architectures(method):
+                left = self._left(self.trainings(method))
+            yield from left
 
     def all_jobs(self) -> list[Job]:
         """All jobs, in order. Assumes that every search succeeds."""
@@ -268,32 +267,32 @@ class Plan:
             jobs += [*searches, *self.selections(method, searches), *self.trainings(method)]
         return jobs
 
-    def is_over(self, job: Job) -> bool:
-        """Whether the job is complete or has failed permanently."""
-        return job.name in self.failed or run_of(job) is not None
+    def left(self) -> int:
+        """The number of jobs that are not over."""
+        return len(self._left(self.all_jobs()))
 
-    def _select(self, method: str) -> bool:
-        """Writes the architectures that the trainings read. Returns whether there are any yet."""
+    def _left(self, jobs: list[Job]) -> list[Job]:
+        return [job for job in jobs if job.name not in self.failed and job.run() is None]
+
+    def _write_architectures(self, method: str) -> bool:
+        """Writes the architectures that the trainings read. Returns whether they are known yet."""
         own = self.protocol.method(method)
-        if own.search is None:
-            for index in range(self.protocol.trainings if own.arch == "random" else 0):
-                self._write(Path(self._arch(method, index)), _random_architecture(self.protocol, own, index))
-            return True
-        seed = self.selected(method)
-        if seed is None:
+        selected = [job for job in self.found(method) if job.index == self.selected(method)]
+        if own.search is not None and not selected:
             return False
-        [search] = [job for job in self.searches(method) if job.index == seed]
-        architecture = load_space(_space(search.flags)).recorded(search.folder)
-        assert architecture is not None  # the search is complete
-        self._write(self.out / method / "selected.json", architecture)
-        return True
-
-    def _write(self, path: Path, architecture: Architecture) -> None:
-        if not path.exists():
+        for index in range(self.protocol.trainings):
+            path = Path(self._arch(method, index))
+            if path.exists() or (own.search is None and own.arch != "random"):
+                continue
+            run = selected[0].run() if selected else None
+            architecture = run.architecture if run is not None else _random_architecture(self.protocol, own, index)
+            assert architecture is not None  # the search is complete
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write({path: (json.dumps(architecture.json, indent=2) + "\n").encode()})
+        return True
 
     def _arch(self, method: str, index: int) -> str:
+        """`--arch` of a training."""
         own = self.protocol.method(method)
         if own.search is not None:
             return str(self.out / method / "selected.json")
@@ -306,56 +305,37 @@ class Plan:
         space = {name: value for name, value in searched.items() if name in ("space", "space_arg")}
         return {**self.protocol.common, **space, **getattr(self.protocol, stage), **own.train}
 
-    def _job(self, method: str, stage: str, index: int, flags: Mapping[str, Any]) -> Job:
-        return Job(method, stage, index, self.out / method / f"{stage}-{index}", dict(flags))
-
-
-def run_of(job: Job) -> History | None:
-    """The job's run if it is complete, else None."""
-    if not history.is_run(job.folder):
-        return None
-    try:
-        run = history.read(job.folder)
-    except UserError:  # no epoch is complete, or a file is damaged: the run itself will report it
-        return None
-    arguments = run.arguments
-    epochs = 1 if arguments.get("fast_dev_run") else arguments.get("epochs")
-    stopped = arguments.get("early_stop") and collapse.stop_at(run.epochs) is not None
-    return run if stopped or len(run.epochs) == epochs else None
-
-
-def _space(flags: Mapping[str, Any]) -> str:
-    return str(flags.get("space", "darts"))
+    def _job(self, method: str, stage: str, index: int, flags: Flags) -> Job:
+        return Job(method, stage, index, self.out / method / f"{stage}-{index}", flags)
 
 
 def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Architecture:
     """A random architecture of the method's space, with equal probabilities for every choice."""
     flags = {**protocol.common, **protocol.train, **method.train}
-    if _space(flags) == "darts":
-        return Cells(_random_cells(random.Random(seed), int(protocol.search.get("nodes", 4))))
+    space = str(flags.get("space", "darts"))
+    if space == "darts":
+        draw, nodes = random.Random(seed), int(protocol.search.get("nodes", 4))
+        concat = range(2, nodes + 2)
+        return Cells(genotypes.Genotype(_random_edges(draw, nodes), concat, _random_edges(draw, nodes), concat))
     import torch
 
     from architectures import networks
     from nas.loading import build_network
     from nas.mutators import RandomMutator
 
-    args = Namespace(space=_space(flags), init_channels=None, layers=None, space_arg=flags.get("space_arg"))
+    args = Namespace(space=space, init_channels=None, layers=None, space_arg=flags.get("space_arg"))
     args.channels = flags.get("channels", 3)
-    networks.set_sizes(args)
+    networks.set_sizes(args, init_channels=36, layers=20)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mutator = RandomMutator(build_network(args, num_classes=10))
         mutator.reset()
-        return load_space(args.space).of(mutator.current())
+        return load_space(space).of(mutator.current())
 
 
-def _random_cells(draw: random.Random, nodes: int) -> genotypes.Genotype:
-    """Random cells: for every node two different inputs, each with a random operation."""
+def _random_edges(draw: random.Random, nodes: int) -> list[tuple[str, int]]:
+    """The edges of a random cell: for every node two different inputs, each with a random operation."""
     operations = [name for name in genotypes.PRIMITIVES if name != "none"]
-
-    def cell() -> list[tuple[str, int]]:
-        sources = (sorted(draw.sample(range(2 + node), 2)) for node in range(nodes))
-        return [(draw.choice(operations), source) for pair in sources for source in pair]
-
-    concat = range(2, nodes + 2)
-    return genotypes.Genotype(cell(), concat, cell(), concat)
+    return [
+        (draw.choice(operations), source) for node in range(nodes) for source in sorted(draw.sample(range(2 + node), 2))
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 from pictures import compare, history
 from pictures.history import History
 from pictures.report import Section
-from protocol.plan import Job, Plan, run_of
+from protocol.plan import Job, Plan
 
 Results = dict[str, Any]
 
@@ -25,7 +25,7 @@ def collect(plan: Plan, preset: str) -> Results:
     "selection_acc"}], "selected": seed, "trainings": [{"seed", "test_acc", "hours"}], "test_acc": {"mean", "std", "n",
     "ci95"}, "parameters", "multiply_adds", "search_hours", "selection_hours"}}, "comparisons": [{"methods": [a, b],
     "difference", "ci95", "n", "p"}], "rank_correlation", "failed": [job]}`; accuracies in percent, parameters and
-    multiply-adds in millions.
+    multiply-adds in millions, hours of a device without interruptions.
     """
     methods = {name: _method(plan, name) for name in plan.methods}
     compared = [
@@ -42,24 +42,24 @@ def collect(plan: Plan, preset: str) -> Results:
 
 
 def _method(plan: Plan, name: str) -> Results:
-    found = _runs(plan.searches(name))
-    selections = {job.index: run for job, run in _runs(plan.selections(name, [job for job, _ in found]))}
+    searched = _runs(plan.searches(name))
+    tried = _runs(plan.selections(name, plan.found(name)))
+    trained = _runs(plan.trainings(name))
     searches = [
         {
-            "seed": job.index,
+            "seed": seed,
             "valid_acc": run.epochs[-1]["valid_acc"],
-            "hours": hours([run]),
+            "hours": _hours(run),
             "space": run.space,
             "genotype": None if run.architecture is None else run.architecture.json,
-            "selection_acc": selections[job.index].epochs[-1]["valid_acc"] if job.index in selections else None,
+            "selection_acc": tried[seed].epochs[-1]["valid_acc"] if seed in tried else None,
         }
-        for job, run in found
+        for seed, run in searched.items()
     ]
-    trained = _runs(plan.trainings(name))
     trainings = [
-        {"seed": job.index, "test_acc": run.epochs[-1]["test_acc"], "hours": hours([run])} for job, run in trained
+        {"seed": seed, "test_acc": run.epochs[-1]["test_acc"], "hours": _hours(run)} for seed, run in trained.items()
     ]
-    sizes = [_size(run.folder) for _, run in trained]
+    sizes = [_size(run.folder) for run in trained.values()]
     return {
         "title": plan.protocol.method(name).title,
         "searches": searches,
@@ -68,23 +68,23 @@ def _method(plan: Plan, name: str) -> Results:
         "test_acc": summary([training["test_acc"] for training in trainings]),
         "parameters": _mean(size[0] for size in sizes),
         "multiply_adds": _mean(size[1] for size in sizes),
-        "search_hours": hours(run for _, run in found),
-        "selection_hours": hours(selections.values()),
+        "search_hours": math.fsum(map(_hours, searched.values())),
+        "selection_hours": math.fsum(map(_hours, tried.values())),
     }
+
+
+def _runs(jobs: Sequence[Job]) -> dict[int, History]:
+    """{seed: run} of the jobs that are complete."""
+    return {job.index: run for job in jobs if (run := job.run()) is not None}
+
+
+def _hours(run: History) -> float:
+    return math.fsum(row.get("seconds", 0.0) for row in run.epochs) / 3600
 
 
 @functools.cache
 def _size(folder: Path) -> tuple[float | None, float | None]:
     return compare.size(history.read(folder))
-
-
-def _runs(jobs: Sequence[Job]) -> list[tuple[Job, History]]:
-    return [(job, run) for job in jobs if (run := run_of(job)) is not None]
-
-
-def hours(runs: Iterable[History]) -> float:
-    """Device hours of runs, without interruptions."""
-    return math.fsum(row.get("seconds", 0.0) for run in runs for row in run.epochs) / 3600
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

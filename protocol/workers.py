@@ -20,17 +20,16 @@ from subprocess import DEVNULL, PIPE, Popen
 import filelock
 
 from experiment.errors import UserError, duration, printable, shorten
-from protocol.plan import Job, Plan, run_of
+from protocol.plan import Job, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIES = 2
 
 Submit = Callable[[Job], "Future[str]"]  # starts a job; the result is what `execute` returns
 
 
 def run(plan: Plan, submit: Submit, slots: int, changed: Callable[[], object]) -> None:
     """Runs all jobs of the plan, at most `slots` at a time. Calls `changed` after every run that ends."""
-    tried: dict[str, int] = {}
+    failed_once: set[str] = set()
     running: dict[Future[str], tuple[Job, float]] = {}
     while True:
         busy = {job.name for job, _ in running.values()}
@@ -42,16 +41,14 @@ def run(plan: Plan, submit: Submit, slots: int, changed: Callable[[], object]) -
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             job, begun = running.pop(future)
-            tried[job.name] = tried.get(job.name, 0) + 1
-            error = future.exception()
-            reason = future.result() if error is None else " ".join(str(error).split())
-            if not reason and run_of(job) is None:
+            reason = str(future.exception() or future.result())
+            if not reason and job.run() is None:
                 reason = f"{job.folder} does not hold a complete run"
             if not reason:
-                left = sum(not plan.is_over(job) for job in plan.all_jobs())
-                _tell(f"done: {job.name}, in {duration(time.monotonic() - begun)}; {left} runs are left")
-            elif tried[job.name] < TRIES:
+                _tell(f"done: {job.name}, in {duration(time.monotonic() - begun)}; {plan.left()} runs are left")
+            elif job.name not in failed_once:
                 _tell(f"failed, is repeated: {job.name} ({shorten(reason, 300)})")
+                failed_once.add(job.name)
             else:
                 _tell(f"failed twice: {job.name} ({shorten(reason, 300)})")
                 plan.failed.add(job.name)
@@ -59,7 +56,7 @@ def run(plan: Plan, submit: Submit, slots: int, changed: Callable[[], object]) -
 
 
 def _tell(line: str) -> None:
-    print(printable(line), flush=True)
+    print(printable(" ".join(line.split())), flush=True)
 
 
 def execute(job: Job, gpu: int, threads: int | None, processes: set[Popen] | None = None) -> str:
@@ -80,10 +77,8 @@ def execute(job: Job, gpu: int, threads: int | None, processes: set[Popen] | Non
     if processes is not None:
         processes.add(process)
     _, errors = process.communicate()
-    if process.returncode == 0:
-        return ""
     lines = errors.strip().splitlines()
-    return lines[-1] if lines else f"exit status {process.returncode}"
+    return (lines[-1] if lines else f"exit status {process.returncode}") if process.returncode else ""
 
 
 @contextmanager
@@ -139,7 +134,7 @@ def on_cluster(address: str, gpu: bool, threads: int) -> Submit:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
+        raise UserError(f"--ray {address}: {error}") from None
     task = ray.remote(**({"num_gpus": 1} if gpu else {"num_cpus": threads}), max_retries=5)(execute)
     # A task sees only its own GPU, as number 0.
     return lambda job: task.remote(job, 0 if gpu else -1, None if gpu else threads).future()

@@ -28,7 +28,7 @@ from architectures.cells import Cells
 from nas.flags import check
 from pictures import protocol as page
 from protocol import results, workers
-from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured, run_of
+from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured
 
 
 class ForkedProcess:
@@ -276,7 +276,7 @@ def test_a_run_that_is_not_complete_goes_on(tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text(lines[0])
     [job, *_] = todo.ready()
-    assert run_of(job) is None
+    assert job.run() is None
     assert job.command(3) == ["train_search.py", "--resume", str(folder), "--gpu", "3"]
 
 
@@ -345,7 +345,7 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
         (["--methods", "firts"], "unknown method firts"),
         (["--config", "nowhere.json"], "cannot read --config nowhere.json"),
         (["--preset", "small", "--data", "nowhere"], "lacks train/<class>/"),
-        (["--gpus", "a"], "--gpus a: give numbers"),
+        (["--gpus", "a"], "--gpus: invalid gpu_numbers value: 'a'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(script, given, words):

@@ -23,8 +23,7 @@ from experiment import errors
 from model import NetworkCIFAR
 from nas.relaxation import Gumbel
 from nas.supernet import Supernet
-from speed import compilation
-from speed.layers import share_pools
+from speed import compilation, layers
 from speed.recomputation import recompute
 
 ORDERS = [(False, HVP[0]), (True, HVP[0]), (True, HVP[1])]
@@ -32,6 +31,10 @@ ORDERS = [(False, HVP[0]), (True, HVP[0]), (True, HVP[1])]
 
 def equal(one, other, tolerance=1e-9):
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def darts_v2():
+    return NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
 
 
 @pytest.fixture
@@ -44,14 +47,64 @@ def compiler(monkeypatch):
     return use
 
 
+# ---- Layers
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("k", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (5, 10), (9, 7), (2, 16), (4, 4)])
+def test_depthwise_convolutions_and_their_gradients_are_pytorch_s(k, stride, dilation, size):
+    torch.manual_seed(k)
+    conv = nn.Conv2d(4, 4, k, stride, dilation * (k // 2), dilation, groups=4, bias=False)
+    x = torch.randn(2, 4, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected = conv(x)
+    layers.use_fast_gradients(conv)
+    found = conv(x)
+    assert type(conv) is layers.Depthwise
+    equal(found, expected)
+    grad = torch.randn_like(expected)
+    equal(*(torch.autograd.grad(result, (x, conv.weight), grad) for result in (found, expected)))
+
+
+def test_second_derivatives_of_depthwise_convolutions(double):
+    x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(2, 1, 3, 3, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, weight: layers.depthwise(x, weight, 1, 2, 2), (x, weight))
+
+
+@pytest.mark.parametrize("channels", [15, 16])
+def test_convolutions_that_corrupt_memory_stay_out_of_channels_last(channels):
+    """A user's network; with fewer than 16 channels, the gradient of its shortcut would corrupt memory."""
+    formats = []
+    network = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 4, 1, stride=2))
+    network[1].register_forward_pre_hook(
+        lambda _, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    layers.set_memory_format(network, CPU)
+    network(torch.randn(2, 3, 8, 8))
+    assert formats == [channels >= 16]
+
+
+def test_edges_from_one_node_share_their_pools():
+    plain, shared = supernet(), supernet()
+    layers.share_pools(shared)
+    counts = []
+    for network in (plain, shared):
+        with torch.profiler.profile() as profile:
+            network(batch(4)[0])
+        pools = ("aten::avg_pool2d", "aten::max_pool2d")
+        counts.append(sum(event.count for event in profile.key_averages() if event.key in pools))
+    edges, nodes = 2 + 3, 3  # of each of the three cells; no edge leaves the last node
+    assert counts == [2 * edges * 3, 2 * nodes * 3]
+    assert shared.state_dict().keys() == plain.state_dict().keys()
+    before = copy.deepcopy(shared.state_dict())
+    copy.deepcopy(shared)(batch(4)[0])
+    equal(shared.state_dict(), before, 0)  # the copy pooled on its own
+
+
 # ---- Recomputed
-
-
-@pytest.mark.parametrize(("unrolled", "hvp"), ORDERS)
-def test_recomputed_cells_are_equal_to_the_network(double, unrolled, hvp):
-    recomputed = supernet()
-    recompute(recomputed)
-    equal(learn_cell(recomputed, unrolled, hvp), learn_cell(supernet(), unrolled, hvp))
 
 
 def test_recomputed_cells_keep_little(double):
@@ -73,19 +126,18 @@ def test_recomputed_cells_keep_little(double):
 
 def test_drop_path_is_recomputed_with_the_same_mask(double):
     gradients = []
-    for recomputing in (False, True):
+    for change in (lambda network: None, recompute):
         torch.manual_seed(0)
-        network = NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
+        network = darts_v2()
         network.drop_path_prob = 0.5
-        if recomputing:
-            recompute(network)
+        change(network)
         x, y = batch(4)
         F.cross_entropy(network(x)[0], y).backward()
         gradients.append([weight.grad for weight in network.parameters()])
     equal(*gradients)
 
 
-# ---- Candidates of one's own
+# ---- All together, also with candidates of one's own
 
 
 class Counted(nn.Module):
@@ -110,27 +162,20 @@ OWN = {
     ),
 }
 CANDIDATES = [
+    genotypes.PRIMITIVES[:],
     ["counted", "smooth"],
     ["smooth_bn", "max_pool_3x3", "none"],
     ["none", "gelu", "skip_connect", "sep_conv_3x3"],
 ]
 
 
-@pytest.fixture
-def own(monkeypatch):
-    """Makes these the candidates, operations of one's own among them."""
+@pytest.mark.parametrize("names", CANDIDATES, ids=",".join)
+def test_any_candidates_are_computed_fast_and_right(double, monkeypatch, compiler, names):
+    """Compiled (by a compiler that changes nothing), recomputed, captured (what a CPU can of it), in every order."""
     for name, build in OWN.items():
         monkeypatch.setitem(operations.OPS, name, build)
     monkeypatch.setattr(cells, "OPERATIONS", [*cells.OPERATIONS, *OWN])
-    before = list(model_search.PRIMITIVES)
-    yield lambda names: model_search.PRIMITIVES.__setitem__(slice(None), names)
-    model_search.PRIMITIVES[:] = before
-
-
-@pytest.mark.parametrize("names", CANDIDATES, ids=",".join)
-def test_any_candidates_are_computed_fast_and_right(double, own, compiler, names):
-    """Compiled (by a compiler that changes nothing), recomputed, captured (what a CPU can of it), in every order."""
-    own(names)
+    monkeypatch.setattr(model_search, "PRIMITIVES", names)
     compiler()
     for unrolled, hvp in ORDERS:
         fast = supernet()
@@ -140,32 +185,10 @@ def test_any_candidates_are_computed_fast_and_right(double, own, compiler, names
     equal(captured, ordinary, 0)
 
 
-def test_edges_from_one_node_share_their_pools(monkeypatch):
-    pools = []
-    for name in ("max_pool2d", "avg_pool2d"):
-        original = getattr(F, name)
-        monkeypatch.setattr(
-            F, name, lambda *given, original=original, **named: pools.append(1) or original(*given, **named)
-        )
-    plain, shared = supernet(), supernet()
-    share_pools(shared)
-    counts = []
-    for network in (plain, shared):
-        pools.clear()
-        network(batch(4)[0])
-        counts.append(len(pools))
-    edges, nodes = 2 + 3, 3  # of each of the three cells; no edge leaves the last node
-    assert counts == [2 * edges * 3, 2 * nodes * 3]
-    assert shared.state_dict().keys() == plain.state_dict().keys()
-    before = copy.deepcopy(shared.state_dict())
-    copy.deepcopy(shared)(batch(4)[0])
-    equal(shared.state_dict(), before, 0)  # the copy pooled on its own
-
-
 # ---- Compiled
 
 
-def faster(network, *, multiply_adds=1e20, batch_size=4, **given):
+def said_of(network, *, multiply_adds=1e20, batch_size=4, **given):
     """What the log says of a network that `fast_step` was given."""
     defaults = {"amp": False, "recompute": False, "sync_bn": False, "tf32": False, "unrolled": False, "compile": "auto"}
     lines = []
@@ -178,24 +201,23 @@ def broken(function, **options):
     raise RuntimeError("broken")
 
 
+def sampled():
+    return Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel())
+
+
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("network", "given", "says"),
     [
-        ({"multiply_adds": 1e12}, "too few for compiling to pay off"),
-        ({"compile": "no"}, "--compile no"),
-        ({}, "no compiler works here (broken)"),
-        ({"network": lambda: NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)}, "only searches with mixed operations"),
-        (
-            {"network": lambda: Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel())},
-            "only searches with mixed operations",
-        ),
+        (supernet, {"multiply_adds": 1e12}, "too few for compiling to pay off"),
+        (supernet, {"compile": "no"}, "--compile no; threads: 1"),
+        (supernet, {}, "no compiler works here (broken)"),
+        (darts_v2, {}, "only searches with mixed operations"),
+        (sampled, {}, "only searches with mixed operations"),
     ],
 )
-def test_what_is_not_compiled_says_why(given, says, compiler):
+def test_what_is_not_compiled_says_why(network, given, says, compiler):
     compiler(broken)
-    network = given.pop("network", supernet)()
-    assert says in faster(network, **given)
-    assert "threads: 1" in faster(supernet(), compile="no")
+    assert says in said_of(network(), **given)
 
 
 @pytest.mark.parametrize("name", ["torch._dynamo.exc", "torch._inductor.custom_graph_pass"])
@@ -204,7 +226,7 @@ def test_a_private_name_that_is_missing_costs_speed_not_the_run(name, monkeypatc
     monkeypatch.delitem(sys.modules, "speed.compilation")
     monkeypatch.setitem(sys.modules, name, None)
     network = supernet()
-    assert "no compiler works here" in faster(network, compile="yes")
+    assert "no compiler works here" in said_of(network, compile="yes")
     network(batch(4)[0])
 
 
@@ -213,15 +235,13 @@ def test_without_onednn_code_is_compiled_without_it(monkeypatch):
     assert set(compilation.options()) == {"fallback_random"}
 
 
-def test_the_compilers_cache_tells_processors_apart(monkeypatch, compiler):
-    compiler()
+def test_the_compilers_cache_tells_processors_apart(monkeypatch):
+    """Its keys are made from this configuration."""
     with torch._inductor.config.patch({"cpp.simdlen": None}):
         for capability, bits in (("AVX2", 256), ("AVX512", 512), ("DEFAULT", None)):
             monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-            compilation.compile_regions(supernet(), 4)
-            assert (
-                torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits
-            )  # which the cache's keys are made from
+            compilation.options()
+            assert torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits
 
 
 def test_a_region_that_cannot_be_compiled_is_computed_without(compiler, capsys, double):
@@ -233,9 +253,9 @@ def test_a_region_that_cannot_be_compiled_is_computed_without(compiler, capsys, 
     compilation.compile_regions(network, 7)
     x, _ = batch(7)
     equal(network(x), plain(x))
-    told = [line for line in capsys.readouterr().err.splitlines() if "MixedOp" in line]
-    assert [line.split(";")[0].split()[-1] for line in told] == ["MixedOp.forward"]
-    assert "a part that is missing" in told[0]
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "MixedOp" in line]
+    assert "cannot compile MixedOp.forward" in told
+    assert "a part that is missing" in told
 
 
 def test_how_far_the_compiler_is_is_told(monkeypatch, compiler, capsys, double):
@@ -256,7 +276,7 @@ def test_how_far_the_compiler_is_is_told(monkeypatch, compiler, capsys, double):
 
     compiler(slow)
     monkeypatch.setattr(compilation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    network = NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
+    network = darts_v2()
     compilation.compile_regions(network, 9, passes=2)
     network(batch(9)[0])
     with torch.no_grad():
