@@ -29,21 +29,18 @@ T = TypeVar("T")
 def build_network(args: argparse.Namespace, num_classes: int, discrete: bool = False) -> nn.Module:
     """The network of `args.space` with all its choices open; `discrete`: for one architecture, not for a search."""
     space, network = load_space(args.space), load_network(args.space)
-    given = {space.WIDTH: args.init_channels, space.DEPTH: args.layers} | (
-        {"n_nodes": args.nodes} if args.space == "darts" else {}
-    )
-    given = {name: value for name, value in given.items() if value is not None}
     signature = inspect.signature(network)
+    sizes = {space.WIDTH: args.init_channels, space.DEPTH: args.layers}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if args.space == "darts":
+        given["n_nodes"] = args.nodes
     if "num_classes" in signature.parameters:
         given["num_classes"] = num_classes
     if "in_channels" in signature.parameters:
         given["in_channels"] = args.channels
     elif args.channels != 3:
-        raise UserError(
-            f"--channels {args.channels} needs a network that takes in_channels, and {args.space} does not: leave it "
-            f"out"
-        )
-    reserved = (space.WIDTH, space.DEPTH, "num_classes", "in_channels", *given)
+        raise UserError(f"--channels {args.channels} needs a network that takes in_channels: leave it out")
+    reserved = {*sizes, *given, "num_classes", "in_channels"}
     given |= constructor_arguments("--space_arg", cli.assignments(args.space_arg or ""), (network,), reserved)[0]
     if discrete:
         given |= space.DISCRETE
@@ -56,20 +53,12 @@ def build_network(args: argparse.Namespace, num_classes: int, discrete: bool = F
 
 
 def load_network(name: str) -> type[nn.Module]:
-    """The network with the choices of a space, a built-in one or `file.py:Class`.
-
-    Raises:
-        UserError: see `_load_class`.
-    """
+    """The network with the choices of a space, a built-in one or `file.py:Class`."""
     return load(load_space(name).NETWORK) if name in SPACES else _load_class("space", name, SPACE_HELP, nn.Module)
 
 
 def load_strategy(name: str) -> type[Strategy]:
-    """The strategy `name`, a built-in one or `file.py:Class`.
-
-    Raises:
-        UserError: see `_load_class`.
-    """
+    """The strategy `name`, a built-in one or `file.py:Class`."""
     if name in STRATEGIES:
         return load(STRATEGIES[name])
     from nas.strategies import Strategy
@@ -104,26 +93,18 @@ def _load_class(option: str, name: str, known: str, base: type[T]) -> type[T]:
 def constructor_arguments(
     option: str, given: Mapping[str, str], makers: Sequence[type], reserved: Collection[str]
 ) -> list[dict[str, Any]]:
-    """For each class in `makers` its arguments from `--space_arg` or `--strategy_arg`, converted by the annotations of
-    its constructor.
+    """For each class in `makers` its arguments from the texts `given` to `--space_arg` or `--strategy_arg`, converted
+    by the annotations of its constructor.
 
-    Args:
-        option: the name of the option, for messages.
-        given: {name: value} from the command line.
-        makers: the classes.
-        reserved: constructor arguments that cannot be set this way.
-
-    Raises:
-        UserError: no constructor has an argument of this name, or the value does not have its type.
+    `reserved` are arguments that cannot be set this way.
     """
     types = [_argument_types(maker, reserved) for maker in makers]
-    known = sorted({name for each in types for name in each})
+    known = sorted(set().union(*types))
     for name in given:
         if name not in known:
             raise UserError(f"unknown {option} {shown(name)}: known are {', '.join(known) or 'none'}")
     return [
-        {name: _typed(option, name, value, each[name]) for name, value in given.items() if name in each}
-        for each in types
+        {name: _typed(option, name, text, each[name]) for name, text in given.items() if name in each} for each in types
     ]
 
 
@@ -134,10 +115,9 @@ def _argument_types(maker: type, reserved: Collection[str]) -> dict[str, Any]:
         hints = get_type_hints(maker.__init__)  # type: ignore[misc]  # `maker` is a class
     except Exception:  # an annotation in a user's file may be imported for type checkers only, or be wrong in any way
         hints = {}
-    found = {name: hints.get(name, type(value.default)) for name, value in inspect.signature(maker).parameters.items()}
-    return {
-        name: hint for name, hint in found.items() if name not in reserved and set(get_args(hint) or [hint]) <= _TYPES
-    }
+    parameters = inspect.signature(maker).parameters.values()
+    found = {one.name: hints.get(one.name, type(one.default)) for one in parameters if one.name not in reserved}
+    return {name: hint for name, hint in found.items() if set(get_args(hint) or [hint]) <= _TYPES}
 
 
 _TYPES = {NoneType, bool, int, float, str}

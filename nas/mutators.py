@@ -276,11 +276,11 @@ class DartsMutator(Mutator):
         for choice in itertools.chain.from_iterable(self._space.values()):
             if not isinstance(choice, LayerChoice):
                 continue
-            mask = self._decisions[choice.key]
+            mask, choice.edge = self._decisions[choice.key], None
             if hasattr(choice, "auxiliary_op"):  # by `nas.edges.equip_choices`
                 alone = None if choice.parts == 1 else mask.new_ones(())  # partial channels without edge normalisation
                 choice.edge = partial(_edge, choice, self.relaxation.columns(mask, of_edges.get(choice.key, alone)))
-            elif self.relaxation.scalars:
+            elif self.relaxation.scalars and mask.is_floating_point():
                 choice.edge = partial(_sampled_edge, choice, mask)
 
     def _of_candidates(self, weights: list[Tensor]) -> Decisions:

@@ -2,7 +2,6 @@
 read.
 """
 
-import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -16,12 +15,12 @@ from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 import genotypes
 import utils
 from architect import Architect
-from architectures.cells import CHOICES, Cells, names
+from architectures.cells import Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model import NetworkCIFAR
 from model_search import Network
-from nas.mutables import reset_mutable_counter
+from nas.loading import load_network
 from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
 from nas.search_model import SearchModel
 from nas.spaces import nasbench201
@@ -37,17 +36,8 @@ DEFAULT_GENOTYPES = [
 ]
 
 
-@pytest.fixture
-def meta():
-    with torch.device("meta"):  # shapes only
-        yield
-
-
 def example():
-    spec = importlib.util.spec_from_file_location("small_space", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Net(init_channels=2)
+    return load_network(f"{EXAMPLE}:Net")(init_channels=2)
 
 
 class CellClassifier(torch.nn.Module):
@@ -62,28 +52,20 @@ class CellClassifier(torch.nn.Module):
         return self.classifier(torch.tanh(self.cell(x)).mean((2, 3)))
 
 
-def relaxed(build):
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("build", "sgd_steps"),
+    [(CellClassifier, 0), (lambda: CellClassifier(stride=2), 2), (example, 2)],
+    ids=["nasbench201", "stride 2", "example"],
+)
+def test_second_order_is_the_exact_gradient(build, sgd_steps):
     torch.manual_seed(3)
     network = build()
     model = SearchModel(network, DartsMutator(network))
     with torch.no_grad():
         for alpha in model.arch_parameters():
             alpha.copy_(0.5 * torch.randn_like(alpha))
-    return model
-
-
-def batches():
-    return [golden.batch(seed, 4, image_size=8) for seed in (1, 2)]
-
-
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(
-    "network", [CellClassifier, lambda: CellClassifier(stride=2), example], ids=["nasbench201", "stride 2", "example"]
-)
-@pytest.mark.parametrize("sgd_steps", [0, 2])
-def test_second_order_is_the_exact_gradient(network, sgd_steps):
-    model = relaxed(network)
-    train, valid = batches()
+    train, valid = (golden.batch(seed, 4, image_size=8) for seed in (1, 2))
     optimizer = sgd(model, train, sgd_steps)
     expected = direct_gradient(model, train, valid, optimizer)
     first_order = direct_gradient(model, train, valid, optimizer, eta=0.0)
@@ -157,41 +139,19 @@ def test_genotypes_convert_to_architectures_and_back(name):
     assert Cells.of(architecture).choices == architecture
 
 
-def test_architectures_of_the_darts_space_convert_to_genotypes():
-    torch.manual_seed(0)
-    mutator = RandomMutator(DartsNetwork(2, 3))
-    for _ in range(3):
-        architecture = mutator.export()
-        genotype = Cells.of(architecture).genotype
-        back = Cells(genotype).choices
-        for kind, edges in (("normal", genotype.normal), ("reduce", genotype.reduce)):
-            for edge, (operation, source) in enumerate(edges):
-                key = f"{kind}_n{edge // 2 + 2}_p{source}"
-                assert CHOICES[architecture[key]] == operation
-                assert back[key] == architecture[key]
-            for node in range(2, 6):
-                assert back[f"{kind}_n{node}_switch"] == architecture[f"{kind}_n{node}_switch"]
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "change", "message"),
     [
-        ({"normal_n2_p0": "conv"}, "normal_n2_p0 is 'conv': known are maxpool"),
-        ({"normal_n2_switch": ["normal_n2_p0", "normal_n3_p0"]}, "normal_n2_switch must name two"),
-        ({"surplus": 1}, "unexpected keys in NNI's architecture: surplus"),
+        ("DARTS_V2", {"normal_n2_p0": "conv"}, "normal_n2_p0 is 'conv': known are maxpool"),
+        ("DARTS_V2", {"normal_n2_switch": ["normal_n2_p0", "normal_n3_p0"]}, "normal_n2_switch must name two"),
+        ("DARTS_V2", {"surplus": 1}, "surplus"),
+        ("NASNet", {}, "concatenates|takes one node twice"),
+        ("AmoebaNet", {}, "concatenates"),
     ],
 )
-def test_bad_architectures_of_the_darts_space(change, message):
+def test_what_is_not_in_the_darts_space(name, change, message):
     with pytest.raises(UserError, match=message):
-        Cells.of(Cells(KNOWN["DARTS_V2"]).choices | change)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("NASNet", "concatenates|takes one node twice"), ("AmoebaNet", "concatenates")]
-)
-def test_cells_outside_of_the_darts_space(name, message):
-    with pytest.raises(UserError, match=message):
-        Cells(KNOWN[name]).files()
+        Cells.of(Cells(KNOWN[name]).choices | change)
 
 
 # NAS-Bench-201
@@ -222,15 +182,7 @@ def test_the_benchmark_s_string_there_and_back(tmp_path):
         assert nasbench201.from_string(nasbench201.to_string(architecture)) == architecture
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "nonsense",
-        STRING.replace("none", "conv"),
-        STRING + "+|none~0|",
-        STRING.replace("~0|+", "|+", 1),
-    ],
-)
+@pytest.mark.parametrize("text", ["nonsense", STRING.replace("none", "conv"), STRING + "+|none~0|", STRING[1:]])
 def test_strings_that_are_none(text):
     with pytest.raises(UserError, match="is not a name of NAS-Bench-201"):
         nasbench201.from_string(text)
@@ -261,7 +213,6 @@ def test_every_operation_of_a_cell_has_the_cell_s_shape(C_in, C_out, stride):
 @pytest.mark.parametrize("reduction", [False, True])
 def test_a_micro_layer_concatenates_what_no_node_used(reduction):
     """Its 1x1 convolution has one weight for each node; those of used nodes have no say."""
-    reset_mutable_counter()
     kind = "reduce" if reduction else "normal"
     layer = ENASMicroLayer(2, 4, 4, 4, reduction)
     identity, architecture = 4, {}
@@ -279,38 +230,17 @@ def test_a_micro_layer_concatenates_what_no_node_used(reduction):
     assert used.tolist() == [False, False, True, True]  # both inputs are used by some node, and neither node is
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        lambda: ENASMicroNetwork(3, 2, 4),
-        lambda: ENASMacroGeneralModel(7, 4, dropout_rate=0.5),
-        lambda: NASBench201Network(2, 1),
-        lambda: DartsNetwork(2, 3, num_classes=10, n_nodes=2),
-    ],
-)
-def test_networks_run_and_learn(network):
-    torch.manual_seed(0)
-    network = network()
-    RandomMutator(network).reset()
-    logits = network(torch.randn(2, 3, 16, 16))
-    assert logits.shape == (2, 10)
-    logits.square().sum().backward()
-    assert network.classifier.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.usefixtures("meta")
 def test_networks_have_the_published_sizes():
     """Choices as the papers count them: ENAS's macro space has 6^12 * 2^66 networks, NAS-Bench-201 has 5^6 cells."""
-    macro = RandomMutator(ENASMacroGeneralModel())
+    with torch.device("meta"):  # shapes only
+        networks = ENASMacroGeneralModel(), ENASMicroNetwork(), NASBench201Network(), DartsNetwork()
+    macro, micro, cell, darts = map(RandomMutator, networks)
     assert [len(choice) for choice in macro.layer_choices] == [6] * 12
     assert [len(choice) for choice in macro.input_choices] == list(range(1, 12))
-    micro = RandomMutator(ENASMicroNetwork())
-    assert len(micro.layer_choices) == len(micro.input_choices) == 2 * 2 * 5
-    assert all(len(choice) == 5 for choice in micro.layer_choices)
-    cell = RandomMutator(NASBench201Network())
+    assert [len(choice) for choice in micro.layer_choices] == [5] * 20
+    assert len(micro.input_choices) == 20
     assert [len(choice) for choice in cell.layer_choices] == [5] * 6
     assert not cell.input_choices
-    darts = RandomMutator(DartsNetwork())
     assert [len(choice) for choice in darts.layer_choices] == [7] * 28
     assert [choice.n_chosen for choice in darts.input_choices] == [2] * 8
 
