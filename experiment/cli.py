@@ -26,22 +26,105 @@ SEVERAL_GPUS = "torchrun --nproc_per_node=2 ..."
 
 # What a flag of another code, or of another stage, is called here.
 MEANT = {
+    "--gpus": SEVERAL_GPUS,
     "--label_smooth": "--label_smoothing",
     "--learning_rate": "--lr",
     "--lr": "--learning_rate",
+    "--multigpu": SEVERAL_GPUS,
     "--num_workers": "--workers",
     "--set": "--dataset",
     "--tmp_data_dir": "--data",
-    **dict.fromkeys(["--gpus", "--multigpu"], SEVERAL_GPUS),
-    **{
-        flag: f"train.py {flag}"
-        for flag in ("--arch", "--auxiliary", "--auxiliary_weight", "--init_from", "--valid_portion")
-    },
-    **{
-        flag: f"train_search.py {flag}"
-        for flag in ("--arch_learning_rate", "--strategy", "--train_portion", "--unrolled")
-    },
+} | {
+    flag: f"{script} {flag}"
+    for script, flags in {
+        "train.py": "--arch --auxiliary --auxiliary_weight --init_from --valid_portion",
+        "train_search.py": "--arch_learning_rate --strategy --train_portion --unrolled",
+    }.items()
+    for flag in flags.split()
 }
+
+# Arguments that may change when a run is resumed.
+MAY_CHANGE = {"resume", "run_dir", "data", "gpu", "workers", "threads", "data_on_device", "init_from", "benchmark"}
+MAY_CHANGE |= {"rank", "compile", "recompute", "capture", "report_freq", "checkpoint_minutes"}
+
+CODE = ("space", "strategy")  # arguments that may name a class in a file, `file.py:Class`, whose code is then run
+
+SCRIPTS = {
+    "search": "train_search.py",
+    "eval": "train.py",
+    "rnn-search": "rnn/train_search.py",
+    "rnn-eval": "rnn/train.py",
+}
+
+NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
+
+
+# ---- A command and its end
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
+
+    Any other exception becomes its traceback and one line, and exit status 1.
+
+    If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by
+    SIGPIPE.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+    name = os.path.basename(sys.argv[0])
+    try:
+        try:
+            main()
+        except UserError as error:
+            print(f"{name}: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            print(f"{name}: error: {_unforeseen(error)}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()  # now: an error at interpreter exit would print a traceback
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(141)
+
+
+def _unforeseen(error: Exception) -> str:
+    """The message for an unexpected error."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    # Recognised by their messages: PyTorch uses one class for many errors, and this file does not import torch.
+    no_memory = ("MemoryError", "out of memory", "can't allocate memory", "ALLOC_FAILED")
+    if any(words in reason for words in no_memory):
+        what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
+    elif str(error).startswith("DataLoader "):
+        what = "a process that decodes images has died or hangs; if memory is short, lower --workers, to 0 for none"
+    else:
+        what = "an unforeseen error; please report it, unless this machine is at fault"
+    return f"{what} ({shorten(reason, 300)})"
+
+
+def end_on_ctrl_c() -> None:
+    """From here on, Ctrl-C ends the process without a message, until a run installs its own handler.
+
+    To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the
+    processes that decode images before the run begins, would print a long traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored (a shell's `&`)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def discard_output() -> None:
+    """Redirects standard output to /dev/null, because its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# ---- Reading the arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,92 +181,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the arguments)")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
-
-    Any other exception becomes its traceback and one line, and exit status 1.
-
-    If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by
-    SIGPIPE.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
-    try:
-        try:
-            main()
-        except UserError as error:
-            print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            print(f"{os.path.basename(sys.argv[0])}: error: {_unforeseen(error)}", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print(f"{os.path.basename(sys.argv[0])}: stopped by Ctrl-C", file=sys.stderr)
-            sys.exit(130)
-        finally:
-            sys.stdout.flush()  # now: an error at interpreter exit would print a traceback
-    except BrokenPipeError:
-        discard_output()
-        sys.exit(141)
-
-
-def _unforeseen(error: Exception) -> str:
-    """The message for an unexpected error."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    # Recognised by their messages: PyTorch uses one class for many errors, and this file does not import torch.
-    if (
-        isinstance(error, MemoryError)
-        or "out of memory" in reason
-        or "can't allocate memory" in reason
-        or "ALLOC_FAILED" in reason
-    ):
-        what = "not enough memory; a smaller --batch_size or --image_size, or --amp on a GPU, needs less"
-    elif str(error).startswith("DataLoader "):
-        what = "a process that decodes images has died or hangs; if memory is short, lower --workers, to 0 for none"
-    else:
-        what = "an unforeseen error; please report it, unless this machine is at fault"
-    return f"{what} ({shorten(reason, 300)})"
-
-
-def end_on_ctrl_c() -> None:
-    """From here on, Ctrl-C ends the process without a message, until a run installs its own handler.
-
-    To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the
-    processes that decode images before the run begins, would print a long traceback.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored (a shell's `&`)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def discard_output() -> None:
-    """Redirects standard output to /dev/null, because its reader is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-# Arguments that may change when a run is resumed.
-MAY_CHANGE = {
-    "resume",
-    "run_dir",
-    "data",
-    "gpu",
-    "workers",
-    "threads",
-    "data_on_device",
-    "init_from",
-    "benchmark",
-    "rank",
-}
-MAY_CHANGE |= {"compile", "recompute", "capture", "report_freq", "checkpoint_minutes"}
-
-SCRIPTS = {
-    "search": "train_search.py",
-    "eval": "train.py",
-    "rnn-search": "rnn/train_search.py",
-    "rnn-eval": "rnn/train.py",
-}
+def _given(texts: Sequence[str] | None, *names: str) -> dict[str, str | None]:
+    """{name: value} of these options on a command line, unchecked; None for those that are not on it."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?")
+    return vars(parser.parse_known_args(texts)[0])
 
 
 def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -191,17 +194,14 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
 
     If torchrun restarts a command after a process has died, the run in `--run_dir` is resumed.
 
-    A space or a strategy in a file is code, and a run's folder may be untrusted: `--resume` runs this code only if the
-    command line names it too.
-
     Args:
         parser: a parser with the arguments of `add_run_arguments`.
-        stage: `search` or `eval`, as recorded in the run's config.json.
+        stage: a key of `SCRIPTS`, as recorded in the run's config.json.
         arguments: {name: value} of a call from Python, instead of the command line. None and False mean that an
             argument is not given.
 
     Raises:
-        UserError: the run does not exist or belongs to the other stage, a changed argument would change the result, or
+        UserError: the run does not exist or belongs to another stage, a changed argument would change the result, or
             code would run that the command line does not name.
         TypeError: `parser` does not know one of `arguments`.
     """
@@ -209,34 +209,26 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
     if unknown := (arguments or {}).keys() - known:
         raise TypeError(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
     texts = sys.argv[1:] if arguments is None else []
-    given = _given(texts, "preset", "resume", "run_dir", *CODE) if arguments is None else arguments
+    given = _given(texts, "resume", "run_dir", *CODE) if arguments is None else arguments
     resume, run_dir = given.get("resume"), given.get("run_dir")
     if resume is None and run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise UserError("torchrun's --max_restarts needs --run_dir, to know the run that goes on")
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if resume is None and run_dir is not None and restarted and Path(run_dir, "config.json").exists():
         resume = run_dir
+    before: dict[str, Any] | None = None
     if resume is None:
         parser.set_defaults(**parser.presets.get(str(given.get("preset")), {}))
-        parser.set_values(arguments or {})
-        args = parser.parse_args(texts)
     else:
         resume = path(resume)
         if run_dir is not None and path(run_dir) != resume:
             raise UserError(f"--resume {resume} goes on in that folder: leave out --run_dir {run_dir}")
-        recorded = _recorded(resume, stage, known)
-        for name in CODE:
-            file = str(recorded.get(name))
-            if runs_code(file) and given.get(name) != file:
-                raise UserError(
-                    f"--resume {resume} would run the code of {shorten(file)}, which its config.json names: "
-                    f"if you trust that file, add {shlex.join([f'--{name}', file])}"
-                )
         parser.presets = {}  # their values are recorded
-        parser.set_values(recorded)
+        parser.set_values(_recorded(resume, stage, known, given))
         before = vars(parser.parse_args([]))
-        parser.set_values(arguments or {})
-        args = parser.parse_args(texts)
+    parser.set_values(arguments or {})
+    args = parser.parse_args(texts)
+    if before is not None:
         if changed := [name for name, value in vars(args).items() if value != before[name] and name not in MAY_CHANGE]:
             differences = ", ".join(f"--{name} was {before[name]}, not {getattr(args, name)}" for name in changed)
             weights = f"; with its weights: --init_from {resume}/weights.pt" if "init_from" in known else ""
@@ -252,38 +244,14 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
     return args
 
 
-def _given(texts: Sequence[str] | None, *names: str) -> dict[str, str | None]:
-    """{name: value} of these options on a command line, unchecked; None for those that are not on it."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(f"--{name}", nargs="?")
-    return vars(parser.parse_known_args(texts)[0])
-
-
 def check_learning_rates(args: argparse.Namespace) -> None:
     """Raises `UserError` if the learning rate would rise."""
-    if args.learning_rate_min > args.learning_rate:
-        raise UserError(
-            f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}: lower it"
-        )
+    low, high = args.learning_rate_min, args.learning_rate
+    if low > high:
+        raise UserError(f"--learning_rate_min {low} is above --learning_rate {high}: lower it")
 
 
-def _recorded(folder: str, stage: str, known: Collection[str]) -> dict[str, Any]:
-    """The arguments in the config.json of the run in `folder`."""
-    config = read_config(folder)
-    if config["stage"] != stage:
-        raise UserError(
-            f"{folder} is a run of another script: its stage is {shown(config['stage'])}, this one's is {stage!r}"
-        )
-    recorded = config["arguments"]
-    if stage == "search" and recorded.get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
-        raise UserError(f"--resume {folder}: PRIMITIVES in genotypes.py has changed: restore it, or begin a new search")
-    if unknown := recorded.keys() - known:
-        raise UserError(
-            f"--resume {folder}: its config.json holds an argument that this version does not know, "
-            f"{shown(min(unknown))}"
-        )
-    return recorded
+# ---- The arguments of a run that is there
 
 
 class Config(TypedDict, total=False):
@@ -309,8 +277,30 @@ def read_config(folder: str | Path) -> Config:
     return files.read_json(Path(folder) / "config.json", Config)
 
 
-# The arguments that may name a class in a file, `file.py:Class`. The code of this file is run.
-CODE = ("space", "strategy")
+def _recorded(folder: str, stage: str, known: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in the config.json of the run in `folder`.
+
+    A space or a strategy in a file is code, and a run's folder may be untrusted: it is resumed only if this code is
+    also `given`.
+    """
+    config = read_config(folder)
+    if config["stage"] != stage:
+        found = shown(config["stage"])
+        raise UserError(f"{folder} is a run of another script: its stage is {found}, this one's is {stage!r}")
+    recorded = config["arguments"]
+    if stage == "search" and recorded.get("space") == "darts" and config.get("primitives", PRIMITIVES) != PRIMITIVES:
+        raise UserError(f"--resume {folder}: PRIMITIVES in genotypes.py has changed: restore it, or begin a new search")
+    if unknown := recorded.keys() - known:
+        name = shown(min(unknown))
+        raise UserError(f"--resume {folder}: its config.json holds an argument that this version does not know, {name}")
+    for name in CODE:
+        file = str(recorded.get(name))
+        if runs_code(file) and given.get(name) != file:
+            raise UserError(
+                f"--resume {folder} would run the code of {shorten(file)}, which its config.json names: "
+                f"if you trust that file, add {shlex.join([f'--{name}', file])}"
+            )
+    return recorded
 
 
 def runs_code(value: str) -> bool:
@@ -328,6 +318,9 @@ def resume_command(stage: str, args: argparse.Namespace, folder: str | Path) -> 
     return shlex.join(["python", *program, "--resume", str(folder), *code])
 
 
+# ---- Types of arguments
+
+
 def number(kind: type, accepted: Callable[[float], bool], description: str) -> Callable[[str], Any]:
     def parse(text: str):
         try:
@@ -341,12 +334,13 @@ def number(kind: type, accepted: Callable[[float], bool], description: str) -> C
     return parse
 
 
-_MOST = 2**31 - 1  # more than any run needs, and the limit of the libraries below
-positive_int = number(int, lambda n: 1 <= n <= _MOST, f"a whole number of at least 1 and at most {_MOST}")
-non_negative_int = number(int, lambda n: 0 <= n <= _MOST, f"a whole number of at least 0 and at most {_MOST}")
-seed = number(int, lambda n: 0 <= n < 2**32, f"a whole number of at least 0 and at most {2**32 - 1}")
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], Any]:  # the limit of the libraries below
+    return number(int, lambda n: least <= n <= most, f"a whole number of at least {least} and at most {most}")
+
+
+positive_int, non_negative_int, seed = _whole(1), _whole(0), _whole(0, 2**32 - 1)
 device_number = number(
-    int, lambda n: -1 <= n <= _MOST, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})"
+    int, lambda n: -1 <= n < 2**31, f"a GPU's number, or -1 for the CPU (for several GPUs, use {SEVERAL_GPUS})"
 )
 image_size = number(int, lambda n: 8 <= n <= 4096 and n % 8 == 0, "a multiple of 8, from 8 to 4096")
 positive_float = number(float, lambda x: 0 < x < float("inf"), "a number above 0")
@@ -354,24 +348,7 @@ non_negative_float = number(float, lambda x: 0 <= x < float("inf"), "a number of
 probability = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not including, 1")
 proportion = number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
-
-def add_space_argument(group: Any, option: str, what: str) -> None:
-    """Adds `--space_arg name=value` or `--strategy_arg name=value`.
-
-    All values are kept as one string, which the option also accepts.
-    """
-    group.add_argument(
-        option,
-        action=_Assignments,
-        metavar="NAME=VALUE",
-        help=f"pass this argument to the {what}'s constructor; may be repeated",
-    )
-
-
-NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
-
-
-# The argument type of a path that is recorded, so that it also holds for a command in another folder.
+# The type of a path that is recorded, so that it also holds for a command in another folder.
 path = os.path.abspath
 
 
@@ -382,159 +359,13 @@ def output_file(text: str) -> str:
     return text
 
 
-def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
-    """Adds the arguments that select the images."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        choices=datasets,
-        default=datasets[0],
-        help="use these images; digits needs no download; folder and imagenet read your own, imagenet without keeping "
-        "them in memory",
-    )
-    group.add_argument(
-        "--data",
-        type=path,
-        default="../data",
-        help="read images from this folder; CIFAR and MNIST are downloaded into it; folder needs train/<class>/ and "
-        "test/<class>/ or "
-        "val/<class>/ in it, imagenet train/<class>/ and val/<class>/",
-    )
-    group.add_argument(
-        "--image_size",
-        type=image_size,
-        default=32,
-        help="resize images to squares of this many pixels, a multiple of 8; for --dataset folder and imagenet",
-    )
-    group.add_argument(
-        "--channels", type=int, choices=[1, 3], default=3, help="read images in grey (1) or in colour (3)"
-    )
-    group.add_argument(
-        "--workers",
-        type=non_negative_int,
-        default=2,
-        help="decode images in this many processes; the results are the same",
-    )
+def add_space_argument(group: Any, option: str, what: str) -> None:
+    """Adds `--space_arg name=value` or `--strategy_arg name=value`.
 
-
-def add_weights_arguments(
-    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float
-) -> Any:
-    """Adds the arguments for training weights, with these defaults. Returns their group."""
-    group = parser.add_argument_group("weights")
-    group.add_argument(
-        "--epochs", type=positive_int, default=epochs, help="train for this many passes over the training images"
-    )
-    group.add_argument(
-        "--batch_size",
-        type=positive_int,
-        default=batch_size,
-        help="images per step; a search takes this many from each half",
-    )
-    group.add_argument("--learning_rate", type=positive_float, default=0.025, help="learning rate in the first epoch")
-    group.add_argument(
-        "--learning_rate_min",
-        type=non_negative_float,
-        default=learning_rate_min,
-        help="learning rate at the end of the cosine schedule",
-    )
-    group.add_argument("--momentum", type=probability, default=0.9, help="momentum of SGD")
-    group.add_argument(
-        "--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of SGD on all weights"
-    )
-    group.add_argument("--grad_clip", type=positive_float, default=5.0, help="clip the gradient to this norm")
-    group.add_argument("--cutout", action="store_true", help="cut a square out of every image")
-    group.add_argument(
-        "--cutout_length", type=positive_int, default=16, help="side of the square that --cutout cuts out, in pixels"
-    )
-    return group
-
-
-def add_device_arguments(parser: Parser, images: bool = True) -> None:
-    """Adds the arguments for the device; with `images` also those for images."""
-    parser.add_argument(
-        "--gpu", type=device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU"
-    )
-    parser.rare.add_argument(
-        "--threads",
-        type=positive_int,
-        help="compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most "
-        "OMP_NUM_THREADS or the cores",
-    )
-    if images:
-        parser.rare.add_argument(
-            "--data_on_device",
-            choices=["auto", "yes", "no"],
-            default="auto",
-            help="keep decoded images in the GPU's memory; auto: if they fit well",
-        )
-        parser.rare.add_argument(
-            "--skip_bad_images",
-            action="store_true",
-            help="leave out images that cannot be decoded, and report their number; for --dataset folder and imagenet",
-        )
-
-
-def add_run_arguments(parser: Parser, images: bool = True) -> None:
-    """Adds the arguments for device, speed, run folder and log; with `images` also those for images."""
-    add_device_arguments(parser, images)
-    group, rare = parser.add_argument_group("run"), parser.rare
-    group.add_argument(
-        "--run_dir",
-        type=path,
-        help="write to this folder, new or empty; None: a new one, named after --save and the time",
-    )
-    group.add_argument(
-        "--resume", type=path, metavar="RUN_DIR", help="continue the run in this folder, with its arguments"
-    )
-    group.add_argument(
-        "--fast_dev_run",
-        action="store_true",
-        help="check that everything works: one epoch of two training and two validation batches",
-    )
-    group.add_argument(
-        "--compile",
-        choices=["auto", "yes", "no"],
-        default="auto",
-        help="compile the network; auto: only for runs that are long enough",
-    )
-    if images:
-        group.add_argument(
-            "--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise"
-        )
-        rare.add_argument(
-            "--recompute",
-            action="store_true",
-            help="recompute activations in the backward pass: less memory, more time",
-        )
-        rare.add_argument(
-            "--capture", action="store_true", help="run each step as one CUDA graph; needs a GPU and a single process"
-        )
-        rare.add_argument(
-            "--sync_bn", action="store_true", help="let BatchNorm use the whole batch, not each process's share of it"
-        )
-    rare.add_argument(
-        "--tf32",
-        action="store_true",
-        help="round the factors of float32 products to 10 bits on a GPU: faster, less precise",
-    )
-    rare.add_argument("--deterministic", action="store_true", help="use only deterministic kernels on a GPU: slower")
-    rare.add_argument("--save", default="EXP", help="include this in the name of the run's default folder")
-    rare.add_argument(
-        "--report_freq", type=positive_int, default=50, help="write a line to the log every so many steps"
-    )
-    rare.add_argument(
-        "--checkpoint_minutes",
-        type=non_negative_float,
-        default=10,
-        help="save a checkpoint every so many minutes within an epoch",
-    )
-
-
-def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:
-    """Accepts flags of the original that have no effect here, with `nargs` values and a warning."""
-    for flag in flags:
-        parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    All values are kept as one string, which the option also accepts.
+    """
+    help = f"pass this argument to the {what}'s constructor; may be repeated"
+    group.add_argument(option, action=_Assignments, metavar="NAME=VALUE", help=help)
 
 
 class _Assignments(argparse.Action):
@@ -552,6 +383,102 @@ def assignments(text: str) -> dict[str, str]:
     return {name: value for name, _, value in parts}
 
 
+def accept_unread(parser: argparse.ArgumentParser, *flags: str, nargs: int = 1) -> None:
+    """Accepts flags of the original that have no effect here, with `nargs` values and a warning."""
+    for flag in flags:
+        parser.add_argument(flag, action=_Unread, nargs=nargs, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
 class _Unread(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         warn(f"{option_string} has no effect here")
+
+
+# ---- Arguments of several commands
+
+
+def add_data_arguments(parser: Parser, datasets: Sequence[str]) -> None:
+    """Adds the arguments that select the images."""
+    add = parser.add_argument_group("data").add_argument
+    what = (
+        "use these images; digits needs no download; folder and imagenet read your own, imagenet without keeping them "
+        "in memory"
+    )
+    add("--dataset", choices=datasets, default=datasets[0], help=what)
+    what = (
+        "read images from this folder; CIFAR and MNIST are downloaded into it; folder needs train/<class>/ and "
+        "test/<class>/ or val/<class>/ in it, imagenet train/<class>/ and val/<class>/"
+    )
+    add("--data", type=path, default="../data", help=what)
+    what = "resize images to squares of this many pixels, a multiple of 8; for --dataset folder and imagenet"
+    add("--image_size", type=image_size, default=32, help=what)
+    add("--channels", type=int, choices=[1, 3], default=3, help="read images in grey (1) or in colour (3)")
+    what = "decode images in this many processes; the results are the same"
+    add("--workers", type=non_negative_int, default=2, help=what)
+
+
+def add_weights_arguments(
+    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate_min: float
+) -> Any:
+    """Adds the arguments for training weights, with these defaults. Returns their group."""
+    group = parser.add_argument_group("weights")
+    add = group.add_argument
+    add("--epochs", type=positive_int, default=epochs, help="train for this many passes over the training images")
+    what = "images per step; a search takes this many from each half"
+    add("--batch_size", type=positive_int, default=batch_size, help=what)
+    add("--learning_rate", type=positive_float, default=0.025, help="learning rate in the first epoch")
+    what = "learning rate at the end of the cosine schedule"
+    add("--learning_rate_min", type=non_negative_float, default=learning_rate_min, help=what)
+    add("--momentum", type=probability, default=0.9, help="momentum of SGD")
+    add("--weight_decay", type=non_negative_float, default=3e-4, help="weight decay of SGD on all weights")
+    add("--grad_clip", type=positive_float, default=5.0, help="clip the gradient to this norm")
+    add("--cutout", action="store_true", help="cut a square out of every image")
+    what = "side of the square that --cutout cuts out, in pixels"
+    add("--cutout_length", type=positive_int, default=16, help=what)
+    return group
+
+
+def add_device_arguments(parser: Parser, images: bool = True) -> None:
+    """Adds the arguments for the device; with `images` also those for images."""
+    what = "compute on the CUDA device of this number; -1: on the CPU"
+    parser.add_argument("--gpu", type=device_number, default=0, help=what)
+    add = parser.rare.add_argument
+    what = (
+        "compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS "
+        "or the cores"
+    )
+    add("--threads", type=positive_int, help=what)
+    if images:
+        what = "keep decoded images in the GPU's memory; auto: if they fit well"
+        add("--data_on_device", choices=["auto", "yes", "no"], default="auto", help=what)
+        what = "leave out images that cannot be decoded, and report their number; for --dataset folder and imagenet"
+        add("--skip_bad_images", action="store_true", help=what)
+
+
+def add_run_arguments(parser: Parser, images: bool = True) -> None:
+    """Adds the arguments for device, speed, run folder and log; with `images` also those for images."""
+    add_device_arguments(parser, images)
+    add, add_rare = parser.add_argument_group("run").add_argument, parser.rare.add_argument
+    what = "write to this folder, new or empty; None: a new one, named after --save and the time"
+    add("--run_dir", type=path, help=what)
+    what = "continue the run in this folder, with its arguments"
+    add("--resume", type=path, metavar="RUN_DIR", help=what)
+    what = "check that everything works: one epoch of two training and two validation batches"
+    add("--fast_dev_run", action="store_true", help=what)
+    what = "compile the network; auto: only for runs that are long enough"
+    add("--compile", choices=["auto", "yes", "no"], default="auto", help=what)
+    if images:
+        add("--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise")
+        what = "recompute activations in the backward pass: less memory, more time"
+        add_rare("--recompute", action="store_true", help=what)
+        what = "run each step as one CUDA graph; needs a GPU and a single process"
+        add_rare("--capture", action="store_true", help=what)
+        what = "let BatchNorm use the whole batch, not each process's share of it"
+        add_rare("--sync_bn", action="store_true", help=what)
+    what = "round the factors of float32 products to 10 bits on a GPU: faster, less precise"
+    add_rare("--tf32", action="store_true", help=what)
+    add_rare("--deterministic", action="store_true", help="use only deterministic kernels on a GPU: slower")
+    add_rare("--save", default="EXP", help="include this in the name of the run's default folder")
+    add_rare("--report_freq", type=positive_int, default=50, help="write a line to the log every so many steps")
+    what = "save a checkpoint every so many minutes within an epoch"
+    add_rare("--checkpoint_minutes", type=non_negative_float, default=10, help=what)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -44,8 +45,7 @@ def join(device: torch.device) -> None:
         return
     with others():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # torchrun keeps one store for all restarts. With a prefix for each attempt, no process reads keys of the
-        # attempt before.
+        # torchrun may keep one store for all restarts: no process is to read keys of the attempt before.
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         # Small tensors on the CPU go through gloo, also in runs on GPUs.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -69,19 +69,15 @@ def local_rank() -> int:
 
 
 def share(count: int) -> slice:
-    """This process's share of a batch of `count` images.
-
-    Shares are contiguous, ordered by rank, and differ by at most one image.
-    """
+    """This process's share of a batch of `count` images: contiguous, ordered by rank. Shares differ by one at most."""
     return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Lets the processes of a machine run the body one after the other, also those of different runs. `lock`: the file,
-    which is created.
+    """Lets the processes of a machine, also of different runs, run the body one after the other, by the file `lock`.
 
-    If the folder of `lock` is not writable, there is no lock: nothing can be written at the same time.
+    Nothing can be written at the same time in a folder that is not writable: there is no lock.
     """
     with suppress(OSError):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -100,10 +96,12 @@ def mean(value: Tensor, count: int) -> Tensor:
     process's copy of a parameter is the copy's contribution times the number of processes. `average` turns it into the
     gradient with respect to the parameter.
     """
-    if not dist.is_initialized():
-        return value
+    return _mean_and_count(value, count)[0] if dist.is_initialized() else value
+
+
+def _mean_and_count(value: Tensor, count: int) -> tuple[Tensor, Tensor]:
     sums = _Sum.apply(torch.cat([(value * count).reshape(-1), value.new_full((1,), count)]))
-    return sums[:-1].view_as(value) / sums[-1]
+    return sums[:-1].view_as(value) / sums[-1], sums[-1]
 
 
 def average(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -111,10 +109,8 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not dist.is_initialized() or not tensors:
         return list(tensors)
     flat = _Sum.apply(torch.cat([tensor.reshape(-1) for tensor in tensors])) / world_size()
-    return [
-        part.view_as(tensor)
-        for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True)
-    ]
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
@@ -134,8 +130,8 @@ def data_parallel(model: nn.Module) -> nn.Module:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces the gradients of `parameters` by their `average`. Parameters without a gradient are skipped."""
-    gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    for (parameter, _), gradient in zip(gradients, average([gradient for _, gradient in gradients]), strict=True):
+    learned = [parameter for parameter in parameters if parameter.grad is not None]
+    for parameter, gradient in zip(learned, average([parameter.grad for parameter in learned]), strict=True):  # type: ignore[misc]
         parameter.grad = gradient
 
 
@@ -172,44 +168,25 @@ class SyncBatchNorm(_BatchNorm):
         """Accepts any (B, C, ...)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        own_statistics = not self.training and self.running_mean is not None
-        if own_statistics or not dist.is_initialized():
+        if not dist.is_initialized() or not (self.training or self.running_mean is None):
             return super().forward(input)
-        mean, var, count = self.statistics(input)
-        if self.training and self.track_running_stats:
-            self._advance(mean.detach(), (var * count / (count - 1)).detach())
-        scale = torch.rsqrt(var + self.eps)
-        shift = -mean * scale
-        if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        shape = [-1] + [1] * (input.dim() - 2)  # broadcasts (C,) over (B, C, ...)
-        return torch.addcmul(shift.view(shape), input, scale.view(shape)).to(input.dtype)
-
-    def statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and biased variance of each channel over all processes, (C,) each, and the values per channel."""
         pixels = [dim for dim in range(input.dim()) if dim != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)  # (C,) beside (B, C, ...)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        var, mean = torch.var_mean(x, pixels, correction=0)
-        mine = torch.cat([mean, var, mean.new_full((1,), x.numel() / x.size(1))])
-        # Each process fills another row, so the sum is a table with the statistics of every process. Sums of squares
-        # would lose digits.
-        my_row = torch.arange(world_size(), device=x.device) == rank()
-        table = _Sum.apply(my_row[:, None] * mine)
-        means, vars, counts = table.split([x.size(1), x.size(1), 1], dim=1)  # (processes, C or 1)
-        part = counts / counts.sum()
-        mean = (part * means).sum(0)
-        return mean, (part * (vars + (means - mean).square())).sum(0), counts.sum()
-
-    @torch.no_grad()
-    def _advance(self, mean: Tensor, var: Tensor) -> None:
-        """Updates the running statistics like `nn.BatchNorm2d`."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        mine = x.numel() // x.size(1)  # values per channel
+        mean, count = _mean_and_count(x.mean(pixels), mine)
+        centred = x - mean.view(shape)
+        var, _ = _mean_and_count(centred.square().mean(pixels), mine)  # E[x^2] - E[x]^2 would lose digits
+        if self.training and self.track_running_stats:
+            own: Any = self  # whose buffers are not None
+            with torch.no_grad():
+                own.num_batches_tracked += 1
+                own.running_mean.lerp_(mean.to(own.running_mean.dtype), own.momentum)
+                own.running_var.lerp_((var * count / (count - 1)).to(own.running_var.dtype), own.momentum)
+        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        if self.affine:
+            y = torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
+        return y.to(input.dtype)
 
 
 def convert(model: nn.Module) -> None:
@@ -222,30 +199,22 @@ def convert(model: nn.Module) -> None:
 # ---- Values that all processes share
 
 
+def summed(counts: Tensor) -> Tensor:
+    """The sum of `counts` over the processes."""
+    return _Sum.apply(counts) if dist.is_initialized() else counts
+
+
 def total(number: int) -> int:
     """The sum of `number` over the processes."""
-    return _reduced(number, dist.ReduceOp.SUM)
+    return int(summed(torch.tensor(number)))
 
 
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
-    return _reduced(number, dist.ReduceOp.MAX)
-
-
-def _reduced(number: int, operation: dist.ReduceOp.RedOpType) -> int:
-    if not dist.is_initialized():
-        return number
     tensor = torch.tensor(number)
-    dist.all_reduce(tensor, operation)
-    return int(tensor)
-
-
-def summed(counts: Tensor) -> Tensor:
-    """The sum of `counts` over the processes."""
     if dist.is_initialized():
-        counts = counts.clone()
-        dist.all_reduce(counts)
-    return counts
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
 
 
 def broadcast(content: bytes) -> bytes:
@@ -268,12 +237,15 @@ def synchronize(model: nn.Module) -> None:
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     for buffer, value in zip(statistics, average(statistics), strict=True):
         buffer.copy_(value)
-    mine = [parameter.detach().reshape(-1).view(torch.uint8) for parameter in model.parameters()]
-    first = torch.cat(mine)
-    dist.broadcast(first, src=0)
-    pairs = zip(mine, first.split([len(part) for part in mine]), strict=True)
-    if number := largest(max((number for number, pair in enumerate(pairs, 1) if not torch.equal(*pair)), default=0)):
-        name = [name for name, _ in model.named_parameters()][number - 1]
+    names, different = [""], 0
+    for name, parameter in model.named_parameters():
+        names.append(name)
+        mine = parameter.detach().reshape(-1)
+        first = mine.clone()
+        dist.broadcast(first, src=0)
+        if not torch.equal(mine.view(torch.uint8), first.view(torch.uint8)):
+            different = len(names) - 1
+    if name := names[largest(different)]:
         raise UserError(
             f"{name} is not the same on all processes: do they run the same code, libraries and kind of device?"
         )
