@@ -61,8 +61,8 @@ class Architect:
         self.network_momentum = args.momentum
         self.network_weight_decay = args.weight_decay
         self.amp = getattr(args, "amp", False)
-        products = {"finite_difference": self._hessian_vector_product, "exact": self._exact_product}
-        self.product = products[getattr(args, "hvp", HVP[0])]
+        exact = getattr(args, "hvp", HVP[0]) == "exact"
+        self.product = self._exact_product if exact else self._hessian_vector_product
         betas = getattr(args, "arch_beta1", 0.5), 0.999
         options = {"lr": args.arch_learning_rate, "betas": betas, "weight_decay": args.arch_weight_decay}
         self.optimizer = utils.optimizer(torch.optim.Adam, model.arch_parameters(), **options)
@@ -83,7 +83,6 @@ class Architect:
         return {**self.optimizer.state_dict(), "gradients": gradients}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
         self.optimizer.load_state_dict(state_dict)
         for alpha, gradient in zip(self.model.arch_parameters(), state_dict["gradients"], strict=True):
             alpha.grad = None if gradient is None else gradient.to(alpha)
@@ -100,24 +99,24 @@ class Architect:
     ) -> None:
         """One step on the alphas. Leaves the gradient in each alpha's `.grad`. Changes no weight.
 
+        Running statistics of BatchNorm are updated as in the original. First order: by the validation batch. Second
+        order: by the training batch, in each of the passes at w, w+ and w- (with `exact` only at w), not in that at w'.
+
         Args:
             input_train, target_train: the next weight step's batch, (B, C, H, W) and (B,); only read if `unrolled`.
             input_valid, target_valid: a batch of the validation half.
             eta: the learning rate of the virtual step, xi in the paper; a tensor, (), if the CPU must not wait for it.
             network_optimizer: the weights' SGD, for its momentum buffers.
             unrolled: second order (equation 6) if true, first order (xi = 0) otherwise.
-
-        Running statistics of BatchNorm are updated as in the original. First order: by the validation batch. Second
-        order: by the training batch, in each of the passes at w, w+ and w- (with `exact` only at w), not in that at w'.
         """
         valid_loss = partial(self._loss, input_valid, target_valid, self.amp)
-        if unrolled:
-            train_loss = partial(self._loss, input_train, target_train, self.amp)
-            virtual_step = partial(self._virtual_step, eta=eta, network_optimizer=network_optimizer)
-            product = partial(self.product, partial(self._loss, input_train, target_train, False))
-            self.descend(self.unrolled_gradient(train_loss, valid_loss, virtual_step, product))
-        else:
+        if not unrolled:
             self.descend(self.first_order_gradient(valid_loss))
+            return
+        train_loss = partial(self._loss, input_train, target_train, self.amp)
+        virtual_step = partial(self._virtual_step, eta=eta, network_optimizer=network_optimizer)
+        product = partial(self.product, partial(self._loss, input_train, target_train, False))
+        self.descend(self.unrolled_gradient(train_loss, valid_loss, virtual_step, product))
 
     def _loss(self, input: Tensor, target: Tensor, amp: bool, state: State) -> Tensor:
         logits, _ = utils.forward(partial(functional_call, cast(nn.Module, self.model), state), input, amp)
@@ -159,16 +158,13 @@ class Architect:
         (d2/dalpha dw L_train(w, alpha)) v. All weights and their gradients are flat, (parameters,).
         """
         alphas, weights = self.model.arch_parameters(), self.model.weight_parameters()
-
         with utils.constant(alphas):
             loss = train_loss({})
         w, dw = _flatten(weights), _flatten(_grad(loss, weights))
         w_virtual, xi = virtual_step(w, dw)
         w_virtual.requires_grad_()
-
         # With copies of the buffers, the pass at w' does not update the running statistics.
         *dalpha, v = _grad(valid_loss(self._state(w_virtual) | self._buffers()), [*alphas, w_virtual])
-
         return [da.sub_(p * xi) for da, p in zip(dalpha, product(w, v), strict=True)]
 
     def _hessian_vector_product(self, train_loss: Loss, w: Tensor, v: Tensor) -> list[Tensor]:

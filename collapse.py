@@ -16,15 +16,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from architect import Searchable
-from architectures import Alphas, Architecture, cell_of
 from experiment import distributed
 
 WINDOW = 5  # measurements that are averaged
 LAG = 5  # k, measurements between the two averages that are compared
 THRESHOLD = 0.75  # stop if an average has grown by more than a third
-# Skip connections among the eight edges of a normal cell. Liang et al. 2019 (DARTS+, 1909.06035) stop a search at this
-# number.
-MOST_SKIPS = 2
 EARLIEST = 10  # first epoch whose architecture may be returned; only in the authors' code, not in the paper
 
 
@@ -103,35 +99,3 @@ def stop_at(metrics: Sequence[dict[str, Any]]) -> int | None:
 
     grown = mean(last) > 0 and mean(before) / mean(last) < THRESHOLD
     return measured[before][0] if grown else None
-
-
-def entropies(alphas: Alphas) -> dict[str, float]:
-    """{cell: entropy of softmaxed alphas in nats, averaged over edges}, from 0 (one weight is 1) to ln(candidates) (all
-    are equal).
-    """
-    by_cell: dict[str, list[float]] = {}
-    for edge, weights in alphas.items():
-        by_cell.setdefault(cell_of(edge), []).append(
-            -math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0)
-        )
-    return {cell: math.fsum(values) / len(values) for cell, values in by_cell.items()}
-
-
-def describe(architecture: Architecture, alphas: Alphas) -> dict[str, Any]:
-    """Metrics of an epoch of a search: alphas, their entropy, and skip connections, for each cell."""
-    metrics: dict[str, Any] = {}
-    for name, values in (("entropy", entropies(alphas)), ("skips", architecture.skips())):
-        metrics |= {f"{name}_{cell}" if cell else name: value for cell, value in values.items()}
-    return metrics | {"alphas": alphas}
-
-
-def warning(metrics: dict[str, Any], earlier: list[dict[str, Any]]) -> str | None:
-    """A warning if the normal cell has too many skip connections and their number has changed; else None."""
-    skips = metrics.get("skips_normal", 0)
-    if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
-        return None
-    return (
-        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to "
-        f"train badly "
-        "(--early_stop eigenvalue, a shorter search or another --seed may help)"
-    )

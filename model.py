@@ -29,36 +29,29 @@ class Cell(nn.Module):
         else:
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
-        edges, concat = (
-            (genotype.reduce, genotype.reduce_concat) if reduction else (genotype.normal, genotype.normal_concat)
-        )
+        edges = genotype.reduce if reduction else genotype.normal
         self._ops = nn.ModuleList(build(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges)
         self._indices = [source for _, source in edges]
-        self._concat = list(concat)
+        self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
         self.multiplier = len(self._concat)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float | Tensor) -> Tensor:
         """`drop_prob`: probability of drop path in training, for every operation but `Identity`."""
-        dropping = self.training and (
-            isinstance(drop_prob, Tensor) or drop_prob > 0
-        )  # reading a tensor's value would wait for the GPU
+        # A tensor's value is not read: that would wait for the GPU.
+        dropping = self.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        for first in range(0, len(self._ops), 2):
-            edges = []
-            for op, source in zip(self._ops[first : first + 2], self._indices[first : first + 2], strict=True):
-                h = op(states[source])
-                if dropping and not isinstance(op, Identity):
-                    h = drop_path(h, drop_prob)
-                edges.append(h)
-            states.append(edges[0] + edges[1])
+        edges: list[Tensor] = []
+        for op, source in zip(self._ops, self._indices, strict=True):
+            h = op(states[source])
+            edges.append(drop_path(h, drop_prob) if dropping and not isinstance(op, Identity) else h)
+            if len(edges) == 2:
+                states.append(edges[0] + edges[1])
+                edges = []
         return torch.cat([states[node] for node in self._concat], dim=1)
 
 
 class _AuxiliaryPool(nn.Module):
-    """Average pooling to 2x2 with two overlapping windows a side, which are a `share` of the map apart:
-
-    (B, C, S, S), any S from 2.
-    """
+    """Average pooling by overlapping windows a `share` of S apart: (B, C, S, S), S at least 2, -> (B, C, 2, 2)."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -70,9 +63,8 @@ class _AuxiliaryPool(nn.Module):
 
 
 class AuxiliaryHeadCIFAR(nn.Module):
-    """A second classifier at 2/3 of the depth:
-
-    (B, C, S, S), S at least 2, to logits (B, num_classes). S = 8 in the original.
+    """A second classifier at 2/3 of the depth: (B, C, S, S), S at least 2 (8 in the original), to logits (B,
+    num_classes).
     """
 
     share = 3 / 8  # of an 8x8 map: windows of 5x5 at stride 3
@@ -97,60 +89,16 @@ class AuxiliaryHeadCIFAR(nn.Module):
 
 
 class AuxiliaryHeadImageNet(AuxiliaryHeadCIFAR):
-    """The same for ImageNet, where S = 7.
-
-    There is no BatchNorm after the second convolution, as in the authors' code.
-    """
+    """The same for ImageNet, where S = 7; without a BatchNorm after the second convolution, as in the authors' code."""
 
     share = 2 / 7  # of a 7x7 map: windows of 5x5 at stride 2
     second_norm = False
 
 
-class _Network(nn.Module):
-    """Base class of the two discrete networks: the stack of cells and its forward pass.
+class NetworkCIFAR(nn.Module):
+    """The network for CIFAR-10 and images of its size (DARTS, section 3.2).
 
     `drop_path_prob` is the probability of drop path in training. It is 0 at first; `train.py` raises it in every epoch.
-    """
-
-    def _build(
-        self,
-        C: int,
-        num_classes: int,
-        layers: int,
-        genotype: Genotype,
-        C_stem: int,
-        reduction_prev: bool,
-        auxiliary_head: type[nn.Module] | None,
-    ) -> None:
-        """Builds the cells, the auxiliary head and the classifier for a stem with `C_stem` channels."""
-        self.drop_path_prob: float | Tensor = 0.0
-        _, self._auxiliary_after = reductions(layers)
-        self.cells = nn.ModuleList()
-        C_prev_prev, C_prev = C_stem, C_stem
-        for i in range(layers):
-            reduction = i in reductions(layers)
-            if reduction:
-                C *= 2
-            cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
-            self.cells.append(cell)
-            reduction_prev = reduction
-            C_prev_prev, C_prev = C_prev, cell.multiplier * C
-            if i == self._auxiliary_after and auxiliary_head is not None:
-                self.auxiliary_head = auxiliary_head(C_prev, num_classes)
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(C_prev, num_classes)
-
-    def _classify(self, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits_aux = None
-        for i, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
-            if i == self._auxiliary_after and self.training and hasattr(self, "auxiliary_head"):
-                logits_aux = self.auxiliary_head(s1)
-        return self.classifier(self.global_pooling(s1).flatten(1)), logits_aux
-
-
-class NetworkCIFAR(_Network):
-    """The network for CIFAR-10 and images of its size (DARTS, section 3.2).
 
     Args:
         C: channels of the first cells; doubled at each reduction.
@@ -161,41 +109,65 @@ class NetworkCIFAR(_Network):
         in_channels: channels of the images.
     """
 
+    auxiliary_class = AuxiliaryHeadCIFAR
+
     def __init__(
         self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3
     ) -> None:
         super().__init__()
-        C_stem = 3 * C
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
-        self._build(C, num_classes, layers, genotype, C_stem, False, AuxiliaryHeadCIFAR if auxiliary else None)
+        self.drop_path_prob: float | Tensor = 0.0
+        C_prev_prev = C_prev = self._build_stem(C, in_channels)
+        reduction_prev = hasattr(self, "stem1")  # whose halves differ in size, as cells do around a reduction
+        self._auxiliary_after = reductions(layers)[1]
+        self.cells = nn.ModuleList()
+        for i in range(layers):
+            reduction = i in reductions(layers)
+            C *= 2 if reduction else 1
+            cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
+            self.cells.append(cell)
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, cell.multiplier * C
+            if i == self._auxiliary_after and auxiliary:
+                self.auxiliary_head = self.auxiliary_class(C_prev, num_classes)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+
+    def _build_stem(self, C: int, in_channels: int) -> int:
+        """Builds the stem, and returns its number of channels."""
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
+        return 3 * C
+
+    def _stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = self.stem(x)
+        return s0, s0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, in_channels, S, S), S a multiple of 8, to logits and auxiliary logits, (B, num_classes) each.
 
         The auxiliary logits are None in evaluation or without `auxiliary`.
         """
-        s0 = s1 = self.stem(x)
-        return self._classify(s0, s1)
+        s0, s1 = self._stem(x)
+        logits_aux = None
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if i == self._auxiliary_after and self.training and hasattr(self, "auxiliary_head"):
+                logits_aux = self.auxiliary_head(s1)
+        return self.classifier(self.global_pooling(s1).flatten(1)), logits_aux
 
 
-class NetworkImageNet(_Network):
-    """The network for ImageNet in the mobile setting (DARTS, section 3.3).
-
-    Arguments as for `NetworkCIFAR`; C must be even.
+class NetworkImageNet(NetworkCIFAR):
+    """The network for ImageNet in the mobile setting (DARTS, section 3.3), for images from 64 pixels on, in multiples
+    of 32. C must be even.
 
     The stem divides H and W by 8, and the two reductions by 4: the last cells see 7x7 of an image of 224x224.
     """
 
-    def __init__(
-        self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, in_channels: int = 3
-    ) -> None:
-        super().__init__()
-        self.stem0, self.stem1 = imagenet_stem(C, in_channels)
-        self._build(C, num_classes, layers, genotype, C, True, AuxiliaryHeadImageNet if auxiliary else None)
+    auxiliary_class = AuxiliaryHeadImageNet
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, in_channels, S, S), S a multiple of 32, at least 64, to logits and auxiliary logits, as for
-        `NetworkCIFAR`.
-        """
+    def _build_stem(self, C: int, in_channels: int) -> int:
+        self.stem0, self.stem1 = imagenet_stem(C, in_channels)
+        return C
+
+    def _stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s0 = self.stem0(x)
-        return self._classify(s0, self.stem1(s0))
+        return s0, self.stem1(s0)

@@ -1,7 +1,6 @@
 """The supernet of the search: all edges and all operations at once, weighted by the softmax of the alphas.
 
-This is the continuous relaxation of the paper (DARTS, section 2.2), operation by operation. `Network.genotype` derives
-the discrete cells from the alphas.
+This is the continuous relaxation of the paper (DARTS, section 2.2). `Network.genotype` derives the discrete cells.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ def candidate(primitive: str, C: int, stride: int) -> nn.Module:
 
 
 class MixedOp(nn.Module):
-    """One edge: the weighted sum of all candidate operations (DARTS, equation 2), (B, C, H, W) -> (B, C, H / stride, W
-    / stride).
+    """One edge, the weighted sum of all its candidates (DARTS, equation 2): (B, C, H, W) -> (B, C, H / stride, W /
+    stride).
     """
 
     def __init__(self, C: int, stride: int) -> None:
@@ -51,7 +50,7 @@ class Cell(nn.Module):
     """A cell in which every node has an edge, a `MixedOp`, from every node before it.
 
     Inputs: the outputs of the two previous cells, (B, C_prev_prev, H, W) (2H, 2W after a reduction) and (B, C_prev, H,
-    W); output: (B, multiplier * C, H, W), halved in height and width by a reduction cell.
+    W). Output: (B, multiplier * C, H, W); a reduction cell halves H and W.
     """
 
     def __init__(
@@ -82,18 +81,16 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """`weights`: (edges, len(PRIMITIVES)), the softmaxed alphas of this kind of cell."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edge = 0
+        offset = 0
         for _ in range(self._steps):
-            incoming = range(edge, edge + len(states))
-            states.append(sum(self._ops[e](state, weights[e]) for e, state in zip(incoming, states, strict=True)))
-            edge = incoming.stop
+            node = sum(self._ops[offset + j](state, weights[offset + j]) for j, state in enumerate(states))
+            offset += len(states)
+            states.append(node)
         return torch.cat(states[-self._multiplier :], dim=1)
 
 
 def cell_sizes(C: int, C_stem: int, layers: int, multiplier: int) -> Iterator[tuple[int, int, int, bool]]:
-    """(C_prev_prev, C_prev, C, reduction) of every cell behind a stem with `C_stem` channels; C is doubled at each
-    reduction.
-    """
+    """(C_prev_prev, C_prev, C, reduction) of every cell behind a stem; C is doubled at each reduction."""
     C_prev_prev = C_prev = C_stem
     for i in range(layers):
         reduction = i in reductions(layers)
@@ -103,11 +100,10 @@ def cell_sizes(C: int, C_stem: int, layers: int, multiplier: int) -> Iterator[tu
 
 
 class Network(nn.Module):
-    """The search network: stem, `layers` cells (reduction cells at 1/3 and 2/3 of the depth), global pooling,
-    classifier.
+    """The search network: stem, cells (reduction cells at 1/3 and 2/3 of the depth), global pooling, classifier.
 
     Args:
-        C: channels of the first cells; doubled at each reduction.
+        C: channels of the first cells.
         num_classes: classes.
         layers: cells. Fewer than 3 are all reduction cells: then no gradient reaches `alphas_normal`.
         criterion: the loss, `criterion(logits, target)`.
@@ -139,16 +135,15 @@ class Network(nn.Module):
         self.criterion = criterion
         self._steps = steps
         self._multiplier = multiplier
-
-        reduction_prev = (
-            stem == "imagenet"
-        )  # the halves of this stem differ in size, as cells do before and after a reduction
-        C_stem = C if reduction_prev else stem_multiplier * C
-        if reduction_prev:
+        self._halves = stem == "imagenet"  # which differ in size, as cells do before and after a reduction
+        if self._halves:
+            C_stem = C
             self.stem0, self.stem1 = imagenet_stem(C, in_channels)
         else:
+            C_stem = stem_multiplier * C
             self.stem = nn.Sequential(nn.Conv2d(in_channels, C_stem, 3, padding=1, bias=False), nn.BatchNorm2d(C_stem))
         self.cells = nn.ModuleList()
+        reduction_prev = self._halves
         for C_prev_prev, C_prev, C_curr, reduction in cell_sizes(C, C_stem, layers, multiplier):
             self.cells.append(Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, mixed_op))
             reduction_prev = reduction
@@ -160,13 +155,12 @@ class Network(nn.Module):
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(edges, len(PRIMITIVES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to logits (B, num_classes).
-
-        H and W are multiples of 4; of 32 with the stem for ImageNet.
+        """Images (B, in_channels, H, W), H and W multiples of 4 (32 with the stem for ImageNet), to logits (B,
+        num_classes).
         """
         weights_normal, weights_reduce = self.mixing_weights()
-        s0 = self.stem0(x) if hasattr(self, "stem0") else self.stem(x)
-        s1 = self.stem1(s0) if hasattr(self, "stem1") else s0
+        s0 = self.stem0(x) if self._halves else self.stem(x)
+        s1 = self.stem1(s0) if self._halves else s0
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
         return self.classifier(self.global_pooling(s1).flatten(1))
@@ -176,7 +170,7 @@ class Network(nn.Module):
         return [F.softmax(alphas, dim=-1) for alphas in (self.alphas_normal, self.alphas_reduce)]
 
     def mixing_weights(self) -> Sequence[Sequence[Any] | Tensor]:
-        """The weights of each edge's operations, first for normal cells, then for reduction cells."""
+        """What `forward` gives each edge of normal and of reduction cells."""
         return self.relaxed()
 
     def arch_parameters(self) -> list[nn.Parameter]:
@@ -195,33 +189,29 @@ class Network(nn.Module):
         return Genotype(normal=normal, normal_concat=concat, reduce=reduce, reduce_concat=concat)
 
     def export(self) -> Genotype:
-        """The genotype that the alphas stand for now."""
+        """`genotype`, by the name that all search models have."""
         return self.genotype()
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:
         """The softmaxed alphas, {edge: {operation: weight}}, with the edges' names of `genotypes.edge_key`."""
         edges = [(node, source) for node in range(2, self._steps + 2) for source in range(node)]
         return {
-            edge_key(cell, node, source): dict(zip(PRIMITIVES, weights, strict=True))
+            edge_key(cell, *edge): dict(zip(PRIMITIVES, weights, strict=True))
             for cell, matrix in zip(CELLS, self.relaxed(), strict=True)
-            for (node, source), weights in zip(edges, matrix.tolist(), strict=True)
+            for edge, weights in zip(edges, matrix.tolist(), strict=True)
         }
 
     def alpha_lines(self) -> list[str]:
-        """Lines for the log, as in the original: a matrix of softmaxed alphas for normal and for reduction cells."""
+        """The log's lines about the alphas, as in the original: two matrices of softmaxed alphas."""
         return [str(weights.detach().cpu()) for weights in self.relaxed()]
 
 
 def derive_cell(weights: list[list[float]], steps: int) -> list[tuple[str, int]]:
-    """For each node its two strongest edges, the stronger first, each with its strongest operation.
+    """For each of the `steps` nodes its two strongest edges, the stronger first, each with its strongest operation.
 
     The strength of an edge is the weight of its strongest operation other than `none`. A large weight of `none` makes
     the edge weaker, because of the softmax, but `none` is never chosen. Between equal weights, the earlier edge and the
-    earlier operation are chosen.
-
-    Args:
-        weights: for each edge the softmaxed alphas of `PRIMITIVES`; edges in the order of `Cell`.
-        steps: intermediate nodes.
+    earlier operation are chosen. `weights`: the softmaxed alphas of each edge, in the order of `Cell`.
     """
     candidates = [index for index, primitive in enumerate(PRIMITIVES) if primitive != "none"]
     cell = []

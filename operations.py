@@ -34,21 +34,6 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 }
 
 
-def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """The two halves of the stem for ImageNet.
-
-    C is even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8, W / 8).
-    """
-    stem0 = nn.Sequential(
-        nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(C // 2),
-        nn.ReLU(),
-        nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(C),
-    )
-    return stem0, nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C))
-
-
 def build(name: str, C: int, stride: int, affine: bool) -> nn.Module:
     """`OPS[name](C, stride, affine)`."""
     if name not in OPS:
@@ -58,7 +43,14 @@ def build(name: str, C: int, stride: int, affine: bool) -> nn.Module:
     return OPS[name](C, stride, affine)
 
 
-class ReLUConvBN(nn.Module):
+class _Sequence(nn.Module):
+    op: nn.Sequential
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ReLUConvBN(_Sequence):
     """ReLU, convolution, BatchNorm: (B, C_in, H, W) -> (B, C_out, H', W')."""
 
     def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
@@ -69,15 +61,9 @@ class ReLUConvBN(nn.Module):
             nn.BatchNorm2d(C_out, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
 
-
-class DilConv(nn.Module):
-    """Dilated depthwise-separable convolution:
-
-    ReLU, depthwise, pointwise, BatchNorm; (B, C_in, H, W) -> (B, C_out, H', W').
-    """
+class DilConv(_Sequence):
+    """Dilated depthwise-separable convolution: (B, C_in, H, W) -> (B, C_out, H', W')."""
 
     def __init__(
         self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, dilation: int, affine: bool = True
@@ -90,11 +76,8 @@ class DilConv(nn.Module):
             nn.BatchNorm2d(C_out, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
 
-
-class SepConv(nn.Module):
+class SepConv(_Sequence):
     """Depthwise-separable convolution applied twice, the stride in the first; (B, C_in, H, W) -> (B, C_out, H', W')."""
 
     def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
@@ -110,9 +93,6 @@ class SepConv(nn.Module):
             nn.BatchNorm2d(C_out, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
 
 class Identity(nn.Module):
     """The skip connection at stride 1."""
@@ -122,7 +102,7 @@ class Identity(nn.Module):
 
 
 class Zero(nn.Module):
-    """No connection: zeros, (B, C, H, W) -> (B, C, H / stride, W / stride)."""
+    """No connection: zeros, (B, C, H / stride, W / stride)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -133,11 +113,9 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves H and W by two 1x1 convolutions of stride 2 whose outputs are concatenated: (B, C_in, H, W) -> (B, C_out,
-    H / 2, W / 2).
+    """Two 1x1 convolutions of stride 2, concatenated: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2), C_out even.
 
-    The second convolution is shifted by one row and one column, so that the two together see even and odd ones. C_out
-    must be even.
+    The second is shifted by one row and one column, so that the two together see even and odd ones.
     """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
@@ -154,9 +132,22 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
+def imagenet_stem(C: int, in_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """The two halves of the stem for ImageNet, C even: (B, in_channels, H, W) -> (B, C, H / 4, W / 4) -> (B, C, H / 8,
+    W / 8).
+    """
+    stem0 = nn.Sequential(
+        nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C // 2),
+        nn.ReLU(),
+        nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C),
+    )
+    return stem0, nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C))
+
+
 def drop_path(x: Tensor, drop_prob: float | Tensor) -> Tensor:
-    """Sets each image of x, (B, C, H, W), to zero with probability `drop_prob`, and scales the others by 1 / (1 -
-    `drop_prob`).
+    """Sets each image of x, (B, C, H, W), to zero with this probability, and scales the others to keep the mean.
 
     Larsson et al. 2017. With the same random state, a float and a tensor, (), of the same value drop the same images.
     """

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import utils
+from architectures import SPACE_HELP
+from architectures.cells import Cells
 from experiment import cli
 from experiment.cli import Parser
 from experiment.errors import UserError, shown
@@ -46,7 +48,7 @@ CIFAR_BATCH = 96  # the default of `--batch_size`; the default of `--learning_ra
 
 
 def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any]) -> None:
-    """Adds `--network` and its relatives, the same for training and testing.
+    """Adds the arguments that say which network it is, the same for training and testing.
 
     `preset`: the defaults of `--preset imagenet`.
     """
@@ -54,6 +56,22 @@ def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any])
     group.add_argument(
         "--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them"
     )
+    group.add_argument(
+        "--arch",
+        type=Cells.canonical,
+        default="DARTS",
+        help=f"the network's architecture: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as "
+        f"text or in a file",
+    )
+    group.add_argument("--space", default="darts", help=f"space of --arch: {SPACE_HELP}")
+    cli.add_space_argument(group, "--space_arg", "space")
+    group.add_argument(
+        "--init_channels",
+        type=cli.positive_int,
+        help="number of channels of the first cells; None: 36, or the space's default",
+    )
+    group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
+    group.add_argument("--auxiliary", action="store_true", help="the network has the auxiliary head")
     group.add_argument(
         "--network",
         choices=["auto", *cli.NETWORKS],

@@ -26,8 +26,7 @@ from torch import nn
 import data
 import recipes
 import utils
-from architectures import SPACE_HELP, networks, read_architecture, trained
-from architectures.cells import Cells
+from architectures import networks, read_architecture, trained
 from architectures.trained import Trained
 from experiment import console
 from experiment.errors import UserError
@@ -35,18 +34,7 @@ from experiment.weights import load_weights
 from speed import layers
 
 # Arguments that define the network and its images. For a run's folder, they cannot be changed.
-FIXED = (
-    "arch",
-    "space",
-    "init_channels",
-    "layers",
-    "network",
-    "space_arg",
-    "auxiliary",
-    "image_size",
-    "centre_crop",
-    "channels",
-)
+FIXED = ("arch", *trained.ARGUMENTS, "image_size", "centre_crop", "channels")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
@@ -62,24 +50,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     cli.accept_unread(parser, "--cutout", nargs=0)
     parser.add_argument("--batch_size", type=cli.positive_int, default=96, help="images per batch")
     parser.add_argument("--report_freq", type=cli.positive_int, default=50, help="print a line every so many batches")
-    parser.add_argument(
-        "--arch",
-        type=Cells.canonical,
-        default="DARTS",
-        help=f"architecture of the weights: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as "
-        f"text or in a file",
-    )
-    parser.add_argument("--space", default="darts", help=f"space of --arch: {SPACE_HELP}")
     parser.add_argument("--model_path", default="EXP/model.pt", help="the file of the saved weights, a state_dict")
-    parser.add_argument(
-        "--init_channels",
-        type=cli.positive_int,
-        help="number of channels of the first cells; None: 36, or the space's default",
-    )
-    parser.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
     recipes.add_network_arguments(parser, parser, recipes.IMAGENET_NETWORK)
-    cli.add_space_argument(parser, "--space_arg", "space")
-    parser.add_argument("--auxiliary", action="store_true", help="the weights include those of the auxiliary head")
     args = parser.parse_args()
     if args.run is None:
         networks.set_sizes(args)
@@ -101,16 +73,13 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
 
 
 def _images_and_device(run: str) -> dict[str, Any]:
-    """`data`, `skip_bad_images` and `gpu` of the run; empty if its folder has no config.json."""
+    """What the run's config.json, where there is one, says of them."""
     arguments = cli.read_config(run)["arguments"] if Path(run, "config.json").exists() else {}
     return {name: arguments[name] for name in ("data", "skip_bad_images", "gpu") if name in arguments}
 
 
 def load_images(args: argparse.Namespace, options: data.Options, network: Trained | None) -> data.ImageData:
-    """The images to measure on.
-
-    Size, classes and statistics are those of `network` if it is known, otherwise those of the dataset.
-    """
+    """The images to measure on, with size, classes and statistics of `network` if it is known."""
     if network is None:
         return data.load_test(options)
     if args.image_size != network.image_size:
@@ -137,9 +106,8 @@ def main() -> None:
         print(errors.printable(f"the run says {network.accuracy:f} ({network.measured_on})"))
     model.to(device)
     layers.set_memory_format(model, device)
-    utils.set_threads(
-        args, 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size, device
-    )
+    multiply_adds = utils.count_multiply_adds(model, images.image_size, images.channels)
+    utils.set_threads(args, 1e6 * multiply_adds * args.batch_size, device)
     print(f"param size = {utils.count_parameters_in_MB(model):.6f} million (the auxiliary head left out)")
     test_batches = data.test_batches(images, options, device)
     report = console.reporter("test", args.report_freq, len(test_batches), partial(print, flush=True))

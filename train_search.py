@@ -27,19 +27,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import collapse
 import data
 import proposals
+import remedies
 import speed
 import utils
 from architect import HVP, Architect, Searchable
-from architectures import SPACE_HELP, STRATEGY_HELP, Architecture, load_space
+from architectures import Architecture, load_space
 from experiment import distributed
-from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
 from model_search import Network
-from nas import flags
 from pictures import drawing
 
 
@@ -52,89 +50,37 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     cli.add_run_arguments(parser)
     cli.accept_unread(parser, "--model_path", "--drop_path_prob")
     parser.add_argument("--seed", type=cli.seed, default=2, help="seed of weights, alphas, data order and augmentation")
-    group = parser.add_argument_group("supernet")
-    group.add_argument("--space", default="darts", help=f"search in this space: {SPACE_HELP}")
-    group.add_argument("--strategy", default="darts", help=f"search with this strategy: {STRATEGY_HELP}")
-    group.add_argument(
-        "--init_channels",
-        type=cli.positive_int,
-        help="number of channels of the first cells; None: 16, or the space's default",
-    )
-    group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 8, or the space's default")
-    group.add_argument(
-        "--nodes", type=cli.positive_int, default=4, help="number of intermediate nodes in a cell of --space darts"
-    )
-    cli.add_space_argument(group, "--space_arg", "space")
-    group.add_argument(
+    add = parser.add_argument_group("supernet").add_argument
+    add("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's default")
+    add("--layers", type=cli.positive_int, help="number of cells; None: 8, or the space's default")
+    add("--nodes", type=cli.positive_int, default=4, help="intermediate nodes in a cell of --space darts")
+    add(
         "--stem",
         choices=cli.NETWORKS,
         default="cifar",
         help="put this stem before the cells of --space darts; imagenet divides height and width by 8, for images "
         "from 64 pixels on",
     )
-    cli.add_space_argument(group, "--strategy_arg", "strategy")
-    group = cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
-    group.add_argument("--nesterov", choices=["no", "yes"], default="no", help="use Nesterov's momentum")
-    group.add_argument(
-        "--clip_alphas",
-        choices=["no", "yes"],
-        default="no",
-        help="count the gradients of the alphas, of both steps, in the norm that --grad_clip limits",
-    )
-    group = parser.add_argument_group("alphas")
-    group.add_argument(
-        "--unrolled",
-        action="store_true",
-        help="use the second order: the validation loss after a virtual step of the weights",
-    )
-    group.add_argument(
-        "--weights_first",
-        choices=["no", "yes"],
-        default="no",
-        help="take the weight step before the alpha step, in first order without --perturb",
-    )
-    group.add_argument(
-        "--hvp", choices=HVP, default=HVP[0], help="compute the second order's Hessian-vector product in this way"
-    )
-    group.add_argument(
+    cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
+    add = parser.add_argument_group("alphas").add_argument
+    add("--unrolled", action="store_true", help="second order: the validation loss after a virtual step of the weights")
+    add("--hvp", choices=HVP, default=HVP[0], help="how to compute the second order's Hessian-vector product")
+    add(
         "--train_portion",
         type=cli.proportion,
         default=0.5,
         help="train the weights on this share of the training images, and the alphas on the rest",
     )
-    group.add_argument(
+    add(
         "--valid_folder",
         action="store_true",
         help="train the alphas on val/ and the weights on all of train/; needs test/, too",
     )
-    group.add_argument(
-        "--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam"
-    )
-    group.add_argument(
-        "--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam"
-    )
-    group.add_argument("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
-    flags.add_arguments(parser)
-    flags.add_benchmark(parser, rank=True)
-    group = parser.add_argument_group("collapse (Zela et al. 2020)")
-    group.add_argument(
-        "--eigenvalue_every",
-        type=cli.non_negative_int,
-        default=0,
-        help="measure the dominant eigenvalue of the alphas' Hessian every so many epochs; 0: never",
-    )
-    group.add_argument(
-        "--early_stop",
-        choices=["eigenvalue"],
-        help="stop when the eigenvalue has grown, and return an earlier architecture",
-    )
-    args = cli.parse(parser, "search", arguments)
-    cli.check_learning_rates(args)
-    if args.capture and args.strategy != "darts":
-        raise UserError(f"--capture needs --strategy darts: with {args.strategy}, every step runs another architecture")
-    if args.early_stop and not args.eigenvalue_every:
-        args.eigenvalue_every = 1
-    return args
+    add("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam")
+    add("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam")
+    add("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
+    remedies.add_arguments(parser)
+    return cli.parse(parser, "search", arguments)
 
 
 def main() -> None:
@@ -171,21 +117,20 @@ def search(
 
 
 def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> Architecture:
-    space = load_space(args.space)
-    flags.check(args)  # before images are loaded
-    table = load_benchmark(args)
+    remedies.check(args)  # before images are loaded
+    space, table = load_space(args.space), remedies.load_benchmark(args)
     device = utils.begin(args)
+
+    # The training images: one part for the weights, the other for the alphas.
     options = data.Options.of(args)
     images = data.prepare(options, device)
     train_batches, alpha_batches, valid_batches = data.search_batches(images, options, device)
-    epochs, steps, _ = length(args, len(train_batches))
 
-    # The supernet, and what learns its alphas.
+    # The supernet, and what learns its alphas and its weights.
     criterion = nn.CrossEntropyLoss()
     model, architect = build(args, images.num_classes, criterion, device)
-    multiply_adds = utils.count_multiply_adds(model, images.image_size, images.channels)
-    batch_work = 1e6 * multiply_adds * args.batch_size
-    utils.set_threads(args, batch_work / distributed.world_size(), device)
+    work = 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size
+    utils.set_threads(args, work, device)
     if args.sync_bn:
         distributed.convert(model)
     optimizer = utils.optimizer(
@@ -197,26 +142,23 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
         nesterov=args.nesterov == "yes",
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs, eta_min=args.learning_rate_min)
-    plain = search_step(model, architect, criterion, optimizer, args)
-    meters = utils.Meters()
-
-    def train_step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor]:
-        loss, logits, norm = step(x, y, x_valid, y_valid)
-        meters.update(loss, logits, y)
-        return loss, norm
+    make_step = remedies.search_step(args) or search_step
+    step = make_step(model, architect, criterion, optimizer, args)
 
     with Run("search", args, device, callbacks, images.record()) as run:
         run.log_each(*images.notes, *data.one_sided(images, *data.search_split(images, args.train_portion)))
         if args.space == "darts" and args.layers < 3:
             run.log("warning: fewer than 3 cells are all reduction cells: the normal cell is not searched")
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        parts = {"model": model, "architect": architect, "optimizer": optimizer, "meters": meters}
-        progress = run.restore(**parts)
+        meters = utils.Meters()
+        progress = run.restore(model=model, architect=architect, optimizer=optimizer, meters=meters)
         utils.advance(scheduler, progress.epoch)
-        step = speed.fast_step(plain, model, [optimizer, architect], args, batch_work * epochs * steps, run.log)
+        epochs, steps, _ = length(args, len(train_batches))
+        step = speed.fast_step(step, model, [optimizer, architect], args, work * epochs * steps, run.log)
         loop = Loop(run, len(train_batches), len(valid_batches))
-        stop = collapse.stop_at(progress.metrics) if args.early_stop else None
-        for epoch in loop.epochs() if stop is None else ():
+        for epoch in loop.epochs():
+            if remedies.stop_at(args, progress.metrics) is not None:
+                break
             lr = float(scheduler.get_last_lr()[0])
             architect.resting = epoch < args.arch_warmup
             architect.begin_epoch(epoch)
@@ -229,7 +171,7 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
             train_batches.set_epoch(epoch, progress.step)
             alpha_batches.set_epoch(epoch, progress.step)
             pairs = ((*train, *valid) for train, valid in zip(train_batches, alpha_batches, strict=True))
-            loop.train(model, pairs, train_step, meters, lr)
+            loop.train(model, pairs, meters.metered(step), meters, lr)
             run.log("train_acc %f (supernet)", meters.top1.avg)
 
             distributed.synchronize(model)
@@ -249,78 +191,18 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
                 "train_acc": meters.top1.avg,
                 "valid_loss": measured.loss.avg,
                 "valid_acc": measured.top1.avg,
-                **collapse.describe(architecture, model.alphas_by_edge()),
+                **architecture.metrics(model.alphas_by_edge()),
                 **architect.metrics(),
-                **architecture.record(),
             }
-            if args.eigenvalue_every and epoch % args.eigenvalue_every == 0:
-                metrics["eigenvalue"] = collapse.dominant_eigenvalue(model, *next(iter(valid_batches)))
-                run.log("eigenvalue %e", metrics["eigenvalue"])
+            metrics |= remedies.signs_of_collapse(args, model, valid_batches, metrics, run)
             if table is not None:
                 metrics |= table.record(architecture, progress.metrics)
                 run.log("true accuracy of %s", table.line(architecture))
-            if (warning := collapse.warning(metrics, progress.metrics)) is not None:
-                run.log("%s", warning)
             loop.complete(metrics, architecture, drawing.previews)
-            if args.early_stop and (stop := collapse.stop_at(progress.metrics)) is not None:
-                break
-        found = finish(args, run, len(images.train), space.of(model.export()), stop)
+        found = finish(args, run, len(images.train), space.of(model.export()))
         if table is not None:
-            run.log("found %s", table.line(found))
-            if args.rank:
-                from nas import ranking
-
-                ranking.rank(model, space, table, valid_batches, args.rank, run)
+            remedies.judge(args, table, found, model, valid_batches, run)
         return found
-
-
-def load_benchmark(args: argparse.Namespace) -> Any:
-    """The table of `--benchmark`, or None."""
-    if args.benchmark is None:
-        return None
-    from nas.benchmark import Benchmark
-
-    return Benchmark(args.benchmark, args.dataset)
-
-
-def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Any, Any]:
-    """(search model, architect): the paper's network and what learns its alphas, or what other arguments ask for."""
-    if flags.wanted(args):
-        from nas import building
-
-        return building.build(args, num_classes, criterion, device)
-    nodes = args.nodes  # all concatenated
-    model = Network(
-        args.init_channels, num_classes, args.layers, criterion, nodes, nodes, in_channels=args.channels, stem=args.stem
-    )
-    return model.to(device), Architect(model, args)
-
-
-def finish(
-    args: argparse.Namespace, run: Run, images: int, architecture: Architecture, stop: int | None
-) -> Architecture:
-    """Logs, writes and draws what the search has found, and returns it.
-
-    Args:
-        images: to train on.
-        architecture: of the last epoch.
-        stop: the epoch whose architecture is the result, where the search was stopped early.
-    """
-    epoch = len(run.progress.metrics)
-    if stop is not None:
-        before = load_space(args.space).of_epoch(run.progress.metrics[stop])
-        assert before is not None  # a search records one in every epoch
-        run.log(
-            "the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop
-        )
-        run.log("weights.pt is still the supernet of epoch %d", epoch - 1)
-        architecture, epoch = before, stop + 1
-        for name, content in architecture.files().items():
-            run.write_json(name, content)
-    run.log("%s", architecture)
-    run.propose(proposals.train_commands(args, run.folder, images))
-    drawing.draw_result(architecture, run, epoch)
-    return architecture
 
 
 def search_step(
@@ -334,41 +216,58 @@ def search_step(
     norm on the former.
     """
     weights = model.weight_parameters()
-    alphas = model.arch_parameters() if model.alphas_by_edge() else []  # other strategies learn something else
-    counted = alphas if args.clip_alphas == "yes" else []
-    weights_first = args.weights_first == "yes" and not args.unrolled and args.perturb == "none" and bool(alphas)
 
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if weights_first:
-            results = weight_step(x, y)
         # 1. Update the alphas by descending the validation loss.
         if not architect.resting:
             architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
-        # 2. Update the weights.
-        return results if weights_first else weight_step(x, y)
 
-    def weight_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Descends the training loss."""
+        # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()
-        with utils.constant([] if counted else model.arch_parameters()):  # which need no gradient here
+        with utils.constant(model.arch_parameters()):
             logits, _ = utils.forward(model, x, args.amp)
         loss = distributed.mean(criterion(logits, y), y.size(0))
-        gradients = [alpha.grad for alpha in counted]  # of the last alpha step
-        for alpha in counted:
-            alpha.grad = None
         if loss.requires_grad:  # sampled operations may have no weights
-            loss.backward(inputs=[*weights, *counted])
-        distributed.average_gradients([*weights, *counted])
-        for alpha, gradient in zip(counted, gradients, strict=True):
-            if gradient is not None:
-                alpha.grad = gradient.clone() if alpha.grad is None else alpha.grad + gradient
-        norm = nn.utils.clip_grad_norm_([*weights, *counted], args.grad_clip)
-        for alpha, gradient in zip(counted, gradients, strict=True):
-            alpha.grad = gradient
+            loss.backward(inputs=weights)
+        distributed.average_gradients(weights)
+        norm = nn.utils.clip_grad_norm_(weights, args.grad_clip)
         optimizer.step()
         return loss.detach(), logits.detach(), norm
 
     return step
+
+
+def build(args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device) -> tuple[Any, Any]:
+    """(search model, architect): the paper's network and what learns its alphas, or what other arguments ask for."""
+    if remedies.wanted(args):
+        from nas import building
+
+        return building.build(args, num_classes, criterion, device)
+    nodes = args.nodes  # all concatenated
+    model = Network(
+        args.init_channels, num_classes, args.layers, criterion, nodes, nodes, in_channels=args.channels, stem=args.stem
+    )
+    return model.to(device), Architect(model, args)
+
+
+def finish(args: argparse.Namespace, run: Run, images: int, architecture: Architecture) -> Architecture:
+    """Logs, writes and draws what the search has found, at last or where it was stopped early, and returns it."""
+    rows = run.progress.metrics
+    epoch = len(rows)
+    if (stop := remedies.stop_at(args, rows)) is not None:
+        before = load_space(args.space).of_epoch(rows[stop])
+        assert before is not None  # a search records one in every epoch
+        run.log(
+            "the eigenvalue has grown by more than a third: stopped, and back to the architecture of epoch %d", stop
+        )
+        run.log("weights.pt is still the supernet of epoch %d", epoch - 1)
+        architecture, epoch = before, stop + 1
+        for name, content in architecture.files().items():
+            run.write_json(name, content)
+    run.log("%s", architecture)
+    run.propose(proposals.train_commands(args, run.folder, images))
+    drawing.draw_result(architecture, run, epoch)
+    return architecture
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Device, threads and seeds of a run; accuracy, meters and evaluation; the size of a network."""
+"""Device, threads and seeds of a run; optimizers; accuracy, meters and evaluation; the size of a network."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from experiment.errors import UserError
 from experiment.run import most_threads
 
 
+def begin(args: argparse.Namespace) -> torch.device:
+    """Seeds all random numbers and selects the device, by a run's arguments."""
+    device = select_device(args.gpu, args.tf32)
+    seed_everything(args.seed, args.deterministic)
+    return device
+
+
 def select_device(gpu: int, tf32: bool = False) -> torch.device:
     """CUDA device `gpu`, or the CPU for -1; also the CPU, with one warning on standard error, where CUDA is absent.
 
-    Of several processes on a machine, the first takes `gpu`, and the others those that follow.
-
-    Args:
-        gpu: the number.
-        tf32: whether GPUs round the factors of float32 products and convolutions to TF32's 10 bits. (PyTorch does,
-            unless told otherwise, in convolutions and not in products.)
-
-    Raises:
-        UserError: there are GPUs, but none with this number.
+    Of several processes on a machine, the first takes `gpu`, and the others those that follow. `tf32`: whether GPUs
+    round the factors of float32 products and convolutions to TF32's 10 bits.
     """
     # These set the newer `fp32_precision`, too; setting only that makes the reading of these an error, and compilers
     # read them.
@@ -49,39 +49,8 @@ def select_device(gpu: int, tf32: bool = False) -> torch.device:
     return torch.device("cuda", gpu)
 
 
-def begin(args: argparse.Namespace) -> torch.device:
-    """Seeds all random numbers and selects the device, by a run's arguments."""
-    device = select_device(args.gpu, args.tf32)
-    seed_everything(args.seed, args.deterministic)
-    return device
-
-
-# Below, a second thread saves nothing: a small network is thousands of tiny operations, and in each, every thread waits
-# for the last. On a busy machine, whose other programs push threads aside, two threads took 3 times as long as one
-# (benchmarks/README.md).
-MULTIPLY_ADDS_OF_A_THREAD = 1e9
-
-
-def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.device) -> None:
-    """Sets the number of threads on a CPU.
-
-    It depends on the arguments and the number of cores alone, because another number rounds sums differently.
-
-    Args:
-        args: `threads` is the number, if it is not None.
-        multiply_adds: of a forward pass over a batch.
-        device: the network's.
-    """
-    if device.type == "cpu":
-        enough = max(1, math.ceil(multiply_adds / MULTIPLY_ADDS_OF_A_THREAD))
-        torch.set_num_threads(args.threads or min(most_threads(), enough))
-
-
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch.
-
-    With `deterministic`, CUDA only uses kernels that repeat their results; these are slower.
-    """
+    """Seeds Python, NumPy and torch. With `deterministic`, CUDA only uses kernels that repeat their results."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -91,13 +60,88 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def accuracy(logits: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
-    """Per k the percentage of images whose class is among the k most likely; with fewer than k classes, among all.
+# Below, a second thread saves nothing: a small network is thousands of tiny operations, and in each, every thread waits
+# for the last. On a busy machine, whose other programs push threads aside, two threads took 3 times as long as one
+# (benchmarks/README.md).
+MULTIPLY_ADDS_OF_A_THREAD = 1e9
 
-    Args:
-        logits: (B, classes).
-        target: (B,).
+
+def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.device) -> None:
+    """On a CPU, sets the number of threads: `args.threads`, or what so many multiply-adds of a batch are worth.
+
+    It depends on the arguments and the number of cores alone, because another number rounds sums differently.
     """
+    if device.type == "cpu":
+        enough = max(1, math.ceil(multiply_adds / distributed.world_size() / MULTIPLY_ADDS_OF_A_THREAD))
+        torch.set_num_threads(args.threads or min(most_threads(), enough))
+
+
+# ---- Optimizers and forward passes
+
+
+def optimizer(
+    kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any
+) -> torch.optim.Optimizer:
+    """`kind(parameters, **options)`; on a GPU, with a step of few kernels that does not wait and can be captured.
+
+    A loaded state keeps the arguments of the optimizer that it is loaded into, also if it was saved on another device.
+    """
+    if any(parameter.is_cuda for parameter in parameters):
+        options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
+        options |= {} if kind is torch.optim.SGD else {"capturable": True}
+    made = kind(parameters, **options)
+    made.register_load_state_dict_pre_hook(_keep_arguments)
+    return made
+
+
+def _keep_arguments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    return {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) -> None:
+    """Moves the learning rate on by `epochs`."""
+    with warnings.catch_warnings():  # of a resumed run, which has taken no optimizer step before
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
+        for _ in range(epochs):
+            scheduler.step()
+
+
+def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The logits of `model`, (B, classes), and of its auxiliary head, or None if no head runs.
+
+    With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the
+    loss needs them.
+    """
+    # Without the cache of converted weights: each is used once, and a CUDA graph must not hold one from before.
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
+        output = model(x)
+    logits, auxiliary = output if isinstance(output, tuple) else (output, None)
+    if amp:
+        return logits.float(), None if auxiliary is None else auxiliary.float()
+    return logits, auxiliary
+
+
+@contextmanager
+def constant(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Makes `parameters` constants for a while: a forward pass records nothing for their gradients.
+
+    Without this, compiled code would compute their gradients even if nobody asks for them.
+    """
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, requires_grad in zip(parameters, before, strict=True):
+            parameter.requires_grad_(requires_grad)
+
+
+# ---- Measuring
+
+
+def accuracy(logits: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
+    """Per k the percentage of images, logits (B, classes), whose class is among the k most likely, or among all."""
     k_max = min(max(topk), logits.size(1))
     correct = logits.topk(k_max, dim=1).indices.eq(target[:, None])  # (B, k_max)
     return [correct[:, :k].any(dim=1).double().mean() * 100 for k in topk]
@@ -121,14 +165,12 @@ class AverageMeter:
 
 
 class Meters:
-    """Loss, top-1 and top-5 accuracy of an epoch, the auxiliary head's loss where there is one, and the log's words
-    about them.
+    """Loss, accuracies and the auxiliary head's loss of an epoch, and the log's words about them.
 
     After `evaluate`, `confusion` holds how often images of class i were taken for class j, int64 (classes, classes).
     """
 
     confusion: Tensor
-    _NAMES: tuple[str, ...] = ("loss", "top1", "top5")
 
     def __init__(self) -> None:
         self._classes = 0  # of the last batch
@@ -138,10 +180,7 @@ class Meters:
         self.loss, self.top1, self.top5, self.auxiliary = AverageMeter(), AverageMeter(), AverageMeter(), AverageMeter()
 
     def update(self, loss: Tensor, logits: Tensor, target: Tensor, *auxiliary_loss: Tensor) -> None:
-        """Adds a batch, or this process's share of one; the meters of all processes show the whole.
-
-        `auxiliary_loss`: the auxiliary head's, where there is one.
-        """
+        """Adds a batch, or this process's share of one; the meters of all processes show the whole."""
         n, self._classes = logits.shape
         losses = [each.detach().double() for each in (loss, *auxiliary_loss)]
         values = distributed.mean(torch.stack([*accuracy(logits.detach(), target, topk=(1, 5)), *losses]), n)
@@ -149,9 +188,19 @@ class Meters:
         for meter, value in zip((self.top1, self.top5, self.loss, self.auxiliary), values, strict=False):
             meter.update(value, n)
 
+    def metered(self, step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`step`, a training step, with what it returns added to these meters, and only its loss and norm returned."""
+
+        def metered(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+            loss, logits, norm, *auxiliary_loss = step(x, y, *others)
+            self.update(loss, logits, y, *auxiliary_loss)
+            return loss, norm
+
+        return metered
+
     def state_dict(self) -> dict[str, tuple[float, int]]:
-        names = [*self._NAMES, *["auxiliary"][: self.auxiliary.count]]
-        return {name: (float(meter.sum), meter.count) for name in names for meter in [getattr(self, name)]}
+        meters = {name: meter for name, meter in vars(self).items() if isinstance(meter, AverageMeter)}
+        return {name: (float(meter.sum), meter.count) for name, meter in meters.items()}
 
     def load_state_dict(self, state_dict: dict[str, tuple[float, int]]) -> None:
         for name, (total, count) in state_dict.items():
@@ -163,75 +212,12 @@ class Meters:
         return f"loss {self.loss.avg:.3f}, acc {self.top1.avg:.1f}%"
 
     def __str__(self) -> str:
-        # Of five classes or fewer, every one is among the five most likely.
-        shown = f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}" + f" top5 {self.top5.avg:.1f}" * (
-            self._classes > 5
-        )
-        return shown + (f" auxiliary loss {self.auxiliary.avg:.3f}" if self.auxiliary.count else "")
-
-
-def optimizer(
-    kind: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor], **options: Any
-) -> torch.optim.Optimizer:
-    """Returns `kind(parameters, **options)`. On a GPU, its step takes few kernels, does not wait, and can be in a CUDA
-    graph.
-
-    A loaded state keeps the arguments of the optimizer that it is loaded into, also if it was saved on another device.
-    """
-    if any(parameter.is_cuda for parameter in parameters):
-        options |= {} if kind is torch.optim.ASGD else {"fused": True}  # which it lacks
-        options |= {} if kind is torch.optim.SGD else {"capturable": True}
-    made = kind(parameters, **options)
-    made.register_load_state_dict_pre_hook(_keep_arguments)
-    return made
-
-
-def _keep_arguments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    return {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
-
-
-def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int = 1) -> None:
-    """Moves the learning rate on by `epochs`.
-
-    A resumed run takes no optimizer steps before, so torch's warning about that is silenced.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
-        for _ in range(epochs):
-            scheduler.step()
-
-
-def forward(model: Callable[[Tensor], Any], x: Tensor, amp: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The logits of `model`, (B, classes), and of its auxiliary head, or None if no head runs.
-
-    With `amp`, the network computes in bfloat16 where PyTorch's autocast does; the logits are float32 again, as the
-    loss needs them.
-    """
-    # Without the cache of converted weights: each is used once, and a CUDA graph must not hold one from before.
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
-        output = model(x)
-    logits, auxiliary = (
-        output if isinstance(output, tuple) else (output, None)
-    )  # only the network of cells has an auxiliary head
-    if amp:
-        return logits.float(), None if auxiliary is None else auxiliary.float()
-    return logits, auxiliary
-
-
-@contextmanager
-def constant(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Makes `parameters` constants for a while: a forward pass records nothing for their gradients.
-
-    Without this, compiled code would compute their gradients even if nobody asks for them.
-    """
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, requires_grad in zip(parameters, before, strict=True):
-            parameter.requires_grad_(requires_grad)
+        words = f"loss {self.loss.avg:.3f} top1 {self.top1.avg:.1f}"
+        if self._classes > 5:  # else every class is among the five most likely
+            words += f" top5 {self.top5.avg:.1f}"
+        if self.auxiliary.count:
+            words += f" auxiliary loss {self.auxiliary.avg:.3f}"
+        return words
 
 
 @torch.no_grad()
@@ -268,11 +254,9 @@ def count_parameters_in_MB(model: nn.Module) -> float:
 
 
 def count_multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> float:
-    """Millions of multiply-adds for one image, the papers' "FLOPs": those of convolutions and linear layers, and
-    nothing else.
+    """Millions of multiply-adds of convolutions and linear layers for one image, the papers' "FLOPs".
 
-    BatchNorm, pooling, activations and additions are not counted, nor is the auxiliary head, which evaluation does not
-    run.
+    As in evaluation, which does not run the auxiliary head.
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)

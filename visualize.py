@@ -31,7 +31,6 @@ from pathlib import Path
 
 from architectures import SPACES, Architecture, load_space
 from experiment.errors import UserError
-from nas import flags
 from nas.benchmark import Benchmark
 from pictures import drawing, history
 from pictures.history import History
@@ -115,7 +114,12 @@ def main() -> None:
     parser.add_argument(
         "--caption", default="", help="caption for an architecture that is not a run's; if empty, its name"
     )
-    flags.add_benchmark(parser, rank=False)
+    parser.add_argument(
+        "--benchmark",
+        type=cli.path,
+        metavar="FILE.csv",
+        help="draw the true accuracies in this table, and the paths of searches in it (docs/nasbench201.md)",
+    )
     args = parser.parse_args()
     if args.report and args.format != "png":
         raise UserError("--report embeds PNG: leave --format out")

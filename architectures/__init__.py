@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,6 +185,22 @@ class Architecture:
         if cells := self.cells:
             return {name: sum(edge.operation == "skip_connect" for edge in cell.edges) for name, cell in cells.items()}
         return {"": sum(chosen == "skip_connect" for chosen in self.choices.values())}
+
+    def metrics(self, alphas: Alphas) -> dict[str, Any]:
+        """The entries of an epoch's metrics: for each cell its skip connections and the entropy of its alphas; the
+        alphas, softmaxed; and `record`.
+
+        The entropy is in nats, averaged over edges: from 0 (one weight is 1) to ln(candidates) (all are equal).
+        """
+        entropies: dict[str, list[float]] = {}
+        for edge, weights in alphas.items():
+            entropy = -math.fsum(weight * math.log(weight) for weight in weights.values() if weight > 0)
+            entropies.setdefault(cell_of(edge), []).append(entropy)
+        found: dict[str, Any] = {
+            f"entropy_{cell}".strip("_"): statistics.fmean(values) for cell, values in entropies.items()
+        }
+        found |= {f"skips_{cell}".strip("_"): count for cell, count in self.skips().items()}
+        return found | {"alphas": alphas, **self.record()}
 
     def distance(self, other: Architecture) -> int | None:
         """The number of edges, with their operations, that `other` lacks, or else of choices that differ; None if the

@@ -33,11 +33,11 @@ if __name__ == "__main__":
 import torch
 import turns
 
+import remedies
 import speed
 import train_search
 from architect import HVP
 from experiment.errors import UserError
-from nas import flags
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -98,7 +98,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     torch.manual_seed(0)
     device = torch.device(args.device)
     settings = argparse.Namespace(
-        **{**flags.OFF, "strategy": "darts", "compile": False, "recompute": False, **WAYS[way]},
+        **{**remedies.OFF, "strategy": "darts", "compile": False, "recompute": False, **WAYS[way]},
         **{name: getattr(args, name) for name in ("init_channels", "layers")},
         space="darts",
         space_arg=None,

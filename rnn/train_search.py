@@ -20,7 +20,6 @@ import argparse
 import torch
 from torch import Tensor
 
-import collapse
 import speed
 import utils
 from architect import HVP, Architect
@@ -107,7 +106,7 @@ def main() -> None:
             metrics = {
                 "lr": args.lr,
                 **sequences.described(meters, valid_loss),
-                **collapse.describe(architecture, model.alphas_by_edge()),
+                **architecture.metrics(model.alphas_by_edge()),
                 "genotype": architecture.json,
             }
             loop.complete(metrics, architecture)

@@ -4,7 +4,6 @@ import json
 import random
 
 from architectures.cells import Cells
-from collapse import entropies
 from genotypes import PRIMITIVES, Genotype, edge_key
 
 
@@ -77,10 +76,7 @@ def search_run(folder, epochs=3, seed=0):
     rng, rows = random.Random(seed), []
     for epoch in range(epochs):
         alphas, genotype = cell_alphas(rng), some_genotype(rng)
-        skips = {f"skips_{cell}": count for cell, count in Cells(genotype).skips().items()}
-        entropy = {f"entropy_{cell}": value for cell, value in entropies(alphas).items()}
-        found = {"genotype": Cells(genotype).json, "architecture": Cells(genotype).choices}
-        rows.append(losses(epoch, "valid") | {"alphas": alphas, "eigenvalue": 0.1 * epoch} | skips | entropy | found)
+        rows.append(losses(epoch, "valid") | {"eigenvalue": 0.1 * epoch} | Cells(genotype).metrics(alphas))
     return write_run(folder, rows)
 
 

@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 import genotypes
 import model_search
+import remedies
 import speed
 import train
 import train_search
@@ -16,7 +17,6 @@ from architect import Architect
 from architectures import networks
 from architectures.cells import Cells
 from experiment.loop import FiniteCheck
-from nas import flags
 from speed import capture
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def arguments(**given):
         "epochs": 1,
         "capture": False,
     }
-    return Namespace(**flags.OFF | defaults | given)
+    return Namespace(**remedies.OFF | defaults | given)
 
 
 def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, drop_path=True, **given):

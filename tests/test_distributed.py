@@ -27,11 +27,12 @@ import data
 import experiment.run
 import genotypes
 import model_search
+import remedies
 import utils
 from architect import Architect
 from experiment import distributed, errors
 from model import NetworkCIFAR
-from nas import building, flags
+from nas import building
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,7 +169,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
         strategy_arg=None, stem="cifar", init_channels=4,
         layers=None,
         momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5,
-        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, **flags.OFF,
+        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, **remedies.OFF,
     )  # fmt: skip
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()

@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import collapse
 import genotypes
+import remedies
+from architectures import Architecture
 from architectures.cells import Cells
-from collapse import entropies
 from experiment import console, errors, tensorboard
 from experiment.loop import MEASURED
 from pictures import drawing
@@ -223,8 +224,8 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
     """
     module = load("train_search")
     measured = iter([1.0] * 8 + [3.0] * 20)
-    monkeypatch.setattr(module.collapse, "EARLIEST", 0)
-    monkeypatch.setattr(module.collapse, "dominant_eigenvalue", lambda *_: next(measured))
+    monkeypatch.setattr(collapse, "EARLIEST", 0)
+    monkeypatch.setattr(collapse, "dominant_eigenvalue", lambda *_: next(measured))
     arguments = [
         *SMALL_SPACE,
         "--data",
@@ -259,11 +260,11 @@ def test_without_alphas_there_is_no_eigenvalue(images, script):
 
 
 def test_a_warning_for_every_new_number_of_skip_connections():
-    assert collapse.warning({"skips_normal": 2}, []) is None
-    assert collapse.warning({"skips": 5}, []) is None
-    assert "3 of the normal cell's edges" in collapse.warning({"skips_normal": 3}, [])
-    assert collapse.warning({"skips_normal": 3}, [{"skips_normal": 3}]) is None
-    assert "4 of" in collapse.warning({"skips_normal": 4}, [{"skips_normal": 3}])
+    assert remedies.warning({"skips_normal": 2}, []) == ""
+    assert remedies.warning({"skips": 5}, []) == ""
+    assert "3 of the normal cell's edges" in remedies.warning({"skips_normal": 3}, [])
+    assert remedies.warning({"skips_normal": 3}, [{"skips_normal": 3}]) == ""
+    assert "4 of" in remedies.warning({"skips_normal": 4}, [{"skips_normal": 3}])
 
 
 def test_entropy_is_that_of_the_edges():
@@ -272,8 +273,9 @@ def test_entropy_is_that_of_the_edges():
         "normal_n2_p1": {"a": 1.0, "b": 0.0},
         "reduce_n2_p0": {"a": 0.25, "b": 0.75},
     }
-    expected = {"normal": math.log(2) / 2, "reduce": -0.25 * math.log(0.25) - 0.75 * math.log(0.75)}
-    assert entropies(alphas) == pytest.approx(expected)
+    metrics = Architecture({}).metrics(alphas)
+    assert metrics["entropy_normal"] == pytest.approx(math.log(2) / 2)
+    assert metrics["entropy_reduce"] == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
 
 
 # ---- The terminal, and what goes wrong

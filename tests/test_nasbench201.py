@@ -15,16 +15,17 @@ from steps import arguments
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import remedies
 import train_search
 import utils
 from architectures import networks
-from nas import flags
+from nas import steps
 from nas.mutators import DartsMutator, apply_fixed_architecture
 from nas.relaxation import Gumbel
 from nas.spaces.nasbench201 import Cell201, NASBench201Cell, NASBench201Network, from_string, to_string
 
 GOLDEN = golden.load("nasbench201_search.json")
-PRESET = flags.PRESETS["nasbench201"]
+PRESET = remedies.PRESETS["nasbench201"]
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -246,7 +247,7 @@ def check_steps(case, model, architect, args, tolerance=1e-8):
     optimizer = torch.optim.SGD(
         model.weight_parameters(), lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov == "yes"
     )
-    step = train_search.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
+    step = steps.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
     for number, row in enumerate(case["steps"]):
         loss, _, norm = step(*batch(case, 10 + number), *batch(case, 100 + number))
         close(loss, row["train_loss"], tolerance)

@@ -25,10 +25,10 @@ from scipy import stats
 import data
 import genotypes
 from architectures.cells import Cells
-from nas.flags import check
 from pictures import protocol as page
 from protocol import results, workers
 from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured
+from remedies import check
 
 
 class ForkedProcess:

@@ -18,6 +18,7 @@ from steps import arguments as of_search
 from torch import nn
 
 import experiment.run
+import remedies
 import train_search
 from architect import Architect
 from architectures import load_space, networks
@@ -25,7 +26,6 @@ from architectures.cells import Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model_search import MixedOp, Network, derive_cell
-from nas import flags
 from nas.edges import Edge, OneOperation
 from nas.mutables import LayerChoice
 from nas.mutators import DartsMutator
@@ -277,7 +277,7 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, 
     assert status == 0, output
     command = said(log_lines(tmp_path / "run"), "train what was found: ")
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
-    assert recorded.items() > flags.PRESETS["fair-darts"].items() - {("gate_threshold", 0.85), ("batch_size", 128)}
+    assert recorded.items() > remedies.PRESETS["fair-darts"].items() - {("gate_threshold", 0.85), ("batch_size", 128)}
     assert (recorded["preset"], recorded["gate_threshold"], recorded["batch_size"]) == ("fair-darts", 0.5, 8)
     status, _, error = script("train_search", "--resume", "run")
     assert (status, error) == (0, "")
@@ -334,13 +334,13 @@ def test_what_does_not_go_together_is_said_before_the_run_begins(given, words, s
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("preset", flags.PRESETS)
+@pytest.mark.parametrize("preset", remedies.PRESETS)
 def test_presets_give_way_to_what_is_given(preset, monkeypatch):
     def parsed(*given):
         monkeypatch.setattr("sys.argv", ["train_search.py", *given])
         return vars(train_search.parse_arguments())
 
-    recipe, defaults = flags.PRESETS[preset], parsed()
+    recipe, defaults = remedies.PRESETS[preset], parsed()
     assert recipe.items() <= parsed("--preset", preset).items()
     for name, value in recipe.items():
         other = 8 if defaults[name] is None else defaults[name]

@@ -1,16 +1,25 @@
-"""Remedies on the command line of `train_search.py`, and the settings of the papers.
+"""Searches beyond the paper's: spaces, strategies, remedies, settings of other papers, and signs of a collapse.
 
-This file does not import torch.
+This file imports the code of these, and torch, only where a flag asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from architectures import SPACE_HELP, STRATEGY_HELP, Architecture, load_space
 from experiment import cli
 from experiment.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from architect import Searchable
+    from experiment.loop import Step
+    from experiment.run import Run
+    from nas.benchmark import Benchmark
 
 # The authors' settings for searches on CIFAR-10 that differ from the defaults here; docs/remedies.md lists what is left
 # out.
@@ -77,8 +86,13 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def add_arguments(parser: cli.Parser) -> None:
-    """Adds the arguments of the remedies, and `--preset`, which changes defaults."""
+    """Adds the arguments of such searches, and `--preset`, which changes defaults."""
     parser.presets = PRESETS
+    group = parser.add_argument_group("other spaces and strategies (docs/search_spaces.md)")
+    group.add_argument("--space", default="darts", help=f"search in this space: {SPACE_HELP}")
+    cli.add_space_argument(group, "--space_arg", "space")
+    group.add_argument("--strategy", default="darts", help=f"search with this strategy: {STRATEGY_HELP}")
+    cli.add_space_argument(group, "--strategy_arg", "strategy")
     group = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)")
     group.add_argument(
         "--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them"
@@ -146,25 +160,46 @@ def add_arguments(parser: cli.Parser) -> None:
         type=cli.non_negative_int,
         help="allow at most this many skip connections in the normal cell of the genotype (P-DARTS)",
     )
-
-
-def add_benchmark(parser: argparse.ArgumentParser, *, rank: bool) -> None:
-    """Adds `--benchmark`, and for a search `--rank`."""
+    group = parser.add_argument_group("steps as in the code of NAS-Bench-201 (docs/nasbench201.md)")
+    group.add_argument("--nesterov", choices=["no", "yes"], default="no", help="use Nesterov's momentum")
+    group.add_argument(
+        "--clip_alphas",
+        choices=["no", "yes"],
+        default="no",
+        help="count the gradients of the alphas, of both steps, in the norm that --grad_clip limits",
+    )
+    group.add_argument(
+        "--weights_first",
+        choices=["no", "yes"],
+        default="no",
+        help="take the weight step before the alpha step, in first order without --perturb",
+    )
+    group = parser.add_argument_group("collapse (Zela et al. 2020)")
+    group.add_argument(
+        "--eigenvalue_every",
+        type=cli.non_negative_int,
+        default=0,
+        help="measure the dominant eigenvalue of the alphas' Hessian every so many epochs; 0: never",
+    )
+    group.add_argument(
+        "--early_stop",
+        choices=["eigenvalue"],
+        help="stop when the eigenvalue has grown, and return an earlier architecture",
+    )
     group = parser.add_argument_group("tabular benchmark (docs/nasbench201.md)")
     group.add_argument(
         "--benchmark",
         type=cli.path,
         metavar="FILE.csv",
-        help="report the true accuracy of architectures from this table; it never influences a search",
+        help="report the true accuracy of what is found from this table; it never influences the search",
     )
-    if rank:
-        group.add_argument(
-            "--rank",
-            type=cli.positive_int,
-            metavar="N",
-            help="after the search, compare the supernet's accuracy of N random architectures with the table "
-            "(Kendall's tau)",
-        )
+    group.add_argument(
+        "--rank",
+        type=cli.positive_int,
+        metavar="N",
+        help="after the search, compare the supernet's accuracy of N random architectures with the table (Kendall's "
+        "tau)",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -173,6 +208,11 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: an unknown space or strategy, or arguments that cannot be combined.
     """
+    cli.check_learning_rates(args)
+    if args.capture and args.strategy != "darts":
+        raise UserError(f"--capture needs --strategy darts: with {args.strategy}, every step runs another architecture")
+    if args.early_stop and not args.eigenvalue_every:
+        args.eigenvalue_every = 1
     if args.space == "darts":
         args.init_channels, args.layers = args.init_channels or 16, args.layers or 8
     if wanted(args):
@@ -195,3 +235,81 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--capture repeats one step, but --arch_warmup changes it: leave one of them out")
     if args.hvp != "finite_difference" and not args.unrolled:
         raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
+
+
+def search_step(args: argparse.Namespace) -> Callable[..., Step] | None:
+    """What makes the step instead of `train_search.search_step`, if the arguments ask for another one; else None."""
+    if "yes" not in (args.weights_first, args.clip_alphas):
+        return None
+    from nas import steps
+
+    return steps.search_step
+
+
+# ---- A tabular benchmark
+
+
+def load_benchmark(args: argparse.Namespace) -> Benchmark | None:
+    """The table of `--benchmark`, or None."""
+    if args.benchmark is None:
+        return None
+    from nas.benchmark import Benchmark
+
+    return Benchmark(args.benchmark, args.dataset)
+
+
+def judge(
+    args: argparse.Namespace, table: Benchmark, found: Architecture, model: nn.Module, valid_batches: Any, run: Run
+) -> None:
+    """Logs what the table says of the result, and with `--rank` how well the supernet ranks."""
+    run.log("found %s", table.line(found))
+    if args.rank:
+        from nas import ranking
+
+        ranking.rank(model, load_space(args.space), table, valid_batches, args.rank, run)
+
+
+# ---- Signs of a collapse
+
+# Skip connections among the eight edges of a normal cell. Liang et al. 2019 (DARTS+, 1909.06035) stop a search at this
+# number.
+MOST_SKIPS = 2
+
+
+def signs_of_collapse(
+    args: argparse.Namespace,
+    model: Searchable,
+    valid_batches: Iterable[tuple[Tensor, Tensor]],
+    metrics: Mapping[str, Any],
+    run: Run,
+) -> dict[str, float]:
+    """`eigenvalue` of an epoch with these metrics, where it is measured. Logs it, and a warning of many skips."""
+    found = {}
+    if args.eigenvalue_every and run.progress.epoch % args.eigenvalue_every == 0:
+        import collapse
+
+        found["eigenvalue"] = collapse.dominant_eigenvalue(model, *next(iter(valid_batches)))
+        run.log("eigenvalue %e", found["eigenvalue"])
+    if text := warning(metrics, run.progress.metrics):
+        run.log("%s", text)
+    return found
+
+
+def warning(metrics: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> str:
+    """A warning if the normal cell has too many skip connections and their number has changed; else empty."""
+    skips = metrics.get("skips_normal", 0)
+    if skips <= MOST_SKIPS or (earlier and earlier[-1].get("skips_normal") == skips):
+        return ""
+    return (
+        f"warning: {skips} of the normal cell's edges are skip connections; cells with more than {MOST_SKIPS} tend to "
+        f"train badly (--early_stop eigenvalue, a shorter search or another --seed may help)"
+    )
+
+
+def stop_at(args: argparse.Namespace, metrics: Sequence[dict[str, Any]]) -> int | None:
+    """The epoch whose architecture is the result, if `--early_stop` ends the search after these epochs; else None."""
+    if not args.early_stop:
+        return None
+    import collapse
+
+    return collapse.stop_at(metrics)
