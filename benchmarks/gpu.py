@@ -54,8 +54,7 @@ TOLERANCE = 1e-9  # of captured steps in float64: the largest difference, relati
 EQUAL_STEPS = 20  # 3 with --tiny
 SETTINGS = Namespace(
     hvp="finite_difference", momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3,
-    grad_clip=5, weights_first="no", clip_alphas="no", perturb="none",
-    auxiliary_weight=0.4, learning_rate=2**-5,
+    grad_clip=5, auxiliary_weight=0.4, learning_rate=2**-5,
 )  # fmt: skip
 
 Result = dict[str, Any]
