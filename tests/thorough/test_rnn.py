@@ -15,4 +15,4 @@ KILLED = {
 
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_at_random_moments(name, text, undisturbed, tmp_path):  # noqa: F811
-    kill_at_random_moments(name, KILLED[name], text, *undisturbed(KILLED[name]), tmp_path)
+    kill_at_random_moments(name, KILLED[name], text, *undisturbed(*KILLED[name]), tmp_path)
