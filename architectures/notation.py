@@ -13,13 +13,7 @@ from experiment.errors import UserError, shorten
 
 def decode(text: str, name: str, fields: Sequence[str]) -> Any:
     """The content of `text`: JSON, the last `Genotype(...)` as a dictionary of its `fields`, or the first dictionary.
-
-    Args:
-        name: of the text, for messages.
-
-    Raises:
-        UserError: it is none of these.
-    """
+    `name` is for messages."""
     start = text.rfind("Genotype(")
     broken = "a bracket, a quote or a comma is missing or too many, or quotes are not straight"
     if start < 0:

@@ -64,9 +64,7 @@ class CapturedStep:
         return self._replay()
 
     def _warm_up(self, restore: Callable[[], None]) -> None:
-        """Runs the step without a trace, but that its optimizers have their state: a graph cannot create it in its
-        first step.
-        """
+        """Runs the step without a trace, except for its optimizers' state, which a graph cannot create."""
         for _ in range(WARM_UPS):
             self._run()
         states = [(optimizer, dict(optimizer.state)) for optimizer in self._optimizers]
@@ -90,10 +88,7 @@ class CapturedStep:
                 holder[key] = number
 
     def _numbers(self) -> Iterator[tuple[MutableMapping[str, Any], str]]:
-        """(dictionary, key) of every number that may change.
-
-        Looked up each time: an optimizer that loads a checkpoint gets new groups.
-        """
+        """(dictionary, key) of every number that may change: an optimizer that loads a checkpoint gets new groups."""
         for group in self._optimizers[0].param_groups:
             yield group, "lr"
         if "drop_path_prob" in vars(self._model):

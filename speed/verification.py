@@ -33,14 +33,13 @@ def checked_step(
     batch_size: int,
     log: Callable[[str], None],
 ) -> Step:
-    """`fast`, which its first batch of `batch_size` compares with `plain`; from there on `plain`, not compiled, if they
-    differ.
+    """`fast`, compared with `plain` on its first batch of `batch_size`; from there on `plain`, not compiled, if they
+    differ. The other arguments are those of `speed.fast_step`.
 
     The loss and the gradient of every parameter are compared, within the bound above. It is wider for what rounding
-    itself decides, in bfloat16 or for a bias before a BatchNorm: a second plain step, in which every layer's output is
-    multiplied by 1 plus or minus the precision of its type, shows how much that is. The check takes these two plain
-    steps, and leaves no trace in the run's results. Where the alphas rest at first, it is made again in their first
-    step. The arguments are those of `speed.fast_step`.
+    itself decides, in bfloat16 or for a bias before a BatchNorm: a second plain step, whose layers round once more,
+    shows how much that is. The check takes these two plain steps, and leaves no trace in the run's results. Where the
+    alphas rest at first, it is made again in their first step.
     """
     checked: set[bool] = set()  # whether the alphas rested
     right = True
