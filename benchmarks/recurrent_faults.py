@@ -102,9 +102,7 @@ def main() -> None:
         print(f"| {way} | {norm:.3g} | {error:.3g} | {cosine:.3f} |")
 
     columns = data.batchify(corpus.valid, data.EVAL_BATCH, "validation")
-    right, low = (
-        sequences.perplexity(sequences.evaluate(model, columns, args.bptt, faithful)) for faithful in (False, True)
-    )
+    right, low = (sequences.evaluate(model, columns, args.bptt, faithful).ppl for faithful in (False, True))
     print(
         f"\nperplexity over {len(columns) - 1} predictions of {len(columns)} rows: {right:.3f}, by the original "
         f"{low:.3f}"

@@ -94,7 +94,7 @@ def make_step(way: str, stage: str, units: int, batch_size: int, args: argparse.
         model.__class__ = PlainModel if stage == "training" else PlainModelSearch
     if way == "default":
         compilation.compile_regions(model, batch_size, REGIONS)
-    weights = model.weight_parameters() if isinstance(model, RNNModelSearch) else list(model.parameters())
+    weights = model.weight_parameters()
     optimizer = torch.optim.SGD(weights, 20.0, weight_decay=5e-7)
     given = SimpleNamespace(
         clip=0.25, wdecay=5e-7, arch_lr=3e-3, arch_wdecay=1e-3, hvp="finite_difference", unrolled=stage == "second"

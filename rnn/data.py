@@ -28,7 +28,6 @@ DATASETS = ("ptb", "wikitext2", "text", "pydoc")
 PARTS = ("train", "valid", "test")
 EVAL_BATCH, TEST_BATCH = 10, 1  # columns of the validation and of the test text, as in the original
 VOCABULARY = "vocabulary.json"  # in a run's folder
-EOS, UNKNOWN = "<eos>", "<unk>"
 
 SOURCES = {
     "ptb": "Penn Treebank as prepared by Mikolov (ptb.train.txt and so on)",
@@ -66,11 +65,11 @@ def load(name: str, path: str, vocabulary: int = 10_000) -> Corpus:
         words = [re.findall(r"\w+|[^\w\s]", line.lower()) for line in (_topics() if name == "pydoc" else _own(path))]
         first, second = len(words) * 8 // 10, len(words) * 9 // 10
         parts = [words[:first], words[first:second], words[second:]]
-    streams = [[word for line in lines for word in [*line, EOS]] for lines in parts]
+    streams = [[word for line in lines for word in [*line, "<eos>"]] for lines in parts]
     if name in SOURCES:
         known = dict.fromkeys(word for stream in streams for word in stream)
     else:
-        known = dict.fromkeys([UNKNOWN, *(word for word, _ in Counter(streams[0]).most_common(vocabulary - 1))])
+        known = dict.fromkeys(["<unk>", *(word for word, _ in Counter(streams[0]).most_common(vocabulary - 1))])
     numbers = {word: number for number, word in enumerate(known)}
     return Corpus(list(known), *(torch.tensor([numbers.get(word, 0) for word in stream]) for stream in streams))
 
@@ -118,13 +117,17 @@ class Vocabulary(msgspec.Struct):
     sha256: str
 
 
-def keep_vocabulary(corpus: Corpus, run: Run) -> None:
-    """Writes the vocabulary into the run's folder. Raises `UserError` if the resumed run began with another text."""
+def record(corpus: Corpus, run: Run) -> None:
+    """Writes the vocabulary into the run's folder, and logs the baselines.
+
+    Raises `UserError` if the resumed run began with another text.
+    """
     text = b"".join(getattr(corpus, part).numpy().tobytes() for part in PARTS)
     own, path = Vocabulary(corpus.words, hashlib.sha256(text).hexdigest()), run.folder / VOCABULARY
     if path.exists() and files.read_json(path, Vocabulary) != own:
         raise UserError(f"{run.folder} began with another text: name that one with --dataset and --data")
     run.write_json(VOCABULARY, msgspec.to_builtins(own))
+    run.log_each(*baseline_lines(corpus))
 
 
 def check_vocabulary(corpus: Corpus, weights: Path) -> None:

@@ -50,31 +50,13 @@ ENAS = Genotype(
 
 # Liu et al. 2019 (1806.09055), first order.
 DARTS_V1 = Genotype(
-    recurrent=[
-        ("relu", 0),
-        ("relu", 1),
-        ("tanh", 2),
-        ("relu", 3),
-        ("relu", 4),
-        ("identity", 1),
-        ("relu", 5),
-        ("relu", 1),
-    ],
+    [("relu", 0), ("relu", 1), ("tanh", 2), ("relu", 3), ("relu", 4), ("identity", 1), ("relu", 5), ("relu", 1)],
     concat=[1, 2, 3, 4, 5, 6, 7, 8],
 )
 
 # The same, second order: the cell of the paper's test perplexity of 55.7 on Penn Treebank (Figure 6).
 DARTS_V2 = Genotype(
-    recurrent=[
-        ("sigmoid", 0),
-        ("relu", 1),
-        ("relu", 1),
-        ("identity", 1),
-        ("tanh", 2),
-        ("sigmoid", 5),
-        ("tanh", 3),
-        ("relu", 5),
-    ],
+    [("sigmoid", 0), ("relu", 1), ("relu", 1), ("identity", 1), ("tanh", 2), ("sigmoid", 5), ("tanh", 3), ("relu", 5)],
     concat=[1, 2, 3, 4, 5, 6, 7, 8],
 )
 

@@ -18,15 +18,24 @@ from rnn.model import RNNModel
 
 
 class Meters(utils.Meters):
-    """The mean loss per word of an epoch, and its perplexity."""
+    """The mean loss per word of an epoch or of a text, and its perplexity."""
 
     _NAMES = ("loss",)
 
+    @property
+    def ppl(self) -> float:
+        """The perplexity, at most e^200: the loss of a supernet may be too large."""
+        return math.exp(min(self.loss.avg, 200.0))
+
+    def described(self, part: str) -> dict[str, float]:
+        """For metrics.jsonl."""
+        return {f"{part}_loss": self.loss.avg, f"{part}_ppl": self.ppl}
+
     def brief(self) -> str:
-        return f"loss {self.loss.avg:.3f}, ppl {perplexity(self.loss.avg):.1f}"
+        return f"loss {self.loss.avg:.3f}, ppl {self.ppl:.1f}"
 
     def __str__(self) -> str:
-        return f"loss {self.loss.avg:5.2f} ppl {perplexity(self.loss.avg):8.2f}"
+        return f"loss {self.loss.avg:5.2f} ppl {self.ppl:8.2f}"
 
 
 class Place:
@@ -49,13 +58,13 @@ class Place:
         self.hidden = [saved.to(hidden.device) for saved, hidden in zip(state_dict["hidden"], self.hidden, strict=True)]
 
 
-Piece = tuple[int, int, Tensor, Tensor]  # row, drawn length, words (T, B), next words (T, B)
-
-
-def pieces(text: Tensor, place: Place, bptt: int, longest: int | None = None) -> Iterator[Piece]:
+def pieces(
+    text: Tensor, place: Place, bptt: int, longest: int | None = None
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yields the sequences from `place` to the end of the epoch, and advances `place`.
 
-    The last sequence may be shorter than its drawn length. `longest`: see `data.sequence_length`.
+    Each is a row, the drawn length, words (T, B) and next words (T, B). The last may be shorter than its drawn length.
+    `longest`: see `data.sequence_length`.
     """
     while place.row < len(text) - 2:
         row, length = place.row, data.sequence_length(bptt, longest)
@@ -111,30 +120,19 @@ def evaluate(
     bptt: int,
     faithful: bool,
     report: Callable[[int, object], None] = lambda step, meters: None,
-) -> float:
-    """The mean loss per word of `text`, (rows, columns). Each sequence begins with the state of the one before.
+) -> Meters:
+    """Reads `text`, (rows, columns). Each sequence begins with the state of the one before.
 
     Args:
-        faithful: divide by the number of rows, as the original, although the first row is never predicted.
+        faithful: divide the loss by the number of rows, as the original, although the first row is never predicted.
         report: called after every sequence.
     """
     model.eval()
-    hidden = model.init_hidden(text.size(1))
-    total = torch.zeros((), dtype=torch.float64, device=text.device)
+    hidden, meters = model.init_hidden(text.size(1)), Meters()
     for step, row in enumerate(starts(text, bptt)):
         x, y = data.get_batch(text, row, bptt)
         log_prob, hidden, *_ = model(x, hidden)
-        total += len(x) * F.nll_loss(log_prob.flatten(0, 1), y.flatten()).double()
+        meters.loss.update(F.nll_loss(log_prob.flatten(0, 1), y.flatten()), len(x))
         report(step, f"{row + len(x)} of {len(text) - 1} rows")
-    return float(total) / (len(text) - (not faithful))
-
-
-def perplexity(loss: float) -> float:
-    """The exponential of a mean loss, at most e^200: the loss of a supernet may be too large."""
-    return math.exp(min(loss, 200.0))
-
-
-def described(meters: Meters, valid_loss: float) -> dict[str, float]:
-    """The losses of an epoch and their perplexities, for metrics.jsonl."""
-    found = {"train_loss": meters.loss.avg, "train_ppl": perplexity(meters.loss.avg)}
-    return found | {"valid_loss": valid_loss, "valid_ppl": perplexity(valid_loss)}
+    meters.loss.count += faithful
+    return meters

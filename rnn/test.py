@@ -24,7 +24,7 @@ from experiment.weights import load_weights
 from rnn import arguments, data
 from rnn.genotypes import RecurrentCell
 from rnn.model import Dropouts, RNNModel
-from rnn.sequences import evaluate, perplexity, starts
+from rnn.sequences import evaluate, starts
 
 REPORT_FREQ = 200  # sequences
 
@@ -55,7 +55,7 @@ def main() -> None:
     for part, columns in (("valid", data.EVAL_BATCH), ("test", data.TEST_BATCH)):
         stream = data.batchify(getattr(corpus, part), columns, part).to(device)
         report = console.reporter(part, REPORT_FREQ, len(starts(stream, args.bptt)), partial(print, flush=True))
-        found.append(f"{part} ppl {perplexity(evaluate(model, stream, args.bptt, args.faithful, report)):.2f}")
+        found.append(f"{part} ppl {evaluate(model, stream, args.bptt, args.faithful, report).ppl:.2f}")
     print(f"model: {', '.join(found)}")
 
 

@@ -30,7 +30,7 @@ from experiment.weights import load_weights
 from rnn import arguments, data, sequences
 from rnn.genotypes import RecurrentCell
 from rnn.model import REGIONS, RNNModel
-from rnn.sequences import Meters, Place, perplexity
+from rnn.sequences import Meters, Place
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,12 +74,11 @@ def main() -> None:
     meters, place = Meters(), Place(model.init_hidden(args.batch_size))
 
     with Run("rnn-eval", args, device) as run:
-        data.keep_vocabulary(corpus, run)
+        data.record(corpus, run)
         run.log("%s", architecture)
         if recorded is None:
             run.write_json(architecture.FILES[0], architecture.json)
         run.log("param size = %.6f million", utils.count_parameters_in_MB(model))
-        run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(model=model, sgd=sgd, asgd=asgd, meters=meters, place=place)
         plain, changed = sequences.weight_step(model, place, meters, args), [sgd, asgd, place, meters]
         step = speed.fast_step(plain, model, changed, args, multiply_adds * epochs * steps, run.log, REGIONS)
@@ -98,18 +97,20 @@ def main() -> None:
             run.log("train %s", meters)
 
             with averaged(model, asgd):
-                valid_loss = sequences.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
-                run.log("valid loss %5.2f ppl %8.2f", valid_loss, perplexity(valid_loss))
-                if valid_loss < min(before, default=float("inf")):
+                valid = sequences.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
+                run.log("valid %s", valid)
+                if valid.loss.avg < min(before, default=float("inf")):
                     run.write_weights(model)
-            loop.complete({"lr": args.lr, "averaged": int(averages), **sequences.described(meters, valid_loss)})
+            loop.complete(
+                {"lr": args.lr, "averaged": int(averages), **meters.described("train"), **valid.described("valid")}
+            )
 
         best = min(progress.metrics, key=lambda row: row["valid_loss"])
         weights_file = str(run.folder / "weights.pt")
         load_weights(model, weights_file)
         report = run.reporter("test", 20 * args.report_freq, len(sequences.starts(test_text, args.bptt)))
-        ppl = perplexity(sequences.evaluate(model, test_text, args.bptt, args.faithful, report))
-        run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], ppl, best["epoch"])
+        test = sequences.evaluate(model, test_text, args.bptt, args.faithful, report)
+        run.log("valid ppl %.2f, test ppl %.2f: the weights of epoch %d", best["valid_ppl"], test.ppl, best["epoch"])
         flags = ["--model_path", weights_file, "--emsize", str(args.emsize), "--bptt", str(args.bptt)]
         flags += ["--faithful"] if args.faithful else []
         run.propose({"test the weights again": arguments.next_command("rnn.test", run, *flags)})

@@ -32,7 +32,7 @@ from rnn.architect import FAULTS, alpha_step, learner
 from rnn.genotypes import RecurrentCell
 from rnn.model import REGIONS
 from rnn.model_search import RNNModelSearch
-from rnn.sequences import Meters, Place, perplexity
+from rnn.sequences import Meters, Place
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -79,9 +79,8 @@ def main() -> None:
     meters, place = Meters(), Place(*(model.init_hidden(args.batch_size) for _ in range(2)))
 
     with Run("rnn-search", args, device) as run:
-        data.keep_vocabulary(corpus, run)
+        data.record(corpus, run)
         run.log("param size = %.6f million", sum(weight.numel() for weight in model.weight_parameters()) / 1e6)
-        run.log_each(*data.baseline_lines(corpus))
         progress = run.restore(model=model, architect=architect, optimizer=optimizer, meters=meters, place=place)
         plain = search_step(alpha_text, model, architect, optimizer, place, meters, args)
         changed = [optimizer, architect, place, meters]
@@ -97,15 +96,16 @@ def main() -> None:
             loop.train(model, sequences.pieces(train_text, place, args.bptt), step, meters, args.lr, "--lr or --clip")
             run.log("train %s (supernet)", meters)
 
-            valid_loss = sequences.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
-            run.log("valid loss %5.2f ppl %8.2f (supernet)", valid_loss, perplexity(valid_loss))
+            valid = sequences.evaluate(model, valid_text, args.bptt, args.faithful, loop.reporter("valid"))
+            run.log("valid %s (supernet)", valid)
 
             architecture = RecurrentCell(model.genotype())
             run.write_weights(model)
             run.write_json(architecture.FILES[0], architecture.json)
             metrics = {
                 "lr": args.lr,
-                **sequences.described(meters, valid_loss),
+                **meters.described("train"),
+                **valid.described("valid"),
                 **architecture.metrics(model.alphas_by_edge()),
                 "genotype": architecture.json,
             }

@@ -271,9 +271,9 @@ def test_an_epoch_of_the_search(case):
     close(model.alphas.detach(), case["final_alphas"], 1e-5)
     norms(model, case["final_norms"], 1e-5)
     assert optimizer.param_groups[0]["lr"] == case["lr_after"]
-    loss = sequences.evaluate(model, valid_text, args.bptt, faithful=True)
-    close(loss, case["eval_loss"], 1e-5)
-    close(sequences.perplexity(loss), case["eval_ppl"], 1e-5)
+    meters = sequences.evaluate(model, valid_text, args.bptt, faithful=True)
+    close(meters.loss.avg, case["eval_loss"], 1e-5)
+    close(meters.ppl, case["eval_ppl"], 1e-5)
 
 
 @pytest.mark.parametrize("case", GOLDEN["train"], ids=lambda case: case["arch"])
@@ -292,7 +292,8 @@ def test_an_epoch_by_sgd_and_one_by_asgd(case):
         norms(model, case[f"{name}_norms"], 1e-8)
         with train.averaged(model, asgd):
             norms(model, case.get(f"{name}_average_norms", {}), 1e-8)
-            close(sequences.evaluate(model, valid_text, args.bptt, faithful=True), case[f"{name}_eval_loss"], 1e-8)
+            evaluated = sequences.evaluate(model, valid_text, args.bptt, faithful=True)
+            close(evaluated.loss.avg, case[f"{name}_eval_loss"], 1e-8)
         norms(model, case[f"{name}_norms"], 1e-8)
 
 
@@ -301,10 +302,10 @@ def test_evaluation(case):
     model = network(case)
     text = data.batchify(stream(case["seed"], case["tokens"], case["ntokens"]), case["batch"], "")
     assert list(text.shape) == case["shape"]
-    loss = sequences.evaluate(model, text, case["bptt"], faithful=True)
-    close(loss, case["loss"], 1e-9)
-    close(sequences.perplexity(loss), case["ppl"], 1e-9)
-    close(sequences.evaluate(model, text, case["bptt"], faithful=False), case["mean_over_predictions"], 1e-9)
+    faithful, right = (sequences.evaluate(model, text, case["bptt"], faithful) for faithful in (True, False))
+    close(faithful.loss.avg, case["loss"], 1e-9)
+    close(faithful.ppl, case["ppl"], 1e-9)
+    close(right.loss.avg, case["mean_over_predictions"], 1e-9)
 
 
 def test_lengths_of_sequences():

@@ -219,9 +219,8 @@ def test_the_baselines_are_distributions():
 
     def probabilities(model, before):
         texts = [torch.tensor([before, word]) for word in range(4)]
-        return np.array(
-            [1 / data.baselines(data.Corpus(list("abcd"), words, text, text))[model]["valid"] for text in texts]
-        )
+        corpora = [data.Corpus(list("abcd"), words, text, text) for text in texts]
+        return np.array([1 / data.baselines(corpus)[model]["valid"] for corpus in corpora])
 
     assert probabilities("unigram", 0) == pytest.approx([0.1, 0.4, 0.3, 0.2])
     # Pairs 12 (twice), 21 (twice), 13 (once): D = 1 / (1 + 2 * 2); 1 was followed by two words, three times.

@@ -42,7 +42,7 @@ rnn.model.STEPS = rnn.model_search.STEPS = 2  # fewer nodes compile sooner
 rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
 from types import SimpleNamespace
 from golden import close
-from test_rnn_speed import B, both
+from test_rnn_networks import B, both
 from rnn.architect import alpha_step, learner
 from rnn.model import REGIONS
 from speed import compilation
