@@ -3,6 +3,7 @@
     python reproduce.py --preset smoke --out runs/smoke                   # everything once, tiny: minutes on a CPU
     python reproduce.py --preset digits --out runs/digits --jobs 2
     python reproduce.py --preset small --data cifar10-jpeg --jobs 2       # CIFAR-10 at a scale for two CPU cores
+    python reproduce.py --preset nasbench201 --benchmark nasbench201.csv --data cifar10-jpeg --jobs 2    # no trainings
     python reproduce.py --preset paper --gpus 0,1,2,3                     # the full protocol
 
 After every run that ends, prints its time and the number of runs that are left, and writes `results.json`, `table.md`,
@@ -30,6 +31,7 @@ import msgspec
 from architectures.cells import Cells
 from experiment import files
 from experiment.errors import UserError
+from nas.benchmark import Benchmark
 from pictures import protocol as pictures
 from protocol import results, workers
 from protocol.plan import PRESETS, STAGES, Plan, configured
@@ -72,6 +74,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="run the jobs on this Ray cluster; local: start one on this machine"
     )
+    parser.add_argument(
+        "--benchmark",
+        type=cli.path,
+        metavar="FILE.csv",
+        help="judge what was found by the true accuracies in this table (docs/nasbench201.md)",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print all command lines and run nothing")
     parser.add_argument(
         "--collect",
@@ -88,6 +96,7 @@ def gpu_numbers(text: str) -> list[int]:
 def main() -> None:
     args = parse_arguments()
     plan = make_plan(args)
+    table = None if args.benchmark is None else Benchmark(args.benchmark, str(plan.protocol.common.get("dataset")))
     if args.dry_run:
         print_commands(plan)
         return
@@ -104,8 +113,8 @@ def main() -> None:
         if args.collect:
             list(plan.ready())  # selects
         else:
-            work(plan, args)
-        print(write_results(plan, args.preset))
+            work(plan, args, table)
+        print(write_results(plan, args.preset, table))
     if plan.failed:
         sys.exit(1)
 
@@ -170,11 +179,11 @@ def print_commands(plan: Plan) -> None:
                 print(shlex.join(["python", *job.command(0)]))
 
 
-def work(plan: Plan, args: argparse.Namespace) -> None:
+def work(plan: Plan, args: argparse.Namespace, table: Benchmark | None) -> None:
     """Runs the jobs that are left."""
 
     def changed() -> None:
-        write_results(plan, args.preset)
+        write_results(plan, args.preset, table)
 
     if args.ray is not None:
         workers.run(plan, workers.on_cluster(args.ray, bool(args.gpus), args.jobs), 1000, changed)  # Ray queues tasks
@@ -183,19 +192,19 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
         workers.run(plan, submit, len(args.gpus) or args.jobs, changed)
 
 
-def write_results(plan: Plan, preset: str) -> str:
+def write_results(plan: Plan, preset: str, table: Benchmark | None) -> str:
     """Writes results, tables and page; returns the tables as Markdown."""
-    found, left = results.collect(plan, preset), plan.left()
-    table = results.markdown(found)
+    found, left = results.collect(plan, preset, table), plan.left()
+    tables = results.markdown(found)
     state = f"{left} runs are still to do" if left else "all runs are done"
     state += f". {', '.join(found['failed']) or 'No run'} failed."
     contents = {
         "results.json": json.dumps(found, indent=2) + "\n",
-        "table.md": table,
+        "table.md": tables,
         "report.html": pictures.page(found, results.tables(found), state),
     }
     files.write({plan.out / name: content.encode() for name, content in contents.items()})
-    return table
+    return tables
 
 
 if __name__ == "__main__":

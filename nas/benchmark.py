@@ -27,6 +27,7 @@ class Benchmark:
 
     Attributes:
         accuracies: {text of an architecture: {data set: percent}}; texts as `Architecture.text`.
+        datasets: the columns of percent.
         dataset: the column that ranks.
 
     Raises:
@@ -42,16 +43,16 @@ class Benchmark:
             raise UserError(
                 f"the benchmark {path} cannot be read: {getattr(error, 'strerror', None) or error}"
             ) from None
-        datasets = [column for column in (rows[0] if rows else ()) if column != "architecture"]
-        if not datasets or "architecture" not in rows[0]:
+        self.datasets = [column for column in (rows[0] if rows else ()) if column != "architecture"]
+        if not self.datasets or "architecture" not in rows[0]:
             raise UserError(f"the benchmark {path} needs a column `architecture` and one of percent for each data set")
         self.accuracies: dict[str, dict[str, float]] = {}
         for row in rows:
             try:
-                self.accuracies[row["architecture"]] = {name: float(row[name]) for name in datasets}
+                self.accuracies[row["architecture"]] = {name: float(row[name]) for name in self.datasets}
             except (TypeError, ValueError):
                 raise UserError(f"the benchmark {path}: a column of {shown(row)} is not a number") from None
-        self.dataset = dataset if dataset in datasets else datasets[0]
+        self.dataset = dataset if dataset in self.datasets else self.datasets[0]
         self._ascending = sorted(row[self.dataset] for row in self.accuracies.values())
 
     def __len__(self) -> int:

@@ -60,6 +60,28 @@ def scatter(results: Results) -> Figure | None:
     return figure
 
 
+@styled
+def paths(results: Results) -> Figure | None:
+    """For each method the true accuracy of the architecture of every epoch, one line for each search."""
+    methods = [method for method in results["methods"].values() if any("path" in each for each in method["searches"])]
+    if not methods:
+        return None
+    truth = results["benchmark"]
+    levels = {"the best cell": ("optimum", ":"), "mean of all cells": ("mean", "--")}
+    figure, panels = subplots(f"True accuracy on {truth['dataset']} after every epoch, %", len(methods), 4, 1)
+    figure.set_size_inches(11, 0.8 + 2.1 * -(-len(methods) // 4))
+    for axes, method in zip(panels, methods, strict=True):
+        for search in method["searches"]:
+            axes.plot(range(1, len(search["path"]) + 1), search["path"], color=LINES[0], linewidth=1, alpha=0.8)
+        for label, (key, dashes) in levels.items():
+            axes.axhline(truth[key][truth["dataset"]], color=INK, linewidth=1, linestyle=dashes, label=label)
+        axes.set_title(method["title"], fontsize=9)
+        axes.set_ylim(0, 100)
+        axes.locator_params(axis="x", integer=True)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 def cells(method: Results) -> bytes | None:
     """A PNG of the architecture that the method has selected, its cells below each other; None if there is none."""
     for search in method["searches"]:
@@ -73,6 +95,8 @@ def cells(method: Results) -> bytes | None:
 def page(results: Results, tables: Sequence[Section], state: str) -> str:
     """The page: the first table, the plots, the other tables, and the cells. `state` says how far the protocol is."""
     plots = {"Accuracy of every training": accuracies(results), "Search and result": scatter(results)}
+    if results["benchmark"] is not None:
+        plots = {"What was found, epoch by epoch": paths(results)}
     drawn = {heading: curves.save(figure) for heading, figure in plots.items() if figure is not None}
     selected = {f"{method['title']}: the selected cells": cells(method) for method in results["methods"].values()}
     first, *others = [table for table in tables if table.rows]

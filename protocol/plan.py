@@ -51,8 +51,10 @@ METHODS = {
     "exact": Method("DARTS, second order, exact", {"unrolled": True, "hvp": "exact"}),
     "warm-up": Method("DARTS, first order, with a warm-up", {"arch_warmup": 15}, warm_up=0.3),
     "pc-darts": Method("PC-DARTS", {"preset": "pc-darts"}, warm_up=0.3),
+    "drnas": Method("DrNAS", {"preset": "drnas"}),
     "gdas": Method("GDAS", {"preset": "gdas"}),
     "sdarts-rs": Method("SDARTS-RS", {"preset": "sdarts-rs"}),
+    "sdarts-adv": Method("SDARTS-ADV", {"preset": "sdarts-adv"}),
     "darts-minus": Method("DARTS-", {"preset": "darts-minus"}),
     "fair-darts": Method("FairDARTS", {"preset": "fair-darts"}),
     "random_search": Method("Random search with shared weights", {"strategy": "random"}),
@@ -89,6 +91,7 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True):
 
 _COMPARED = ["first", "second", "exact", "random_search", "random", "DARTS_V2"]
 _TRIAL = {"auxiliary": True, "cutout": True}
+_FAIR = {"gate": "sigmoid", "zero_one_weight": 10.0, "arch_learning_rate": 3e-3, "arch_beta1": 0.9}
 _SMALL = {"init_channels": 6, "layers": 5, "batch_size": 64, "learning_rate": 0.05}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -124,6 +127,39 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "select": {**_SMALL, "epochs": 4, "valid_portion": 0.2},
         "train": {**_SMALL, "epochs": 10},
+    },
+    "nasbench201": {  # docs/nasbench201.md
+        "seeds": 4,
+        "trainings": 0,
+        "compare": [],
+        "common": {"dataset": "folder", "image_size": 16, "workers": 0, "compile": "no"},
+        "search": {
+            "preset": "nasbench201",
+            "init_channels": 8,
+            "layers": 1,
+            "epochs": 20,
+            "arch_learning_rate": 7.5e-4,
+            "report_freq": 100,
+        },
+        "methods": {
+            "first": {"title": "DARTS, first order", "search": {}},
+            "drnas": {"title": "DrNAS", "search": {"strategy": "drnas"}},
+            "gdas": {"title": "GDAS", "search": {"strategy": "gdas"}},
+            "random_search": {
+                "title": "Random search with shared weights",
+                "search": {"strategy": "random", "strategy_arg": "candidates=100"},
+            },
+            "warm-up": {"title": "DARTS, first order, with a warm-up", "search": {}, "warm_up": 0.3},
+            "second": {"title": "DARTS, second order", "search": {"unrolled": True}},
+            "pc-darts": {"title": "PC-DARTS", "search": {"partial_channels": 4}, "warm_up": 0.3},
+            "darts-minus": {"title": "DARTS-", "search": {"auxiliary_skip": 1.0}},
+            "sdarts-rs": {"title": "SDARTS-RS", "search": {"perturb": "random"}},
+            "fair-darts": {"title": "FairDARTS", "search": _FAIR},
+            "enas": {"title": "ENAS", "search": {"strategy": "enas"}},
+            "eigenvalue": {"title": "DARTS, stopped by the eigenvalue", "search": {"early_stop": "eigenvalue"}},
+            "exact": {"title": "DARTS, second order, exact", "search": {"unrolled": True, "hvp": "exact"}},
+            "sdarts-adv": {"title": "SDARTS-ADV", "search": {"perturb": "adversarial"}},
+        },
     },
     "smoke": {
         "seeds": 2,

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from architectures import load_space
+from nas.benchmark import Benchmark
 from pictures import compare, history
 from pictures.history import History
 from pictures.report import Section
@@ -18,16 +20,20 @@ from protocol.plan import Job, Plan
 Results = dict[str, Any]
 
 
-def collect(plan: Plan, preset: str) -> Results:
-    """The results so far.
+def collect(plan: Plan, preset: str, table: Benchmark | None = None) -> Results:
+    """The results so far, with `table` also the true accuracies of what was searched.
 
     `{"preset", "methods": {name: {"title", "searches": [{"seed", "valid_acc", "hours", "space", "genotype",
     "selection_acc"}], "selected": seed, "trainings": [{"seed", "test_acc", "hours"}], "test_acc": {"mean", "std", "n",
     "ci95"}, "parameters", "multiply_adds", "search_hours", "selection_hours"}}, "comparisons": [{"methods": [a, b],
     "difference", "ci95", "n", "p"}], "rank_correlation", "failed": [job]}`; accuracies in percent, parameters and
     multiply-adds in millions, hours of a device without interruptions.
+
+    With a table, each search also has `true`, {data set: accuracy}, `skips`, and `path`, the accuracy on the table's
+    data set of every epoch's architecture; `benchmark` is {"dataset", "architectures", "optimum", "mean" and "std":
+    {data set: accuracy}}.
     """
-    methods = {name: _method(plan, name) for name in plan.methods}
+    methods = {name: _method(plan, name, table) for name in plan.methods}
     compared = [
         compare_methods(pair, [methods[name]["trainings"] for name in pair])
         for pair in itertools.combinations(methods, 2)
@@ -38,10 +44,32 @@ def collect(plan: Plan, preset: str) -> Results:
         "comparisons": [comparison for comparison in compared if comparison["n"] > 1],
         "rank_correlation": _rank_correlation([search for method in methods.values() for search in method["searches"]]),
         "failed": sorted(plan.failed),
+        "benchmark": None if table is None else _landscape(table),
     }
 
 
-def _method(plan: Plan, name: str) -> Results:
+def _landscape(table: Benchmark) -> Results:
+    columns = {name: [row[name] for row in table.accuracies.values()] for name in table.datasets}
+    return {
+        "dataset": table.dataset,
+        "architectures": len(table),
+        "optimum": {name: max(values) for name, values in columns.items()},
+        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
+        "std": {name: statistics.stdev(values) for name, values in columns.items()},
+    }
+
+
+def _truth(run: History, table: Benchmark | None) -> Results:
+    """What the table says about a search."""
+    found = run.architecture
+    if table is None or found is None:
+        return {}
+    of_epochs = [load_space(run.space).of_epoch(row) for row in run.epochs]
+    path = [table.of(each)[table.dataset] for each in of_epochs if each is not None]
+    return {"true": table.of(found), "skips": sum(found.skips().values()), "path": path}
+
+
+def _method(plan: Plan, name: str, table: Benchmark | None) -> Results:
     searched = _runs(plan.searches(name))
     tried = _runs(plan.selections(name, plan.found(name)))
     trained = _runs(plan.trainings(name))
@@ -53,6 +81,7 @@ def _method(plan: Plan, name: str) -> Results:
             "space": run.space,
             "genotype": None if run.architecture is None else run.architecture.json,
             "selection_acc": tried[seed].epochs[-1]["valid_acc"] if seed in tried else None,
+            **_truth(run, table),
         }
         for seed, run in searched.items()
     ]
@@ -92,7 +121,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def summary(values: Sequence[float]) -> dict[str, float | int | None]:
+def summary(values: Sequence[float]) -> dict[str, Any]:
     """Mean, sample standard deviation, and half the width of the 95% confidence interval (Student's t); None with too
     few values.
     """
@@ -142,12 +171,40 @@ def tables(results: Results) -> list[Section]:
     methods = results["methods"]
     columns = ("method", "test accuracy, %", "95% interval", "n", "params, M", "mult-adds, M", "search, device hours")
     compared = ("methods", "difference in accuracy, 95% interval", "pairs", "p")
+    if results["benchmark"] is not None:
+        return [_judged(results)]
     rows = [_row(method) for method in methods.values()]
     pairs = [_comparison(methods, row) for row in results["comparisons"]]
     return [
         Section("Methods", columns=columns, rows=rows),
         Section("Paired comparisons, by the trainings' seeds", columns=compared, rows=pairs),
     ]
+
+
+def _judged(results: Results) -> Section:
+    """The true accuracies of what the methods have found, beside those of random cells and the best one."""
+    truth = results["benchmark"]
+    names = list(truth["optimum"])
+    columns = ["method", "searches", *(f"{name}, %" for name in names), "regret, %", "skips", "device hours a search"]
+    rows = []
+    for method in results["methods"].values():
+        searches = method["searches"]
+        if not searches:
+            continue
+        found = {name: summary([search["true"][name] for search in searches]) for name in names}
+        regret = truth["optimum"][truth["dataset"]] - found[truth["dataset"]]["mean"]
+        skips, spent = _mean(search["skips"] for search in searches), method["search_hours"] / len(searches)
+        cells = [_deviating(found[name]["mean"], found[name]["std"]) for name in names]
+        rows.append([method["title"], str(len(searches)), *cells, f"{regret:.2f}", f"{skips:.1f}", f"{spent:.2f}"])
+    mean = [_deviating(truth["mean"][name], truth["std"][name]) for name in names]
+    regret = truth["optimum"][truth["dataset"]] - truth["mean"][truth["dataset"]]
+    rows.append([f"All {truth['architectures']:,} cells", "", *mean, f"{regret:.2f}", "", ""])
+    rows.append(["The best cell", "", *(f"{truth['optimum'][name]:.2f}" for name in names), "0.00", "", ""])
+    return Section("True accuracies of what was found", columns=columns, rows=rows)
+
+
+def _deviating(mean: float | None, std: float | None) -> str:
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
 def _row(method: Results) -> list[str]:

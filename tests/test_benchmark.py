@@ -81,6 +81,29 @@ def test_pictures_of_runs_among_all_cells(images, table, tmp_path, script):
     assert "True accuracy</h2>" in (tmp_path / "1" / "report.html").read_text()
 
 
+def test_methods_are_compared_by_the_table(table, tmp_path, script):
+    """Without a training; each with its path over the epochs."""
+    small = {"init_channels": 2, "batch_size": 8, "fast_dev_run": True}
+    tiny = {"common": {"dataset": "digits", "image_size": 32}, "search": small}
+    (tmp_path / "tiny.json").write_text(json.dumps(tiny))
+    command = ["reproduce", "--preset", "nasbench201", "--config", "tiny.json", "--out", "out", "--seeds", "1"]
+    status, output, errors = script(*command, "--methods", "first,drnas", "--benchmark", table)
+    assert status == 0, output + errors
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    space, rows = load_space("nasbench201"), [re.split(r" *\| *", line)[1:-1] for line in output.splitlines()]
+    for name, title in (("first", "DARTS, first order"), ("drnas", "DrNAS")):
+        text = space.read(str(tmp_path / "out" / name / "search-0")).text
+        accuracy = 50.25 + 7 * text.count("3x3")
+        [search] = found["methods"][name]["searches"]
+        assert search["true"] == {"cifar10": accuracy, "cifar100": text.count("none")}
+        assert (search["path"], search["skips"]) == ([accuracy], text.count("skip_connect"))
+        row = [title, "1", f"{accuracy:.2f}", f"{text.count('none'):.2f}", f"{92.25 - accuracy:.2f}"]
+        assert row in [cells[:5] for cells in rows]
+    assert ["All 15,625 cells", "", "67.05 ± 8.40", "1.20 ± 0.98", "25.20", "", ""] in rows
+    assert ["The best cell", "", "92.25", "6.00", "0.00", "", ""] in rows
+    assert "What was found, epoch by epoch" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -435,7 +435,14 @@ def method(title, accuracies=(90.0, 91.0), **fields):
 
 
 def found(methods, comparisons=()):
-    return {"preset": "small", "methods": methods, "comparisons": comparisons, "rank_correlation": None, "failed": []}
+    return {
+        "preset": "small",
+        "methods": methods,
+        "comparisons": comparisons,
+        "rank_correlation": None,
+        "failed": [],
+        "benchmark": None,
+    }
 
 
 def test_tables_show_text_as_it_is():
