@@ -94,29 +94,28 @@ def add_arguments(parser: cli.Parser) -> None:
     group.add_argument("--strategy", default="darts", help=f"search with this strategy: {STRATEGY_HELP}")
     cli.add_space_argument(group, "--strategy_arg", "strategy")
     group = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)")
-    group.add_argument(
-        "--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them"
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them")
+    add(
         "--arch_warmup",
         type=cli.non_negative_int,
         default=0,
-        help="train only the weights for this many epochs at the beginning",
+        help="train only the weights in this many epochs at first",
     )
-    group.add_argument(
+    add(
         "--partial_channels",
         type=cli.positive_int,
         default=1,
         metavar="K",
         help="send 1/K of the channels through the operations, with edge normalisation (PC-DARTS)",
     )
-    group.add_argument(
+    add(
         "--perturb",
         choices=["none", "random", "adversarial"],
         default="none",
         help="perturb the softmaxed alphas in the weight step (SDARTS-RS; adversarial: SDARTS-ADV)",
     )
-    group.add_argument(
+    add(
         "--auxiliary_skip",
         type=cli.non_negative_float,
         nargs="?",
@@ -125,37 +124,29 @@ def add_arguments(parser: cli.Parser) -> None:
         metavar="WEIGHT",
         help="add a skip connection with this weight, which decays, to every edge (DARTS-)",
     )
-    group.add_argument(
-        "--auxiliary_decay",
-        choices=["linear", "cosine", "slow_cosine", "none"],
-        default="linear",
-        help="the way in which the weight of --auxiliary_skip decays",
-    )
-    group.add_argument(
-        "--auxiliary_start", type=cli.non_negative_int, default=0, help="the epoch from which that weight decays"
-    )
-    group.add_argument(
-        "--auxiliary_stop", type=cli.non_negative_int, help="the epoch from which it stays as it is; None: never"
-    )
-    group.add_argument(
+    decays = ["linear", "cosine", "slow_cosine", "none"]
+    add("--auxiliary_decay", choices=decays, default="linear", help="the way in which that weight decays")
+    add("--auxiliary_start", type=cli.non_negative_int, default=0, help="the epoch from which that weight decays")
+    add("--auxiliary_stop", type=cli.non_negative_int, help="the epoch from which it stays as it is; None: never")
+    add(
         "--gate",
         choices=["softmax", "sigmoid"],
         default="softmax",
         help="map alphas to the weights of operations with this function (sigmoid: FairDARTS)",
     )
-    group.add_argument(
+    add(
         "--zero_one_weight",
         type=cli.non_negative_float,
         default=0.0,
         help="weight of the loss that pulls sigmoids towards 0 or 1 (FairDARTS)",
     )
-    group.add_argument(
+    add(
         "--gate_threshold",
         type=cli.probability,
         default=0.0,
         help="leave operations with a lower sigmoid out of the derived cells (FairDARTS)",
     )
-    group.add_argument(
+    add(
         "--max_skips",
         type=cli.non_negative_int,
         help="allow at most this many skip connections in the normal cell of the genotype (P-DARTS)",
@@ -203,11 +194,7 @@ def add_arguments(parser: cli.Parser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Completes the sizes of the network, and checks what can be checked without images.
-
-    Raises:
-        UserError: an unknown space or strategy, or arguments that cannot be combined.
-    """
+    """Completes the sizes of the network, and checks what can be checked without images."""
     cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":
         raise UserError(f"--capture needs --strategy darts: with {args.strategy}, every step runs another architecture")

@@ -23,11 +23,8 @@ from nas.supernet import Supernet
 
 
 def check(args: argparse.Namespace, remedies: Set[str]) -> None:
-    """Completes the sizes of the network, and checks how space, strategy and the remedies with these names go together.
-
-    Raises:
-        UserError: an unknown space or strategy, or arguments that cannot be combined.
-    """
+    """Completes the sizes of the network, and checks how space, strategy and the remedies with these names go
+    together."""
     set_sizes(args, init_channels=16, layers=8)
     strategy = load_strategy(args.strategy)
     derivatives = {name for name in ("unrolled", "eigenvalue_every", "early_stop") if getattr(args, name)}
@@ -57,14 +54,10 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
     if args.space != "darts":
         _refuse(remedies & {"max_skips"}, f"needs --space darts, whose cells it limits, not {args.space}")
         if args.nodes != 4:
-            raise UserError(
-                f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg, if it has any"
-            )
+            raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg")
     elif args.init_channels % args.partial_channels:
-        raise UserError(
-            f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}: change "
-            f"one"
-        )
+        given = f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}"
+        raise UserError(f"{given}: change one")
     if args.stem == "imagenet" and not _has_supernet(args.space, strategy):
         raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
 
@@ -82,12 +75,7 @@ def _has_supernet(space: str, strategy: type[Strategy]) -> bool:
 def build(
     args: argparse.Namespace, num_classes: int, criterion: nn.Module, device: torch.device
 ) -> tuple[Supernet | SearchModel, Strategy]:
-    """(search model, strategy) for `args.space`, `args.strategy` and the remedies.
-
-    Raises:
-        UserError: an unknown space or strategy, a space that cannot be built, an operation that does not work, unknown
-            arguments of a space or a strategy, or a remedy that does not work in this space.
-    """
+    """(search model, strategy) for `args.space`, `args.strategy` and the remedies."""
     strategy = load_strategy(args.strategy)
     of_strategy, of_mutator = constructor_arguments(
         "--strategy_arg", cli.assignments(args.strategy_arg or ""), (strategy, strategy.mutator), ("model", "args")

@@ -71,20 +71,11 @@ class Mutator(nn.Module):
 
     A decision is a mask over the candidates, a tensor (candidates,). It is boolean, or it holds weights that multiply
     the outputs of the candidates. Candidates with a zero do not run. Of two mutators of a model, the one decides that
-    was reset last.
-
-    Attributes:
-        mutables, layer_choices, input_choices: those of the space, one for each key.
+    was reset last. `mutables`, `layer_choices` and `input_choices` are those of the space, one for each key.
     """
 
-    differentiable = False
-    """Whether the decisions are differentiable functions of the mutator's parameters.
-
-    They are then made again for every forward pass.
-    """
-
-    dense = False
-    """Whether all candidates with a weight run, without a check for zeros: a forward pass does not wait for the GPU."""
+    differentiable = False  # whether the decisions are functions of parameters: they are made again for every pass
+    dense = False  # whether all candidates with a weight run: a pass does not wait for the GPU to look for zeros
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -92,7 +83,9 @@ class Mutator(nn.Module):
         self.mutables = [shared[0] for shared in self._space.values()]
         self.layer_choices = [mutable for mutable in self.mutables if isinstance(mutable, LayerChoice)]
         self.input_choices = [mutable for mutable in self.mutables if isinstance(mutable, InputChoice)]
-        self._choices = {mutable.key: mutable for mutable in self.mutables if isinstance(mutable, Choice)}
+        self._choices: dict[str, Choice] = {
+            mutable.key: mutable for mutable in self.mutables if isinstance(mutable, Choice)
+        }
         self._decisions: Decisions = {}
 
     def sample_search(self) -> Decisions:
@@ -108,11 +101,7 @@ class Mutator(nn.Module):
         self.decide(self.sample_search())
 
     def decide(self, decisions: Decisions) -> None:
-        """Sets the decisions, {key: mask}.
-
-        Raises:
-            UserError: the decisions are not exactly one mask of the right length for each choice.
-        """
+        """Sets the decisions, {key: mask}, one for every choice."""
         self._decisions = self._checked(decisions)
         weights = {key for key, mask in self._decisions.items() if self.dense and mask.is_floating_point()}
         chosen = positions({key: mask for key, mask in self._decisions.items() if key not in weights})
@@ -226,25 +215,18 @@ class DartsMutator(Mutator):
         super().__init__(model)
         self.relaxation = relaxation or Relaxation()
         self.dense = not self.relaxation.samples
-        alphas = [
-            (choice, nn.Parameter(1e-3 * torch.randn(len(choice) + (self.relaxation.none and choice.nothing))))
-            for choice in self.layer_choices
-        ]
-        self.alphas = nn.ParameterDict(
-            # A list of pairs: `ParameterDict` sorts the keys of a dictionary.
-            [(_parameter_name(choice.key), self.relaxation.prepare(alpha, choice.names)) for choice, alpha in alphas]
-        )
+        self.alphas = nn.ParameterDict()
+        for choice in self.layer_choices:
+            alphas = nn.Parameter(1e-3 * torch.randn(len(choice) + (self.relaxation.none and choice.nothing)))
+            self.alphas[_parameter_name(choice.key)] = self.relaxation.prepare(alphas, choice.names)
         self.betas: nn.Parameter | None = None
         self._nodes: list[list[str]] = []
 
     def weigh_edges(self, ends: Callable[[str], tuple[str, str] | None]) -> None:
         """Gives edges weights: `betas`, softmaxed over the layer choices that lead into one node.
 
-        These are the layer choices that one input choice chooses from, or that have the same head. One that leads alone
-        has weight 1.
-
-        Args:
-            ends: (tail, head) of the edge of a key, or None, as `Architecture.ends`.
+        These are the layer choices that one input choice chooses from, or that have the same head by `ends`, which is
+        that of the `Architecture`. One that leads alone has weight 1.
         """
         nodes: dict[str, list[str]] = {}
         chosen_by = {label: mutable.key for mutable in self.input_choices for label in mutable.choose_from}
@@ -321,7 +303,7 @@ def _parameter_name(key: str) -> str:
 
 
 def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] | str | Path) -> nn.Module:
-    """Replaces every choice of `model` by what was chosen, and removes the other candidates.
+    """Decides all choices of `model` for good, and removes the other candidates.
 
     A layer choice may have chosen nothing, `[]`; its output is then None. If no input choice chooses a layer choice,
     NNI 2.0 exports it as `[]` or as a random candidate. Such a candidate stays in the network and is computed, as in
@@ -333,10 +315,7 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
             list of these}.
 
     Returns:
-        The model, or its replacement if the model itself is a choice.
-
-    Raises:
-        UserError: the file cannot be read, or the architecture is not one of this space.
+        The model, or the chosen layer if the model itself is a choice.
     """
     if isinstance(architecture, str | Path):
         architecture = Architecture.read(str(architecture)).choices  # as written, whatever the keys

@@ -12,13 +12,8 @@ from nas.relaxation import Relaxation
 
 
 class SearchModel(nn.Module):
-    """The search model of any space, for `architect.Architect` and `train_search.py`: (B, C, H, W) to logits (B,
-    num_classes).
-
-    Args:
-        network: the module with the choices.
-        mutator: the mutator of `network`.
-    """
+    """The search model of any space, for `architect.Architect` and `train_search.py`: a network and its mutator, (B, C,
+    H, W) to logits (B, num_classes)."""
 
     def __init__(self, network: nn.Module, mutator: Mutator) -> None:
         super().__init__()
@@ -40,10 +35,14 @@ class SearchModel(nn.Module):
         return list(self.network.parameters())
 
     def export(self) -> dict[str, Any]:
-        """The architecture found so far: derived from the alphas, or the current decisions if one architecture runs at
-        a time.
-        """
+        """The architecture found so far: derived from the alphas, or the one that runs."""
         return self.mutator.export() if self.mutator.differentiable else self.mutator.current()
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """The relaxation that maps the alphas to weights."""
+        assert isinstance(self.mutator, DartsMutator)  # the others have no alphas
+        return self.mutator.relaxation
 
     def alphas_by_edge(self) -> dict[str, dict[str, float]]:
         """The softmaxed alphas, {key of a layer choice: {operation: weight}}; empty if the mutator has no alphas.
@@ -53,20 +52,14 @@ class SearchModel(nn.Module):
         if not isinstance(self.mutator, DartsMutator):
             return {}
         edges = {}
-        alphas = self.mutator.relaxation([alpha.detach() for alpha in self.mutator.alphas.values()])
-        for mutable, weights in zip(self.mutator.layer_choices, map(Tensor.tolist, alphas), strict=True):
-            names = [CHOICES.get(label, label) for label in map(str, mutable.labels)]
+        alphas = self.relaxation([alpha.detach() for alpha in self.mutator.alphas.values()])
+        for choice, weights in zip(self.mutator.layer_choices, map(Tensor.tolist, alphas), strict=True):
+            names = [CHOICES.get(label, label) for label in map(str, choice.labels)]
             edge = dict(zip(names, weights, strict=False))
-            for none in weights[len(mutable) :]:
+            for none in weights[len(choice) :]:
                 edge["none"] = edge.get("none", 0.0) + none  # a space may also have a candidate `none`
-            edges[mutable.key] = edge
+            edges[choice.key] = edge
         return edges
-
-    @property
-    def relaxation(self) -> Relaxation:
-        """The relaxation that maps the alphas to weights."""
-        assert isinstance(self.mutator, DartsMutator)  # the others have no alphas
-        return self.mutator.relaxation
 
     def betas_by_edge(self) -> dict[str, float]:
         """{key of a layer choice: weight}; empty if edges have no weights."""
