@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 import genotypes
-from architectures import Architecture, Cell, Edge, is_index, unmasked
-from experiment.errors import UserError, shorten, shown
+from architectures import Architecture, Cell, Edge
+from experiment.errors import UserError, shown
 from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
 
 # NNI's names for operations, which choices use. Other operations have the same name in both.
@@ -30,10 +30,6 @@ NNI_NAMES = {operation: choice for choice, operation in CHOICES.items()}
 
 # All operations that a genotype may contain: the candidates, and those of published cells.
 OPERATIONS = list(dict.fromkeys([*PRIMITIVES, "none", *CHOICES.values(), "sep_conv_7x7", "conv_7x1_1x7"]))
-
-# How the keys of NNI's dictionaries begin: that of its tutorial, and that of its choices.
-_NNI = tuple(f"{cell}/" for cell in CELLS)
-_CHOICES = tuple(f"{cell}_n2" for cell in CELLS)
 
 
 def names() -> dict[str, Genotype]:
@@ -87,7 +83,7 @@ class Cells(Genotyped):
 
     FILES = ("genotype.json", "architecture.json")
     FIELDS = Genotype._fields
-    NOTATIONS = _NNI + _CHOICES
+    NOTATIONS = ("normal/", "reduce/", "normal_n2", "reduce_n2")  # NNI's: of its tutorial, and of its choices
     NETWORK = "nas.spaces.darts:DartsNetwork"
     genotype: Genotype
 
@@ -100,18 +96,18 @@ class Cells(Genotyped):
         """The cells in the result of a search model's `export`, or in decoded JSON.
 
         Args:
-            content: a `Genotype`; a dictionary of its fields, where edges may be in other notations (see `_in_pairs`);
-                the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": 1,
-                ...}`; or choices of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0": "sepconv3x3", ...,
-                "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in no switch may be
-                `[]`, and NNI 1's indices or masks may replace names.
+            content: a `Genotype`; a dictionary of its fields, where edges may be in the notations of
+                `notation.in_pairs`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3",
+                "normal/input_2_0": 1, ...}`; or choices of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0":
+                "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in
+                no switch may be `[]`, and NNI 1's indices or masks may replace names.
         """
         if isinstance(content, Genotype):
             return cls(content)
-        keys = [str(key) for key in content] if isinstance(content, dict) else []
-        for beginnings, read in ((_NNI, _from_nni), (_CHOICES, _from_choices)):
-            if any(key.startswith(beginnings) for key in keys):
-                return cls(read(content))
+        if isinstance(content, dict) and any(str(key).startswith(cls.NOTATIONS) for key in content):
+            from architectures.notation import from_nni
+
+            return cls(from_nni(content))
         return cls(check(**cls.fields(content)))
 
     @property
@@ -184,8 +180,8 @@ def switch_key(cell: str, node: int) -> str:
 
 
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
-    """A `Genotype` of these fields, whose edges may be in other notations (see `_in_pairs`). Raises `UserError` if one
-    of its cells cannot be built, or if only `none` leads to its output."""
+    """A `Genotype` of these fields, whose edges may be in other notations (see `notation.in_pairs`). Raises `UserError`
+    if one of its cells cannot be built, or if only `none` leads to its output."""
     try:
         return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
     except (msgspec.ValidationError, TypeError) as error:
@@ -196,8 +192,14 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
 
 def _checked(cell: str, edges: Any, concat: Any) -> tuple[list[tuple[str, int]], list[int]]:
     """The edges and the concatenated nodes of a cell."""
-    edges, concat = _in_pairs(cell, edges, list(concat))
-    pairs, outputs = msgspec.convert(edges, list[tuple[str, int]]), msgspec.convert(concat, list[int])
+    try:
+        pairs = msgspec.convert(edges, list[tuple[str, int]])
+    except msgspec.ValidationError:
+        from architectures.notation import in_pairs
+
+        edges, concat = in_pairs(cell, edges, list(concat))
+        pairs = msgspec.convert(edges, list[tuple[str, int]])
+    outputs = msgspec.convert(list(concat), list[int])
     if not pairs or len(pairs) % 2:
         raise UserError(f"the {cell} cell has {len(pairs)} edges: it needs two for each node")
     reached = {0, 1}  # by a path from the cell's inputs that is not `none`
@@ -221,35 +223,7 @@ def _checked(cell: str, edges: Any, concat: Any) -> tuple[list[tuple[str, int]],
     return pairs, outputs
 
 
-# ---- Other notations
-
-
-def _in_pairs(cell: str, edges: Any, concat: list[Any]) -> tuple[Any, list[Any]]:
-    """`edges` as two pairs (operation, source) per node, and the nodes of `concat` that have edges.
-
-    Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two
-    edges: missing ones become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
-    """
-    if triples := _read_as(list[tuple[str, int, int]], edges):
-        last = max(head for _, head, _ in triples)
-        nodes = [[(name, source) for name, head, source in triples if head == node] for node in range(2, last + 1)]
-        if sum(map(len, nodes)) < len(triples):
-            raise UserError(f"the {cell} cell has an edge (operation, node, source) to a node before 2, an input")
-    elif not (nodes := _read_as(list[list[tuple[str, int]]], edges)):
-        return edges, concat
-    empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
-    nodes = [[pair for pair in pairs if pair[1] not in empty] for pairs in nodes]
-    if max(map(len, nodes)) > 2:
-        raise UserError(f"the {cell} cell has nodes with more than two edges: each node takes two")
-    pairs = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
-    return pairs, [node for node in concat if node not in empty]
-
-
-def _read_as(kind: Any, edges: Any) -> Any:
-    try:
-        return msgspec.convert(edges, kind)
-    except msgspec.ValidationError:
-        return None
+# ---- NNI's dictionary
 
 
 def to_nni(genotype: Genotype) -> dict[str, str | int]:
@@ -258,64 +232,14 @@ def to_nni(genotype: Genotype) -> dict[str, str | int]:
     found: dict[str, str | int] = {}
     for cell, edges, _ in _whole(genotype):
         for edge, (operation, source) in enumerate(edges):
-            found |= zip(_nni_keys(cell, edge), (operation, source), strict=True)
+            found |= zip(nni_keys(cell, edge), (operation, source), strict=True)
     return found
 
 
-def _nni_keys(cell: str, edge: int) -> tuple[str, str]:
+def nni_keys(cell: str, edge: int) -> tuple[str, str]:
     """The keys of an edge's operation and source in NNI's dictionary."""
     place = f"{edge // 2 + 2}_{edge % 2}"
     return f"{cell}/op_{place}", f"{cell}/input_{place}"
-
-
-def _from_nni(content: dict[str, Any]) -> Genotype:
-    """The inverse of `to_nni`. NNI writes a single input with or without a list."""
-    cells, read = {}, []
-    for cell in CELLS:
-        count = sum(str(key).startswith(f"{cell}/op_") for key in content)
-        pairs = [_nni_keys(cell, edge) for edge in range(count)]
-        cells[cell] = [[_only(content.get(key)) for key in pair] for pair in pairs]
-        read += [key for pair in pairs for key in pair]
-    return _all_read(cells, content, read)
-
-
-def _only(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _from_choices(content: dict[str, Any]) -> Genotype:
-    """The inverse of `Cells.choices`, where NNI 1's indices and masks may replace names (see `unmasked`)."""
-    known = {NNI_NAMES.get(operation, operation): operation for operation in OPERATIONS if operation != "none"}
-    cells: dict[str, list] = {cell: [] for cell in CELLS}
-    read = []
-    for cell, edges in cells.items():
-        while (switch := switch_key(cell, len(edges) // 2 + 2)) in content:
-            node = len(edges) // 2 + 2
-            keys = [edge_key(cell, node, source) for source in range(node)]
-            read += [switch, *keys]
-            chosen = _picked(content[switch], keys)
-            if [key in keys for key in chosen] != [True, True] or chosen[0] == chosen[1]:
-                raise UserError(f"{switch} must name two of {', '.join(keys)}, not {shown(content[switch])}")
-            for key in chosen:
-                picked = _picked(content.get(key), list(CHOICES))
-                if picked not in [[name] for name in known]:
-                    raise UserError(f"{key} is {shown(content.get(key))}: known are {', '.join(known)}")
-                edges.append((known[picked[0]], keys.index(key)))
-    return _all_read(cells, content, read)
-
-
-def _picked(chosen: Any, candidates: Sequence[str]) -> list[Any]:
-    """The names of what was chosen: one or several names, indices, or a mask."""
-    listed = unmasked(chosen if isinstance(chosen, list) else [chosen], len(candidates))
-    return [candidates[entry] if is_index(entry, len(candidates)) else entry for entry in listed]
-
-
-def _all_read(cells: dict[str, list], content: dict[str, Any], read: list[str]) -> Genotype:
-    """The cells with these edges, all nodes concatenated, if there are no other keys than those that were read."""
-    if unexpected := [str(key) for key in content if key not in read]:
-        raise UserError(f"unexpected keys in NNI's architecture: {shorten(', '.join(unexpected))}")
-    concat = {f"{cell}_concat": list(range(2, len(edges) // 2 + 2)) for cell, edges in cells.items()}
-    return check(**cells, **concat)
 
 
 def _whole(genotype: Genotype) -> list[tuple[str, Sequence[tuple[str, int]], list[int]]]:
