@@ -1,8 +1,7 @@
 """Images on their way to a network: the search split, the order, and the augmentation of batches.
 
     options = Options(dataset="cifar10", data="data", batch_size=96, cutout=True)
-    images = load(options)
-    batches = train_batches(images, options, "cuda")
+    batches = train_batches(load(options), options, "cuda")
     for epoch in range(600):
         batches.set_epoch(epoch)
         for x, y in batches:
@@ -27,10 +26,8 @@ from torch import Tensor
 
 from experiment import distributed, errors
 from experiment.errors import UserError
-from image_files.datasets import ImageData, Images, Levels, MemoryImages, Options, interleave
+from image_files import ImageData, Images, Levels, MemoryImages, Options, interleave
 from image_files.sources import DATASETS, FOLDERS, load, load_test, source  # noqa: F401  # what commands need
-
-ON_DEVICE = ("auto", "yes", "no")
 
 
 def prepare(options: Options, device: torch.device) -> ImageData:
@@ -62,17 +59,12 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
 # ---- Augmentation
 
 
-class Normalise:
+def normalise(images: Tensor, mean: Levels, std: Levels) -> Tensor:
     """uint8 (..., C, H, W) -> float32 on the same device: fractions of white, minus the mean, divided by the deviation
     of the channel.
     """
-
-    def __init__(self, mean: Levels, std: Levels) -> None:
-        self._mean, self._std = torch.tensor([mean, std])[..., None, None]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (value.to(images.device, non_blocking=True) for value in (self._mean, self._std))
-        return (images / 255).sub_(mean).div_(std).contiguous()
+    levels = torch.tensor([mean, std])[..., None, None].to(images.device, non_blocking=True)
+    return (images / 255).sub_(levels[0]).div_(levels[1]).contiguous()
 
 
 class Augment:
@@ -91,44 +83,34 @@ class Augment:
 
     def __init__(self, data: ImageData, cutout_length: int = 0, train: bool = True, crop: bool = True) -> None:
         self.flip, self.crop, self.cutout_length, self.train = data.flip, crop, cutout_length, train
-        self._normalise = Normalise(data.mean, data.std)
+        self.mean, self.std = data.mean, data.std
 
     def __call__(
         self, images: Tensor, generator: torch.Generator | None, whole: int | None = None, share: slice = slice(None)
     ) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. With a CPU generator, results do not depend on
-        the device.
+        """uint8 (B, C, H, W) -> float32 (B, C, H, W) on the same device. The generator is the CPU's, so results do not
+        depend on the device.
 
-        `images` are the `share` of a batch of `whole` images (None: B). The random numbers are those of the whole
-        batch.
+        `images` are the `share` of a batch of `whole` images (None: B), whose random numbers are drawn.
         """
         if not self.train:
-            return self._normalise(images)
-        batch, channels, height, width = images.shape
+            return normalise(images, self.mean, self.std)
+        batch, _, height, width = images.shape
         padding = height // 8
-
-        def draw(high: int) -> Tensor:
-            return torch.randint(
-                high, (whole or batch,), generator=generator, device=generator.device if generator else None
-            )[share]
-
-        draws = [draw(2 * padding + 1), draw(2 * padding + 1), draw(2), draw(height), draw(width)]
+        limits = (2 * padding + 1, 2 * padding + 1, 2, height, width)
+        draws = [torch.randint(limit, (whole or batch,), generator=generator)[share] for limit in limits]
         top, left, mirrored, y, x = torch.stack(draws).to(images.device, non_blocking=True)[..., None]  # (B, 1) each
 
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
         if self.crop:
             from_rows = rows + top  # (B, H), in the padded image
-            from_columns = (
-                torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns
-            ) + left  # (B, W)
+            from_columns = left + (torch.where(mirrored == 1, columns.flip(0), columns) if self.flip else columns)
             source = from_rows[:, :, None] * (width + 2 * padding) + from_columns[:, None, :]  # (B, H, W)
             padded = F.pad(images, [padding] * 4).flatten(2)
-            images = padded.gather(2, source.flatten(1)[:, None].expand(-1, channels, -1)).view(
-                batch, channels, height, width
-            )
+            images = padded.gather(2, source.flatten(1)[:, None].expand(*images.shape[:2], -1)).view(images.shape)
 
-        normalised = self._normalise(images)
+        normalised = normalise(images, self.mean, self.std)
         if self.cutout_length:
             half = self.cutout_length // 2
             cut_rows = (rows >= y - half) & (rows < y + half)  # (B, H)
@@ -157,14 +139,13 @@ class Batches:
     """The batches of one epoch: (float32 images (B, C, H, W), int64 labels (B,)) on `device`. Can be iterated again.
 
     `plan(epoch)` gives the images and their order. The augmentation depends on (seed, `stream`, epoch, step). The
-    length is that of a whole epoch. To resume a run, the first `start_step` batches are left out, and not decoded. With
-    several processes, each gets and decodes its share of every batch; together, the shares are the batch of a single
-    process.
+    length is that of a whole epoch. With several processes, each gets and decodes its share of every batch; together,
+    the shares are the batch of a single process.
     """
 
     def __init__(
         self,
-        dataset: Images,
+        images: Images,
         plan: Plan,
         steps: int,
         augment: Augment,
@@ -176,10 +157,12 @@ class Batches:
         self._plan, self._steps, self._seed, self._stream = plan, steps, options.seed, stream
         self._device = torch.device(device)
         self._items: list[Any] = []  # of every batch; filled at the beginning of an epoch
-        self._batches = dataset.batches(self._items, options.workers, pin_memory=self._device.type == "cuda")
+        self._batches = images.batches(self._items, options.workers, pin_memory=self._device.type == "cuda")
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """The next iteration yields the batches of `epoch` (counted from 0) from `start_step` on."""
+        """The next iteration yields the batches of `epoch` (counted from 0) from `start_step` on. Those before are not
+        decoded.
+        """
         self.epoch, self.start_step = epoch, start_step
 
     def __len__(self) -> int:
@@ -189,68 +172,66 @@ class Batches:
         epoch, start = self.epoch, self.start_step
         whole = self._plan(epoch)[start : self._steps]
         shares = [distributed.share(len(indices)) for indices in whole]
-        self._items[:] = [indices[share] for indices, share in zip(whole, shares, strict=True)]
-        if not self.augment.crop:  # the workers crop, and need a seed for each image
-            for i, indices in enumerate(whole):
-                seeds = _sequence(self._seed, _TRAIN_CROPS, epoch, start + i).generate_state(len(indices), np.uint64)
-                self._items[i] = [(int(index), int(seed)) for index, seed in zip(indices, seeds, strict=True)][
-                    shares[i]
-                ]
+        self._items.clear()
+        for step, (indices, share) in enumerate(zip(whole, shares, strict=True), start):
+            if self.augment.crop:
+                self._items.append(indices[share])
+            else:  # the workers crop, and need a seed for each image
+                seeds = _sequence(self._seed, _TRAIN_CROPS, epoch, step).generate_state(len(indices), np.uint64)
+                self._items.append(list(zip(indices[share].tolist(), seeds[share].tolist(), strict=True)))
         for i, (images, labels) in enumerate(self._batches()):
-            state = _sequence(self._seed, self._stream, epoch, start + i).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state[0]))
+            [state] = _sequence(self._seed, self._stream, epoch, start + i).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(state))
             x = self.augment(images.to(self._device, non_blocking=True), generator, len(whole[i]), shares[i])
             yield x, labels.to(self._device, non_blocking=True)
-
-
-def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
-    """The batches of an evaluation, which leaves out no image.
-
-    A last batch with fewer images than processes joins the one before.
-    """
-    processes = distributed.world_size()
-    batches = _split(indices, batch_size)
-    if len(batches[-1]) < processes:
-        batches[-2:] = [np.concatenate(batches[-2:])]
-    return lambda epoch: batches
-
-
-def _shuffled(indices: np.ndarray, batch_size: int, seed: int, stream: int) -> Plan:
-    return lambda epoch: _split(np.random.default_rng(_sequence(seed, stream, epoch)).permutation(indices), batch_size)
-
-
-def _drawn(indices: np.ndarray, batch_size: int, steps: int, seed: int, stream: int) -> Plan:
-    def plan(epoch: int) -> Sequence[np.ndarray]:
-        generators = (np.random.default_rng(_sequence(seed, stream, epoch, step)) for step in range(steps))
-        return [generator.choice(indices, batch_size, replace=False) for generator in generators]
-
-    return plan
 
 
 def _split(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
+def _in_order(indices: np.ndarray, batch_size: int) -> Plan:
+    """The batches of an evaluation, which leaves out no image: a last batch with fewer images than processes joins the
+    one before.
+    """
+    batches = _split(indices, batch_size)
+    if len(batches[-1]) < distributed.world_size():
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return lambda epoch: batches
+
+
+def _shuffled(indices: np.ndarray, options: Options) -> Plan:
+    def plan(epoch: int) -> Sequence[np.ndarray]:
+        random = np.random.default_rng(_sequence(options.seed, _TRAIN_ORDER, epoch))
+        return _split(random.permutation(indices), options.batch_size)
+
+    return plan
+
+
+def _drawn(indices: np.ndarray, steps: int, options: Options) -> Plan:
+    def plan(epoch: int) -> Sequence[np.ndarray]:
+        seeds = (_sequence(options.seed, _DRAWS_ORDER, epoch, step) for step in range(steps))
+        return [np.random.default_rng(seed).choice(indices, options.batch_size, replace=False) for seed in seeds]
+
+    return plan
+
+
 def _training_steps(images: int, batch_size: int) -> int:
     """The number of batches. A last, smaller batch is kept, as in the original, unless a process would get a single
-    image.
-
-    BatchNorm of 1x1 maps needs more than one image.
+    image: BatchNorm of 1x1 maps needs more than one.
     """
-    smallest = 2 * distributed.world_size()
-    if batch_size < smallest and distributed.world_size() > 1:
+    processes = distributed.world_size()
+    if batch_size < 2 * processes and processes > 1:
         raise UserError(
-            f"--batch_size {batch_size} is shared by {distributed.world_size()} processes, which need two images "
-            f"each: raise it"
+            f"--batch_size {batch_size} is shared by {processes} processes, which need two images each: raise it"
         )
-    return images // batch_size + (images % batch_size >= smallest)
+    return images // batch_size + (images % batch_size >= 2 * processes)
 
 
 def search_batches(data: ImageData, options: Options, device: torch.device | str) -> tuple[Batches, Batches, Batches]:
     """The search split (DARTS, section 3.1): w is trained on one part of the training images, alpha on the other.
 
-    The first floor(`train_portion` * n) training images are for w, the others for alpha. As in the original, both parts
-    are augmented, also to measure the supernet's accuracy.
+    As in the original, both parts are augmented, also to measure the supernet's accuracy.
 
     Returns:
         train: all images for w in a new random order, for the weight steps.
@@ -262,7 +243,7 @@ def search_batches(data: ImageData, options: Options, device: torch.device | str
     Raises:
         UserError: a half holds fewer images than a batch; or a batch cannot be shared by all processes.
     """
-    size, seed = options.batch_size, options.seed
+    size = options.batch_size
     for_w, for_alpha = search_split(data, options.train_portion)
     for half, images in (("weights", for_w), ("alphas", for_alpha)):
         if len(images) < size:
@@ -270,18 +251,25 @@ def search_batches(data: ImageData, options: Options, device: torch.device | str
                 f"the search split, {options.train_portion} of the images for the weights, leaves {len(images)} of "
                 f"{len(data.train)} images for the {half}, less than a batch of {size}: lower --batch_size"
             )
-    steps = _training_steps(len(for_w), size)
-    in_order = _in_order(for_alpha, size)
     augment = Augment(data, options.cutout_length if options.cutout else 0)
+    steps, in_order = _training_steps(len(for_w), size), _in_order(for_alpha, size)
 
     def batches(plan: Plan, steps: int, stream: int) -> Batches:
         return Batches(data.train, plan, steps, augment, stream, options, device)
 
     return (
-        batches(_shuffled(for_w, size, seed, _TRAIN_ORDER), steps, _TRAIN_AUGMENT),
-        batches(_drawn(for_alpha, size, steps, seed, _DRAWS_ORDER), steps, _DRAWS_AUGMENT),
+        batches(_shuffled(for_w, options), steps, _TRAIN_AUGMENT),
+        batches(_drawn(for_alpha, steps, options), steps, _DRAWS_AUGMENT),
         batches(in_order, len(in_order(0)), _VALIDATION_AUGMENT),
     )
+
+
+def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of the first floor(`train_portion` * n) training images, for w, and of the others, for alpha. With a
+    `valid_folder`, its images are those for alpha.
+    """
+    split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
+    return np.arange(split), np.arange(split, len(data.train))
 
 
 def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
@@ -293,11 +281,12 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
     Raises:
         UserError: the portion is less than one image, or no image is left.
     """
-    if not portion and not data.valid:
-        return data, data
-    order, count = interleave(data.train.labels.cpu().numpy()), round(portion * len(data.train))
     if data.valid:
         order, count = np.arange(len(data.train))[::-1], data.valid
+    elif portion:
+        order, count = interleave(data.train.labels.cpu().numpy()), round(portion * len(data.train))
+    else:
+        return data, data
     if not 0 < count < len(order):
         raise UserError(
             f"--valid_portion {portion} of {len(order)} training images holds out {count}: hold out at least one "
@@ -308,14 +297,6 @@ def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
     notes = (*data.notes, note, *one_sided(data, held_out, rest))
     left = replace(data, train=data.train.part(rest), valid=0, notes=notes)
     return left, replace(left, test=data.train.part(held_out))
-
-
-def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training images for w, and of those for alpha: the images of the `valid_folder`, if there is
-    one.
-    """
-    split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
-    return np.arange(split), np.arange(split, len(data.train))
 
 
 def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:
@@ -334,16 +315,11 @@ def train_batches(data: ImageData, options: Options, device: torch.device | str)
     Raises:
         UserError: fewer training images than a batch; or a batch cannot be shared by all processes.
     """
-    count = len(data.train)
-    if count < options.batch_size:
-        raise UserError(
-            f"there are only {count} training images, less than a batch of {options.batch_size}: lower --batch_size"
-        )
+    count, size = len(data.train), options.batch_size
+    if count < size:
+        raise UserError(f"there are only {count} training images, less than a batch of {size}: lower --batch_size")
     augment = Augment(data, options.cutout_length if options.cutout else 0, crop=options.crop == "pad")
-    plan, steps = (
-        _shuffled(np.arange(count), options.batch_size, options.seed, _TRAIN_ORDER),
-        _training_steps(count, options.batch_size),
-    )
+    plan, steps = _shuffled(np.arange(count), options), _training_steps(count, size)
     return Batches(data.train, plan, steps, augment, _TRAIN_AUGMENT, options, device)
 
 

@@ -16,7 +16,6 @@ if __name__ == "__main__":
     cli.end_on_ctrl_c()  # before the imports that take seconds
 
 import argparse
-import io
 import json
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ import timeit
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec.structs import replace
@@ -52,13 +52,11 @@ def metadata(net: Classifier) -> dict[str, str]:
         square = f"resized by Pillow's BILINEAR, the shorter side to {shorter}, then the centre square of image_size"
     preprocessing = (
         f"turned upright by EXIF, on white where transparent, {square}; RGB / 255 (L / 255 for one channel), minus "
-        f"mean, divided by std; "
-        "float32, (batch, channels, image_size, image_size)"
+        "mean, divided by std; float32, (batch, channels, image_size, image_size)"
     )
-    fields = {
-        name: value if isinstance(value, str) else json.dumps(value) for name, value in net.description.json.items()
-    }
-    return fields | {"preprocessing": preprocessing, trained.FILE: json.dumps(net.description.json)}
+    known = net.description.json
+    fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
+    return fields | {"preprocessing": preprocessing, trained.FILE: json.dumps(known)}
 
 
 # Each of these functions writes a file, and returns the name of what runs it, and a function that does.
@@ -68,31 +66,24 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run]:
     """Writes an ONNX file with the input `images`, (batch, C, S, S), and the output `logits`, (batch, classes)."""
     optional("onnx"), optional("onnxscript")
     runtime = optional("onnxruntime")
-    program = torch.onnx.export(
-        net.model,
-        (_zeros(net, 2),),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=BATCH,
-    )
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    program = torch.onnx.export(net.model, (_zeros(net, 2),), dynamo=True, verbose=False, dynamic_shapes=BATCH, **names)
     assert program is not None
     program.model.metadata_props.update(metadata(net))
     path.write_bytes(program.model_proto.SerializeToString())
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return f"onnxruntime {runtime.__version__}", lambda images: torch.from_numpy(
-        session.run(None, {"images": images.numpy()})[0]
-    )
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return f"onnxruntime {runtime.__version__}", run
 
 
 def export_torch(net: Classifier, path: Path) -> tuple[str, Run]:
     """Writes a file for `torch.export.load`, with the metadata as its extra files."""
-    buffer = io.BytesIO()
-    torch.export.save(
-        torch.export.export(net.model, (_zeros(net, 2),), dynamic_shapes=BATCH), buffer, extra_files=metadata(net)
-    )
-    path.write_bytes(buffer.getvalue())
+    program = torch.export.export(net.model, (_zeros(net, 2),), dynamic_shapes=BATCH)
+    with open(path, "wb") as file:  # by its path, PyTorch would refuse other endings than .pt2
+        torch.export.save(program, file, extra_files=metadata(net))
     return f"torch.export, PyTorch {torch.__version__}", torch.export.load(path).module()
 
 
@@ -111,16 +102,15 @@ FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], tuple[str, Run]]]] = 
 }
 
 
+@torch.no_grad()
 def compare(net: Classifier, run: Run, images: Tensor) -> float:
-    """The largest difference between probabilities of `net` and `run` on `images`, (B, C, S, S), as one batch and one
-    by one.
+    """The largest difference between probabilities of `net` and `run` on `images`, (B, C, S, S), as one batch and the
+    first four one by one.
     """
-    with torch.no_grad():
-        expected = net.model(images).softmax(1)
-        alone = torch.cat([run(image[None]) for image in images[:4]])
-        return max(
-            (run(images).softmax(1) - expected).abs().max().item(), (alone.softmax(1) - expected[:4]).abs().max().item()
-        )
+    expected = net.model(images).softmax(1)
+    alone = torch.cat([run(image[None]) for image in images[:4]])
+    found = torch.cat([run(images), alone]).softmax(1)
+    return (found - torch.cat([expected, expected[:4]])).abs().max().item()
 
 
 def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
@@ -142,13 +132,13 @@ def real_images(net: Classifier, run: str, paths: list[str]) -> Tensor:
         raise UserError(f"the images to compare the export on are missing ({error}): name some with --images") from None
     count = len(images.test)
     batch, _ = images.test.__getitems__(range(0, count, -(-count // IMAGES)))
-    return data.Normalise(known.mean, known.std)(batch)
+    return data.normalise(batch, known.mean, known.std)
 
 
+@torch.no_grad()
 def latency(run: Run, batch: Tensor) -> float:
     """Milliseconds per image, the median of ten runs after a first one."""
-    with torch.no_grad():
-        _, *times = timeit.repeat(lambda: run(batch), number=1, repeat=11)
+    _, *times = timeit.repeat(lambda: run(batch), number=1, repeat=11)
     return 1e3 * statistics.median(times) / len(batch)
 
 
@@ -158,14 +148,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("run", help="the folder of a training run")
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="format of the exported file")
-    parser.add_argument(
-        "--output",
-        type=cli.output_file,
-        help="the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder",
-    )
-    parser.add_argument(
-        "--images", nargs="+", default=[], help="compare the two on these files or folders; none: on the run's test set"
-    )
+    output = "the file to write; None: network.onnx, .pt2 or .safetensors in the run's folder"
+    parser.add_argument("--output", type=cli.output_file, help=output)
+    images = "compare the two on these files or folders; none: on the run's test set"
+    parser.add_argument("--images", nargs="+", default=[], help=images)
     parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {SPACE_HELP}")
     return parser.parse_args()
 
@@ -176,32 +162,27 @@ def main() -> None:
     images = real_images(net, args.run, args.images)
     name, export = FORMATS[args.format]
     path = Path(args.output or Path(args.run) / name)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(action="ignore"),
-    ):  # the exporters', which concern no user
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # the exporters' warnings
         temporary = Path(folder) / path.name
         runner, run = export(net, temporary)
         difference = compare(net, run, images)
         if not difference <= TOLERANCE:  # a wrong file does not replace a good one
             raise UserError(
                 f"{path} was not written: it would compute something else than the run ({difference:.1e}); please "
-                f"report it"
+                "report it"
             )
         try:
             files.write({path: temporary.read_bytes()})
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    print(f"wrote {printable(str(path))}: {path.stat().st_size / 1e6:.2f} MB, {len(net.classes)} classes")
     parameters = sum(parameter.numel() for parameter in net.model.parameters()) / 1e6
     multiply_adds = utils.count_multiply_adds(net.model, net.image_size, net.description.channels)
+    one, many = (latency(run, _zeros(net, batch)) for batch in (1, 32))
+    where = f"{runner}, CPU, {torch.get_num_threads()} threads"
+    print(f"wrote {printable(str(path))}: {path.stat().st_size / 1e6:.2f} MB, {len(net.classes)} classes")
     print(f"{parameters:.3f} million parameters, {multiply_adds:.1f} million multiply-adds per image")
     print(f"probabilities differ by at most {difference:.1e} from PyTorch's on {len(images)} images ({runner})")
-    one, many = (latency(run, _zeros(net, batch)) for batch in (1, 32))
-    print(
-        f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({runner}, CPU, {torch.get_num_threads()} "
-        f"threads)"
-    )
+    print(f"{one:.2f} ms per image at batch 1, {many:.2f} ms at batch 32 ({where})")
 
 
 def _zeros(net: Classifier, batch: int) -> Tensor:

@@ -27,14 +27,13 @@ import msgspec
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import data
 import utils
 from architectures import SPACE_HELP, trained
 from architectures.trained import Trained
 from experiment.errors import UserError
-from image_files import decoding, folders
+from image_files import files, folders
 from speed import layers
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the most probable first
@@ -56,43 +55,39 @@ class Logits(nn.Module):
 
 
 class Classifier:
-    """A trained network: `model` maps images (B, C, S, S), as `preprocess` returns them, to logits (B, classes), in
-    evaluation mode.
-
-    `classes` are the class names in the order of the logits, `image_size` is S, `description` is the content of
-    `network.json`.
+    """A trained network. `model` maps images as `preprocess` returns them, (B, C, S, S), to logits (B, classes);
+    `classes` are their names; `image_size` is S; `description` is the content of `network.json`.
     """
 
     def __init__(self, description: Trained, model: Logits, device: torch.device | str) -> None:
         self.description, self.classes, self.image_size = description, description.classes, description.image_size
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self._shape = description.image_size, description.channels, description.centre_crop
-        self._normalise = data.Normalise(description.mean, description.std)
 
     def preprocess(self, image: Image.Image | str | os.PathLike[str]) -> Tensor:
         """(C, S, S), float32, of an opened image or one in a file, processed exactly as in the network's evaluation.
 
         Raises:
-            UserError: the file cannot be read or decoded. Errors of an opened image are those of `decoding.pixels`.
+            UserError: the file cannot be read or decoded. Errors of an opened image are those of `files.pixels`.
         """
+        known = self.description
+        shape = known.image_size, known.channels, known.centre_crop
         if isinstance(image, Image.Image):
-            return self._normalise(decoding.pixels(image, *self._shape))
-        if not isinstance(image, str | os.PathLike):
+            pixels = files.pixels(image, *shape)
+        elif isinstance(image, str | os.PathLike):
+            pixels = files.decode(os.fspath(image), *shape)
+        else:
             raise UserError(
                 f"an image is a path or an opened image, not {type(image).__name__}: PIL.Image.fromarray opens an array"
             )
-        return self._normalise(decoding.decode(os.fspath(image), *self._shape))
+        return data.normalise(pixels, known.mean, known.std)
 
     @torch.no_grad()
     def predict(
         self, images: Iterable[Image.Image | str | os.PathLike[str] | Tensor], top: int = 5
     ) -> list[Prediction]:
         """For each image, opened, in a file, or from `preprocess`, the `top` most probable classes. All images are one
-        batch.
-
-        Raises:
-            UserError: see `preprocess`.
+        batch. Raises the errors of `preprocess`.
         """
         batch = [x if isinstance(x, Tensor) else self.preprocess(x) for x in images]
         if not batch:
@@ -127,49 +122,36 @@ def load(run: str | os.PathLike[str], device: torch.device | str = "cpu", space:
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(files, notes): `paths` with folders replaced by the images in them, sorted; lines about what else these folders
-    hold.
+    """(`paths` with folders replaced by the images in them, sorted; lines about what else these folders hold).
 
     Raises:
         UserError: a folder cannot be read, or holds no image.
     """
     found: list[str] = []
-    left_out: folders.LeftOut = []
+    left_out = folders.LeftOut()
     for path in paths:
-        if not os.path.isdir(path):
-            found.append(path)
-            continue
         try:
-            images = folders.images_in(path, left_out)
+            images = folders.images_in(path, left_out) if os.path.isdir(path) else [path]
         except OSError as error:
             raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
         if not images:
-            raise UserError(
-                f"the folder {path} holds no image ({', '.join(IMG_EXTENSIONS)}); other kinds can be named one by one"
-            )
+            kinds = ", ".join(folders.IMG_EXTENSIONS)
+            raise UserError(f"the folder {path} holds no image ({kinds}); other kinds can be named one by one")
         found += images
-    return found, [*folders.notes(left_out)]
+    return found, [*folders.told(left_out)]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description="Predict the classes of images with a trained network.")
     parser.add_argument("run", help="the folder of a training run, or a .safetensors file of export.py")
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="image",
-        help="an image file of any format that Pillow reads, or a folder of such files",
-    )
+    images = "an image file of any format that Pillow reads, or a folder of such files"
+    parser.add_argument("images", nargs="+", metavar="image", help=images)
     parser.add_argument("--top", type=cli.positive_int, default=5, help="name this many classes for each image")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help='print a line of JSON for each image: {"image": ..., "classes": {name: probability}}',
-    )
+    line = 'print a line of JSON for each image: {"image": ..., "classes": {name: probability}}'
+    parser.add_argument("--json", action="store_true", help=line)
     parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images per batch")
-    parser.add_argument(
-        "--gpu", type=cli.device_number, default=0, help="compute on the CUDA device of this number; -1: on the CPU"
-    )
+    gpu = "compute on the CUDA device of this number; -1: on the CPU"
+    parser.add_argument("--gpu", type=cli.device_number, default=0, help=gpu)
     parser.add_argument("--space", help=f"allow the code of the run's space, if it is in a file: {SPACE_HELP}")
     return parser.parse_args()
 
@@ -196,9 +178,7 @@ def main() -> None:
             if args.json:
                 print(json.dumps({"image": path, "classes": dict(prediction)}))
                 continue
-            cells = [
-                f"{errors.printable(name):<{class_width}} {100 * probability:6.2f}%" for name, probability in prediction
-            ]
+            cells = [f"{errors.printable(name):<{class_width}} {100 * share:6.2f}%" for name, share in prediction]
             print("  ".join([f"{errors.printable(path):<{width}}", *cells]))
     if failures:
         raise UserError(f"{failures} of {len(paths)} images could not be read: see above")

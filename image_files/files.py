@@ -1,4 +1,4 @@
-"""Datasets of image files that are decoded when they are needed, by several processes."""
+"""Image files: the same pixels for training, evaluation and prediction; decoded when needed, by several processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -14,18 +15,97 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from experiment import distributed
 from experiment.errors import UserError
-from image_files.datasets import MemoryImages, Options
-from image_files.decoding import BadImage, decode, on_white, read_image, to_tensor, upright
+from image_files import Batch, MemoryImages, Options
 
 # Seconds that a run waits for its next batch, which is hundreds of photographs at most, before it ends with an error.
 PATIENCE = 600
+
+UNDECODABLE = "cannot decode the image "
+
+# {orientation in the EXIF data: the operation that turns the image upright}. `ImageOps.exif_transpose` also rewrites
+# all EXIF data, and fails if some of it is damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(UserError):
+    """The content of the file cannot be decoded. Trying again does not help."""
+
+
+def pixels(image: Image.Image, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
+    """The centre square of an opened image, resized, as uint8 (channels, size, size).
+
+    With `centre_crop` below 1, the square keeps this share of the shorter side, as after torchvision's Resize and
+    CenterCrop. Raises the errors of `_upright`.
+    """
+    image = _upright(image)
+    if centre_crop == 1:
+        square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    else:
+        square = v2.functional.center_crop(v2.functional.resize(image, [round(size / centre_crop)]), [size, size])
+    return _to_tensor(_on_white(square), channels)
+
+
+def decode(path: str, size: int, channels: int = 3, centre_crop: float = 1.0) -> Tensor:
+    """`pixels` of the image in a file; raises the errors of `read_image`."""
+    return read_image(path, lambda image: pixels(image, size, channels, centre_crop))
+
+
+def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
+    """The result of `use(image)` for the image in a file.
+
+    Raises:
+        BadImage: it cannot be decoded.
+        UserError: the file cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return use(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        # An error number means an error of the system (the file is missing, too many are open), which may not occur the
+        # next time.
+        kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
+        raise kind(f"{UNDECODABLE}{path}: {error}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned upright by its EXIF data, in RGB, or RGBA where it is transparent.
+
+    Raises:
+        ValueError: it has more than 8 bits per channel. Damaged images raise almost anything.
+    """
+    if image.mode[0] in "IF":
+        raise ValueError("it has more than 8 bits per channel; convert it to 8")  # Pillow would clip it to white
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return converted if turn is None else converted.transpose(turn)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """uint8 (channels, H, W) of an image in RGB."""
+    return v2.functional.pil_to_tensor(image.convert("L") if channels == 1 else image).contiguous()
 
 
 class FileImages(Dataset):
@@ -72,30 +152,21 @@ class FileImages(Dataset):
             image = read_image(path, partial(self._distorted, seed))
         return image, int(self._labels[index])
 
-    def __getitems__(self, items: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, items: Iterable[Any]) -> Batch:
         images, labels = zip(*(self[item] for item in items), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
-    def batches(
-        self, items: Sequence[Any], workers: int, pin_memory: bool
-    ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[Batch]]:
         decoded = loader(self, items, workers, persistent_workers=workers > 0, pin_memory=pin_memory)
-        return lambda: plain_errors(decoded)
+        return lambda: _plain_errors(decoded)
+
+    def in_memory(self) -> MemoryImages:
+        return MemoryImages(torch.cat([images for images, _ in in_order(self, self.options.workers)]), self.labels)
 
     def _distorted(self, seed: int, image: Image.Image) -> Tensor:
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
             torch.default_generator.manual_seed(seed)
-            return to_tensor(self._distort(on_white(upright(image))), self.options.channels)
-
-
-def decode_all(files: FileImages) -> MemoryImages:
-    options = files.options
-    images = torch.empty(len(files), options.channels, options.image_size, options.image_size, dtype=torch.uint8)
-    start = 0
-    for batch, _ in in_order(files, options.workers):
-        images[start : start + len(batch)] = batch
-        start += len(batch)
-    return MemoryImages(images, files.labels)
+            return _to_tensor(self._distort(_on_white(_upright(image))), self.options.channels)
 
 
 # ---- Worker processes
@@ -108,17 +179,14 @@ def _unchanged(batch: Any) -> Any:
 def in_order(dataset: Any, workers: int, collate: Callable[[Any], Any] = _unchanged) -> Iterator[Any]:
     """Batches of all of `dataset`, in order."""
     batches = np.array_split(np.arange(len(dataset)), math.ceil(len(dataset) / 256))
-    yield from plain_errors(loader(dataset, batches, workers, collate))
+    return _plain_errors(loader(dataset, batches, workers, collate))
 
 
 def loader(
     dataset: Any, batches: Sequence[Any], workers: int, collate: Callable[[Any], Any] = _unchanged, **options: Any
 ) -> DataLoader:
-    """PyTorch's loader of these batches of items. Its workers end when the run is killed.
-
-    Args:
-        collate: makes a batch of what the dataset returns; not needed for images, whose `__getitems__` returns a batch.
-        options: more arguments of `DataLoader`.
+    """PyTorch's loader of these batches of items. `collate` makes a batch of what the dataset returns; images need
+    none, because their `__getitems__` returns a batch.
     """
     return DataLoader(
         dataset,
@@ -134,10 +202,7 @@ def loader(
 
 
 def _start_method(workers: int) -> str | None:
-    """The start method for a loader's workers.
-
-    With CUDA or several processes, a fork may deadlock, so it is forkserver.
-    """
+    """With CUDA or several processes, a fork may deadlock, so it is forkserver."""
     connected = torch.cuda.is_initialized() or distributed.world_size() > 1
     return "forkserver" if workers and connected and sys.platform != "win32" else None
 
@@ -160,7 +225,7 @@ def _begin(worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
+def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
     """Yields the batches of a loader. Removes the worker's traceback from the message of a `UserError`."""
     try:
         yield from batches

@@ -7,18 +7,15 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.imagenet import load_meta_file
 
 from experiment import errors
 from experiment.errors import UserError
-from image_files.datasets import ImageData, Images, Levels, Options, count_levels, interleave, mean_std
-from image_files.decoding import UNDECODABLE, BadImage
-from image_files.files import FileImages, decode_all, in_order
+from image_files import ImageData, Images, Levels, Options, interleave, mean_std
+from image_files.files import UNDECODABLE, BadImage, FileImages, in_order
 
 # A folder whose decoded images need at most this much memory is decoded once. A larger one is decoded by workers in
 # every epoch.
@@ -27,65 +24,48 @@ IN_MEMORY_BYTES = 2**30
 # Of ImageNet's training images, in every code that trains on them, the original's included.
 IMAGENET_STATISTICS: tuple[Levels, Levels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-LeftOut = list[
-    tuple[str, str]
-]  # (kind, path) of what is not used in a folder of images; of a bad image, `path: what is wrong with it`
+# (kind, path) of what is not used in a folder of images; of a bad image, `path: what is wrong with it`.
+LeftOut = list[tuple[str, str]]
 HIDDEN, OTHERS, BAD = "hidden files and folders", f"files of other kinds than {', '.join(IMG_EXTENSIONS)}", "bad images"
 
 
-class Part(NamedTuple):
-    """A part of a folder: its sorted classes, and its images in the order of `interleave`."""
-
-    classes: tuple[str, ...]
-    images: FileImages
-    left_out: LeftOut
-
-
 def load(options: Options) -> ImageData:
-    """The images of `--dataset folder` and `imagenet`; raises the same errors as `sources.load`."""
-    root, own = Path(options.data), options.dataset == "folder"
-    test_part, valid_part = test_part_of(options.dataset, root), valid_part_of(root)
+    """The images of `--dataset folder` and `imagenet`; raises the errors of `sources.load`."""
+    root, own, left_out = Path(options.data), options.dataset == "folder", LeftOut()
+    train_part, test_part, valid_part = root / "train", test_folder(options), valid_folder(root)
     if options.valid_folder and not (own and valid_part and (root / "test").is_dir()):
         raise UserError(
             "--valid_folder needs --dataset folder with val/ beside train/ and test/: leave it out, or make this folder"
         )
-    parts = {part: read(part, options) for part in ("train", test_part)}
-    if options.valid_folder and valid_part:
-        parts[valid_part] = read(valid_part, options)
-    classes = parts["train"].classes
-    for name, part in parts.items():
-        if different := {*classes} ^ {*part.classes}:
-            only = ", ".join(sorted(different))
-            raise UserError(
-                f"{root / 'train'} and {root / name} must hold the same classes; in only one of them: {only}"
-            )
+    wanted = [train_part, test_part, *([valid_part] if options.valid_folder and valid_part else [])]
+    parts = {part: read(part, options, left_out) for part in wanted}
+    classes, train = parts[train_part]
+    for part, (others, _) in parts.items():
+        if different := ", ".join(sorted({*classes} ^ {*others})):
+            raise UserError(f"{train_part} and {part} must hold the same classes; in only one of them: {different}")
     if len(classes) < 2:
-        raise UserError(f"{root / 'train'} holds only one class, {classes[0]}: at least two are needed")
-    left_out = [what for part in parts.values() for what in part.left_out]
-    lines = [*notes(left_out, sum(len(part.images) for part in parts.values()))]
-    train, test, valid = parts["train"].images, parts[test_part].images, 0
+        raise UserError(f"{train_part} holds only one class, {classes[0]}: at least two are needed")
+    test, valid, lines = parts[test_part][1], 0, list[str]()
     if options.valid_folder and valid_part:
-        valid = len(parts[valid_part].images)
-        train = train.joined(parts[valid_part].images)
-        lines.append(f"the {valid} images in {root / valid_part} are the validation images")
+        valid = len(parts[valid_part][1])
+        lines = [f"the {valid} images in {valid_part} are the validation images"]
+        train = train.joined(parts[valid_part][1])
     elif own and valid_part == test_part:
-        lines.append(f"there is no folder {root / 'test'}: the images in {root / test_part} are the test set")
+        lines = [f"there is no folder {root / 'test'}: the images in {test_part} are the test set"]
     elif own and valid_part:
-        lines.append(
-            f"the test set is {root / 'test'}; without --valid_folder, the images in {root / valid_part} are not used"
-        )
+        lines = [f"the test set is {test_part}; without --valid_folder, the images in {valid_part} are not used"]
+    both: tuple[Images, Images] = train, test
     if own and options.crop == "pad" and train.bytes + test.bytes <= IN_MEMORY_BYTES:
-        decoded = decode_all(train)
-        statistics = mean_std(count_levels(decoded.images))
-        both: tuple[Images, Images] = decoded, decode_all(test)
+        both = decoded, _ = train.in_memory(), test.in_memory()
+        statistics = mean_std([decoded.images])
     elif not own and options.channels == 3:
-        both, statistics = (train, test), IMAGENET_STATISTICS
+        statistics = IMAGENET_STATISTICS
     else:
         errors.tell(f"measuring mean and deviation of {len(train)} images")
-        both, none = (train, test), torch.zeros(options.channels, 256, dtype=torch.long)
-        statistics = mean_std(sum((count_levels(batch) for batch, _ in in_order(train, options.workers)), none))
+        statistics = mean_std(batch for batch, _ in in_order(train, options.workers))
+    notes = *told(left_out, len(train) + len(test)), *lines
     size, crop = options.image_size, options.centre_crop
-    return ImageData(options.dataset, *both, classes, *statistics, size, True, crop, valid, tuple(lines))
+    return ImageData(options.dataset, *both, classes, *statistics, size, True, crop, valid, notes)
 
 
 def load_test(options: Options, statistics: tuple[Levels, Levels] | None) -> ImageData:
@@ -94,43 +74,47 @@ def load_test(options: Options, statistics: tuple[Levels, Levels] | None) -> Ima
         statistics = statistics or IMAGENET_STATISTICS
     if statistics is None:
         return load(options)
-    classes, files, left_out = read(test_part_of(options.dataset, Path(options.data)), options)
-    test = decode_all(files) if options.dataset == "folder" and files.bytes <= IN_MEMORY_BYTES else files
-    none, lines = files.part(np.arange(0)), tuple(notes(left_out, len(files)))
+    left_out = LeftOut()
+    classes, files = read(test_folder(options), options, left_out)
+    test = files.in_memory() if options.dataset == "folder" and files.bytes <= IN_MEMORY_BYTES else files
+    none, notes = files.part(np.arange(0)), tuple(told(left_out, len(files)))
     size, crop = options.image_size, options.centre_crop
-    return ImageData(options.dataset, none, test, classes, *statistics, size, False, crop, notes=lines)
+    return ImageData(options.dataset, none, test, classes, *statistics, size, False, crop, notes=notes)
 
 
-def test_part_of(name: str, root: Path) -> str:
+def test_folder(options: Options) -> Path:
     """The folder of the test images. ImageNet's own `test` has no classes."""
-    valid = valid_part_of(root)
-    return valid or "val" if name == "imagenet" else "test" if (root / "test").is_dir() else valid or "test"
+    root = Path(options.data)
+    valid = valid_folder(root)
+    if options.dataset == "imagenet":
+        return valid or root / "val"
+    return valid if valid and not (root / "test").is_dir() else root / "test"
 
 
-def valid_part_of(root: Path) -> str | None:
+def valid_folder(root: Path) -> Path | None:
     """The folder of the validation images; None if there is none."""
-    return next((part for part in ("val", "valid", "validation") if (root / part).is_dir()), None)
+    return next((root / part for part in ("val", "valid", "validation") if (root / part).is_dir()), None)
 
 
-def read(part: str, options: Options) -> Part:
-    """The content of `options.data`/`part`; `options.skip_bad_images` leaves out images that cannot be decoded.
+def read(folder: Path, options: Options, left_out: LeftOut) -> tuple[tuple[str, ...], FileImages]:
+    """The sorted classes of `folder`, and its images in the order of `interleave`. What is not used is added to
+    `left_out`: with `options.skip_bad_images`, also images that cannot be decoded.
 
     Raises:
         UserError: the folder is not as needed or cannot be read.
     """
-    root = Path(options.data)
-    classes, samples, left_out = walk(root, part)
-    labels = np.array([label for _, label in samples], dtype=np.int64)
+    classes, samples = walk(folder, left_out)
+    labels = np.array([label for _, label in samples])
     images = FileImages(np.array([os.fsencode(path) for path, _ in samples]), labels, options)
     if options.dataset == "imagenet":
-        classes = _names(root, classes)
+        classes = _names(folder.parent, classes)
     if options.skip_bad_images:
         bad = dict(chain.from_iterable(in_order(range(len(images)), options.workers, partial(_complaints, images))))
         left_out += [(BAD, reason) for reason in bad.values()]
         images = images.part(np.setdiff1d(np.arange(len(images)), [*bad]))
     # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged
     # during an epoch are those of the first part, so the classes are interleaved.
-    return Part(classes, images.part(interleave(images.labels.numpy())), left_out)
+    return classes, images.part(interleave(images.labels.numpy()))
 
 
 def _complaints(images: FileImages, numbers: list[int]) -> list[tuple[int, str]]:
@@ -140,7 +124,7 @@ def _complaints(images: FileImages, numbers: list[int]) -> list[tuple[int, str]]
         try:
             images[number]
         except BadImage as error:
-            found.append((number, " ".join(str(error).removeprefix(UNDECODABLE).split())))
+            found.append((number, str(error).removeprefix(UNDECODABLE)))
     return found
 
 
@@ -157,53 +141,47 @@ def _names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
         ) from None
 
 
-def notes(left_out: LeftOut, sound: int = 0) -> Iterator[str]:
+def told(left_out: LeftOut, sound: int = 0) -> Iterator[str]:
     """Lines for the log about what is left out beside `sound` images."""
     for kind in (HIDDEN, OTHERS, BAD):
-        paths = [path for of_kind, path in left_out if of_kind == kind]
-        what = f"left out {kind} ({len(paths)})"
-        if kind == BAD:
-            what = f"skipped {len(paths)} of {sound + len(paths)} images, which cannot be decoded"
-        if paths:
+        if paths := [path for of_kind, path in left_out if of_kind == kind]:
+            skipped = f"skipped {len(paths)} of {sound + len(paths)} images, which cannot be decoded"
+            what = skipped if kind == BAD else f"left out {kind} ({len(paths)})"
             yield f"{what}: {errors.first(paths)}"
 
 
-def walk(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[str, int]], LeftOut]:
-    """The classes in `root`/`part`, sorted; the images with their labels, sorted as by torchvision's ImageFolder; and
-    what is left out.
+def walk(folder: Path, left_out: LeftOut) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+    """The classes in a folder, sorted, and its images with their labels, sorted as by torchvision's ImageFolder.
+
+    What is not used is added to `left_out`.
     """
-    top = root / part
+    root = folder.parent
     layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/ (or val), with images in every class"
-    if not top.is_dir():
+    if not folder.is_dir():
         parent = root if root.is_dir() else root.parent
         there = ", ".join(sorted(os.listdir(parent))[:8]) if parent.is_dir() else ""
-        raise UserError(f"there is no folder {top}; {parent} holds {there or 'nothing'}: {layout}")
-    samples = list[tuple[str, int]]()
+        raise UserError(f"there is no folder {folder}; {parent} holds {there or 'nothing'}: {layout}")
     try:
-        names = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         classes = tuple(name for name in names if not _hidden(name))
-        left_out = [(HIDDEN, str(top / name)) for name in names if _hidden(name)]
-        for label, name in enumerate(classes):
-            samples += ((path, label) for path in images_in(top / name, left_out))
+        left_out += [(HIDDEN, str(folder / name)) for name in names if _hidden(name)]
+        found = [images_in(folder / name, left_out) for name in classes]
     except OSError as error:
         raise UserError(
-            f"cannot use the folder {top}: cannot read {error.filename}: {error.strerror} ({layout})"
+            f"cannot use the folder {folder}: cannot read {error.filename}: {error.strerror} ({layout})"
         ) from None
     if not classes:
-        if part == valid_part_of(root):
+        if folder == valid_folder(root):
             layout += "; ImageNet's validation images come without: docs/imagenet.md sorts them into classes"
-        raise UserError(f"cannot use the folder {top}: it holds no folders of classes ({layout})")
-    if empty := sorted(set(range(len(classes))) - {label for _, label in samples}):
-        reasons = "".join(f"; {note}" for note in notes(left_out))
-        lacking = ", ".join(classes[label] for label in empty)
-        raise UserError(f"cannot use the folder {top}: it has no image of {lacking}{reasons} ({layout})")
-    return classes, samples, left_out
+        raise UserError(f"cannot use the folder {folder}: it holds no folders of classes ({layout})")
+    if lacking := ", ".join(name for name, paths in zip(classes, found, strict=True) if not paths):
+        reasons = "".join(f"; {note}" for note in told(left_out))
+        raise UserError(f"cannot use the folder {folder}: it has no image of {lacking}{reasons} ({layout})")
+    return classes, [(path, label) for label, paths in enumerate(found) for path in paths]
 
 
 def images_in(folder: str | Path, left_out: LeftOut) -> list[str]:
-    """The images in `folder` and below, sorted by folder and name. What is not used is added to `left_out`.
-
-    As in torchvision, links are followed.
+    """The images in `folder` and below, sorted by folder and name. As in torchvision, links are followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -225,7 +203,5 @@ def images_in(folder: str | Path, left_out: LeftOut) -> list[str]:
 
 
 def _hidden(name: str) -> bool:
-    """Whether a file or folder is one that programs leave behind, such as `.ipynb_checkpoints`, and on a Mac `._x.jpg`,
-    `__MACOSX`.
-    """
+    """Whether programs leave such a file or folder behind: `.ipynb_checkpoints`, and on a Mac `._x.jpg`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"

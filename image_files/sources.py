@@ -1,6 +1,6 @@
 """Datasets by name: those of torchvision, scikit-learn's digits, folders of images.
 
-`load` gives all of a dataset, `load_test` the test images for a trained network. Decoding is deterministic.
+`load` gives all of a dataset, `load_test` the test images for a trained network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision import datasets
 
 from experiment import distributed, errors
 from experiment.errors import UserError
-from image_files.datasets import ImageData, Levels, MemoryImages, Options, count_levels, interleave, mean_std
+from image_files import ImageData, Levels, MemoryImages, Options, interleave, mean_std
 
 
 def load(options: Options) -> ImageData:
@@ -57,7 +57,7 @@ def load(options: Options) -> ImageData:
 def load_test(
     options: Options, classes: tuple[str, ...] | None = None, statistics: tuple[Levels, Levels] | None = None
 ) -> ImageData:
-    """The test images of a dataset, for a trained network. With known statistics, a folder needs no training images.
+    """The test images for a trained network; a folder then needs no training images if `statistics` are known.
 
     Args:
         options: see `load`; `image_size`, `channels` and `centre_crop` are those of the network's training.
@@ -73,20 +73,16 @@ def load_test(
         images = folders.load_test(options, statistics)
     else:
         images = load(options)
-    mean, std = statistics or (images.mean, images.std)
     if classes not in (None, images.classes):
         differing = sorted({*images.classes} ^ {*(classes or ())})
         which = f"only one of both has {errors.first(differing)}" if differing else "their order differs"
         raise UserError(f"the classes of the images are not those of the network: {which}")
+    mean, std = statistics or (images.mean, images.std)
     return replace(images, mean=mean, std=std)
 
 
 def source(images: str | Path | None) -> dict[str, str]:
-    """The arguments that mean these images: the name of a dataset, or a folder of your own; none for None.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """The arguments that mean these images: the name of a dataset, or a folder of your own; none for None."""
     if images is None:
         return {}
     if str(images) in DATASETS:
@@ -102,10 +98,8 @@ def _torchvision(
     """A dataset of torchvision, by its class. `statistics` of its training images in RGB are measured if None."""
     name, root = options.dataset, Path(options.data)
     try:
-        with distributed.one_at_a_time(root / f".{name}.lock"):
-            train, test = (
-                kind(options.data, train=part, download=True) for part in (True, False)
-            )  # only what is missing or damaged
+        with distributed.one_at_a_time(root / f".{name}.lock"):  # downloads only what is missing or damaged
+            train, test = (kind(options.data, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:
         if issubclass(kind, datasets.MNIST):
             where = f"put the four files of {kind.mirrors[0]} into {root / kind.__name__ / 'raw'}, unpacked,"
@@ -115,13 +109,12 @@ def _torchvision(
             f"{name} is not in the folder {root}, or damaged, and could not be downloaded ({error}): {where} "
             "name the folder that holds it with --data, or choose --dataset digits or --dataset folder"
         ) from None
-
-    def images(part) -> MemoryImages:
-        return MemoryImages(_pixels(torch.as_tensor(part.data), options.channels), torch.as_tensor(part.targets))
-
-    to_learn = images(train)
-    mean, std = statistics if statistics and options.channels == 3 else mean_std(count_levels(to_learn.images))
-    return ImageData(name, to_learn, images(test), tuple(train.classes), mean, std, 32, flip)
+    to_learn, to_test = (
+        MemoryImages(_pixels(torch.as_tensor(part.data), options.channels), torch.as_tensor(part.targets))
+        for part in (train, test)
+    )
+    mean, std = statistics if statistics and options.channels == 3 else mean_std([to_learn.images])
+    return ImageData(name, to_learn, to_test, tuple(train.classes), mean, std, 32, flip)
 
 
 def _pixels(images: Tensor, channels: int) -> Tensor:
@@ -130,9 +123,7 @@ def _pixels(images: Tensor, channels: int) -> Tensor:
         return F.pad(images, [2] * 4)[:, None].repeat(1, channels, 1, 1)
     if channels == 3:
         return images.permute(0, 3, 1, 2).contiguous()
-    column = Image.fromarray(
-        images.flatten(0, 1).numpy()
-    )  # all images in one column: a single conversion, the same as for a folder
+    column = Image.fromarray(images.flatten(0, 1).numpy())  # converted at once, and as images of a folder are
     return torch.from_numpy(np.array(column.convert("L"))).view(-1, 1, *images.shape[1:3])
 
 
@@ -148,23 +139,18 @@ def _digits(options: Options) -> ImageData:
     images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
     images, labels = images.repeat(1, options.channels, 1, 1), torch.from_numpy(bunch.target[order]).long()
     train, test = MemoryImages(images[:1437], labels[:1437]), MemoryImages(images[1437:], labels[1437:])
-    mean, std = mean_std(count_levels(train.images))
+    mean, std = mean_std([train.images])
     # A mirrored digit is not a digit, so no flip.
     return ImageData("digits", train, test, tuple(map(str, bunch.target_names)), mean, std, 32, flip=False)
 
 
 # The statistics are those of the original, and for CIFAR-100 ours.
+_CIFAR10 = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
+_CIFAR100 = (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)
+
 OF_32_PIXELS: dict[str, Callable[[Options], ImageData]] = {
-    "cifar10": partial(
-        _torchvision,
-        datasets.CIFAR10,
-        statistics=((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
-    ),
-    "cifar100": partial(
-        _torchvision,
-        datasets.CIFAR100,
-        statistics=((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
-    ),
+    "cifar10": partial(_torchvision, datasets.CIFAR10, statistics=_CIFAR10),
+    "cifar100": partial(_torchvision, datasets.CIFAR100, statistics=_CIFAR100),
     "mnist": partial(_torchvision, datasets.MNIST, flip=False),
     "fashion_mnist": partial(_torchvision, datasets.FashionMNIST),
     "digits": _digits,

@@ -26,9 +26,10 @@ from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
 import data
+import image_files
 from experiment import cli
 from experiment.errors import UserError
-from image_files import datasets, decoding, files, folders, sources
+from image_files import files, folders, sources
 
 
 def make(count: int, size: int = 8, tests: int = 5, flip: bool = True) -> data.ImageData:
@@ -70,6 +71,10 @@ def labels(batches: data.Batches) -> list[list[int]]:
 
 def flat(batches: list[list[int]]) -> list[int]:
     return list(chain.from_iterable(batches))
+
+
+def everything(images):
+    return zip(*images.__getitems__(range(len(images))), strict=True)
 
 
 def same(first, second) -> bool:
@@ -123,7 +128,7 @@ def crops_and_flips(image: torch.Tensor, images: data.ImageData, flips: bool) ->
 @pytest.mark.parametrize("flip", [True, False])
 def test_crop_and_flip_are_torchvisions(flip):
     images = make(1, size=32, flip=flip)
-    image = images.train[0][0]
+    image = images.train.images[0]
     possible = crops_and_flips(image, images, flip)
     assert len(set(possible)) == (162 if flip else 81)
     augment, generator = data.Augment(images), seeded(1)
@@ -363,8 +368,7 @@ def test_digits():
         32,
         False,
     )
-    image, label = images.train[0]
-    assert (image.shape, image.dtype, type(label)) == ((3, 32, 32), torch.uint8, int)
+    assert (images.train.images.shape[1:], images.train.images.dtype) == ((3, 32, 32), torch.uint8)
     check_stats(images)
     assert torch.equal(grey.train.images.expand(-1, 3, -1, -1), images.train.images)
     assert (grey.mean, grey.std) == (images.mean[:1], images.std[:1])
@@ -403,7 +407,7 @@ def test_cifar(tmp_path, monkeypatch, name, key, names):
     (tmp_path / kind.base_folder / kind.meta["filename"]).write_bytes(pickle.dumps({names: ["a", "b"]}))
     images = data.load(options(dataset=name, data=str(tmp_path)))
     assert (len(images.train), len(images.test)) == (2 * len(kind.train_list), 2)
-    image, label = images.test[1]
+    [image], [label] = images.test.__getitems__([1])
     assert torch.equal(image, torch.from_numpy(pixels[1].reshape(3, 32, 32)))
     assert (label, images.classes, images.flip) == (0, ("a", "b"), True)
     assert images.train.images.is_contiguous()
@@ -528,16 +532,14 @@ def test_folder(folder):
             (np.array(Image.open(path)).transpose(2, 0, 1).tobytes(), images.classes.index(path.parent.name))
             for path in (folder / part).glob("*/*.png")
         )
-        assert (
-            sorted((x.numpy().tobytes(), y) for x, y in (dataset[index] for index in range(len(dataset)))) == expected
-        )
+        assert sorted((x.numpy().tobytes(), int(y)) for x, y in everything(dataset)) == expected
     # The images to learn the alphas on do not depend on the seed.
     assert labels(search(images, seed=1)[2]) == labels(search(load(folder), seed=2)[2])
 
 
 def test_every_part_of_a_folder_holds_the_classes_in_proportion():
     sorted_by_class = np.repeat([0, 1, 2], [10, 40, 50])
-    order = datasets.interleave(sorted_by_class)
+    order = image_files.interleave(sorted_by_class)
     assert sorted(order) == list(range(100))
     for portion in (20, 50, 80):
         counts = np.bincount(sorted_by_class[order[:portion]], minlength=3)
@@ -578,8 +580,10 @@ def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memo
     plain = load(folder)
     assert [len(part) for part in (left.train, left.test, held_out.test)] == [16, 6, 5]
     for part, expected in ((left.train, plain.train), (left.test, plain.test)):
-        assert all(torch.equal(part[index][0], expected[index][0]) for index in range(len(part)))
-    found = sorted(str(int(x.max()) - 100) + images.classes[y] for x, y in (held_out.test[index] for index in range(5)))
+        assert all(
+            torch.equal(x, other) for (x, _), (other, _) in zip(everything(part), everything(expected), strict=True)
+        )
+    found = sorted(str(int(x.max()) - 100) + images.classes[y] for x, y in everything(held_out.test))
     assert found == ["0cat", "0dog", "1cat", "1dog", "2dog"]
     for_weights, _, for_alphas = search(images)
     assert (len(flat(labels(for_weights))), sorted(flat(labels(for_alphas)))) == (16, [0, 0, 1, 1, 1])
@@ -663,7 +667,7 @@ def test_kinds_of_images(tmp_path):
 
 
 def test_images_of_one_colour_do_not_divide_by_zero():
-    assert datasets.mean_std(datasets.count_levels(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))) == (
+    assert image_files.mean_std([torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)]) == (
         (0.2,) * 3,
         (1.0,) * 3,
     )
@@ -673,7 +677,7 @@ def test_a_folder_is_read_in_the_order_of_torchvision(folder):
     for path in ("cat/b/0.png", "cat/b/c/1.JPEG", "cat/b.png", "cat/B/0.webp", "dog/a b/1.png"):
         save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
     expected = torchvision.datasets.ImageFolder(folder / "train")
-    classes, samples, _ = folders.walk(folder, "train")
+    classes, samples = folders.walk(folder / "train", [])
     assert list(classes) == expected.classes
     assert samples == expected.samples
 
@@ -689,7 +693,7 @@ def test_photographs_stand_upright(tmp_path, orientation):
         upright = ImageOps.exif_transpose(image)
     assert upright.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
     expected = np.array(ImageOps.fit(upright, (16, 16), Image.Resampling.BILINEAR))
-    assert torch.equal(decoding.decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
+    assert torch.equal(files.decode(str(tmp_path / "0.png"), 16), torch.from_numpy(expected).permute(2, 0, 1))
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -711,10 +715,10 @@ def test_transparent_pixels_are_white(tmp_path):
     palette.save(tmp_path / "palette.png", transparency=1)
     key.save(tmp_path / "key.png", transparency=(0, 255, 0))
     for path in sorted(tmp_path.iterdir()):
-        assert np.array_equal(decoding.decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
+        assert np.array_equal(files.decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
     grey = Image.merge("LA", (Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 127)))
     grey.save(tmp_path / "grey.png")
-    assert (decoding.decode(str(tmp_path / "grey.png"), 16) == 128).all()
+    assert (files.decode(str(tmp_path / "grey.png"), 16) == 128).all()
 
 
 def test_hidden_files_and_files_of_other_kinds_are_left_out_counted_and_named(folder):

@@ -28,7 +28,7 @@ from architectures.cells import Cells
 from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
-from image_files import decoding, files
+from image_files import files
 from model import AuxiliaryHeadImageNet, NetworkImageNet
 from model_search import Network
 from pictures import compare, history
@@ -279,7 +279,7 @@ def test_the_learning_rate_falls_by_gamma_and_is_scaled_and_warmed_up():
 def test_validation_resizes_and_cuts_as_torchvision(shape):
     image = picture(*shape)
     expected = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])(image)
-    assert torch.equal(decoding.pixels(image, 224, centre_crop=0.875), expected)
+    assert torch.equal(files.pixels(image, 224, centre_crop=0.875), expected)
 
 
 def test_training_crops_flips_and_distorts_as_torchvision(wide):
@@ -391,7 +391,7 @@ def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
     )
     x, y = images.test[4]
     path = os.fsdecode(images.test.paths[4])
-    assert torch.equal(x, decoding.decode(path, 64, centre_crop=0.875))
+    assert torch.equal(x, files.decode(path, 64, centre_crop=0.875))
     assert images.classes[y] == Path(path).parent.name
 
 
@@ -469,7 +469,10 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
         assert f"test_top5 {row['test_top5']:f}" in out
     net = predict.load("run")
     path = wide / "val" / NAMES[0] / f"{NAMES[0]}_2.JPEG"
-    assert torch.equal(net.preprocess(path), net._normalise(decoding.decode(str(path), 64, centre_crop=0.875)))
+    assert torch.equal(
+        net.preprocess(path),
+        data.normalise(files.decode(str(path), 64, centre_crop=0.875), net.description.mean, net.description.std),
+    )
     with Image.open(path) as image:
         assert torch.equal(net.preprocess(image), net.preprocess(path))
     assert script("train", "--resume", "run")[0] == 0

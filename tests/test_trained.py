@@ -29,7 +29,7 @@ from architectures.trained import Trained
 from experiment import cli
 from experiment.errors import UserError
 from experiment.run import versions
-from image_files import datasets, folders
+from image_files import folders, interleave
 from model import NetworkCIFAR
 from nas.loading import build_network
 from nas.mutators import RandomMutator
@@ -219,8 +219,8 @@ def test_predictions_are_what_was_measured(run, photos):
     options = data.Options("folder", str(photos), 16, workers=0, batch_size=15)
     images = data.load(options)
     [(batch, _)] = data.test_batches(images, options, "cpu")
-    samples = folders.walk(photos, "test")[1]
-    paths = [samples[index][0] for index in datasets.interleave(np.array([label for _, label in samples]))]
+    samples = folders.walk(photos / "test", [])[1]
+    paths = [samples[index][0] for index in interleave(np.array([label for _, label in samples]))]
     assert torch.equal(torch.stack([net.preprocess(path) for path in paths]), batch)
     alone = data.load_test(options, CLASSES, (images.mean, images.std))
     assert torch.equal(alone.test.labels, images.test.labels)  # not sorted, for test.py's running accuracy

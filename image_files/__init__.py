@@ -1,18 +1,18 @@
-"""`ImageData`, a dataset, and `Options`, the arguments that select it."""
+"""What a dataset is, and which one is meant. `sources` loads them by name, `folders` those of image files."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 Levels = tuple[float, ...]  # one value per channel, as a fraction of white
+Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and int64 labels (B,)
 
 
 @dataclass(frozen=True)
@@ -40,72 +40,53 @@ class Options:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Options:
-        """Returns the options of a command line; flags that the command lacks have the values above."""
+        """The options of a command line; flags that the command lacks have the values above."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)})
 
 
 class Images(Protocol):
-    """Images and their labels, in memory or in files."""
+    """Images and their labels, in memory or in files (`files.FileImages`)."""
 
     @property
     def labels(self) -> Tensor: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, item: int, /) -> tuple[Tensor, int]: ...
+    def __getitems__(self, items: Any, /) -> Batch: ...
 
-    def __getitems__(self, items: Any, /) -> tuple[Tensor, Tensor]: ...
+    def part(self, indices: np.ndarray) -> Self: ...
 
-    def part(self, indices: np.ndarray) -> Self:
-        """The images with these indices."""
-        ...
-
-    def batches(
-        self, items: Sequence[Any], workers: int, pin_memory: bool
-    ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-        """Returns a function that yields a batch for each of `items`.
-
-        `items` may change between its calls. `workers` decode.
-        """
+    def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[Batch]]:
+        """A function that yields a batch for each of `items`, which may change between its calls."""
         ...
 
 
-class MemoryImages(Dataset):
+class MemoryImages:
     """Decoded images: uint8 (N, C, H, W) and int64 labels (N,)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         chosen = torch.as_tensor(indices).to(self.images.device, non_blocking=True)  # once for both
         return self.images[chosen], self.labels[chosen]
 
-    def batches(
-        self, items: Sequence[Any], workers: int, pin_memory: bool
-    ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    def part(self, indices: np.ndarray) -> MemoryImages:
+        return MemoryImages(*self.__getitems__(indices))
+
+    def batches(self, items: Sequence[Any], workers: int, pin_memory: bool) -> Callable[[], Iterator[Batch]]:
         return lambda: map(self.__getitems__, items)
 
     def to(self, device: torch.device) -> MemoryImages:
         return MemoryImages(self.images.to(device), self.labels.to(device))
 
-    def part(self, indices: np.ndarray) -> MemoryImages:
-        return MemoryImages(*self.__getitems__(indices))
-
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset.
-
-    Items of `train` and `test` are (uint8 image (C, H, W), int label); `__getitems__(indices)` gives a batch, (uint8
-    (B, C, H, W), int64 (B,)). C is 3 (RGB) or 1 (grey). `mean` and `std` are those of the training pixels.
-    """
+    """A dataset. C is 3 (RGB) or 1 (grey). `mean` and `std` are those of the training pixels."""
 
     name: str
     train: Images
@@ -133,27 +114,23 @@ class ImageData:
 
 
 def interleave(labels: np.ndarray) -> np.ndarray:
-    """A random order of `labels` in which every section contains the classes in proportion, so that both parts of a
-    split have all of them.
+    """A random order of `labels` in which every section contains the classes in proportion.
 
-    The order does not depend on the run's seed, like the order of CIFAR-10: runs with different seeds search on the
-    same halves and can be compared. `RandomState`, because NumPy guarantees that its numbers never change.
+    It does not depend on the run's seed, like the order of CIFAR-10: runs with different seeds search on the same
+    halves and can be compared. `RandomState`, because NumPy guarantees that its numbers never change.
     """
     random = np.random.RandomState(0)
     place = np.empty(len(labels))
-    members_of_each = np.split(np.argsort(labels, kind="stable"), np.unique(np.sort(labels), return_index=True)[1][1:])
-    for members in map(random.permutation, members_of_each):
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
         place[members] = (np.arange(len(members)) + random.rand(len(members))) / len(members)
     return np.argsort(place)
 
 
-def count_levels(images: Tensor) -> Tensor:
-    """How often each of the 256 levels occurs in each channel: (C, 256), from uint8 (N, C, H, W)."""
-    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
-
-
-def mean_std(counts: Tensor) -> tuple[Levels, Levels]:
-    """Exact mean and standard deviation, as fractions of white, from `count_levels`."""
+def mean_std(batches: Iterable[Tensor]) -> tuple[Levels, Levels]:
+    """Exact mean and standard deviation of each channel, as fractions of white, from uint8 (B, C, H, W)."""
+    counts = sum(torch.stack([channel.flatten().bincount(minlength=256) for channel in x.unbind(1)]) for x in batches)
+    assert isinstance(counts, Tensor)  # (C, 256): how often each level occurs
     share = counts.double() / counts.sum(1, keepdim=True)
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = (share * level).sum(1)
