@@ -82,7 +82,7 @@ def export_onnx(net: Classifier, path: Path) -> tuple[str, Run]:
 def export_torch(net: Classifier, path: Path) -> tuple[str, Run]:
     """Writes a file for `torch.export.load`, with the metadata as its extra files."""
     program = torch.export.export(net.model, (_zeros(net, 2),), dynamic_shapes=BATCH)
-    with open(path, "wb") as file:  # by its path, PyTorch would refuse other endings than .pt2
+    with open(path, "wb") as file:  # given a path, PyTorch warns of other endings than .pt2
         torch.export.save(program, file, extra_files=metadata(net))
     return f"torch.export, PyTorch {torch.__version__}", torch.export.load(path).module()
 
