@@ -37,20 +37,13 @@ def proportional_sizes(args: argparse.Namespace, images: int) -> dict[str, int]:
 
 def train_command(args: argparse.Namespace, run: Path, sizes: dict[str, int]) -> str:
     """The command that trains the found network on the search's images, at these sizes."""
-    command = ["python", "train.py", "--arch", str(run), "--cutout", "--gpu", str(args.gpu)]
-    command += ["--dataset", args.dataset, "--data", args.data, "--image_size", str(args.image_size)]
-    if args.skip_bad_images:
-        command.append("--skip_bad_images")
-    if args.channels == 1:
-        command += ["--channels", "1"]
-    if args.stem == "imagenet":
-        command += ["--network", "imagenet"]
-    if args.space == "darts":
-        command.append("--auxiliary")
-    else:
-        command += ["--space", args.space]
-        if args.space_arg:
-            command += ["--space_arg", args.space_arg]
+    words = ["python", "train.py", "--arch", run, "--cutout", "--gpu", args.gpu]
+    words += ["--dataset", args.dataset, "--data", args.data, "--image_size", args.image_size]
+    words += ["--skip_bad_images"] * args.skip_bad_images
+    words += ["--channels", 1] * (args.channels == 1)
+    words += ["--network", "imagenet"] * (args.stem == "imagenet")
+    words += ["--auxiliary"] if args.space == "darts" else ["--space", args.space]
+    words += ["--space_arg", args.space_arg] * (args.space != "darts" and bool(args.space_arg))
     for name, value in sizes.items():
-        command += [f"--{name}", str(value)]
-    return shlex.join(command)
+        words += [f"--{name}", value]
+    return shlex.join(map(str, words))

@@ -53,94 +53,51 @@ def add_network_arguments(parser: Parser, group: Any, preset: Mapping[str, Any])
     `preset`: the defaults of `--preset imagenet`.
     """
     parser.presets = {"imagenet": preset}
-    group.add_argument(
-        "--preset", choices=parser.presets, help="use the authors' settings for ImageNet; other arguments override them"
-    )
-    group.add_argument(
-        "--arch",
-        type=Cells.canonical,
-        default="DARTS",
-        help=f"the network's architecture: {', '.join(Cells.names())}; a run's folder; or JSON or Genotype(...), as "
-        f"text or in a file",
-    )
+    what = "use the authors' settings for ImageNet; other arguments override them"
+    group.add_argument("--preset", choices=parser.presets, help=what)
+    known = ", ".join(Cells.names())
+    what = f"the network's architecture: {known}; a run's folder; or JSON or Genotype(...), as text or in a file"
+    group.add_argument("--arch", type=Cells.canonical, default="DARTS", help=what)
     group.add_argument("--space", default="darts", help=f"space of --arch: {SPACE_HELP}")
     cli.add_space_argument(group, "--space_arg", "space")
-    group.add_argument(
-        "--init_channels",
-        type=cli.positive_int,
-        help="number of channels of the first cells; None: 36, or the space's default",
-    )
+    what = "number of channels of the first cells; None: 36, or the space's default"
+    group.add_argument("--init_channels", type=cli.positive_int, help=what)
     group.add_argument("--layers", type=cli.positive_int, help="number of cells; None: 20, or the space's default")
     group.add_argument("--auxiliary", action="store_true", help="the network has the auxiliary head")
-    group.add_argument(
-        "--network",
-        choices=["auto", *cli.NETWORKS],
-        default="auto",
-        help="build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; "
-        "auto: choose by "
-        "the size of the images",
+    what = (
+        "build this network from the cells of --space darts; the stem of imagenet divides height and width by 8; auto: "
+        "choose by the size of the images"
     )
-    group.add_argument(
-        "--centre_crop",
-        type=cli.number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1"),
-        default=1.0,
-        help="crop the centre of each image to a square of this share of its shorter side; for --dataset folder and "
-        "imagenet",
+    group.add_argument("--network", choices=["auto", *cli.NETWORKS], default="auto", help=what)
+    what = (
+        "crop the centre of each image to a square of this share of its shorter side; for --dataset folder and imagenet"
     )
+    share = cli.number(float, lambda x: 0.1 <= x <= 1, "a number from 0.1 to 1")
+    group.add_argument("--centre_crop", type=share, default=1.0, help=what)
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the arguments of these recipes."""
-    group = parser.add_argument_group("other recipes (docs/imagenet.md)")
-    group.add_argument(
-        "--optimizer",
-        choices=["sgd", "adam"],
-        default="sgd",
-        help="use this optimizer; adam needs a far lower --learning_rate, such as 1e-3",
+    add = parser.add_argument_group("other recipes (docs/imagenet.md)").add_argument
+    what = "use this optimizer; adam needs a far lower --learning_rate, such as 1e-3"
+    add("--optimizer", choices=["sgd", "adam"], default="sgd", help=what)
+    what = "multiply the learning rate by --gamma every so many epochs; 0: cosine schedule"
+    add("--decay_period", type=cli.non_negative_int, default=0, help=what)
+    add("--gamma", type=cli.proportion, default=0.97, help="multiply the learning rate by this; see --decay_period")
+    batch = IMAGENET["batch_size"]
+    what = f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / {batch}"
+    add("--scale_lr", action="store_true", help=what)
+    what = "raise the learning rate linearly from a hundredth during this many epochs"
+    add("--lr_warmup_epochs", type=cli.non_negative_int, default=0, help=what)
+    what = "smooth the labels of the training loss by this share"
+    add("--label_smoothing", type=cli.probability, default=0.0, help=what)
+    what = (
+        "crop training images at random; pad: after padding by an eighth; resized: with torchvision's "
+        "RandomResizedCrop, for --dataset folder or imagenet"
     )
-    group.add_argument(
-        "--decay_period",
-        type=cli.non_negative_int,
-        default=0,
-        help="multiply the learning rate by --gamma every so many epochs; 0: cosine schedule",
-    )
-    group.add_argument(
-        "--gamma",
-        type=cli.proportion,
-        default=0.97,
-        help="multiply the learning rate by this number; see --decay_period",
-    )
-    group.add_argument(
-        "--scale_lr",
-        action="store_true",
-        help=f"multiply the learning rate by --batch_size / {CIFAR_BATCH}; with --preset imagenet / "
-        f"{IMAGENET['batch_size']}",
-    )
-    group.add_argument(
-        "--lr_warmup_epochs",
-        type=cli.non_negative_int,
-        default=0,
-        help="raise the learning rate linearly from a hundredth during this many epochs",
-    )
-    group.add_argument(
-        "--label_smoothing",
-        type=cli.probability,
-        default=0.0,
-        help="smooth the labels of the training loss by this share",
-    )
-    group.add_argument(
-        "--crop",
-        choices=["pad", "resized"],
-        default="pad",
-        help="crop training images at random; pad: after padding by an eighth; resized: with torchvision's "
-        "RandomResizedCrop, for --dataset folder or imagenet",
-    )
-    group.add_argument(
-        "--color_jitter",
-        type=color_jitter,
-        default="0,0,0,0",
-        help="change brightness, contrast, saturation and hue at random by these shares; needs --crop resized",
-    )
+    add("--crop", choices=["pad", "resized"], default="pad", help=what)
+    what = "change brightness, contrast, saturation and hue at random by these shares; needs --crop resized"
+    add("--color_jitter", type=color_jitter, default="0,0,0,0", help=what)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -183,9 +140,8 @@ def scheduler(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> tor
     if args.decay_period:
         main = schedules.StepLR(optimizer, args.decay_period, gamma=args.gamma)
     else:
-        main = schedules.CosineAnnealingLR(
-            optimizer, args.epochs - args.lr_warmup_epochs, eta_min=args.learning_rate_min
-        )
+        epochs = args.epochs - args.lr_warmup_epochs
+        main = schedules.CosineAnnealingLR(optimizer, epochs, eta_min=args.learning_rate_min)
     if not args.lr_warmup_epochs:
         return main
     warmup = schedules.LinearLR(optimizer, start_factor=0.01, total_iters=args.lr_warmup_epochs)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiment import console, distributed, errors
 from experiment.errors import UserError
 from experiment.run import Run
-from experiment.tensorboard import Board
+from experiment.tensorboard import Board, Draw
 
 EVALUATION = 1 / 3  # time to evaluate a batch, in steps: a forward pass without a backward pass
 FEW = 5  # steps, after the first, from which the time of the run is estimated
@@ -61,7 +61,7 @@ class Loop:
         while self.run.progress.epoch < self._epochs:
             yield self.run.progress.epoch
         if self.run.args.fast_dev_run:
-            self.run.log("the whole run: %s", self._expected(*self._whole))
+            self.run.log("the whole run: %s", self._expected())
 
     def limited(self, batches: Iterable[Any], done: int = 0) -> Iterator[Any]:
         """Yields `batches`, of which `done` were taken before; with `--fast_dev_run` only the first ones."""
@@ -101,9 +101,8 @@ class Loop:
         def told() -> str:
             return f"{timed.pace or clock.pace:.2f} s/step, {errors.duration(clock.left)} left" if clock.pace else ""
 
-        shown = console.bar(
-            self.limited(batches, first), epoch, first, self._steps, lambda: f"{meters.brief()}, {told()}"
-        )
+        rest = self.limited(batches, first)
+        shown = console.bar(rest, epoch, first, self._steps, lambda: f"{meters.brief()}, {told()}")
         for number, batch in enumerate(shown, first):
             loss, norm, *_ = step(*batch)
             finite.note(loss, norm, number)
@@ -113,7 +112,7 @@ class Loop:
             timed.tick(number + 1)
             clock.tick(self._work(epoch, number + 1))
             if self._taken == 1 + FEW:
-                run.log("pace: %s", self._expected(*self._whole))
+                run.log("pace: %s", self._expected())
             if number % run.args.report_freq == 0:
                 finite.check()
                 run.log("train %03d %s%s", number, meters, f" | {told()}" if clock.pace else "")
@@ -125,18 +124,10 @@ class Loop:
 
     def reporter(self, label: str, batches: int | None = None) -> Callable[[int, object], None]:
         """A function that an evaluation calls after every batch: it logs lines, and stops the run after a signal."""
-        return self.run.reporter(
-            label,
-            self.run.args.report_freq,
-            self._evaluated if batches is None else min(batches, self._limit or batches),
-        )
+        count = self._evaluated if batches is None else min(batches, self._limit or batches)
+        return self.run.reporter(label, self.run.args.report_freq, count)
 
-    def complete(
-        self,
-        metrics: dict[str, Any],
-        architecture: Any = None,
-        draw: Callable[[Any, str], dict[str, bytes]] | None = None,
-    ) -> None:
+    def complete(self, metrics: dict[str, Any], architecture: Any = None, draw: Draw | None = None) -> None:
         """Records the epoch's metrics, with time and memory, and saves a checkpoint. `draw`: see `Board.record`."""
         metrics = {**metrics, "seconds_per_step": self._seconds_per_step, **self._memory()}
         if self._board is not None:
@@ -147,7 +138,9 @@ class Loop:
         """The work of so many epochs and steps, in steps."""
         return epochs * (self._steps + self._evaluated * EVALUATION) + steps
 
-    def _expected(self, epochs: int, steps: int, evaluated: int) -> str:
+    def _expected(self) -> str:
+        """The time of the whole run, and its memory."""
+        epochs, steps, evaluated = self._whole
         pace = self._clock.pace or self._seconds_per_step
         whole = errors.duration(pace * epochs * (steps + evaluated * EVALUATION))
         memory = "".join(f"; peak memory {megabytes:,.0f} MB" for megabytes in self._memory().values())
@@ -177,15 +170,13 @@ class FiniteCheck:
 
     def __init__(self, epoch: int, lr: float, flags: str) -> None:
         self._epoch, self._lr, self._flags = epoch, lr, flags
-        self._noted: Tensor | None = (
-            None  # loss, gradient's norm and number of the latest step, or of the first that was not finite
-        )
+        # Loss, gradient's norm and number of the latest step, or of the first that was not finite.
+        self._noted: Tensor | None = None
 
     def note(self, loss: Tensor, gradient_norm: Tensor, step: int) -> None:
         """Takes note of a step's loss and of its gradient's norm."""
-        now = torch.stack(
-            [loss.detach().double(), gradient_norm.double(), torch.full_like(loss, step, dtype=torch.float64)]
-        )
+        number = torch.full_like(loss, step, dtype=torch.float64)
+        now = torch.stack([loss.detach().double(), gradient_norm.double(), number])
         self._noted = now if self._noted is None else torch.where(self._noted.sum().isfinite(), now, self._noted)
 
     def check(self) -> None:

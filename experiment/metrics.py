@@ -62,10 +62,9 @@ def class_lines(row: dict[str, Any]) -> list[str]:
         taken = ", ".join(f"{_short(other)} ({count})" for count, other in wrong[:3]) + ", ..." * (len(wrong) > 3)
         right = f"class {_short(name)}: {counts.get(name, 0)} of {sum(counts.values())} right, {accuracy:.2f}%"
         lines.append(right + f"; taken for {taken}" * bool(wrong))
-    more = len(lines) - MOST_LINES
-    return lines[:MOST_LINES] + (
-        [f"{more} more classes: see class_acc and confusion in metrics.jsonl"] if more > 0 else []
-    )
+    if (more := len(lines) - MOST_LINES) > 0:
+        lines[MOST_LINES:] = [f"{more} more classes: see class_acc and confusion in metrics.jsonl"]
+    return lines
 
 
 def _short(name: str) -> str:

@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from experiment.run import Run
 
+Draw = Callable[[Any, str], dict[str, bytes]]  # (architecture, caption) -> {name: PNG}
+
 
 class Board:
     """Writes TensorBoard's events. If that fails, for example on a full disk, the run goes on without.
@@ -30,25 +32,31 @@ class Board:
             self._writer = SummaryWriter(str(run.folder), purge_step=run.progress.epoch + 1)
         run.closing.callback(self._close)
 
-    def record(
-        self,
-        metrics: dict[str, Any],
-        architecture: Any = None,
-        draw: Callable[[Any, str], dict[str, bytes]] | None = None,
-    ) -> None:
+    def record(self, metrics: dict[str, Any], architecture: Any = None, draw: Draw | None = None) -> None:
         """Writes the numbers of the current epoch, and pictures of the architecture if it has changed.
 
-        `draw(architecture, caption)` returns the pictures, {name: PNG}. If drawing fails, there are no more pictures.
+        If drawing fails, there are no more pictures.
         """
         if self._writer is None:
             return
         epoch = self._run.progress.epoch + 1
         with self._or_without():
-            self._record(self._writer, metrics, epoch)
+            for tag, value in _scalars(metrics).items():
+                self._writer.add_scalar(tag, value, epoch)
             if draw is not None and architecture != self._drawn and self._draws:
                 self._drawn = architecture
-                self._show(self._writer, self._pictures(architecture, draw, epoch), epoch)
+                for name, picture in self._pictures(architecture, draw, epoch).items():
+                    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+                    self._writer.add_image(f"architecture/{name}", pixels, epoch, dataformats="HWC")
             self._writer.flush()
+
+    def _pictures(self, architecture: Any, draw: Draw, epoch: int) -> dict[str, bytes]:
+        try:
+            return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")
+        except Exception as error:
+            self._run.log("cannot draw the architecture (%r): going on without pictures", error)
+            self._draws = False
+            return {}
 
     @contextmanager
     def _or_without(self) -> Iterator[None]:
@@ -56,45 +64,25 @@ class Board:
             yield
         except Exception as error:  # of almost any type; none may end a run
             self._writer = None
-            self._run.log(
-                "cannot write for TensorBoard (%s): going on without", getattr(error, "strerror", None) or repr(error)
-            )
+            reason = getattr(error, "strerror", None) or repr(error)
+            self._run.log("cannot write for TensorBoard (%s): going on without", reason)
 
     def _close(self) -> None:
         with self._or_without():
             if self._writer is not None:
                 self._writer.close()
 
-    def _record(self, writer: SummaryWriter, metrics: dict[str, Any], epoch: int) -> None:
-        for key, value in metrics.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(_tag(key), value, epoch)
-        for edge, weights in metrics.get("alphas", {}).items():
-            for operation, weight in weights.items():
-                # TensorBoard sorts groups by name: these many groups come after all others.
-                writer.add_scalar(f"softmaxed alphas {edge}/{operation}", weight, epoch)
 
-        for edge, weight in metrics.get("betas", {}).items():
-            writer.add_scalar(f"betas/{edge}", weight, epoch)
-
-    def _pictures(
-        self, architecture: Any, draw: Callable[[Any, str], dict[str, bytes]], epoch: int
-    ) -> dict[str, bytes]:
-        try:
-            return draw(architecture, f"{self._run.folder.name}, epoch {epoch}")
-        except Exception as error:
-            self._run.log("cannot draw the architecture (%r): going on without pictures", error)
-        self._draws = False
-        return {}
-
-    def _show(self, writer: SummaryWriter, pictures: dict[str, bytes], epoch: int) -> None:
-        for name, picture in pictures.items():
-            pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-            writer.add_image(f"architecture/{name}", pixels, epoch, dataformats="HWC")
+def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """{tag: number}. The part of a tag before the slash is the group of charts."""
+    scalars = {_tag(key): value for key, value in metrics.items() if isinstance(value, int | float)}
+    # TensorBoard sorts groups by name: these many groups come after all others.
+    for edge, weights in metrics.get("alphas", {}).items():
+        scalars |= {f"softmaxed alphas {edge}/{operation}": weight for operation, weight in weights.items()}
+    return scalars | {f"betas/{edge}": weight for edge, weight in metrics.get("betas", {}).items()}
 
 
 def _tag(key: str) -> str:
-    """The tag of a number in TensorBoard. The part before the slash is the group of charts."""
     part, _, rest = key.partition("_")
     if part in ("train", "valid", "test"):
         return f"{rest}/{part}"  # all losses in one group

@@ -6,7 +6,7 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,40 +44,10 @@ def load_weights(
     Raises:
         UserError: the file cannot be read, does not hold weights, or holds the weights of another network.
     """
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: name its weights.pt")
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
-    try:
-        if path.endswith(".safetensors"):
-            weights = optional("safetensors.torch").load(content)
-        else:
-            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # torch.load raises many types for a damaged file, or a pickle that would run code
-        if needed := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{path} holds more than tensors, such as a whole module: unpickling {shorten(needed[1])} may run any "
-                f"code, so it is not "
-                "read; save the module's state_dict(): docs/faq.md"
-            ) from None
-        raise UserError(
-            f"{path} does not hold saved weights that can be loaded safely ({type(error).__name__})"
-        ) from None
-    if isinstance(weights, dict) and {"progress", "parts"} <= weights.keys():
-        raise UserError(f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it")
     own = model.state_dict()
-    weights, done = _state_dict(weights)
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()
-    ):
-        raise UserError(f"{path} does not hold a state_dict: a dictionary of names and tensors")
-    weights, renamed = _with_names_of(own, weights)
-    if done or renamed:
-        say(f"{path}: {'; '.join([*done, *renamed])}")
+    weights, notes = _with_names_of(own, *_state_dict(_read(path), path))
+    if notes:
+        say(f"{path}: {'; '.join(notes)}")
     kept = _other_classifiers(model, weights, num_classes)
     weights |= {key: value for key, value in own.items() if key.rpartition(".")[0] in kept}
     # Weights from before PyTorch 0.4.1 lack BatchNorm's counters, which are not used here.
@@ -99,31 +69,65 @@ def load_weights(
     try:
         model.load_state_dict(own | weights)
     except RuntimeError as error:  # of sparse tensors, for example
-        raise UserError(
-            f"{path} holds tensors that cannot be loaded ({shorten(' '.join(str(error).split()))})"
-        ) from None
+        reason = shorten(" ".join(str(error).split()))
+        raise UserError(f"{path} holds tensors that cannot be loaded ({reason})") from None
     return kept
 
 
-def _state_dict(content: Any) -> tuple[Any, list[str]]:
-    """The weights in a checkpoint of another code, and a note about it; any other content without a note."""
-    for key in CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            return content[key], [
-                f"read its {key}" + (f" of epoch {content['epoch']}" if type(content.get("epoch")) is int else "")
-            ]
-    return content, []
+def _read(path: str) -> Any:
+    """The content of a file of weights, on the CPU."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name its weights.pt")
+    try:
+        content = Path(path).read_bytes()
+        if path.endswith(".safetensors"):
+            return optional("safetensors.torch").load(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from None
+    except Exception as error:  # torch.load raises many types for a damaged file, or a pickle that would run code
+        if needed := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} holds more than tensors, such as a whole module: unpickling {shorten(needed[1])} may run any "
+                "code, so it is not read; save the module's state_dict(): docs/faq.md"
+            ) from None
+        kind = type(error).__name__
+        raise UserError(f"{path} does not hold saved weights that can be loaded safely ({kind})") from None
 
 
-def _with_names_of(own: Collection[str], weights: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _state_dict(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights in the content of a file, and a note if they are a part of it."""
+    notes = []
+    if isinstance(content, dict):
+        if {"progress", "parts"} <= content.keys():
+            raise UserError(
+                f"{path} is a checkpoint, which --resume goes on from: the weights are in weights.pt beside it"
+            )
+        if key := next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None):
+            epoch = content.get("epoch")
+            notes = [f"read its {key}" + (f" of epoch {epoch}" if type(epoch) is int else "")]
+            content = content[key]
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    ):
+        raise UserError(f"{path} does not hold a state_dict: a dictionary of names and tensors")
+    return content, notes
+
+
+def _with_names_of(
+    own: dict[str, Any], weights: dict[str, torch.Tensor], notes: list[str]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """`weights` without counters and without a prefix that all its names share; and notes about both."""
     counters = {key for key in weights if key.rpartition(".")[2] in COUNTERS and key not in own}
-    notes = [f"left out {', '.join(sorted({key.rpartition('.')[2] for key in counters}))}"] if counters else []
+    if counters:
+        notes = [*notes, f"left out {', '.join(sorted({key.rpartition('.')[2] for key in counters}))}"]
     weights = {key: value for key, value in weights.items() if key not in counters}
     first = next(iter(own), "")
     prefix = next((key.removesuffix(first) for key in weights if key.endswith(f".{first}")), "")
     if prefix and all(key.startswith(prefix) for key in weights):
-        notes.append(f"removed the prefix {shorten(prefix)}")
+        notes = [*notes, f"removed the prefix {shorten(prefix)}"]
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights, notes
 
@@ -132,19 +136,15 @@ def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_c
     """The names of linear layers with `num_classes` outputs whose weights in the file differ only in the number of
     outputs.
     """
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == num_classes
-    }
-    saved = {name: weights.get(f"{name}.weight") for name in layers}
     return [
         name
-        for name, weight in saved.items()
-        if weight is not None
-        and weight.dim() == 2
-        and weight.size(0) != num_classes
-        and weight.size(1) == layers[name].in_features
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+        and layer.out_features == num_classes
+        and (saved := weights.get(f"{name}.weight")) is not None
+        and saved.dim() == 2
+        and saved.size(0) != num_classes
+        and saved.size(1) == layer.in_features
     ]
 
 
