@@ -104,13 +104,9 @@ def assert_close(left, right, where="result"):
         for index, (a, b) in enumerate(zip(left, right, strict=True)):
             assert_close(a, b, f"{where}.{index}")
     elif isinstance(left, float) or (isinstance(left, torch.Tensor) and left.is_floating_point()):
-        torch.testing.assert_close(
-            torch.as_tensor(left),
-            torch.as_tensor(right),
-            rtol=TOLERANCE,
-            atol=TOLERANCE,
-            msg=lambda text: f"{where}: {text}",
-        )
+        left, right = torch.as_tensor(left), torch.as_tensor(right)
+        options = {"rtol": TOLERANCE, "atol": TOLERANCE, "msg": lambda text: f"{where}: {text}"}
+        torch.testing.assert_close(left, right, **options)
     else:
         assert_same(left, right, where)
 
@@ -144,15 +140,9 @@ class Recorder:
         self.states = []
 
     def complete_step(self):
-        self.states.append(
-            {
-                "model": {key: value.clone() for key, value in self.model.state_dict().items()},
-                "optimizers": [
-                    torch.utils._pytree.tree_map(torch.clone, list(o.state_dict()["state"].values()))
-                    for o in self.optimizers
-                ],
-            }
-        )
+        states = [list(optimizer.state_dict()["state"].values()) for optimizer in self.optimizers]
+        state = {"model": self.model.state_dict(), "optimizers": states}
+        self.states.append(torch.utils._pytree.tree_map(torch.clone, state))
 
     def log(self, message, *values):
         self.states.append(message % values)
@@ -250,12 +240,10 @@ def batch_norm(make, x, shares):
         x = x.clone().requires_grad_()
         y = norm(x)
         first = torch.autograd.grad((y**3).sum(), [x, norm.weight, norm.bias], create_graph=True)
-        second = torch.autograd.grad(sum((gradient**2).sum() for gradient in (first[0],)), [x, norm.weight])
+        second = torch.autograd.grad((first[0] ** 2).sum(), [x, norm.weight])
         values.append([y.detach(), first[0].detach(), second[0], [first[1].detach(), first[2].detach(), second[1]]])
         x = 2 * x.detach() + 1
-    values.append({key: value.clone() for key, value in norm.state_dict().items()})
-    values.append(norm.eval()(x))
-    return values
+    return [*values, {key: value.clone() for key, value in norm.state_dict().items()}, norm.eval()(x).detach()]
 
 
 @pytest.mark.parametrize(("make", "shape"), [(nn.BatchNorm2d, (7, 3, 2, 5)), (nn.BatchNorm1d, (7, 3))])
@@ -270,7 +258,7 @@ def test_batch_norm_over_unequal_shares(make, shape, double):
         assert_close([sum(parts) for parts in zip(*(values[i][3] for values in actual), strict=True)], expected[i][3])
     for values in actual:
         assert_close(values[2], expected[2])
-    assert_close(torch.cat([values[3] for values in actual]).detach(), expected[3].detach())
+    assert_close(torch.cat([values[3] for values in actual]), expected[3])
 
 
 def contents(batches):
@@ -327,9 +315,8 @@ def test_random_numbers_of_ones_own_and_of_all():
     assert len({tuple(numbers.tolist()) for numbers in own}) == 3
     assert_same(same[1:], same[:1] * 2)
     torch.manual_seed(0)
-    assert_same(
-        [before[0], own[0], same[0]], [torch.rand(3, dtype=torch.float64) for _ in range(3)]
-    )  # process 0's are as ever
+    alone = [torch.rand(3, dtype=torch.float64) for _ in range(3)]  # process 0's are as ever
+    assert_same([before[0], own[0], same[0]], alone)
 
 
 def synchronized(differ):
@@ -450,21 +437,18 @@ def in_backward(rank):
 
 
 @pytest.mark.parametrize(
-    ("command", "dead", "prepare"),
-    [
-        ("second order", 2, at(2, 0, 1, signal_oneself(signal.SIGKILL))),
-        ("train", 2, in_backward(2)),
-    ],
+    ("command", "prepare"),
+    [("second order", at(2, 0, 1, signal_oneself(signal.SIGKILL))), ("train", in_backward(2))],
     ids=["after a step", "in backward"],
     indirect=["command"],
 )
-def test_a_process_that_dies_ends_the_others(command, dead, prepare, images, tmp_path):
+def test_a_process_that_dies_ends_the_others(command, prepare, images, tmp_path):
     started = time.monotonic()
     ends = launch(3, command, images, "--run_dir", tmp_path / "run", prepare=prepare)
     assert time.monotonic() - started < 60
     for rank, (status, output) in enumerate(ends):
-        assert status == (-signal.SIGKILL if rank == dead else 2), output
-        if rank != dead:
+        assert status == (-signal.SIGKILL if rank == 2 else 2), output
+        if rank != 2:
             assert "another process of this run has ended" in output.splitlines()[-1]
             assert "Traceback" not in output
 
@@ -480,18 +464,9 @@ def test_a_process_that_hangs_ends_the_others(images, tmp_path):
 
 
 def search_with_a_slow_callback(images, folder):
-    arguments = {
-        "image_size": 16,
-        "workers": 0,
-        "gpu": -1,
-        "init_channels": 4,
-        "batch_size": 8,
-        "epochs": 1,
-        "run_dir": str(folder),
-    }
-    found = load("train_search").search(
-        SPACE[1], images=images, callbacks=[lambda epoch, row: time.sleep(5)], **arguments
-    )
+    arguments = {"image_size": 16, "workers": 0, "gpu": -1, "init_channels": 4, "batch_size": 8, "epochs": 1}
+    slow = [lambda epoch, row: time.sleep(5)]
+    found = load("train_search").search(SPACE[1], images=images, callbacks=slow, run_dir=str(folder), **arguments)
     return [str(found)]
 
 

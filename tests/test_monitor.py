@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,20 +28,7 @@ from experiment.loop import MEASURED
 from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
-TINY = [
-    "--dataset",
-    "folder",
-    "--image_size",
-    "8",
-    "--gpu",
-    "-1",
-    "--workers",
-    "0",
-    "--batch_size",
-    "4",
-    "--report_freq",
-    "1",
-]
+TINY = shlex.split("--dataset folder --image_size 8 --gpu -1 --workers 0 --batch_size 4 --report_freq 1")
 CELLS = [*TINY, "--init_channels", "2", "--layers", "1"]
 SMALL_SPACE = [*TINY, "--space", f"{ROOT / 'examples' / 'small_space.py'}:Net", "--init_channels", "2"]
 
@@ -83,7 +71,7 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert ["eigenvalue" in row for row in rows] == [True, False, True]
     for row in rows:
-        training = {
+        elsewhere = {
             "train_auxiliary_loss",
             "test_loss",
             "test_acc",
@@ -91,12 +79,10 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
             "class_acc",
             "confusion",
             "class",
-            "images",
         }
-        training |= {"valid_top5", "test_top5"}
-        elsewhere = training | {"entropy", "skips"}  # in other spaces
-        benchmark = {"true", "true_acc", "true_best", "true_optimum", "true_rank"}  # tests/test_benchmark.py has those
+        elsewhere |= {"images", "valid_top5", "test_top5", "entropy", "skips"}  # of a training, and in other spaces
         remedies = {"betas", "auxiliary_weight", "perturbation", "temperature"}  # tests/test_remedies.py has those
+        benchmark = {"true", "true_acc", "true_best", "true_optimum", "true_rank"}  # tests/test_benchmark.py has those
         assert set(row) | {"eigenvalue"} == documented - elsewhere - remedies - benchmark
         assert len(row["alphas"]) == 28
         for edge in row["alphas"].values():
@@ -130,12 +116,8 @@ def test_tensorboard_shows_the_metrics(searched):
     folder = searched[0]
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     rows = metrics_of(folder)
-    for tag, key in (
-        ("loss/train", "train_loss"),
-        ("acc/valid", "valid_acc"),
-        ("lr", "lr"),
-        ("skips/normal", "skips_normal"),
-    ):
+    keys = {"loss/train": "train_loss", "acc/valid": "valid_acc", "lr": "lr", "skips/normal": "skips_normal"}
+    for tag, key in keys.items():
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([row[key] for row in rows], rel=1e-6)
     assert [event.step for event in events.Scalars("eigenvalue")] == [1, 3]
@@ -176,9 +158,8 @@ def test_watching_changes_nothing(searched, images, tmp_path):
             left.pop(key, None), right.pop(key, None)
         assert left == right
     lines = (plain / "log.txt").read_text()
-    assert not re.search(
-        r"train 000 loss .*left$", lines.partition("train 001 ")[0], re.MULTILINE
-    )  # the first step may have to compile
+    before, _, _ = lines.partition("train 001 ")
+    assert not re.search(r"train 000 loss .*left$", before, re.MULTILINE)  # the first step may have to compile
     assert re.search(r"train 001 loss .* \| \S+ s/step, .* left$", lines, re.MULTILINE)
     assert re.search(r"param size = \d+\.\d+ million", lines)
     kept = [line for line in log_lines(watched)[1:] if not line.startswith("eigenvalue")]
@@ -186,30 +167,18 @@ def test_watching_changes_nothing(searched, images, tmp_path):
 
 
 def test_spaces_without_cells(images, script):
-    script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "darts")
+    command = ["train_search", *SMALL_SPACE, "--data", images, "--epochs", "1"]
+    script(*command, "--run_dir", "darts")
     [row] = metrics_of(Path("darts"))
     assert list(row["alphas"]) == ["first", "second"]
     assert list(row["alphas"]["first"]) == ["0", "1", "none"]
     assert math.fsum(row["alphas"]["first"].values()) == pytest.approx(1, abs=1e-6)
     assert row["entropy"] == pytest.approx(math.log(3), abs=1e-3)
     assert row["skips"] == 0
-    script(
-        "train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "random", "--strategy", "random"
-    )
+    script(*command, "--run_dir", "random", "--strategy", "random")
     [row] = metrics_of(Path("random"))
     assert row["alphas"] == {}
     assert "entropy" not in row
-
-
-def test_a_space_with_a_none_of_its_own():
-    from nas.mutators import DartsMutator
-    from nas.search_model import SearchModel
-    from nas.spaces.nasbench201 import NASBench201Network
-
-    network = NASBench201Network(channels=2, cells=1)
-    for edge in SearchModel(network, DartsMutator(network)).alphas_by_edge().values():
-        assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
-        assert edge["none"] == pytest.approx(1 / 5, abs=1e-2)
 
 
 # ---- Collapse
@@ -226,17 +195,8 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
     measured = iter([1.0] * 8 + [3.0] * 20)
     monkeypatch.setattr(collapse, "EARLIEST", 0)
     monkeypatch.setattr(collapse, "dominant_eigenvalue", lambda *_: next(measured))
-    arguments = [
-        *SMALL_SPACE,
-        "--data",
-        images,
-        "--epochs",
-        epochs,
-        "--early_stop",
-        "eigenvalue",
-        "--arch_learning_rate",
-        "1",
-    ]
+    arguments = [*SMALL_SPACE, "--data", images, "--epochs", epochs, "--arch_learning_rate", "1"]
+    arguments += ["--early_stop", "eigenvalue"]
     monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
     module.main()
     folder = Path("run")
@@ -286,20 +246,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def epoch_with_bar(monkeypatch, stream):
-    monkeypatch.setattr(sys, "stderr", stream)
-    assert list(console.bar("abc", 1, 0, 3, lambda: "loss 0.500, 2.00 s/step, 6 s left")) == ["a", "b", "c"]
-    return stream.getvalue()
-
-
-def test_a_bar_on_a_terminal(monkeypatch):
-    shown = epoch_with_bar(monkeypatch, Terminal())
-    assert "epoch 1" in shown
-    assert "loss 0.500, 2.00 s/step, 6 s left" in shown
-
-
-def test_no_bar_in_a_file(monkeypatch):
-    assert epoch_with_bar(monkeypatch, io.StringIO()) == ""
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_bar_on_a_terminal_and_not_in_a_file(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream())
+    told = "loss 0.500, 2.00 s/step, 6 s left"
+    assert list(console.bar("abc", 1, 0, 3, lambda: told)) == ["a", "b", "c"]
+    shown = sys.stderr.getvalue()
+    assert [words in shown for words in ("epoch 1", told)] == [stream is Terminal] * 2
+    assert bool(shown) == (stream is Terminal)
 
 
 def test_log_lines_stand_above_the_bar(monkeypatch):
@@ -385,9 +339,8 @@ def test_drop_path_is_recorded_where_there_is_some(images, script):
     edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
     Path("arch.json").write_text(json.dumps(dict.fromkeys(edges, "conv_1x1")))
     for name, network in (("cells", ["--layers", "3"]), ("other", space)):
-        status, _, error = script(
-            "train", *TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name
-        )
+        arguments = [*TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name]
+        status, _, error = script("train", *arguments)
         assert status == 0, error
         assert ["drop_path_prob" in row for row in metrics_of(Path(name))] == [name == "cells"]
 
@@ -399,19 +352,12 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, script, monkeypatch):
         raise AssertionError("the GPU was touched")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in (
-        "get_device_name",
-        "get_rng_state_all",
-        "get_rng_state",
-        "synchronize",
-        "reset_peak_memory_stats",
-        "max_memory_allocated",
-    ):
+    used = "get_device_name get_rng_state_all get_rng_state synchronize reset_peak_memory_stats max_memory_allocated"
+    for name in used.split():
         monkeypatch.setattr(torch.cuda, name, touched)
     # PyTorch's optimizers ask for the current stream of any accelerator, whatever the device.
     monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
-    status, _, error = script(
-        "train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run", "--strategy", "enas"
-    )
+    arguments = [*SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run", "--strategy", "enas"]
+    status, _, error = script("train_search", *arguments)
     assert status == 0, error
     assert json.loads(Path("run/config.json").read_text())["gpu"] is None

@@ -28,6 +28,7 @@ from experiment import errors
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
+CPU = torch.device("cpu")
 SIZE = ["--init_channels", "2", "--layers", "3", "--epochs", "2"]
 SEARCH = ["train_search", *SIZE, "--nodes", "1", "--layers", "1", "--batch_size", "4"]
 TRAIN = ["train", "--arch", "DARTS_V2", "--auxiliary", "--cutout", *SIZE, "--batch_size", "8"]
@@ -48,6 +49,42 @@ def uninterrupted(images, tmp_path_factory):
         return results[key]
 
     return get
+
+
+def goes_on(folder, images, expected, *arguments, command=TRAIN):
+    """The run in `folder` goes on and ends as the one that nothing disturbed; returns its output."""
+    status, output = run(command[:1], images, "--resume", folder, *arguments)
+    assert status == 0, output
+    assert_same(result(folder), expected[0])
+    return output
+
+
+def refused(images, *arguments, command=TRAIN[:1], **options):
+    """The one line that a command ends with."""
+    status, output = run(command, images, *arguments, **options)
+    assert status == 2, output
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
+
+
+def full_disk(size):
+    """For `prepare`: files may not grow beyond so many bytes."""
+
+    def prepare():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    return prepare
+
+
+def at_each_step(action):
+    """For `prepare`: `action(run)` is called when a step is done."""
+
+    def prepare():
+        original = experiment.run.Run.complete_step
+        experiment.run.Run.complete_step = lambda run: (action(run), original(run))
+
+    return prepare
 
 
 @pytest.mark.parametrize("command", [SEARCH, TRAIN], ids=["search", "train"])
@@ -98,25 +135,18 @@ def test_what_was_killed_at_the_beginning_is_no_run(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "config.json").write_text("")
     with pytest.raises(errors.UserError, match="never overwritten"):
-        experiment.run.Run("search", args, torch.device("cpu"))
+        experiment.run.Run("search", args, CPU)
     (tmp_path / "config.json").unlink()
-    with experiment.run.Run("search", args, torch.device("cpu")) as begun:
+    with experiment.run.Run("search", args, CPU) as begun:
         begun.log("a line")
     (tmp_path / "config.json").unlink()
     with pytest.raises(errors.UserError, match="never overwritten"):
-        experiment.run.Run("search", args, torch.device("cpu"))
+        experiment.run.Run("search", args, CPU)
 
 
 def test_a_run_that_could_not_go_on_does_not_begin(images, tmp_path):
     """Without room for its config.json."""
-
-    def prepare():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-
-    status, output = run(TRAIN, images, "--run_dir", tmp_path / "run", prepare=prepare)
-    assert status == 2, output
-    assert "config.json" in output.splitlines()[-1]
+    assert "config.json" in refused(images, "--run_dir", tmp_path / "run", command=TRAIN, prepare=full_disk(100))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
 
 
@@ -131,11 +161,9 @@ def test_stopped_by_a_signal(number, status, images, uninterrupted, tmp_path):
     assert actual == status, rest
     assert f"--resume {tmp_path / 'run'}" in rest.splitlines()[-1]
     assert "Traceback" not in rest
-    status, output = run(SEARCH[:1], images, "--resume", tmp_path / "run")
-    assert status == 0, output
+    output = goes_on(tmp_path / "run", images, uninterrupted(SEARCH), command=SEARCH)
     assert "going on from" in output
     assert "epoch 0, step 0" not in output
-    assert_same(result(tmp_path / "run"), uninterrupted(SEARCH)[0])
 
 
 def until(reader, words):
@@ -152,18 +180,13 @@ def test_a_second_signal_ends_a_run_at_once(images, uninterrupted, tmp_path):
     """
     folder = tmp_path / "run"
 
-    def prepare():
-        original = experiment.run.Run.complete_step
+    def action(run):
+        if (run.progress.epoch, run.progress.step) == (1, 1):
+            print("a long step", flush=True)
+            time.sleep(600)
 
-        def complete_step(self):
-            if (self.progress.epoch, self.progress.step) == (1, 1):
-                print("a long step", flush=True)
-                time.sleep(600)
-            original(self)
-
-        experiment.run.Run.complete_step = complete_step
-
-    child, reader = start(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
+    minutes = "--checkpoint_minutes", "0"
+    child, reader = start(TRAIN, images, "--run_dir", folder, *minutes, prepare=at_each_step(action))
     until(reader, b"a long step")
     before = (folder / "checkpoint.pt").read_bytes()
     os.kill(child, signal.SIGTERM)
@@ -174,9 +197,7 @@ def test_a_second_signal_ends_a_run_at_once(images, uninterrupted, tmp_path):
     os.kill(child, signal.SIGTERM)
     assert finish(child, reader)[0] == -signal.SIGTERM
     assert (folder / "checkpoint.pt").read_bytes() == before
-    status, output = run(TRAIN[:1], images, "--resume", folder)
-    assert status == 0, output
-    assert_same(result(folder), uninterrupted(TRAIN)[0])
+    goes_on(folder, images, uninterrupted(TRAIN))
 
 
 def test_a_run_started_by_nohup_outlives_its_terminal(images, tmp_path):
@@ -194,14 +215,14 @@ def stopped(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped") / "run"
 
     def prepare():
-        original = experiment.run.Run.complete_step
+        original = experiment.run.Run.save
 
-        def stop(self):
+        def save(self):
             original(self)
             if (self.progress.epoch, self.progress.step) == (1, 2):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        experiment.run.Run.complete_step = stop
+        experiment.run.Run.save = save
 
     status, _ = run(TRAIN, images, "--run_dir", folder, "--checkpoint_minutes", "0", prepare=prepare)
     assert status == -signal.SIGKILL
@@ -227,11 +248,9 @@ def flip_a_bit(path):
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, half, images, uninterrupted):
     damage(half / "checkpoint.pt")
-    status, output = run(TRAIN, images, "--resume", half)
-    assert status == 0, output
+    output = goes_on(half, images, uninterrupted(TRAIN))
     assert "checkpoint.prev.pt: epoch 1, step 1" in output
     assert ("checkpoint.pt cannot be used" in output) == (damage is not Path.unlink)
-    assert_same(result(half), uninterrupted(TRAIN)[0])
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(half, images, tmp_path):
@@ -241,10 +260,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(half, images, tmp_path):
 
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         torch.save({"progress": Bomb()}, half / name)
-    status, output = run(TRAIN, images, "--resume", half)
-    assert status == 2, output
-    assert "no checkpoint" in output.splitlines()[-1]
-    assert "Traceback" not in output
+    assert "no checkpoint" in refused(images, "--resume", half)
     assert not (tmp_path / "trap").exists()
 
 
@@ -264,14 +280,14 @@ def restored(folder, edit):
     saved = {name: part.state_dict() for name, part in parts(0).items()}
     state = {
         "progress": {"epoch": 1},
-        "random": experiment.run.random_states(torch.device("cpu")),
+        "random": experiment.run.random_states(CPU),
         "parts": saved,
     }
     edit(state)
     torch.save(state, folder / "checkpoint.pt")
     (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
     args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
-    with experiment.run.Run("search", args, torch.device("cpu")) as begun:
+    with experiment.run.Run("search", args, CPU) as begun:
         found = parts(1)
         begun.restore(**found)
     return saved, found
@@ -301,25 +317,15 @@ def test_learning_rates_are_those_of_the_arguments(tmp_path):
 
 
 def test_a_full_disk_costs_no_checkpoint(half, images, uninterrupted):
-    """Files that may not grow beyond 100 kB: a checkpoint and the weights cannot be written, the log and the metrics
-    can.
-    """
+    """A checkpoint and the weights cannot be written, the log and the metrics can."""
     before = (half / "checkpoint.pt").read_bytes()
-
-    def prepare():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-
-    status, output = run(TRAIN, images, "--resume", half, "--checkpoint_minutes", "0", prepare=prepare)
-    assert status == 2, output
-    assert "cannot write" in output
-    assert "could not write checkpoint.pt, weights.pt" in output.splitlines()[-1]
-    assert "Traceback" not in output
+    minutes = "--checkpoint_minutes", "0"
+    line = refused(images, "--resume", half, *minutes, prepare=full_disk(100_000))
+    assert "could not write checkpoint.pt, weights.pt" in line
+    assert "cannot write" in (half / "log.txt").read_text()
     assert (half / "checkpoint.pt").read_bytes() == before
     assert not list(half.glob("*.tmp"))
-    status, output = run(TRAIN, images, "--resume", half)
-    assert status == 0, output
-    assert_same(result(half), uninterrupted(TRAIN)[0])
+    goes_on(half, images, uninterrupted(TRAIN))
 
 
 def test_nothing_is_written_through_a_link(half, images, uninterrupted, tmp_path):
@@ -327,9 +333,7 @@ def test_nothing_is_written_through_a_link(half, images, uninterrupted, tmp_path
     precious = tmp_path / "precious"
     precious.write_text("precious")
     (half / "weights.pt.tmp").symlink_to(precious)
-    status, output = run(TRAIN[:1], images, "--resume", half)
-    assert (status, output.count("\n")) == (2, 1), output
-    assert "weights.pt.tmp is a link" in output
+    assert "weights.pt.tmp is a link" in refused(images, "--resume", half)
     (half / "weights.pt.tmp").unlink()
 
     def prepare():
@@ -392,35 +396,31 @@ def test_an_error_of_the_gpu_is_not_a_damaged_checkpoint_and_not_a_full_disk(hal
 
 def test_a_second_process_on_the_same_folder_is_refused(half, images):
     with filelock.FileLock(half / ".lock"):
-        status, output = run(TRAIN, images, "--resume", half)
-    assert status == 2
-    assert "in use by another process" in output
+        assert "in use by another process" in refused(images, "--resume", half)
 
 
-def test_resuming_with_other_arguments(half, images, uninterrupted):
-    for arguments, words in (
-        (["--epochs", "3"], "--epochs was 2, not 3: leave out what differs, or begin a new run without --resume"),
-        (["--epochs", "3"], f"--init_from {half}/weights.pt"),
-    ):
-        status, output = run(["train"], images, "--resume", half, *arguments)
-        assert status == 2
-        assert words in output
-    for arguments, words in (
-        (["--save", "other"], "--save was EXP, not other"),
-        (["--run_dir", half.parent / "other"], f"--resume {half} goes on in that folder: leave out --run_dir"),
-    ):
-        status, output = run(["train"], images, "--resume", half, *arguments)
-        assert (status, output.count("\n")) == (2, 1), output
-        assert words in output
-    assert not (half.parent / "other").exists()
-    status, output = run(["train_search"], images, "--resume", half)
-    assert status == 2
-    assert "other script" in output
-    status, output = run(
-        ["train"], images, "--resume", half, "--workers", "1", "--report_freq", "7", "--checkpoint_minutes", "3"
-    )
-    assert status == 0, output
-    assert_same(result(half), uninterrupted(TRAIN)[0])
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("train", "--epochs 3", "--epochs was 2, not 3: leave out what differs, or begin a new run without --resume"),
+        ("train", "--epochs 3", "with its weights: --init_from {half}/weights.pt"),
+        ("train", "--save other", "--save was EXP, not other"),
+        ("train", "--run_dir other", "--resume {half} goes on in that folder: leave out --run_dir other"),
+        ("train_search", "", "is a run of another script"),
+    ],
+)
+def test_resuming_with_other_arguments(half, images, script, arguments, words):
+    line = refused(images, "--resume", half, *arguments.split(), command=[script])
+    assert words.format(half=half) in line
+    assert not Path("other").exists()
+
+
+def test_resuming_with_arguments_that_may_differ(half, images, uninterrupted, tmp_path, monkeypatch):
+    """And with images that have moved."""
+    shutil.copytree(images, tmp_path / "elsewhere" / "images")
+    monkeypatch.chdir(tmp_path)
+    differ = ["--workers", "1", "--report_freq", "7", "--checkpoint_minutes", "3"]
+    goes_on(Path("half"), Path("elsewhere/images"), uninterrupted(TRAIN), *differ)
 
 
 def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images, tmp_path):
@@ -460,38 +460,20 @@ def test_resuming_runs_no_code_that_only_the_folder_names(images, tmp_path):
 
     def prepare():
         sys.path.append(str(EXAMPLES))
-        original = experiment.run.Run.complete_step
-
-        def stop(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-            original(self)
-
-        experiment.run.Run.complete_step = stop
+        at_each_step(lambda run: os.kill(os.getpid(), signal.SIGTERM))()
 
     status, output = run(command, images, "--run_dir", folder, prepare=prepare)
     assert status == 128 + signal.SIGTERM, output
     trace.unlink()
-    status, output = run(command[:1], images, "--resume", folder, prepare=prepare)
-    assert (status, output.count("\n")) == (2, 1), output
-    assert f"add --space '{name}'" in output
+    resume = ["--resume", folder]
+    assert f"add --space '{name}'" in refused(images, *resume, command=command[:1], prepare=prepare)
     assert not trace.exists()
-    status, output = run(
-        command[:1], images, "--resume", folder, "--space", f"{tmp_path / 'other.py'}:Net", prepare=prepare
-    )
-    assert (status, output.count("\n")) == (2, 1), output
+    refused(images, *resume, "--space", f"{tmp_path / 'other.py'}:Net", command=command[:1], prepare=prepare)
     status, output = run(command[:1], images, "--resume", folder, "--space", name, prepare=prepare)
     assert status == 128 + signal.SIGTERM, output
     assert trace.exists()
     said = shlex.split(output.splitlines()[-1].partition("go on with: ")[2])
     assert said == ["python", "train_search.py", "--resume", str(folder), "--space", name]
-
-
-def test_resuming_with_images_that_have_moved(half, images, uninterrupted, tmp_path, monkeypatch):
-    shutil.copytree(images, tmp_path / "elsewhere" / "images")
-    monkeypatch.chdir(tmp_path)
-    status, output = run(["train"], Path("elsewhere/images"), "--resume", "half")
-    assert status == 0, output
-    assert_same(result(half), uninterrupted(TRAIN)[0])
 
 
 def test_resuming_after_the_last_step_of_an_epoch(images, uninterrupted, tmp_path):
@@ -502,11 +484,9 @@ def test_resuming_after_the_last_step_of_an_epoch(images, uninterrupted, tmp_pat
 
     status, _ = run(TRAIN, images, "--run_dir", tmp_path / "run", prepare=prepare)
     assert status == -signal.SIGKILL
-    status, output = run(TRAIN[:1], images, "--resume", tmp_path / "run")
-    assert status == 0, output
+    output = goes_on(tmp_path / "run", images, uninterrupted(TRAIN))
     assert "epoch 0, step 4" in output
     assert "Warning" not in output
-    assert_same(result(tmp_path / "run"), uninterrupted(TRAIN)[0])
 
 
 def test_images_in_a_folder_whose_name_is_no_text(images, tmp_path):
@@ -533,20 +513,16 @@ def test_images_in_a_folder_whose_name_is_no_text(images, tmp_path):
 def test_what_is_no_run_is_not_resumed(images, tmp_path, content, words):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    status, output = run(TRAIN[:1], images, "--resume", tmp_path)
-    assert (status, output.count("\n")) == (2, 1), output
-    assert words.format(folder=tmp_path) in output
+    assert words.format(folder=tmp_path) in refused(images, "--resume", tmp_path)
 
 
 @pytest.mark.parametrize("command", [SEARCH, TRAIN])
 def test_a_run_that_diverges_stops_and_keeps_a_good_checkpoint(command, images, tmp_path):
-    status, output = run(
-        command, images, "--run_dir", tmp_path / "run", "--learning_rate", "1e30", "--checkpoint_minutes", "0"
-    )
-    assert status == 2
-    assert "learning rate 1e+30" in output.splitlines()[-1]
-    assert "--batch_size" in output.splitlines()[-1]
-    assert "Warning" not in output
+    flags = ["--learning_rate", "1e30", "--checkpoint_minutes", "0"]
+    line = refused(images, "--run_dir", tmp_path / "run", *flags, command=command)
+    assert "learning rate 1e+30" in line
+    assert "--batch_size" in line
+    assert "Warning" not in line
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["parts"]["meters"].values() if isinstance(value, torch.Tensor))
     assert np.isfinite([total for total, _ in state["parts"]["meters"].values()]).all()

@@ -31,7 +31,6 @@ from experiment import cli, errors
 from experiment.run import Run
 from experiment.weights import load_weights
 from model import NetworkCIFAR
-from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--dataset", "digits", "--gpu", "-1", "--init_channels", "2", "--layers", "3"]
@@ -45,20 +44,8 @@ def test_search_then_train_then_test(script, tmp_path):
     )
     assert status == 0
     folder = tmp_path / "search"
-    expected = {
-        "log.txt",
-        "config.json",
-        "metrics.jsonl",
-        "genotype.json",
-        "architecture.json",
-        "nni.json",
-        "weights.pt",
-        "checkpoint.pt",
-        "checkpoint.prev.pt",
-        "normal.png",
-        "reduction.png",
-        ".lock",
-    }
+    expected = {"log.txt", "config.json", "metrics.jsonl", "genotype.json", "architecture.json", "nni.json", ".lock"}
+    expected |= {"weights.pt", "checkpoint.pt", "checkpoint.prev.pt", "normal.png", "reduction.png"}
     [events] = folder.glob("events.out.tfevents.*")
     assert {path.name for path in folder.iterdir()} == expected | {events.name}
     lines = log_lines(folder)
@@ -130,23 +117,6 @@ def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, no
     assert script("test", "eval", "--gpu", "-1")[0] == 0
 
 
-def test_a_search_that_cannot_draw_is_complete(script, tmp_path, images, monkeypatch):
-    original = drawing.draw
-
-    def draw(architecture, folder, caption):
-        (folder / "reduction.png").mkdir()  # a file cannot take its place
-        return original(architecture, folder, caption=caption)
-
-    monkeypatch.setattr(drawing, "draw", draw)
-    status, _, err = script(
-        "train_search", *SMALL_IMAGES, "--data", images, *ONE_CELL, "--fast_dev_run", "--run_dir", "run"
-    )
-    assert (status, err) == (0, "")
-    lines = log_lines(tmp_path / "run")
-    assert said(lines, "train what was found: ")[:4] == ["python", "train.py", "--arch", str(tmp_path / "run")]
-    assert lines[-1].startswith("no pictures: ")
-
-
 def test_trained_weights_test_as_they_did_when_trained(script, tmp_path, images, double, monkeypatch):
     """On images of noise, whose class can only be guessed, so that most changes of the network show.
 
@@ -204,27 +174,12 @@ def test_bad_images_are_logged_by_every_stage(script, tmp_path, images):
     shutil.copytree(images, tmp_path / "images")
     for part in ("train", "test"):
         (tmp_path / "images" / part / "dark" / "0.png").write_bytes(b"")
-    folder = [
-        "--dataset",
-        "folder",
-        "--data",
-        "images",
-        "--image_size",
-        "16",
-        "--skip_bad_images",
-        "--gpu",
-        "-1",
-        "--workers",
-        "0",
-    ]
-    status, out, _ = script(
-        "train_search", *folder, *TINY[4:], *ONE_CELL, "--fast_dev_run", "--batch_size", "4", "--run_dir", "search"
-    )
-    assert status == 0
+    folder = shlex.split("--dataset folder --data images --image_size 16 --skip_bad_images --gpu -1")
     sizes = ["--fast_dev_run", "--batch_size", "4", "--workers", "0", *TINY[4:]]
-    status, more, _ = script(
-        "train", *said(out.splitlines(), "train what was found: ")[2:], *sizes, "--run_dir", "eval"
-    )
+    status, out, _ = script("train_search", *folder, *sizes, *ONE_CELL, "--run_dir", "search")
+    assert status == 0
+    command = said(out.splitlines(), "train what was found: ")
+    status, more, _ = script("train", *command[2:], *sizes, "--run_dir", "eval")
     assert status == 0
     status, most, _ = script("test", *said(more.splitlines(), "test the weights again: ")[2:])
     assert status == 0
@@ -237,19 +192,7 @@ def test_names_give_the_terminal_no_orders(script, tmp_path, images):
     """Names of files and of tensors: in the log, in what is printed, in errors."""
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "test" / "dark" / "\x1b]0;title\x07\x9b31m.gif").touch()
-    folder = [
-        "--dataset",
-        "folder",
-        "--data",
-        "images",
-        "--image_size",
-        "16",
-        "--gpu",
-        "-1",
-        "--workers",
-        "0",
-        *TINY[4:],
-    ]
+    folder = [*shlex.split("--dataset folder --data images --image_size 16 --gpu -1 --workers 0"), *TINY[4:]]
     status, out, err = script("train", *folder, "--fast_dev_run", "--batch_size", "4", "--run_dir", "eval")
     assert (status, err) == (0, "")
     status, printed, _ = script("test", *said(out.splitlines(), "test the weights again: ")[2:])
@@ -273,16 +216,6 @@ def test_messages_are_one_line_that_can_be_printed(capsys):
         cli.Parser(prog="script").error("\x1b[31m")
 
 
-def test_same_seed_same_log(script, tmp_path, images, monkeypatch):
-    command = ["train_search", *SMALL_IMAGES, "--data", images, *ONE_CELL, "--fast_dev_run", "--cutout"]
-    logs = []
-    for name, seed in (("a", 2), ("b", 2), ("c", 3)):
-        script(*command, "--run_dir", name, "--seed", seed)
-        logs.append([line.replace(f"{tmp_path}/{name}", "") for line in log_lines(tmp_path / name)[1:]])
-    assert logs[0] == logs[1]
-    assert logs[0][1:] != logs[2][1:]
-
-
 def test_default_folders_have_the_originals_names(script, tmp_path):
     script("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--save", "NAME")
     [folder] = tmp_path.iterdir()
@@ -290,9 +223,8 @@ def test_default_folders_have_the_originals_names(script, tmp_path):
 
 
 def test_flags_that_the_original_never_read_are_taken_with_a_warning(script):
-    status, _, err = script(
-        "train", *TINY, "--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--model_path", "saved_models"
-    )
+    flags = ["--fast_dev_run", "--batch_size", "8", "--run_dir", "run", "--model_path", "saved_models"]
+    status, _, err = script("train", *TINY, *flags)
     assert status == 0
     assert err == "warning: --model_path has no effect here\n"
 
@@ -306,52 +238,44 @@ def test_where_cuda_is_absent_one_warning(script, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "words"),
+    ("command", "words"),
     [
-        ("train", ["--arch", "DARTS_V3"], "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
-        ("train", ["--arch", "Genotype(1)"], "an architecture must be an object"),
-        ("train", ["--batch_size", "0"], "--batch_size"),
-        ("train", ["--seed", str(2**32)], "--seed.*at most 4294967295"),
-        ("train_search", ["--epochs", "9" * 5000], r"--epochs.*9\.\.\. is not a whole number"),
-        ("train", ["--learning_rate", "nan"], "--learning_rate"),
-        ("train", ["--drop_path_prob", "1"], "--drop_path_prob"),
-        ("train", ["--batch_size", "100000"], "1437.*batch of 100000"),
-        ("train", ["--image_size", "2147483640"], "multiple of 8, from 8 to 4096"),
-        ("train", ["--channels", "2"], "--channels.*1, 3"),
-        ("train", ["--valid_portion", "1e-6"], r"--valid_portion 1e-06 of 1437 training images holds out 0"),
-        ("train", ["--init_from", "missing.pt"], r"missing\.pt: No such file"),
-        (
-            "train_search",
-            ["--space", f"{ROOT}/examples/small_space.py:Net", "--channels", "1"],
-            "--channels 1 needs a network that takes",
-        ),
-        ("train", ["--dataset", "folder", "--data", "nowhere"], "nowhere"),
-        ("train_search", ["--train_portion", "1.0"], "--train_portion"),
-        ("train_search", ["--batch_size", "719"], "718 of 1437"),
-        ("train_search", ["--hvp", "exact"], "--hvp exact needs the second order: add --unrolled"),
-        ("train_search", ["--learning_rate_min", "0.03"], r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
-        ("train_search", ["--gpu", "0,1"], r"torchrun --nproc_per_node=2"),
-        ("train_search", ["--multigpu"], r"for --multigpu, use torchrun --nproc_per_node=2"),
-        ("train_search", ["--auxiliary"], r"for --auxiliary, use train\.py --auxiliary"),
-        ("train", ["--lr", "1"], "arguments: --lr 1; for --lr, use --learning_rate "),
-        ("train", ["--unrolled"], r"for --unrolled, use train_search\.py --unrolled"),
-        (
-            "train_search",
-            ["--learning_rate=0.1", "--set=cifar100"],
-            "arguments: --set=cifar100; for --set, use --dataset ",
-        ),
-        ("train", ["--batch-size", "8"], "for --batch-size, use --batch_size "),
-        ("train", ["--pre", "imagenet"], r"arguments: --pre imagenet \(--help"),
-        ("predict", ["run", "image.png", "--set"], r"arguments: --set \(--help"),
-        ("train_search", ["--nodes", "3", "--space", "enas_micro"], "--nodes needs --space darts: enas_micro"),
-        ("train_search", ["--layers", "2", "--strategy", "random"], "2 cells: at least 3 are needed"),
-        ("test", ["--model_path", "missing.pt"], "missing.pt.*No such file"),
+        ("train --arch DARTS_V3", "DARTS_V3.*known|DARTS_V3.*DARTS_V2"),
+        ("train --arch Genotype(1)", "an architecture must be an object"),
+        ("train --batch_size 0", "--batch_size"),
+        (f"train --seed {2**32}", "--seed.*at most 4294967295"),
+        (f"train_search --epochs {'9' * 5000}", r"--epochs.*9\.\.\. is not a whole number"),
+        ("train --learning_rate nan", "--learning_rate"),
+        ("train --drop_path_prob 1", "--drop_path_prob"),
+        ("train --batch_size 100000", "1437.*batch of 100000"),
+        ("train --image_size 2147483640", "multiple of 8, from 8 to 4096"),
+        ("train --channels 2", "--channels.*1, 3"),
+        ("train --valid_portion 1e-6", r"--valid_portion 1e-06 of 1437 training images holds out 0"),
+        ("train --init_from missing.pt", r"missing\.pt: No such file"),
+        (f"train_search --space {ROOT}/examples/small_space.py:Net --channels 1", "--channels 1 needs a network that"),
+        ("train --dataset folder --data nowhere", "nowhere"),
+        ("train_search --train_portion 1.0", "--train_portion"),
+        ("train_search --batch_size 719", "718 of 1437"),
+        ("train_search --hvp exact", "--hvp exact needs the second order: add --unrolled"),
+        ("train_search --learning_rate_min 0.03", r"--learning_rate_min 0\.03 is above --learning_rate 0\.025"),
+        ("train_search --gpu 0,1", r"torchrun --nproc_per_node=2"),
+        ("train_search --multigpu", r"for --multigpu, use torchrun --nproc_per_node=2"),
+        ("train_search --auxiliary", r"for --auxiliary, use train\.py --auxiliary"),
+        ("train --lr 1", "arguments: --lr 1; for --lr, use --learning_rate "),
+        ("train --unrolled", r"for --unrolled, use train_search\.py --unrolled"),
+        ("train_search --learning_rate=0.1 --set=cifar100", "arguments: --set=cifar100; for --set, use --dataset "),
+        ("train --batch-size 8", "for --batch-size, use --batch_size "),
+        ("train --pre imagenet", r"arguments: --pre imagenet \(--help"),
+        ("predict run image.png --set", r"arguments: --set \(--help"),
+        ("train_search --nodes 3 --space enas_micro", "--nodes needs --space darts: enas_micro"),
+        ("train_search --layers 2 --strategy random", "2 cells: at least 3 are needed"),
+        ("test --model_path missing.pt", "missing.pt.*No such file"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, name, arguments, words):
-    others = (
-        [*TINY, "--fast_dev_run", "--run_dir", "run"] if name.startswith("train") else TINY if name == "test" else []
-    )
+def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(script, tmp_path, command, words):
+    name, *arguments = command.split()
+    others = TINY if name != "predict" else []
+    others = [*others, "--fast_dev_run", "--run_dir", "run"] if name.startswith("train") else others
     status, out, err = script(name, *others, *arguments)
     assert status == 2
     assert out == ""
