@@ -41,6 +41,30 @@ def script(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
+def done(script):
+    """Runs a command that succeeds, and returns the lines of its output."""
+
+    def run(name, *arguments):
+        status, out, error = script(name, *arguments)
+        assert (status, error) == (0, "")
+        return out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def refused(script):
+    """Runs a command that ends in one line on standard error, and returns it."""
+
+    def run(name, *arguments):
+        status, out, error = script(name, *arguments)
+        assert (status, out, error.count("\n")) == (2, "", 1), error
+        return error
+
+    return run
+
+
+@pytest.fixture
 def no_waiting():
     """A test that waits, for a pipe, fails."""
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))

@@ -42,30 +42,6 @@ def tiny(data):
     return [*data, "--batch_size", "8", "--fast_dev_run"]
 
 
-@pytest.fixture
-def done(script):
-    """Runs a command that succeeds, and returns the lines of its output."""
-
-    def run(name, *arguments):
-        status, out, error = script(name, *arguments)
-        assert (status, error) == (0, "")
-        return out.splitlines()
-
-    return run
-
-
-@pytest.fixture
-def refused(script):
-    """Runs a command that ends in one line on standard error, and returns it."""
-
-    def run(name, *arguments):
-        status, out, error = script(name, *arguments)
-        assert (status, out, error.count("\n")) == (2, "", 1), error
-        return error
-
-    return run
-
-
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -289,6 +265,7 @@ def test_a_macro_network_is_a_chain_with_skips():
     # layer_0 and layer_1 are the inputs of layers 0 and 1: the stem's output and layer 0's.
     assert network.fixed == [("stem", "2"), ("0", "2")]
     assert network.concat == ["2"]
+    assert "stem -> 2" in drawing.cell(network, "").source
     for unknown in ({"InputChoice5": ["layer_2"]}, {"InputChoice5": [], "LayerChoice4": 6}, {}):
         assert Macro(choices | unknown).cells == {}
 

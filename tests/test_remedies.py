@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradients import ETA, EXACT, direct_gradient, relative_error, sgd
-from scripts import assert_same, log_lines, result, run, said
+from scripts import assert_same, result, run, said
 from steps import arguments as of_search
 from torch import nn
 
@@ -176,62 +176,42 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("candidates", "flag", "words"),
+    ("candidate", "flag", "words"),
     [
+        (nn.Conv2d(4, 8, 1), "partial_channels", "needs choices that keep the number of channels, and choice does not"),
+        (nn.Conv2d(4, 4, 1, stride=4), "auxiliary_skip", "keep or halve height and width, and choice does not"),
         (
-            [nn.Conv2d(4, 8, 1)],
+            nn.PReLU(),
             "partial_channels",
-            "--partial_channels needs choices that keep the number of channels, and choice does not",
-        ),
-        ([nn.Conv2d(4, 4, 1, stride=4)], "auxiliary_skip", "keep or halve height and width, and choice does not"),
-        (
-            [nn.PReLU()],
-            "partial_channels",
-            "the candidate 0 of choice cannot have fewer channels: a PReLU has parameters of its own",
+            "the candidate 0 of choice cannot have fewer channels: a PReLU has parameters",
         ),
         (
-            [nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1))],
+            nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)),
             "partial_channels",
             "of choice cannot have fewer channels: Conv2d(4, 1",
         ),
     ],
 )
-def test_edges_that_a_remedy_cannot_wrap(candidates, flag, words, monkeypatch):
-    monkeypatch.setattr("nas.building.build_network", lambda *_: Odd(*candidates))
+def test_edges_that_a_remedy_cannot_wrap(candidate, flag, words, monkeypatch):
+    monkeypatch.setattr("nas.building.build_network", lambda *_: Odd(candidate))
     with pytest.raises(UserError, match=re.escape(words)):
         train_search.build(of_search(space="odd.py:Odd", **{flag: 2}), 3, nn.CrossEntropyLoss(), CPU)
 
 
 # ---- Runs
 
-SEARCH = [
-    "train_search",
-    "--init_channels",
-    "2",
-    "--layers",
-    "3",
-    "--epochs",
-    "2",
-    "--batch_size",
-    "8",
-    "--compile",
-    "no",
-]
+SEARCH = "train_search --init_channels 2 --layers 3 --epochs 2 --batch_size 8 --compile no"
 SMALL = ["--image_size", "8"]
-PC, SMOOTH = (
-    ["--partial_channels", "2", "--arch_warmup", "1", "--max_skips", "1"],
-    ["--perturb", "random", "--auxiliary_skip", "0.5"],
-)
 RUNS = {
-    "pc-darts, sdarts, darts-": ["--nodes", "2", *PC, *SMOOTH],
-    "gdas on nasbench201": ["--strategy", "gdas", "--space", "nasbench201", "--layers", "1"],
-    "the preset of nasbench201": ["--preset", "nasbench201", "--layers", "1", "--grad_clip", "0.01"],
+    "pc-darts, sdarts, darts-": "--nodes 2 --partial_channels 2 --arch_warmup 1 --max_skips 1 --perturb random "
+    "--auxiliary_skip 0.5",
+    "gdas on nasbench201": "--strategy gdas --space nasbench201 --layers 1",
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_searched_killed_and_resumed(name, images, tmp_path):
-    command = [*SEARCH, *RUNS[name]]
+    command = f"{SEARCH} {RUNS[name]}".split()
 
     def kill():
         original = experiment.run.Run.complete_step
@@ -248,7 +228,7 @@ def test_searched_killed_and_resumed(name, images, tmp_path):
     assert status == 0, output
     status, _ = run(command, images, *SMALL, "--run_dir", killed, "--checkpoint_minutes", "0", prepare=kill)
     assert status == -signal.SIGKILL
-    status, output = run(SEARCH[:1], images, *SMALL, "--resume", killed)
+    status, output = run(["train_search"], images, *SMALL, "--resume", killed)
     assert status == 0, output
     assert "checkpoint.pt: epoch 1, step 1" in output
     assert_same(result(killed), result(whole))
@@ -271,21 +251,18 @@ def test_searched_killed_and_resumed(name, images, tmp_path):
         assert sum(value for edge, value in row["betas"].items() if edge.startswith("reduce_n3_")) == pytest.approx(1)
 
 
-def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, images, tmp_path):
-    given = ["--preset", "fair-darts", "--gate_threshold", "0.5", "--batch_size", "8", "--fast_dev_run"]
-    status, output = run([*SEARCH[:5], "--nodes", "1", *given], images, *SMALL, "--run_dir", tmp_path / "run")
-    assert status == 0, output
-    command = said(log_lines(tmp_path / "run"), "train what was found: ")
+def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, refused, images, tmp_path):
+    data = ["--dataset", "folder", "--data", images, *SMALL, "--workers", "0", "--gpu", "-1"]
+    tiny = "--init_channels 2 --layers 3 --batch_size 8 --fast_dev_run"
+    given = f"{tiny} --nodes 1 --preset fair-darts --gate_threshold 0.5 --run_dir run"
+    command = said(done("train_search", *data, *given.split()), "train what was found: ")
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
     assert recorded.items() > remedies.PRESETS["fair-darts"].items() - {("gate_threshold", 0.85), ("batch_size", 128)}
     assert (recorded["preset"], recorded["gate_threshold"], recorded["batch_size"]) == ("fair-darts", 0.5, 8)
-    status, _, error = script("train_search", "--resume", "run")
-    assert (status, error) == (0, "")
-    status, _, error = script("train_search", "--resume", "run", "--gate_threshold", "0.85")
-    assert (status, "--gate_threshold was 0.5, not 0.85" in error) == (2, True)
-    tiny = ["--init_channels", "2", "--layers", "3", "--batch_size", "8", "--fast_dev_run"]
-    status, output = run(["train", *command[2:]], images, *SMALL, *tiny, "--run_dir", tmp_path / "trained")
-    assert status == 0, output
+    done("train_search", "--resume", "run")
+    error = refused("train_search", "--resume", "run", "--gate_threshold", "0.85")
+    assert "--gate_threshold was 0.5, not 0.85" in error
+    done("train", *command[2:], *data, *tiny.split(), "--run_dir", "trained")
 
 
 # ---- The command line
@@ -314,23 +291,9 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(script, 
         ("--preset pc-darts --epochs 10", "--arch_warmup 15 leaves none of the 10 epochs for the alphas: lower it"),
     ],
 )
-def test_what_does_not_go_together_is_said_before_the_run_begins(given, words, script, tmp_path):
-    tiny = [
-        "--dataset",
-        "digits",
-        "--gpu",
-        "-1",
-        "--init_channels",
-        "4",
-        "--layers",
-        "3",
-        "--fast_dev_run",
-        "--run_dir",
-        "run",
-    ]
-    status, _, error = script("train_search", *tiny, *given.split())
-    assert (status, error.count("\n")) == (2, 1), error
-    assert words in error
+def test_what_does_not_go_together_is_said_before_the_run_begins(given, words, refused, tmp_path):
+    tiny = "--dataset digits --gpu -1 --init_channels 4 --layers 3 --fast_dev_run --run_dir run"
+    assert words in refused("train_search", *f"{tiny} {given}".split())
     assert not (tmp_path / "run").exists()
 
 
