@@ -44,10 +44,26 @@ pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture
-def without_none(monkeypatch):
-    """Some authors leave `none` out."""
-    for module in (model_search, supernet):
-        monkeypatch.setattr(module, "PRIMITIVES", WITHOUT_NONE)
+def candidates(monkeypatch):
+    """Replaces the candidates: some authors leave `none` out, or have another order."""
+
+    def replace(operations):
+        for module in (model_search, supernet):
+            monkeypatch.setattr(module, "PRIMITIVES", operations)
+
+    return replace
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Replaces a method of tensors that draws random numbers by a function of their shape."""
+    return lambda method, draw: monkeypatch.setattr(
+        torch.Tensor, method, lambda like, *_: torch.as_tensor(draw(like.shape))
+    )
+
+
+def lists(genotype):
+    return {cell: [list(edge) for edge in getattr(genotype, cell)] for cell in CELLS}
 
 
 def filled(case, **remedies):
@@ -61,24 +77,43 @@ def batch(case, number):
     return golden.batch(case["arch_seed"] + number, case["batch"], case["num_classes"], case["size"])
 
 
-def check_search(case, make):
-    """A pass in training mode with its gradients, one in evaluation mode, and the names."""
-    network, (x, y) = make(), batch(case, 1)
+def check_names(network, case):
     shapes = golden.keys_shapes(network)
     assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
-    assert sum(weight.numel() for weight in network.weight_parameters()) == case["params"]
+
+
+def check_gradients(module, expected, theirs=str, least=0):
+    """The norms of the weights' gradients, by their names; those below `least` are left out."""
+    grads = {theirs(name): parameter.grad for name, parameter in module.named_parameters() if "alphas" not in name}
+    norms = {name: grad.norm() for name, grad in grads.items() if grad is not None and grad.norm() >= least}
+    expected = {name: norm for name, norm in expected.items() if norm >= least}
+    assert norms.keys() == expected.keys()
+    close(torch.stack(list(norms.values())), [expected[name] for name in norms], 1e-8)
+
+
+def check_pass(network, case):
+    """A pass in training mode with its gradients."""
+    x, y = batch(case, 1)
     logits = network(x)
     loss = F.cross_entropy(logits, y) if "loss_parts" not in case else network.criterion(logits, y)
+    loss.backward()
     close(logits, case["train_logits"], 1e-8)
     close(loss, case["train_loss"], 1e-8)
-    loss.backward()
-    for alpha, gradient in zip(network.arch_parameters(), case["arch_grads"], strict=True):
+    gradients = case["arch_grads"] if "arch_grads" in case else case["arch_grad"]
+    for alpha, gradient in zip(network.arch_parameters(), gradients, strict=True):
         close(alpha.grad, gradient, 1e-8)
+
+
+def check_search(case, make):
+    """A pass in training mode, one in evaluation mode, and the names."""
+    network = make()
+    check_names(network, case)
+    assert sum(weight.numel() for weight in network.weight_parameters()) == case["params"]
+    check_pass(network, case)
     gradients = [weight.grad.norm() for weight in network.weight_parameters() if weight.grad is not None]
     close(torch.stack(gradients).norm(), case["weight_grad_norm"], 1e-8)
-    network = make().eval()
     with torch.no_grad():
-        close(network(x), case["eval_logits"], 1e-8)
+        close(make().eval()(batch(case, 1)[0]), case["eval_logits"], 1e-8)
 
 
 def check_steps(case, network, architect, expected, lr, unrolled=False, tolerance=1e-8, warmup=0, clip=5, draw=None):
@@ -101,12 +136,8 @@ def check_steps(case, network, architect, expected, lr, unrolled=False, toleranc
         loss.backward(inputs=weights)
         norm = nn.utils.clip_grad_norm_(weights, clip)
         optimizer.step()
-        for found, name in ((loss, "loss"), (norm, "grad_norm")):
-            close(
-                found,
-                row[name] if name in row else row[{"loss": "train_loss", "grad_norm": "clip_norm"}[name]],
-                tolerance,
-            )
+        close(loss, row["loss"] if "loss" in row else row["train_loss"], tolerance)
+        close(norm, row["grad_norm"] if "grad_norm" in row else row["clip_norm"], tolerance)
     for alpha, values in zip(network.arch_parameters(), expected["final_arch"], strict=True):
         close(alpha, values, tolerance)
     if "final_norms" in expected:
@@ -160,35 +191,28 @@ def test_an_edge_of_partial_channels(case):
     close(out.norm(), case["output_norm"], 1e-8)
     close(x.grad.square().sum((0, 2, 3)).sqrt(), case["x_grad_channel_norms"], 1e-8)
     close(weights.grad, case["w_grad"], 1e-8)
-    norms = {name: parameter.grad.norm() for name, parameter in edge.named_parameters()}
-    assert norms.keys() == case["weight_grad_norms"].keys()
-    close(torch.stack(list(norms.values())), list(case["weight_grad_norms"].values()), 1e-8)
+    check_gradients(edge, case["weight_grad_norms"])
 
 
 def test_pc_darts_genotypes():
     network = Supernet(4, 10, 3, nn.CrossEntropyLoss(), partial_channels=4)
     for case in PC["genotypes"]:
         golden.fill_alphas(network, case["seed"], case["scale"])
-        assert {cell: [list(edge) for edge in getattr(network.genotype(), cell)] for cell in CELLS} == {
-            cell: case[cell] for cell in CELLS
-        }
+        assert lists(network.genotype()) == {cell: case[cell] for cell in CELLS}
     with torch.no_grad():
         for parameter in network.arch_parameters():
             parameter.zero_()
-    assert [list(edge) for edge in network.genotype().normal] == PC["genotype_of_all_zeros"]["normal"]
+    assert lists(network.genotype())["normal"] == PC["genotype_of_all_zeros"]["normal"]
 
 
 def test_pc_darts_size():
     case = PC["supernets"][0]  # the other's stem is that for ImageNet
+    sizes = case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss()
     with torch.device("meta"):
-        network = Supernet(
-            case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss(), partial_channels=case["K"]
-        )
-    shapes = golden.keys_shapes(network)
-    assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
-    assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(
-        case["params_M"], abs=1e-9
-    )
+        network = Supernet(*sizes, partial_channels=case["K"])
+    check_names(network, case)
+    parameters = sum(weight.numel() for weight in network.weight_parameters()) / 1e6
+    assert parameters == pytest.approx(case["params_M"], abs=1e-9)
 
 
 KNOWN = {"PC_DARTS_cifar": "PC_DARTS_CIFAR", "PC_DARTS_image": "PC_DARTS_IMAGENET"}
@@ -201,48 +225,54 @@ def test_the_published_cells_of_pc_darts():
 
 @pytest.mark.parametrize("case", PC["sizes"], ids=lambda case: case["arch"])
 def test_the_published_networks_of_pc_darts(case):
-    build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
+    build, classes = (NetworkImageNet, 1000) if case["imagenet"] else (NetworkCIFAR, 10)
     with torch.device("meta"):
-        network = build(
-            case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]]
-        )
-    shapes = golden.keys_shapes(network)
-    assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
+        check_names(build(case["C"], classes, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]]), case)
 
 
 # ---- DARTS-
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in MINUS["search"] if case["space"] == "s5"], ids=lambda case: case["space"]
-)
-def test_darts_minus(case):
+def test_darts_minus():
+    [case] = [case for case in MINUS["search"] if case["space"] == "s5"]
+
     def make():
         network = filled(case, relaxation=Relaxation(50, auxiliary_skip=1.0))
         network.relaxation.auxiliary_weight.fill_(case["beta"])
         return network
 
     check_search(case, make)
-    assert repr(make().genotype().normal) == repr([tuple(edge) for edge in case["genotype"]["normal"]])
     network = make()
+    assert lists(network.genotype())["normal"] == case["genotype"]["normal"]
     check_steps(case, network, Darts(network, ARGS), case["first_order"], 0.025)
 
 
-@pytest.mark.parametrize("case", MINUS["beta_schedule"], ids=lambda case: f"{case['decay']} from {case['T_start']}")
-def test_the_auxiliary_weight_decays(case):
+SCHEDULES = {
+    "SDARTS": (partial(Perturbed, 50), "radius", SMOOTH["epsilon_of_epochs_0_to_49"]),
+    "GDAS": (partial(Gumbel, 250), "temperature", GDAS["tau_of_epochs"]),
+}
+for case in MINUS["beta_schedule"]:
     decay = case["decay"] or "none", case["T_start"], case["T_stop"]
-    decaying, found = Relaxation(case["T_max"], float(case["base"]), decay), []
-    for epoch in range(50):
-        decaying.begin_epoch(epoch)
-        found.append(decaying.auxiliary_weight.item())
-    close(found, case["beta_of_epochs_0_to_49"], 1e-12)
+    make = partial(Relaxation, case["T_max"], float(case["base"]), decay)
+    SCHEDULES[f"DARTS-, {decay}"] = make, "auxiliary_weight", case["beta_of_epochs_0_to_49"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule(name):
+    make, value, expected = SCHEDULES[name]
+    relaxation, found = make(), []
+    for epoch in range(len(expected)):
+        relaxation.begin_epoch(epoch)
+        found.append(getattr(relaxation, value).item())
+    close(found, expected, 1e-12)
 
 
 # ---- FairDARTS
 
 
 @pytest.mark.parametrize("case", FAIR["search"], ids=lambda case: case["loss_parts"]["kind"])
-def test_fair_darts(case, without_none):
+def test_fair_darts(case, candidates):
+    candidates(WITHOUT_NONE)
     l2 = case["loss_parts"]["kind"] == "l2"
 
     def make():
@@ -259,16 +289,22 @@ def test_fair_darts(case, without_none):
         check_steps(case, network, Darts(network, args), case["steps"], 0.005)
 
 
+def triples(genotype, cell):
+    """[operation, node, source] of the edges that are not `none`."""
+    edges = enumerate(getattr(genotype, cell))
+    return [[name, 2 + index // 2, source] for index, (name, source) in edges if name != "none"]
+
+
 @pytest.mark.parametrize("case", FAIR["genotypes"], ids=lambda case: str(case["seed"]))
-def test_fair_darts_genotypes(case, without_none):
-    network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Sigmoid())
-    golden.fill_alphas(network, case["seed"], case["scale"])
-    sparse = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Sigmoid(threshold=0.85))
-    golden.fill_alphas(sparse, case["seed"], case["scale"])
+def test_fair_darts_genotypes(case, candidates):
+    candidates(WITHOUT_NONE)
+    relaxations = Sigmoid(), Sigmoid(threshold=0.85)
+    network, sparse = (Supernet(2, 10, 3, nn.CrossEntropyLoss(), relaxation) for relaxation in relaxations)
+    for one in (network, sparse):
+        golden.fill_alphas(one, case["seed"], case["scale"])
+    assert lists(network.genotype()) == case["darts"]
     for cell in CELLS:
-        assert [list(edge) for edge in getattr(network.genotype(), cell)] == case["darts"][cell]
-        edges = getattr(sparse.genotype(), cell)
-        found = [[name, 2 + index // 2, source] for index, (name, source) in enumerate(edges) if name != "none"]
+        found = triples(sparse.genotype(), cell)
         nodes = {2, 3, 4, 5} & {node for _, node, _ in case["threshold_sparse"][cell]}
         # The authors' network ignores what comes from a node without edges; here the genotype leaves it out.
         assert found == [edge for edge in case["threshold_sparse"][cell] if edge[2] in nodes | {0, 1}]
@@ -280,10 +316,7 @@ def test_the_published_cells_of_fair_darts(name):
     for cell in CELLS:
         edges = FAIR["published_genotypes"][name][cell]
         nodes = {node for _, node, _ in edges}
-        found = [
-            [operation, 2 + index // 2, source] for index, (operation, source) in enumerate(getattr(genotype, cell))
-        ]
-        assert [edge for edge in found if edge[0] != "none"] == [edge for edge in edges if edge[2] in nodes | {0, 1}]
+        assert triples(genotype, cell) == [edge for edge in edges if edge[2] in nodes | {0, 1}]
         assert set(getattr(genotype, f"{cell}_concat")) == nodes
     [size] = [case for case in FAIR["sizes"] if case["arch"] == name]
     with torch.device("meta"):
@@ -318,35 +351,28 @@ def test_a_discrete_network_of_fair_darts(case):
     close(main, case["main_loss"], 1e-8)
     close(loss, case["train_loss"], 1e-8)
     loss.backward()
-    norms = {
-        theirs(name): parameter.grad.norm()
-        for name, parameter in network.named_parameters()
-        if parameter.grad is not None
-    }
-    assert norms.keys() == case["grad_norms"].keys()
-    close(torch.stack(list(norms.values())), [case["grad_norms"][name] for name in norms], 1e-8)
+    check_gradients(network, case["grad_norms"], theirs)
 
 
 # ---- SDARTS
 
 
 @pytest.mark.parametrize("case", SMOOTH["search"], ids=lambda case: case["perturb"])
-def test_smooth_darts(case, monkeypatch):
-    for module in (model_search, supernet):
-        monkeypatch.setattr(module, "PRIMITIVES", case["ops"])
+def test_smooth_darts(case, candidates, drawn):
+    candidates(case["ops"])
     seeds = iter([row["noise_seed"] for row in case["steps"]])
     relaxation = {"random": Perturbed, "pgd_linf": Adversarial}[case["perturb"]](50)
     draws = relaxation.before_weights
 
     def before_weights(train_loss):
         r = np.random.RandomState(next(seeds))
-        monkeypatch.setattr(torch.Tensor, "uniform_", lambda like, *_: torch.as_tensor(r.uniform(-1, 1, like.shape)))
+        drawn("uniform_", lambda shape: r.uniform(-1, 1, shape))
         draws(train_loss)
 
     relaxation.before_weights = before_weights
     network = filled(case, relaxation=relaxation)
     check_steps(case, network, Darts(network, ARGS), case, 0.025)
-    assert [list(edge) for edge in network.genotype().normal] == case["genotype"]["normal"]
+    assert lists(network.genotype())["normal"] == case["genotype"]["normal"]
 
 
 @pytest.mark.parametrize("case", SMOOTH["clip"], ids=lambda case: f"{case['ops']} operations")
@@ -355,36 +381,20 @@ def test_perturbed_weights_are_weights(case):
     close(onto_simplex(values), case["result"], 1e-12)
 
 
-def test_the_radius_grows():
-    perturbed, found = Perturbed(50), []
-    for epoch in range(50):
-        perturbed.begin_epoch(epoch)
-        found.append(perturbed.radius.item())
-    close(found, SMOOTH["epsilon_of_epochs_0_to_49"], 1e-12)
-
-
 # ---- GDAS
 
 
 @pytest.mark.parametrize("case", GDAS["sampler"], ids=lambda case: str(case["seed"]))
-def test_gdas_sampler(case, monkeypatch):
+def test_gdas_sampler(case, drawn):
     r = np.random.RandomState(case["seed"])
     shape = (case["rows"], case["ops"])
     alphas = torch.as_tensor(0.5 * r.randn(*shape)).requires_grad_()
     exponential, weights = torch.as_tensor(r.exponential(size=shape)), torch.as_tensor(r.randn(*shape))
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda like: exponential)
-    drawn = relaxation.sample(alphas, torch.tensor(case["tau"]))
-    assert drawn.argmax(1).tolist() == case["index"]
-    (drawn * weights).sum().backward()
+    drawn("exponential_", lambda shape: exponential)
+    one_hot = relaxation.sample(alphas, torch.tensor(case["tau"]))
+    assert one_hot.argmax(1).tolist() == case["index"]
+    (one_hot * weights).sum().backward()
     close(alphas.grad, case["alpha_grad"], 1e-8)
-
-
-def test_gdas_temperature():
-    gumbel, found = Gumbel(250), []
-    for epoch in range(250):
-        gumbel.begin_epoch(epoch)
-        found.append(gumbel.temperature.item())
-    close(found, GDAS["tau_of_epochs"], 1e-12)
 
 
 THEIRS = {  # in their order
@@ -399,16 +409,11 @@ THEIRS = {  # in their order
 }
 
 
-@pytest.fixture
-def their_order(monkeypatch):
-    for module in (model_search, supernet):
-        monkeypatch.setattr(module, "PRIMITIVES", list(THEIRS))
-
-
-def test_a_network_of_gdas(their_order, monkeypatch):
+def test_a_network_of_gdas(candidates, drawn):
     """Their network has no BatchNorm after pooling, one before the global pooling, and biases that the next BatchNorm
     takes away again.
     """
+    candidates(list(THEIRS))
     [case] = [case for case in GDAS["networks"] if case["network"] == "nasnet"]
     network = Supernet(case["C"], case["num_classes"], 3 * case["N"], nn.CrossEntropyLoss(), Gumbel())
     for edge in (edge for cell in network.cells for edge in cell._ops):
@@ -433,29 +438,15 @@ def test_a_network_of_gdas(their_order, monkeypatch):
     golden.fill_alphas(network, case["arch_seed"])
     network.relaxation.temperature.fill_(case["tau"])
     r = np.random.RandomState(case["noise_seed"])
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda like: torch.as_tensor(r.exponential(size=like.shape)))
-    x, y = batch(case, 1)
-    logits = network(x)
-    loss = F.cross_entropy(logits, y)
-    loss.backward()
-    close(logits, case["train_logits"], 1e-8)
-    close(loss, case["train_loss"], 1e-8)
-    for alphas, gradient in zip(network.arch_parameters(), case["arch_grads"], strict=True):
-        close(alphas.grad, gradient, 1e-8)
-    expected = {name: norm for name, norm in case["weight_grad_norms"].items() if norm > 1e-12}
-    norms = {
-        theirs(name): parameter.grad.norm()
-        for name, parameter in network.named_parameters()
-        if parameter.grad is not None
-    }
-    norms = {name: norm for name, norm in norms.items() if "alphas" not in name and norm > 1e-12}
-    assert norms.keys() == expected.keys()
-    close(torch.stack(list(norms.values())), [expected[name] for name in norms], 1e-8)
+    drawn("exponential_", lambda shape: r.exponential(size=shape))
+    check_pass(network, case)
+    check_gradients(network, case["weight_grad_norms"], theirs, 1e-12)
 
 
 @pytest.mark.parametrize("case", GDAS["genotypes"], ids=lambda case: str(case["seed"]))
-def test_gdas_genotypes(case, their_order):
+def test_gdas_genotypes(case, candidates):
     """Theirs may take both operations of a node from one input; here a node takes two inputs."""
+    candidates(list(THEIRS))
     network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Gumbel())
     golden.fill_alphas(network, case["seed"], 1.0)
     compared = 0
@@ -520,21 +511,9 @@ def test_drnas_samples(case, monkeypatch):
     close(torch.autograd.grad((weights * torch.as_tensor(upstream)).sum(), alphas)[0], case["arch_grad"], 1e-8)
 
 
-@pytest.fixture
-def drnas_space(monkeypatch):
-    for module in (model_search, supernet):
-        monkeypatch.setattr(module, "PRIMITIVES", DR["operations"]["darts"])
-
-
 def drnas_network(case):
-    network = Supernet(
-        case["C"],
-        case["num_classes"],
-        case["layers"],
-        nn.CrossEntropyLoss(),
-        Dirichlet(),
-        partial_channels=case["k"],
-    )
+    sizes = case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss()
+    network = Supernet(*sizes, Dirichlet(), partial_channels=case["k"])
     fill_by_shape(network)
     golden.fill_alphas(network, case["arch_seed"])
     return network
@@ -557,23 +536,20 @@ def fill_by_shape(network):
     [case for case in DR["darts"]["search"] if case["space"] == "cifar" and "keep" not in case],
     ids=lambda case: str(case["arch_seed"]),
 )
-def test_a_network_of_drnas(case, drnas_space, monkeypatch):
-    network, (x, y) = drnas_network(case), batch(case, 1)
+def test_a_network_of_drnas(case, candidates, monkeypatch):
+    candidates(DR["operations"]["darts"])
+    network = drnas_network(case)
     draw(case, monkeypatch)
     assert sum(weight.numel() for weight in network.weight_parameters()) == case["parameters"]
-    logits = network(x)
-    close(logits, case["train_logits"], 1e-8)
-    loss = F.cross_entropy(logits, y)
-    loss.backward()
-    close(loss, case["train_loss"], 1e-8)
-    close(torch.stack([alphas.grad for alphas in network.arch_parameters()]), case["arch_grad"], 1e-8)
+    check_pass(network, case)
     assert str(network.genotype()) == case["genotype"]
 
 
 @pytest.mark.parametrize(
     "case", [case for case in DR["darts"]["steps"] if case["space"] == "cifar"], ids=lambda case: str(case["arch_seed"])
 )
-def test_steps_of_drnas(case, drnas_space, monkeypatch):
+def test_steps_of_drnas(case, candidates, monkeypatch):
+    candidates(DR["operations"]["darts"])
     network = drnas_network(case)
     kl = case["reg_scale"] if case["reg_type"] == "kl" else 0.0
     args = {"arch_learning_rate": case["arch_lr"], "arch_weight_decay": 0.0 if kl else case["reg_scale"]}
