@@ -41,17 +41,11 @@ class Strategy:
     def begin_epoch(self, epoch: int) -> None:
         """Called before the steps of an epoch, and again when a run is resumed in the middle of one."""
 
-    def step(
-        self,
-        input_train: Tensor,
-        target_train: Tensor,
-        input_valid: Tensor,
-        target_valid: Tensor,
-        eta: float,
-        network_optimizer: torch.optim.Optimizer,
-        unrolled: bool,
-    ) -> None:
-        """Called before every weight step. Trains the architecture, or decides which one the weight step trains."""
+    def step(self, *batches: Any, **options: Any) -> None:
+        """Called before every weight step, with the arguments of `Architect.step`.
+
+        Trains the architecture, or decides which one the weight step trains.
+        """
         raise NotImplementedError(f"{type(self).__name__} lacks step()")
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -73,8 +67,7 @@ class Strategy:
 
 
 class Darts(Architect, Strategy):
-    """Trains alphas by their gradient, in first or second order. `relaxation` maps them to the weights of the
-    candidates.
+    """Trains alphas by their gradient, in first or second order. `relaxation` maps them to weights of the candidates.
 
     A class derived from this one, with another relaxation, needs no more to work on every space.
     """
@@ -234,22 +227,14 @@ class Enas(Random):
         self.optimizer = torch.optim.Adam(model.mutator.parameters(), lr=learning_rate)
         self.entropy_weight, self.skip_weight, self.baseline_decay = entropy_weight, skip_weight, baseline_decay
 
-    def step(
-        self,
-        input_train: Tensor,
-        target_train: Tensor,
-        input_valid: Tensor,
-        target_valid: Tensor,
-        *more: Any,
-        **options: Any,
-    ) -> None:
+    def step(self, x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor, *more: Any, **options: Any) -> None:
         """One step on the controller, with the validation batch.
 
         Then samples the architecture for the next weight step.
         """
         distributed.same_random_numbers(self.device)
         self.model.mutator.reset()
-        accuracy, _ = self.score(input_valid, target_valid)
+        accuracy, _ = self.score(x_valid, y_valid)
         self.learn(accuracy)
         super().step()
 

@@ -16,6 +16,10 @@ from nas.spaces.darts import with_drop_path
 from operations import FactorizedReduce, Identity
 
 
+def _stem(C_in: int, C_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(C_in, C_out, 3, padding=1, bias=False), nn.BatchNorm2d(C_out))
+
+
 def _pointwise(C_in: int, C_out: int) -> nn.Sequential:
     """1x1 convolution, BatchNorm, ReLU: adapts the channels before an operation."""
     return nn.Sequential(nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=False), nn.ReLU())
@@ -50,9 +54,8 @@ class _MicroInput(nn.Module):
             nn.Sequential(nn.ReLU(), *_separable(channels, kernel_size), nn.BatchNorm2d(channels))
             for kernel_size in (3, 5)
         ]
-        self.op_choice = LayerChoice(
-            [*convolutions, _average_pool(), nn.MaxPool2d(3, 1, 1), Identity()], key=f"{key}_op"
-        )
+        others = [_average_pool(), nn.MaxPool2d(3, 1, 1), Identity()]
+        self.op_choice = LayerChoice([*convolutions, *others], key=f"{key}_op")
 
     def forward(self, states: list[Tensor], drop_prob: float | Tensor) -> Tensor:
         x = self.op_choice(self.input_choice(states))
@@ -73,25 +76,17 @@ class ENASMicroNode(MutableScope):
 
 class ENASMicroLayer(nn.Module):
     """A cell of `num_nodes` nodes. Keys of its choices: `normal_node_0_x_input`, `normal_node_0_x_op`, ... or
-    `reduce_...`.
+    `reduce_...`."""
 
-    Args:
-        in_channels_pp, in_channels_p: channels of the outputs of the two previous layers.
-        out_channels: channels of every node and of the output.
-        reduction: whether the layer halves height and width of its inputs.
-    """
-
-    def __init__(
-        self, num_nodes: int, in_channels_pp: int, in_channels_p: int, out_channels: int, reduction: bool
-    ) -> None:
+    def __init__(self, num_nodes: int, channels_pp: int, channels_p: int, out_channels: int, reduction: bool) -> None:
         super().__init__()
         self.reduction = reduction
         if reduction:
-            self.reduce0 = _reduce(in_channels_pp, out_channels)
-            self.reduce1 = _reduce(in_channels_p, out_channels)
-            in_channels_pp = in_channels_p = out_channels
-        self.preproc0 = nn.Identity() if in_channels_pp == out_channels else _pointwise(in_channels_pp, out_channels)
-        self.preproc1 = nn.Identity() if in_channels_p == out_channels else _pointwise(in_channels_p, out_channels)
+            self.reduce0 = _reduce(channels_pp, out_channels)
+            self.reduce1 = _reduce(channels_p, out_channels)
+            channels_pp = channels_p = out_channels
+        self.preproc0 = nn.Identity() if channels_pp == out_channels else _pointwise(channels_pp, out_channels)
+        self.preproc1 = nn.Identity() if channels_p == out_channels else _pointwise(channels_p, out_channels)
         kind = "reduce" if reduction else "normal"
         labels = [InputChoice.NO_KEY, InputChoice.NO_KEY, *(f"{kind}_node_{node}" for node in range(num_nodes))]
         self.nodes = nn.ModuleList(
@@ -102,8 +97,8 @@ class ENASMicroLayer(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, affine=False)
 
     def forward(self, pprev: Tensor, prev: Tensor, drop_prob: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
-        """(B, in_channels_pp, H, W) and (B, in_channels_p, H, W) to (previous, output), the pair that the next layer
-        takes: prev, halved in a reduction layer, and (B, out_channels, H', W')."""
+        """(B, channels_pp, H, W) and (B, channels_p, H, W) to (previous, output), the pair that the next layer takes:
+        prev, halved in a reduction layer, and (B, out_channels, H', W')."""
         if self.reduction:
             pprev, prev = self.reduce0(pprev), self.reduce1(prev)
         states = [self.preproc0(pprev), self.preproc1(prev)]
@@ -134,9 +129,7 @@ class ENASMicroNetwork(nn.Module):
         super().__init__()
         self.drop_path_prob: float | Tensor = 0.0  # see `model.NetworkCIFAR`
         channels_pp = channels_p = 3 * out_channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels_p, 3, padding=1, bias=False), nn.BatchNorm2d(channels_p)
-        )
+        self.stem = _stem(in_channels, channels_p)
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
             if layer in reductions(num_layers):
@@ -236,9 +229,7 @@ class ENASMacroGeneralModel(nn.Module):
         super().__init__()
         if out_filters % 2:
             raise UserError(f"{out_filters} channels: an even number is needed, because a reduction halves it")
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, out_filters, 3, padding=1, bias=False), nn.BatchNorm2d(out_filters)
-        )
+        self.stem = _stem(in_channels, out_filters)
         labels = [f"layer_{layer}" for layer in range(num_layers)]
         self.layers = nn.ModuleList(ENASMacroLayer(label, labels[:i], out_filters) for i, label in enumerate(labels))
         third = num_layers // 3
