@@ -63,12 +63,9 @@ NETWORKS = ("cifar", "imagenet")  # of the cells of DARTS
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes one line on standard error and exit status 2.
-
-    Any other exception becomes its traceback and one line, and exit status 1.
-
-    If the reader of standard output goes away (`| head`), the script ends without a message, with status 141, as if by
-    SIGPIPE.
+    """Runs a script's `main`. A `UserError` becomes one line on standard error and exit status 2; any other exception
+    its traceback, one line and status 1. If the reader of standard output goes away (`| head`), the status is 141, as
+    if by SIGPIPE, without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
@@ -112,8 +109,7 @@ def _unforeseen(error: Exception) -> str:
 def end_on_ctrl_c() -> None:
     """From here on, Ctrl-C ends the process without a message, until a run installs its own handler.
 
-    To be called first in a script: importing torch takes seconds, and an interrupt during the imports, or in the
-    processes that decode images before the run begins, would print a long traceback.
+    To be called first in a script: during the imports, which take seconds, an interrupt would print a long traceback.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored (a shell's `&`)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -128,12 +124,9 @@ def discard_output() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` with one-line errors (without the usage), with defaults in its help, and without
-    abbreviations.
-    """
+    """A parser with one-line errors (without the usage), with defaults in its help, and without abbreviations."""
 
-    presets: Mapping[str, Mapping[str, Any]] = {}
-    """Defaults that `--preset` changes: {value of --preset: {argument: default}}."""
+    presets: Mapping[str, Mapping[str, Any]] = {}  # {value of --preset: {argument: its default then}}
 
     def __init__(self, **kwargs) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
@@ -151,10 +144,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def set_values(self, values: Mapping[str, Any]) -> None:
-        """Makes `values`, {argument: value}, the defaults, after the checks of the command line.
-
-        None and False are left out.
-        """
+        """Makes `values` the defaults, after the checks of the command line. None and False are left out."""
         for action in self._actions:
             value = values.get(action.dest)
             if value is None or value is False:
@@ -196,9 +186,8 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
 
     Args:
         parser: a parser with the arguments of `add_run_arguments`.
-        stage: a key of `SCRIPTS`, as recorded in the run's config.json.
-        arguments: {name: value} of a call from Python, instead of the command line. None and False mean that an
-            argument is not given.
+        stage: a key of `SCRIPTS`.
+        arguments: {name: value} of a call from Python, instead of the command line; None and False: not given.
 
     Raises:
         UserError: the run does not exist or belongs to another stage, a changed argument would change the result, or
@@ -360,10 +349,8 @@ def output_file(text: str) -> str:
 
 
 def add_space_argument(group: Any, option: str, what: str) -> None:
-    """Adds `--space_arg name=value` or `--strategy_arg name=value`.
-
-    All values are kept as one string, which the option also accepts.
-    """
+    """Adds `--space_arg name=value` or `--strategy_arg name=value`. All values are kept as one string, which the option
+    also accepts."""
     help = f"pass this argument to the {what}'s constructor; may be repeated"
     group.add_argument(option, action=_Assignments, metavar="NAME=VALUE", help=help)
 

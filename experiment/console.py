@@ -24,12 +24,9 @@ def show(text: str) -> None:
 
 
 class Clock:
-    """Estimates the time of a step, and of the rest of the work, from the time so far.
+    """Estimates the time of a step, and of the rest of the `total` work in steps, from the time so far.
 
     The first step is left out, because it may wait for a compiler.
-
-    Args:
-        total: the whole work, in steps.
     """
 
     def __init__(self, total: float) -> None:
@@ -71,10 +68,8 @@ def reporter(label: str, every: int, batches: int, log: Callable[[str], Any]) ->
 
 
 def bar(batches: Iterable[Item], epoch: int, first: int, steps: int, told: Callable[[], str]) -> Iterator[Item]:
-    """Yields the batches of `epoch` from step `first` on, of `steps` in all, with a progress bar on standard error if
-    that is a terminal.
-
-    Once a second, the bar shows what `told` returns, because that may wait for the device.
+    """Yields the batches of `epoch` from step `first` on, of `steps` in all, with a bar on standard error if that is a
+    terminal. Once a second, the bar shows what `told` returns, which may wait for the device.
     """
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
     hidden = True if distributed.rank() > 0 else None  # None: if it is no terminal

@@ -36,10 +36,7 @@ def join(device: torch.device) -> None:
     does nothing.
 
     Call it after the images are loaded. It waits for the slowest process. If a process does not answer for `TIMEOUT`,
-    now or later, the others end.
-
-    Raises:
-        UserError: a process did not join in time.
+    now or later, the others end with a `UserError`.
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():  # a program may make several runs
         return
@@ -226,12 +223,8 @@ def broadcast(content: bytes) -> bytes:
 
 
 def synchronize(model: nn.Module) -> None:
-    """At the end of an epoch: averages running statistics over the processes, and checks that the parameters are equal
-    on all of them.
-
-    Raises:
-        UserError: a parameter of one process differs from process 0's, in any bit.
-    """
+    """At the end of an epoch: averages running statistics over the processes. Raises `UserError` if the parameters are
+    not equal to the bit on all of them."""
     if not dist.is_initialized():
         return
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
@@ -259,9 +252,7 @@ def take_over(model: nn.Module) -> None:
 
 
 def same_random_numbers(device: torch.device) -> None:
-    """Copies the random states of process 0, on the CPU and on `device`, to all processes, so that they draw the same
-    numbers next.
-    """
+    """Gives all processes the random states of process 0, on the CPU and on `device`: they draw the same numbers."""
     if not dist.is_initialized():
         return
     state = torch.get_rng_state()

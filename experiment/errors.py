@@ -16,10 +16,7 @@ def printable(text: str) -> str:
 
 
 class UserError(ValueError):
-    """An error that the user can correct.
-
-    The message says what is wrong and what to do. It becomes one printable line.
-    """
+    """An error that the user can correct: what is wrong and what to do, in one printable line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))

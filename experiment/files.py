@@ -23,10 +23,7 @@ def parse_json(content: bytes | str, kind: Any = Any) -> Any:
 
 
 def read_json(path: str | Path, kind: Any = Any) -> Any:
-    """The decoded JSON in a file.
-
-    Raises `UserError`, which names the file, if it cannot be read or is not of the type `kind`.
-    """
+    """The decoded JSON in a file. `UserError` if it cannot be read or is not of the type `kind`."""
     try:
         return parse_json(Path(path).read_bytes(), kind)
     except OSError as error:
@@ -38,13 +35,12 @@ def read_json(path: str | Path, kind: Any = Any) -> Any:
 def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", previous: Path | None = None) -> None:
     """Writes files. A reader finds either the old or the new content, complete, even after a crash.
 
+    All contents are on the disk before the first path is replaced. If a file cannot be written (`OSError`), the old
+    ones stay, and no temporary file is left.
+
     Args:
-        contents: {path: content}. All contents are on the disk before the first path is replaced.
         suffix: added to each path for its temporary file. An existing file of that name is removed.
         previous: where the old file is moved to, if there is one; for a single path only.
-
-    Raises:
-        OSError: a file cannot be written. The old ones stay, and no temporary file is left.
     """
     beside = {path: path.with_name(path.name + suffix) for path in contents}
     try:
@@ -64,14 +60,9 @@ def write(contents: Mapping[Path, bytes | memoryview], suffix: str = ".tmp", pre
                 temporary.unlink()
         raise
     for folder in {path.parent for path in contents}:
-        _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flushes the new names in the folder to disk, if the system can, so that they survive a power failure."""
-    with suppress(OSError):  # Windows cannot open a folder, and some file systems cannot flush one
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):  # Windows cannot open a folder, and some file systems cannot flush one
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)  # of the new names, so that they survive a power failure
+            finally:
+                os.close(descriptor)

@@ -34,16 +34,11 @@ def length(args: Any, batches: int) -> tuple[int, int, int | None]:
 class Loop:
     """The rest of the epochs of a run.
 
-        loop = Loop(run, len(train_batches), len(valid_batches))
-        for epoch in loop.epochs():
-            loop.train(model, train_batches, step, meters, lr)
-            measured = evaluate(model, loop.limited(valid_batches), loop.reporter("valid"))
-            loop.complete({"train_loss": ..., "valid_loss": ...})
-
-    Args:
-        run: the run, after `restore`.
-        steps: batches of an epoch.
-        evaluated: batches of an evaluation.
+    loop = Loop(run, len(train_batches), len(valid_batches))  # after run.restore
+    for epoch in loop.epochs():
+        loop.train(model, train_batches, step, meters, lr)
+        measured = evaluate(model, loop.limited(valid_batches), loop.reporter("valid"))
+        loop.complete({"train_loss": ..., "valid_loss": ...})
     """
 
     def __init__(self, run: Run, steps: int, evaluated: int) -> None:
@@ -79,12 +74,9 @@ class Loop:
         """Trains for one epoch, or for the rest of it, and saves a checkpoint.
 
         Args:
-            model: is set to training mode.
             batches: the step's arguments, from the run's current step on.
-            step: makes a training step on a batch, and returns its loss and its gradient's norm.
             meters: what `step` has measured, for the log.
-            lr: the learning rate, for messages.
-            flags: what lowers the learning rate or the gradient, for messages.
+            lr, flags: the learning rate, and what lowers it or the gradient, for messages.
 
         Raises:
             UserError: the loss or the gradient is not finite. The last checkpoint is from before.
@@ -123,7 +115,7 @@ class Loop:
         run.save()
 
     def reporter(self, label: str, batches: int | None = None) -> Callable[[int, object], None]:
-        """A function that an evaluation calls after every batch: it logs lines, and stops the run after a signal."""
+        """What an evaluation calls after every batch: it logs lines, and stops the run after a signal."""
         count = self._evaluated if batches is None else min(batches, self._limit or batches)
         return self.run.reporter(label, self.run.args.report_freq, count)
 

@@ -67,13 +67,10 @@ class Run:
     With several processes, only the first writes and prints. All of them resume from its checkpoint.
 
     To be used in a `with` statement. If a file cannot be written, for example because the disk is full, the run
-    continues, and the previous version of the file stays. If the file is still missing at the end, a `UserError` says
-    so.
+    continues, and the previous version of the file stays. If it is still missing at the end, a `UserError` says so.
 
     Args:
         stage: a key of `cli.SCRIPTS`; the first part of the name of a new folder without `args.run_dir`.
-        args: the arguments to record. `run_dir`, `save`, `resume` and `checkpoint_minutes` are read here.
-        device: the device of the run.
         callbacks: called after every complete epoch, in the first process only.
         record: what else to record in `config.json`.
 
@@ -154,12 +151,12 @@ class Run:
             self.write_json("config.json", cli.read_config(self.folder) | {"next": commands})
 
     def reporter(self, label: str, every: int, batches: int) -> Callable[[int, object], None]:
-        """Returns a function like that of `console.reporter`, which also stops the run after a signal."""
+        """As `console.reporter`; a signal stops the run."""
         log = console.reporter(label, every, batches, partial(self.log, "%s"))
 
         def report(step: int, meters: object) -> None:
             log(step, meters)
-            self._stop(self._asked_to_stop())  # without a checkpoint: it was saved after the last training step
+            self._stop_if_asked()  # without a checkpoint: it was saved after the last training step
 
         return report
 
@@ -178,15 +175,8 @@ class Run:
         """Registers the `parts` of checkpoints, and for a resumed run loads the latest checkpoint into them.
 
         From here on, SIGTERM, Ctrl-C and SIGHUP end the run after its next step, with status 143, 130 and 129, and a
-        line that says how to continue. The same signal again ends the process immediately; the last checkpoint is kept.
-        A run outside of the main thread takes no signals.
-
-        Args:
-            parts: {name: object with `state_dict` and `load_state_dict`}, in addition to the progress and the random
-                states.
-
-        Returns:
-            `self.progress`, which the loop updates.
+        line that says how to continue. The same signal again ends the process at once, with the last checkpoint. A run
+        outside of the main thread takes no signals.
 
         Raises:
             UserError: neither the latest checkpoint nor the previous one can be read, or they belong to another model.
@@ -208,10 +198,9 @@ class Run:
     def complete_step(self) -> None:
         """Counts a training step. Saves if `args.checkpoint_minutes` have passed; after a signal, saves and ends."""
         self.progress.step += 1
-        number = self._asked_to_stop()
-        if number or time.monotonic() - self._saved >= 60 * self.args.checkpoint_minutes:
+        self._stop_if_asked(self.save)
+        if time.monotonic() - self._saved >= 60 * self.args.checkpoint_minutes:
             self.save()
-        self._stop(number)
 
     def save(self) -> None:
         """Saves `checkpoint.pt`. The previous one becomes `checkpoint.prev.pt`."""
@@ -239,7 +228,7 @@ class Run:
         self.save()
         for callback in self._callbacks if self._writes else ():
             callback(progress.epoch - 1, copy.deepcopy(progress.metrics[-1]))
-        self._stop(self._asked_to_stop())
+        self._stop_if_asked()
 
     def __enter__(self) -> Run:
         self.closing.enter_context(distributed.others())
@@ -254,12 +243,10 @@ class Run:
             names = ", ".join(sorted(self._unwritten))
             raise UserError(f"the run is complete, but could not write {names} in {self.folder}: see the log")
 
-    def _asked_to_stop(self) -> int:
-        """The number of the signal that was received, or 0. All processes stop after the same step."""
-        return distributed.largest(self._signal)
-
-    def _stop(self, number: int) -> None:
-        if number:
+    def _stop_if_asked(self, save: Callable[[], None] = lambda: None) -> None:
+        """Ends the run after a signal to any of the processes, all of them after the same step. Calls `save` before."""
+        if number := distributed.largest(self._signal):
+            save()
             resume = cli.resume_command(self._stage, self.args, self.folder)
             self.log("stopped by %s; go on with: %s", signal.Signals(number).name, resume)
             sys.exit(128 + number)

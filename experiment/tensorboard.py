@@ -17,11 +17,7 @@ Draw = Callable[[Any, str], dict[str, bytes]]  # (architecture, caption) -> {nam
 
 
 class Board:
-    """Writes TensorBoard's events. If that fails, for example on a full disk, the run goes on without.
-
-    Args:
-        run: the run; if it is resumed, after `restore`.
-    """
+    """Writes TensorBoard's events. If that fails, for example on a full disk, the run goes on without."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

@@ -26,17 +26,14 @@ def load_weights(
     hint: str = "check --arch, --network, --init_channels, --layers and the dataset",
     say: Callable[[str], object] = tell,
 ) -> list[str]:
-    """Loads a `state_dict()` into `model`. It was saved by `write_weights`, by the original authors since PyTorch 0.3,
-    or as .safetensors.
+    """Loads a `state_dict()` into `model`: our own, one of the authors since PyTorch 0.3, or a .safetensors file.
 
     It may be part of a checkpoint, its names may share a prefix such as `module.`, and it may contain the counters of
-    FLOP tools.
+    FLOP tools: then `say` gets one line.
 
     Args:
-        num_classes: allows a classifier for another number of classes in the file: linear layers with `num_classes`
-            outputs then keep their own weights. None: all weights must fit.
+        num_classes: linear layers with so many outputs keep their own weights if the file's have another number.
         hint: what to check, for the message if the weights belong to another network.
-        say: gets one line if the weights are read from a part of the file, or under other names.
 
     Returns:
         The names of the layers that keep their own weights.
@@ -149,11 +146,7 @@ def _other_classifiers(model: nn.Module, weights: dict[str, torch.Tensor], num_c
 
 
 def read_metadata(path: str) -> dict[str, str]:
-    """The metadata of a .safetensors file.
-
-    Raises:
-        UserError: it cannot be read, or is not a .safetensors file.
-    """
+    """The metadata of a .safetensors file."""
     try:
         open(path, "rb").close()
         with optional("safetensors").safe_open(path, "pt") as file:

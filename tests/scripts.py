@@ -53,18 +53,14 @@ def start_plain(command, prepare=lambda: None):
     os.close(reader)
     status = 1
     try:
-        torch.set_num_threads(
-            1
-        )  # the threads of the process that was forked do not exist in this one, which would wait for them
+        torch.set_num_threads(1)  # this process would wait for the threads of the one that was forked
         os.dup2(writer, 1), os.dup2(writer, 2)
         for stream, fd, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):  # as Python's own
             setattr(sys, stream, io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True, errors=errors))
         warnings.simplefilter("ignore"), warnings.simplefilter("default", UserWarning)  # pytest keeps all to itself
         warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
-        (
-            signal.signal(signal.SIGINT, signal.default_int_handler),
-            signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        )  # as from a terminal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a terminal
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         sys.argv = [f"{name}.py", *map(str, rest)]
         module = load(name)
         prepare()
@@ -89,9 +85,14 @@ def run(command, images, *arguments, **options):
     return finish(*start(command, images, *arguments, **options))
 
 
+def rows_of(folder):
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
 def result(folder):
     """All that a run leaves, but for times."""
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = rows_of(folder)
     for row in metrics:
         assert all(row.pop(key) > 0 for key in MEASURED)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)

@@ -11,11 +11,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import load, log_lines, run
+from scripts import load, log_lines, rows_of, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import collapse
@@ -28,22 +27,9 @@ from experiment.loop import MEASURED
 from pictures import drawing
 
 ROOT = Path(__file__).parent.parent
-TINY = shlex.split("--dataset folder --image_size 8 --gpu -1 --workers 0 --batch_size 4 --report_freq 1")
+TINY = shlex.split("--dataset folder --image_size 8 --gpu -1 --workers 0 --batch_size 8 --report_freq 1")
 CELLS = [*TINY, "--init_channels", "2", "--layers", "1"]
 SMALL_SPACE = [*TINY, "--space", f"{ROOT / 'examples' / 'small_space.py'}:Net", "--init_channels", "2"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """16 images of two classes to train on, 4 to test on."""
-    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for part, count in (("train", 8), ("test", 2)):
-        for label in ("ash", "oak"):
-            (root / part / label).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / label / f"{index}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +46,8 @@ def searched(images, tmp_path_factory):
     return folder, output
 
 
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_metrics_hold_everything_that_the_documentation_names(searched):
-    rows = metrics_of(searched[0])
+    rows = rows_of(searched[0])
     documented = set(re.findall(r"^\|.*?\|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     documented = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
     assert [row["epoch"] for row in rows] == [0, 1, 2]
@@ -98,7 +80,7 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
 
 def test_metrics_derive_the_genotype_that_they_hold(searched):
     """The names of edges and operations are right: the strongest edges by the metrics are the genotype."""
-    for row in metrics_of(searched[0]):
+    for row in rows_of(searched[0]):
         for cell in ("normal", "reduce"):
             for node in range(2, 6):
                 weights = {source: row["alphas"][f"{cell}_n{node}_p{source}"] for source in range(node)}
@@ -115,7 +97,7 @@ def test_metrics_derive_the_genotype_that_they_hold(searched):
 def test_tensorboard_shows_the_metrics(searched):
     folder = searched[0]
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    rows = metrics_of(folder)
+    rows = rows_of(folder)
     keys = {"loss/train": "train_loss", "acc/valid": "valid_acc", "lr": "lr", "skips/normal": "skips_normal"}
     for tag, key in keys.items():
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
@@ -153,7 +135,7 @@ def test_watching_changes_nothing(searched, images, tmp_path):
     assert status == 0, output
     ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (watched, plain))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    for left, right in zip(metrics_of(watched), metrics_of(plain), strict=True):
+    for left, right in zip(rows_of(watched), rows_of(plain), strict=True):
         for key in (*MEASURED, "eigenvalue"):
             left.pop(key, None), right.pop(key, None)
         assert left == right
@@ -169,14 +151,14 @@ def test_watching_changes_nothing(searched, images, tmp_path):
 def test_spaces_without_cells(images, script):
     command = ["train_search", *SMALL_SPACE, "--data", images, "--epochs", "1"]
     script(*command, "--run_dir", "darts")
-    [row] = metrics_of(Path("darts"))
+    [row] = rows_of(Path("darts"))
     assert list(row["alphas"]) == ["first", "second"]
     assert list(row["alphas"]["first"]) == ["0", "1", "none"]
     assert math.fsum(row["alphas"]["first"].values()) == pytest.approx(1, abs=1e-6)
     assert row["entropy"] == pytest.approx(math.log(3), abs=1e-3)
     assert row["skips"] == 0
     script(*command, "--run_dir", "random", "--strategy", "random")
-    [row] = metrics_of(Path("random"))
+    [row] = rows_of(Path("random"))
     assert row["alphas"] == {}
     assert "entropy" not in row
 
@@ -200,7 +182,7 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
     monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
     module.main()
     folder = Path("run")
-    rows = metrics_of(folder)
+    rows = rows_of(folder)
     assert [row["eigenvalue"] for row in rows] == [1.0] * 8 + [3.0]
     assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
     assert any("stopped, and back to the architecture of epoch 1" in line for line in log_lines(folder))
@@ -321,7 +303,7 @@ def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script
     assert status == 0
     reason = "No space left on device" if isinstance(error, OSError) else "RuntimeError('a fault')"
     assert out.count(f"cannot write for TensorBoard ({reason})") == 1
-    assert len(metrics_of(Path("run"))) == 2
+    assert len(rows_of(Path("run"))) == 2
 
 
 def test_a_picture_s_failure_does_not_end_a_search(images, script, monkeypatch):
@@ -334,18 +316,17 @@ def test_a_picture_s_failure_does_not_end_a_search(images, script, monkeypatch):
     assert len(EventAccumulator("run").Reload().Scalars("lr")) == 2
 
 
-def test_drop_path_is_recorded_where_there_is_some(images, script):
+def test_drop_path_is_recorded_where_there_is_some(images, done):
     space = ["--space", "nasbench201", "--arch", "arch.json"]
     edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
     Path("arch.json").write_text(json.dumps(dict.fromkeys(edges, "conv_1x1")))
     for name, network in (("cells", ["--layers", "3"]), ("other", space)):
         arguments = [*TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name]
-        status, _, error = script("train", *arguments)
-        assert status == 0, error
-        assert ["drop_path_prob" in row for row in metrics_of(Path(name))] == [name == "cells"]
+        done("train", *arguments)
+        assert ["drop_path_prob" in row for row in rows_of(Path(name))] == [name == "cells"]
 
 
-def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, script, monkeypatch):
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, done, monkeypatch):
     """On a machine that has one."""
 
     def touched(*_, **__):
@@ -358,6 +339,5 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, script, monkeypatch):
     # PyTorch's optimizers ask for the current stream of any accelerator, whatever the device.
     monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
     arguments = [*SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run", "--strategy", "enas"]
-    status, _, error = script("train_search", *arguments)
-    assert status == 0, error
+    done("train_search", *arguments)
     assert json.loads(Path("run/config.json").read_text())["gpu"] is None

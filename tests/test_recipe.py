@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scripts import load, log_lines, said
+from scripts import load, log_lines, rows_of, said
 from torch import nn
 
 import data
@@ -28,10 +28,6 @@ from model import NetworkCIFAR
 TINY = shlex.split("--dataset folder --image_size 8 --gpu -1 --workers 0 --init_channels 2 --layers 3")
 TRAIN = [*TINY, "--arch", "DARTS_V1", "--batch_size", "8"]
 SEARCH = [*TINY, "--batch_size", "4"]
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 # ---- The best epoch, chosen on held-out images
@@ -110,9 +106,8 @@ def recorded(names, original):
 # ---- Every class
 
 
-def test_every_class_is_told_at_the_end(script, images):
-    status, _, error = script("train", *TRAIN, "--data", images, "--epochs", "2", "--run_dir", "run")
-    assert status == 0, error
+def test_every_class_is_told_at_the_end(done, images):
+    done("train", *TRAIN, "--data", images, "--epochs", "2", "--run_dir", "run")
     first, last = rows_of("run")
     assert "confusion" not in first
     assert not Path("run/best.pt").exists()  # without held-out images nothing is chosen
@@ -177,21 +172,19 @@ def test_the_optimizers():
     assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (1e-3, 0.8, 0.1)
 
 
-def test_the_learning_rate_descends_to_its_minimum(script, images):
+def test_the_learning_rate_descends_to_its_minimum(done, images):
     flags = shlex.split("--optimizer adam --learning_rate 0.01 --learning_rate_min 0.004 --label_smoothing 0.1")
-    status, _, error = script("train", *TRAIN, "--data", images, "--epochs", "2", *flags, "--run_dir", "run")
-    assert status == 0, error
+    done("train", *TRAIN, "--data", images, "--epochs", "2", *flags, "--run_dir", "run")
     assert [row["lr"] for row in rows_of("run")] == pytest.approx([0.01, 0.007])
 
 
-def test_training_begins_with_saved_weights(script, images):
+def test_training_begins_with_saved_weights(done, images):
     torch.manual_seed(1)
     torch.save(network().state_dict(), "two.pt")
     torch.save(network(classes=7).state_dict(), "seven.pt")
     for name, words in (("two", ""), ("seven", "; new, for 2 classes: auxiliary_head.classifier, classifier")):
         flags = ["--auxiliary", "--learning_rate", "1e-30", "--init_from", f"{name}.pt", "--run_dir", name]
-        status, _, error = script("train", *TRAIN, "--data", images, "--fast_dev_run", *flags)
-        assert status == 0, error
+        done("train", *TRAIN, "--data", images, "--fast_dev_run", *flags)
         assert f"begins with the weights in {Path(name).absolute()}.pt{words}" in log_lines(Path(name))
         begun, ended = (torch.load(path, weights_only=True) for path in (f"{name}.pt", f"{name}/weights.pt"))
         same = {
@@ -226,23 +219,20 @@ def test_a_run_that_goes_on_may_find_the_weights_that_it_began_with_elsewhere(sc
 # ---- Grey images
 
 
-def test_a_network_of_one_channel_is_searched_trained_and_described(script, images):
+def test_a_network_of_one_channel_is_searched_trained_and_described(done, images):
     grey = ["--channels", "1", "--data", images, "--fast_dev_run"]
-    status, _, error = script("train_search", *SEARCH, *grey, "--run_dir", "search")
-    assert status == 0, error
+    done("train_search", *SEARCH, *grey, "--run_dir", "search")
     command = said(log_lines(Path("search")), "train what was found: ")
     assert command[command.index("--channels") + 1] == "1"
     sizes = [*TINY[2:], "--batch_size", "8", "--fast_dev_run"]
-    status, _, error = script("train", *command[2:], *sizes, "--run_dir", "eval")
-    assert status == 0, error
+    done("train", *command[2:], *sizes, "--run_dir", "eval")
     for folder in ("search", "eval"):
         assert torch.load(f"{folder}/weights.pt", weights_only=True)["stem.0.weight"].shape == (6, 1, 3, 3)
     assert json.loads(Path("eval/network.json").read_text())["channels"] == 1
     assert "--channels 1" in next(line for line in log_lines(Path("search")) if "by the paper's recipe" in line)
     for space in ("nasbench201", "enas_macro"):
         flags = ["--space", space, *grey, "--init_channels", "4", "--batch_size", "4", "--run_dir", space]
-        status, _, error = script("train_search", *TINY[:-4], *flags)
-        assert status == 0, error
+        done("train_search", *TINY[:-4], *flags)
 
 
 # ---- Known before one waits
@@ -312,21 +302,17 @@ def test_help_shows_the_default_of_every_flag(script, name):
     assert [flag for flag in flags if "(default:" not in " ".join(flag.split())] == []
 
 
-def test_imbalanced_classes_and_one_with_a_single_image(script, tmp_path, images):
+def test_imbalanced_classes_and_one_with_a_single_image(done, tmp_path, images):
     shutil.copytree(images, tmp_path / "images")
     for part in ("train", "test"):
         (tmp_path / "images" / part / "rare").mkdir()
         Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "images" / part / "rare" / "0.png")
     (tmp_path / "images" / "test").rename(tmp_path / "images" / "val")
 
-    def done(name, *arguments):
-        status, _, error = script(name, *arguments, "--data", "images")
-        assert status == 0, error
-
-    done("train_search", *SEARCH, "--fast_dev_run", "--run_dir", "search")
-    done("train", *TRAIN, "--epochs", "1", "--valid_portion", "0.2", "--run_dir", "eval")
+    done("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--run_dir", "search")
+    done("train", *TRAIN, "--data", "images", "--epochs", "1", "--valid_portion", "0.2", "--run_dir", "eval")
     assert list(rows_of("eval")[-1]["class_acc"]) == ["dark", "light", "rare"]
     assert data.load(data.Options("folder", "images", 8, workers=0)).notes[-1].endswith("are the test set")
     shutil.copytree("images/val", "images/test")  # with images for both sides there is nothing to split
-    done("train_search", *SEARCH, "--fast_dev_run", "--valid_folder", "--run_dir", "both")
+    done("train_search", *SEARCH, "--data", "images", "--fast_dev_run", "--valid_folder", "--run_dir", "both")
     assert f"the 9 images in {Path('images/val').absolute()} are the validation images" in log_lines(Path("both"))

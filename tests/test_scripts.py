@@ -92,7 +92,7 @@ def test_search_then_train_then_test(script, tmp_path):
         (2, 3, ["--strategy", "random"]),
     ],
 )
-def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, nodes, layers, flags):
+def test_any_number_of_nodes_and_cells(script, done, tmp_path, images, monkeypatch, nodes, layers, flags):
     """A search that stops and goes on, its files, pictures, and the training of what it has found."""
     small = [*SMALL_IMAGES, "--data", images, "--layers", layers]
     complete = Run.complete_epoch
@@ -112,8 +112,7 @@ def test_any_number_of_nodes_and_cells(script, tmp_path, images, monkeypatch, no
     assert {len(row["alphas"]) for row in rows} == {0 if "random" in flags else 2 * sum(ends)}
     assert script("visualize", "search", "--report")[::2] == (0, "")
     command = said(log_lines(tmp_path / "search"), "train what was found: ")
-    status, _, err = script("train", *command[2:], *small, "--fast_dev_run", "--run_dir", "eval")
-    assert (status, err) == (0, "")
+    done("train", *command[2:], *small, "--fast_dev_run", "--run_dir", "eval")
     assert script("test", "eval", "--gpu", "-1")[0] == 0
 
 
@@ -556,15 +555,14 @@ def test_weights_that_would_run_code_are_refused(tmp_path):
     assert not trap.exists()
 
 
-def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, tmp_path, images):
+def test_in_autocast_networks_learn_and_all_that_is_kept_is_float32(script, done, tmp_path, images):
     arguments = [*SMALL_IMAGES, "--data", images, "--fast_dev_run", "--amp"]
     for order in ([], ["--unrolled"], ["--unrolled", "--hvp", "exact"]):
         status, _, errors = script(
             "train_search", *arguments, *ONE_CELL, *order, "--run_dir", "-".join(["search", *order])
         )
         assert status == 0, errors
-    status, _, errors = script("train", *arguments, "--arch", "search", "--auxiliary", "--run_dir", "train")
-    assert status == 0, errors
+    done("train", *arguments, "--arch", "search", "--auxiliary", "--run_dir", "train")
     for folder in ("search", "train"):
         weights = torch.load(tmp_path / folder / "weights.pt", weights_only=True)
         assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
