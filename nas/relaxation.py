@@ -107,14 +107,11 @@ class Perturbed(Relaxation):
         super().__init__(*args)
         self.register_buffer("radius", torch.tensor(FIRST_RADIUS), persistent=False)
         self.radius: Tensor
-        self._alphas: list[nn.Parameter] = []
+        self._alphas: Sequence[Tensor] = []  # of the last pass
         self.perturbed: list[Tensor] = []  # the weights of this weight step
 
-    def prepare(self, alphas: nn.Parameter, candidates: Sequence[str]) -> nn.Parameter:
-        self._alphas.append(alphas)
-        return alphas
-
     def mixed(self, alphas: Sequence[Tensor]) -> list[Tensor]:
+        self._alphas = alphas
         return self.perturbed or self(alphas)
 
     def begin_epoch(self, epoch: int) -> None:
