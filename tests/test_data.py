@@ -14,7 +14,8 @@ import time
 import urllib.error
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
+from dataclasses import replace
+from itertools import chain, combinations, pairwise
 
 import numpy as np
 import pytest
@@ -161,14 +162,6 @@ def test_cutout_is_the_originals(length):
         assert chisquare([seen[mask] for mask in possible], [60 * possible[mask] for mask in possible]).pvalue > 0.001
 
 
-def test_cutout_covers_what_would_be_there_without_it():
-    images = make(50)
-    batch = images.train.images
-    plain, cut = data.Augment(images)(batch, seeded(3)), data.Augment(images, 4)(batch, seeded(3))
-    assert torch.equal(cut, torch.where(cut == 0, cut, plain))
-    assert not torch.equal(cut, plain)
-
-
 def test_images_of_a_batch_are_augmented_independently():
     images = make(1)
     pair = images.train.images.expand(2, -1, -1, -1)
@@ -179,19 +172,6 @@ def test_images_of_a_batch_are_augmented_independently():
         first, second = augment(pair, generator)
         table[number[first.numpy().tobytes()], number[second.numpy().tobytes()]] += 1
     assert chi2_contingency(table).pvalue > 0.001
-
-
-def test_crop_and_cutout_are_independent():
-    augment = data.Augment(make(1, flip=False), 2)
-    x = augment(torch.full((9 * 64 * 20, 3, 8, 8), 255, dtype=torch.uint8), seeded(5))[:, 0]
-    black = x.amin(dim=(1, 2))[:, None, None]
-    # The border of a crop that cutout leaves: enough of it to tell top, left and both; the cut's rows tell the
-    # centre's.
-    top, left = ((x[:, 0] == black[:, 0]).sum(1) > 4).int(), ((x[:, :, 0] == black[:, 0]).sum(1) > 4).int()
-    cut = (x == 0).any(2).int().argmax(1)
-    table = np.zeros((4, 8), dtype=int)
-    np.add.at(table, ((top * 2 + left).numpy(), cut.numpy()), 1)
-    assert chi2_contingency(table[:, table.sum(0) > 0]).pvalue > 0.001
 
 
 def test_without_training_images_are_only_normalised():
@@ -213,10 +193,8 @@ def test_augmentation_leaves_the_images_alone_and_does_not_depend_on_their_memor
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gets_the_same_batches():
-    images = make(40)
-    (x, y), (gpu_x, gpu_y) = (next(iter(train_batches(images, device, seed=1))) for device in ("cpu", "cuda"))
+    (x, y), (gpu_x, gpu_y) = (next(iter(train_batches(make(40), device, seed=1))) for device in ("cpu", "cuda"))
     assert gpu_x.is_cuda
-    assert gpu_y.is_cuda
     assert torch.equal(y, gpu_y.cpu())
     torch.testing.assert_close(x, gpu_x.cpu())
 
@@ -294,55 +272,43 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_loaders_streams_are_independent():
-    pixels = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8, generator=seeded(0)).expand(40, -1, -1, -1)
+def test_the_streams_of_random_numbers_are_independent():
+    """The same image in every place: batches that differ have other crops."""
     images = make(40)
-    one = data.ImageData(
-        "one",
-        data.MemoryImages(pixels, torch.arange(40)),
-        images.test,
-        images.classes,
-        images.mean,
-        images.std,
-        8,
-        True,
-    )
-    (train, _), (draw, _), (validation, _) = (next(iter(batches)) for batches in search(one, batch_size=8))
-    assert not torch.equal(train, draw)
-    assert not torch.equal(train, validation)
-    assert not torch.equal(draw, validation)
+    alike = data.MemoryImages(images.train.images[:1].expand(40, -1, -1, -1), torch.arange(40))
+    first = [next(iter(batches))[0] for batches in search(replace(images, train=alike), batch_size=8)]
+    assert not any(torch.equal(x, other) for x, other in combinations(first, 2))
 
 
 class Recorded(data.MemoryImages):
+    """Counts the images that are read."""
+
+    asked = 0
+
     def __getitems__(self, indices):
-        self.asked.append(len(indices))
+        self.asked += len(indices)
         return super().__getitems__(indices)
 
 
 def test_an_epoch_goes_on_from_a_step():
     images = make(42)
     recorded = Recorded(images.train.images, images.train.labels)
-    recorded.asked = []
-    images = data.ImageData("noise", recorded, images.test, images.classes, images.mean, images.std, 8, True)
-    for batches in search(images):
+    for batches in search(replace(images, train=recorded)):
         batches.set_epoch(3)
         whole = list(batches)
-        recorded.asked.clear()
+        recorded.asked = 0
         batches.set_epoch(3, start_step=4)
         assert same(batches, whole[4:])
-        assert sum(recorded.asked) == sum(len(y) for _, y in whole[4:])
+        assert recorded.asked == sum(len(y) for _, y in whole[4:])
         assert len(batches) == len(whole)
         batches.set_epoch(3, start_step=len(whole))
         assert list(batches) == []
-        batches.set_epoch(4)
-        assert len(list(batches)) == len(whole)
 
 
 def test_too_large_a_batch():
-    with pytest.raises(UserError, match="4 of 10 images for the weights, less than a batch of 5"):
-        search(make(10), batch_size=5, train_portion=0.4)
-    with pytest.raises(UserError, match="4 of 10 images for the alphas, less than a batch of 5"):
-        search(make(10), batch_size=5, train_portion=0.6)
+    for portion, half in ((0.4, "weights"), (0.6, "alphas")):
+        with pytest.raises(UserError, match=f"4 of 10 images for the {half}, less than a batch of 5"):
+            search(make(10), batch_size=5, train_portion=portion)
     with pytest.raises(UserError, match="only 10 training images, less than a batch of 11"):
         train_batches(make(10), batch_size=11)
 
@@ -357,39 +323,23 @@ def check_stats(images: data.ImageData) -> None:
 
 
 def test_digits():
-    (grey, images), source = (
-        (data.load(options(dataset="digits", channels=channels)) for channels in (1, 3)),
-        load_digits(),
-    )
-    assert (len(images.train), len(images.test), images.num_classes, images.image_size, images.flip) == (
-        1437,
-        360,
-        10,
-        32,
-        False,
-    )
-    assert (images.train.images.shape[1:], images.train.images.dtype) == ((3, 32, 32), torch.uint8)
+    """Complete, the classes in proportion; every image with its label."""
+    grey, images = (data.load(options(dataset="digits", channels=channels)) for channels in (1, 3))
+    source, train, test = load_digits(), images.train, images.test
+    assert (train.images.shape, len(test), train.images.dtype) == ((1437, 3, 32, 32), 360, torch.uint8)
+    assert (images.num_classes, images.image_size, images.flip) == (10, 32, False)
     check_stats(images)
-    assert torch.equal(grey.train.images.expand(-1, 3, -1, -1), images.train.images)
+    assert torch.equal(grey.train.images.expand(-1, 3, -1, -1), train.images)
     assert (grey.mean, grey.std) == (images.mean[:1], images.std[:1])
-    # Split: disjoint and complete, the classes in proportion.
-    both = torch.cat([images.train.images, images.test.images])
-    assert (
-        len({pixels.numpy().tobytes() for pixels in both})
-        == len({pixels.tobytes() for pixels in source.images})
-        == 1797
-    )
-    assert (
-        torch.cat([images.train.labels, images.test.labels]).bincount().tolist() == np.bincount(source.target).tolist()
-    )
-    for part in (images.train.labels, images.test.labels, images.train.labels[:718], images.train.labels[718:]):
+    assert len({pixels.numpy().tobytes() for pixels in torch.cat([train.images, test.images])}) == 1797
+    assert torch.cat([train.labels, test.labels]).bincount().tolist() == np.bincount(source.target).tolist()
+    for part in (train.labels, test.labels, train.labels[:718], train.labels[718:]):
         share = part.bincount() / len(part)
         assert 0.09 < share.min() <= share.max() < 0.11
-    # The mean image of each digit is scikit-learn's: every image has kept its label.
     for digit in range(10):
-        mine = images.train.images[images.train.labels == digit][:, 0].float().mean(0).view(8, 4, 8, 4).mean(dim=(1, 3))
-        theirs = torch.from_numpy(source.images[source.target == digit].mean(0) * 255 / 16)
-        assert torch.corrcoef(torch.stack([mine.flatten().double(), theirs.flatten()]))[0, 1] > 0.9
+        mine = train.images[train.labels == digit][:, 0].double().mean(0).view(8, 4, 8, 4).mean(dim=(1, 3))
+        theirs = torch.from_numpy(source.images[source.target == digit].mean(0))
+        assert torch.corrcoef(torch.stack([mine.flatten(), theirs.flatten()]))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -413,22 +363,7 @@ def test_cifar(tmp_path, monkeypatch, name, key, names):
     assert images.train.images.is_contiguous()
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    def fail(*args, **kwargs):
-        raise urllib.error.URLError("no route to host")
-
-    for module in ("cifar", "mnist"):
-        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", fail)
-
-
-def test_cifar_that_cannot_be_downloaded(tmp_path, offline):
-    with pytest.raises(UserError, match=r"no route to host.*cifar-10-python.tar.gz.*--dataset digits") as caught:
-        data.load(options(dataset="cifar10", data=str(tmp_path)))
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_two_that_begin_at_once_do_not_download_into_the_same_files(tmp_path, monkeypatch):
+def test_a_failed_download_says_what_to_do_and_two_that_begin_at_once_wait_for_each_other(tmp_path, monkeypatch):
     events = []
 
     def download(*args, **kwargs):
@@ -440,7 +375,9 @@ def test_two_that_begin_at_once_do_not_download_into_the_same_files(tmp_path, mo
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", download)
     with ThreadPoolExecutor(2) as pool:
         loads = [pool.submit(data.load, options(dataset="cifar10", data=str(tmp_path))) for _ in range(2)]
-    assert all(isinstance(load.exception(), UserError) for load in loads)
+    for failed in loads:
+        with pytest.raises(UserError, match=rf"{tmp_path}.*no route to host.*cifar-10-python.tar.gz.*--dataset digits"):
+            failed.result()
     assert events == ["begins", "ends"] * 2
 
 
@@ -489,20 +426,16 @@ def test_mnist_that_is_damaged(grey_files, capsys):
 def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     """Whether decoded from files, at once or one by one, or from CIFAR."""
     images = load(folder, channels=1)
-    assert (images.channels, images.train.images.shape) == (1, (16, 1, 16, 16))
     expected = {np.array(Image.open(path).convert("L")).tobytes() for path in (folder / "train").glob("*/*.png")}
     assert {image.numpy().tobytes() for image in images.train.images} == expected
+    assert images.train.images.shape == (16, 1, 16, 16)
     check_stats(images)
-    for batches in (*search(images), test_batches(images)):
-        assert next(iter(batches))[0].shape == (4, 1, 16, 16)
     monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
     lazy = load(folder, channels=1)
     assert (lazy.mean, lazy.std) == (images.mean, images.std)
     pixels = np.random.RandomState(1).randint(256, size=(3, 32, 32, 3)).astype(np.uint8)
-    grey = sources._pixels(torch.from_numpy(pixels), 1)
-    assert np.array_equal(
-        grey[:, 0].numpy(), np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels])
-    )
+    grey = np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels])
+    assert np.array_equal(sources._pixels(torch.from_numpy(pixels), 1)[:, 0].numpy(), grey)
 
 
 @pytest.mark.parametrize(
@@ -510,10 +443,7 @@ def test_grey_images_are_those_of_pillow(folder, monkeypatch):
     [
         ({"dataset": "svhn"}, f"unknown dataset 'svhn'.*{', '.join(data.DATASETS)}"),
         ({"dataset": "cifar10", "image_size": 64}, "cifar10 has images of 32 pixels, not 64"),
-        (
-            {"dataset": "digits", "skip_bad_images": True},
-            "--skip_bad_images, .* need images in files, --dataset folder or imagenet, not digits",
-        ),
+        ({"dataset": "digits", "skip_bad_images": True}, "--skip_bad_images, .* need images in files, .*, not digits"),
     ],
 )
 def test_a_dataset_that_does_not_fit_is_refused(wrong, message):
@@ -522,18 +452,17 @@ def test_a_dataset_that_does_not_fit_is_refused(wrong, message):
 
 
 def test_folder(folder):
+    """Every file is there once, as it is, with its class; the images for the alphas do not depend on the seed."""
     images = load(folder, workers=2)
     assert isinstance(images.train, data.MemoryImages)
     assert (images.classes, images.image_size, len(images.train), len(images.test)) == (("cat", "dog"), 16, 16, 6)
     check_stats(images)
-    # Every file is there once, as it is, with its class.
     for part, dataset in (("train", images.train), ("test", images.test)):
         expected = sorted(
             (np.array(Image.open(path)).transpose(2, 0, 1).tobytes(), images.classes.index(path.parent.name))
             for path in (folder / part).glob("*/*.png")
         )
         assert sorted((x.numpy().tobytes(), int(y)) for x, y in everything(dataset)) == expected
-    # The images to learn the alphas on do not depend on the seed.
     assert labels(search(images, seed=1)[2]) == labels(search(load(folder), seed=2)[2])
 
 
@@ -544,26 +473,19 @@ def test_every_part_of_a_folder_holds_the_classes_in_proportion():
     for portion in (20, 50, 80):
         counts = np.bincount(sorted_by_class[order[:portion]], minlength=3)
         assert np.abs(counts - portion * np.array([0.1, 0.4, 0.5])).max() <= 1.5
-    within = order[sorted_by_class[order] == 2]
-    assert list(within) != sorted(within)  # nor are the files of a class in the order of their names
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_val_takes_the_place_of_test(folder, val):
     tested = load(folder)
-    (folder / "test").rename(folder / val)
+    shutil.copytree(folder / "test", folder / val)
+    unused = f"the test set is {folder}/test; without --valid_folder, the images in {folder}/{val} are not used"
+    assert load(folder).notes == (unused,)
+    shutil.rmtree(folder / "test")
     images = load(folder)
     assert torch.equal(images.test.images, tested.test.images)
-    assert [*tested.notes, *images.notes] == [
-        f"there is no folder {folder}/test: the images in {folder}/{val} are the test set"
-    ]
-    save(folder / "test" / "cat" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
-    save(folder / "test" / "dog" / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
-    images = load(folder)
-    assert len(images.test) == 2
-    assert images.notes == (
-        f"the test set is {folder}/test; without --valid_folder, the images in {folder}/{val} are not used",
-    )
+    taken = f"there is no folder {folder}/test: the images in {folder}/{val} are the test set"
+    assert (tested.notes, images.notes) == ((), (taken,))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -574,31 +496,15 @@ def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memo
     for name, count in (("cat", 2), ("dog", 3)):
         for number in range(count):
             save(folder / "valid" / name / f"{number}.png", np.full((16, 16, 3), 100 + number, dtype=np.uint8))
-    images = load(folder, valid_folder=True)
+    images, plain = load(folder, valid_folder=True), load(folder)
     assert images.notes == (f"the 5 images in {folder}/valid are the validation images",)
     left, held_out = data.hold_out(images, 0.0)
-    plain = load(folder)
-    assert [len(part) for part in (left.train, left.test, held_out.test)] == [16, 6, 5]
     for part, expected in ((left.train, plain.train), (left.test, plain.test)):
-        assert all(
-            torch.equal(x, other) for (x, _), (other, _) in zip(everything(part), everything(expected), strict=True)
-        )
+        assert same(everything(part), everything(expected))
     found = sorted(str(int(x.max()) - 100) + images.classes[y] for x, y in everything(held_out.test))
     assert found == ["0cat", "0dog", "1cat", "1dog", "2dog"]
     for_weights, _, for_alphas = search(images)
     assert (len(flat(labels(for_weights))), sorted(flat(labels(for_alphas)))) == (16, [0, 0, 1, 1, 1])
-
-
-def test_the_test_images_are_not_sorted_by_class(tmp_path, large):
-    """So that the accuracy that is logged on the way is not that of the first classes alone."""
-    for part, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
-        for number in range(20):
-            save(tmp_path / part / name / f"{number}.png", np.full((8, 8, 3), 200 * (name == "b"), dtype=np.uint8))
-    batches = list(test_batches(load(tmp_path), batch_size=10))
-    for x, y in batches:
-        assert 3 <= y.sum() <= 7
-        assert torch.equal(x[:, 0, 0, 0] > x.mean(), y == 1)  # each image with its own class
-    assert len(batches) == 4
 
 
 # ---- Images held out to choose the best epoch on
@@ -648,29 +554,22 @@ def test_kinds_of_images(tmp_path):
     stripes = np.zeros((20, 60, 3), dtype=np.uint8)
     stripes[:, 20:40] = (255, 0, 0)
     red = np.full((8, 8, 3), (204, 0, 0), dtype=np.uint8)
-    save(tmp_path / "train" / "a" / "wide.png", stripes)
-    save(tmp_path / "train" / "a" / "tall.png", stripes.transpose(1, 0, 2))
-    save(tmp_path / "train" / "b" / "grey.png", np.full((40, 40), 77, dtype=np.uint8), "L")
-    save(tmp_path / "train" / "b" / "palette.png", red, "P")
-    save(tmp_path / "train" / "b" / "opaque.png", np.dstack([red, np.full((8, 8), 255, dtype=np.uint8)]), "RGBA")
-    (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
-    for name in "ab":
-        save(tmp_path / "test" / name / "0.jpg", np.full((8, 8, 3), 77, dtype=np.uint8))
-    images = load(tmp_path)
-    assert images.train.images.shape == (5, 3, 16, 16)
-    inside = images.train.images[:, :, 1:-1, 1:-1]  # at the very border, resizing mixes in what lies beyond the square
-    colours = [{tuple(colour) for colour in image.flatten(1).T.tolist()} for image in inside]
-    assert sorted(map(sorted, colours)) == sorted(
-        [[(255, 0, 0)], [(255, 0, 0)], [(77, 77, 77)], [(204, 0, 0)], [(204, 0, 0)]]
-    )
-    assert (images.test.images == 77).all()
+    opaque = np.dstack([red, np.full((8, 8), 255, dtype=np.uint8)])
+    for name, pixels, mode, colour in (
+        ("wide.png", stripes, "RGB", (255, 0, 0)),
+        ("tall.png", stripes.transpose(1, 0, 2), "RGB", (255, 0, 0)),
+        ("grey.png", np.full((40, 40), 77, dtype=np.uint8), "L", (77, 77, 77)),
+        ("palette.png", red, "P", (204, 0, 0)),
+        ("opaque.png", opaque, "RGBA", (204, 0, 0)),
+        ("grey.jpg", np.full((8, 8, 3), 77, dtype=np.uint8), "RGB", (77, 77, 77)),
+    ):
+        save(tmp_path / name, pixels, mode)
+        inside = files.decode(str(tmp_path / name), 16)[:, 1:-1, 1:-1]  # the border mixes in what lies beyond
+        assert {tuple(pixel) for pixel in inside.flatten(1).T.tolist()} == {colour}, name
 
 
 def test_images_of_one_colour_do_not_divide_by_zero():
-    assert image_files.mean_std([torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)]) == (
-        (0.2,) * 3,
-        (1.0,) * 3,
-    )
+    assert image_files.mean_std([torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)]) == ((0.2,) * 3, (1.0,) * 3)
 
 
 def test_a_folder_is_read_in_the_order_of_torchvision(folder):
@@ -723,30 +622,16 @@ def test_transparent_pixels_are_white(tmp_path):
 
 def test_hidden_files_and_files_of_other_kinds_are_left_out_counted_and_named(folder):
     plain = load(folder)
-    for path in (
-        "train/cat/a.gif",
-        "train/cat/b.GIF",
-        "train/dog/c.svg",
-        "test/dog/README",
-        "train/cat/._0.png",
-        "test/dog/.DS_Store",
-    ):
-        (folder / path).write_text("something")
-    for path in (
-        ".ipynb_checkpoints/0.png",
-        "__MACOSX/cat/0.png",
-        "cat/.ipynb_checkpoints/0.png",
-        "dog/__MACOSX/0.png",
-    ):
-        save(folder / "train" / path, np.zeros((16, 16, 3), dtype=np.uint8))
+    for path in ["train/cat/a.gif", "train/cat/b.GIF", "train/dog/c.svg", "test/dog/README", "train/cat/._0.png"]:
+        (folder / path).touch()
+    for path in ".ipynb_checkpoints", "__MACOSX/cat", "cat/.ipynb_checkpoints", "dog/__MACOSX":
+        save(folder / "train" / path / "0.png", np.zeros((16, 16, 3), dtype=np.uint8))
     images = load(folder)
     assert (images.classes, same(search(images)[0], search(plain)[0])) == (plain.classes, True)
     hidden, others = images.notes
-    assert hidden.startswith(
-        f"left out hidden files and folders (6): {folder}/train/.ipynb_checkpoints; {folder}/train/__MACOSX; "
-    )
-    assert re.match(r"left out files of other kinds than \.jpg, .* \(4\): .*cat/a\.gif; ", others)
-    assert others.endswith("; ...")
+    first = f"{folder}/train/.ipynb_checkpoints; {folder}/train/__MACOSX; "
+    assert hidden.startswith(f"left out hidden files and folders (5): {first}")
+    assert re.fullmatch(r"left out files of other kinds than \.jpg, .* \(4\): .*cat/a\.gif; .*; \.\.\.", others)
 
 
 def truncate(root):
@@ -758,36 +643,25 @@ def save_deep(root):
     Image.fromarray(np.full((16, 16), 4000, dtype=np.uint16)).save(root / "train" / "dog" / "2.png")
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda root: (root / "test").rename(root / "Testing"),
-            "there is no folder .*/test; .* holds Testing, train: needed are .*/train/<class>/",
-        ),
-        (
-            lambda root: [path.rename(root / path.name) for path in (root / "train").iterdir()],
-            "cannot use the folder .*train: it holds no folders of classes ",
-        ),
-        (lambda root: (root / "train" / "emu").mkdir(), "cannot use the folder .*train: it has no image of emu"),
-        (
-            lambda root: (root / "test" / "dog").rename(root / "test" / "eel"),
-            "same classes; in only one of them: dog, eel",
-        ),
-        (lambda root: [shutil.rmtree(path) for path in root.glob("*/dog")], "only one class, cat"),
-        (truncate, "^cannot decode the image .*train/cat/4.png: .*; --skip_bad_images leaves out such images$"),
-        (save_deep, "^cannot decode the image .*train/dog/2.png: it has more than 8 bits"),
-    ],
-)
-def test_errors_of_a_folder(folder, damage, message):
-    damage(folder)
+DAMAGE = {
+    "there is no folder .*/test; .* holds Testing, train: needed are .*/train/<class>/": lambda root: (
+        root / "test"
+    ).rename(root / "Testing"),
+    "cannot use the folder .*train: it holds no folders of classes ": lambda root: (
+        [path.rename(root / path.name) for path in (root / "train").iterdir()]
+    ),
+    "cannot use the folder .*train: it has no image of emu": lambda root: (root / "train" / "emu").mkdir(),
+    "same classes; in only one of them: dog, eel": lambda root: (root / "test/dog").rename(root / "test/eel"),
+    "only one class, cat": lambda root: [shutil.rmtree(path) for path in root.glob("*/dog")],
+    "^cannot decode the image .*train/cat/4.png: .*; --skip_bad_images leaves out such images$": truncate,
+    "^cannot decode the image .*train/dog/2.png: it has more than 8 bits": save_deep,
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_errors_of_a_folder(folder, message):
+    DAMAGE[message](folder)
     with pytest.raises(UserError, match=message):
-        load(folder)
-
-
-def test_decompression_bombs(folder, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"cannot decode the image .*\.png: .*decompression bomb"):
         load(folder)
 
 
@@ -802,16 +676,13 @@ def test_bad_images_are_skipped_and_counted_when_asked_for(folder, monkeypatch, 
     save_deep(folder)
     for path in ("train/dog/0.png", "test/dog/1.png"):
         (folder / path).write_text("")
-    with pytest.raises(UserError, match="cannot decode the image"):
-        list(test_batches(load(folder, workers=workers), workers=workers))
     images = load(folder, workers=workers, skip_bad_images=True)
     [note] = images.notes
     assert note.startswith("skipped 4 of 22 images, which cannot be decoded: ")
-    assert note.endswith("; ...")
-    assert all(path in note for path in ("train/cat/4.png: ", "train/dog/0.png: ", "train/dog/2.png: "))
     for path in ("train/cat/4.png", "train/dog/0.png", "train/dog/2.png", "test/dog/1.png"):
+        assert path.startswith("test") or f"{path}: " in note
         (folder / path).unlink()
-    without = load(folder, workers=workers, skip_bad_images=True)
+    without = load(folder, workers=workers)
     assert without.notes == ()
     assert (images.mean, images.std, len(images.train), len(images.test)) == (without.mean, without.std, 13, 5)
     for batches, expected in zip(search(images), search(without), strict=True):
