@@ -9,6 +9,7 @@ import argparse
 import copy
 import functools
 import io
+import itertools
 import json
 import pickle
 import random
@@ -69,11 +70,6 @@ JSON = st.recursive(
 )
 
 
-def nested(depth):
-    """A list in a list in a list ..."""
-    return functools.reduce(lambda inner, _: [inner], range(depth), 0)
-
-
 SEEDS = st.integers(0, 2**32)
 
 
@@ -103,7 +99,7 @@ def edited(documents, seed, value):
         else:
             parent.append(copy.deepcopy(parent[key]))
     if key is not None and isinstance(parent, dict) and rng.random() < 0.05:
-        parent[key] = nested(rng.choice([300, 900]))
+        parent[key] = functools.reduce(lambda inner, _: [inner], range(rng.choice([300, 900])), 0)
     return document
 
 
@@ -150,43 +146,27 @@ def test_genotypes_in_decoded_json(seed, value):
         assert_builds(only_user_errors(Cells.of, content))
 
 
-HEX = st.one_of(INTEGERS.map(hex), st.just("0x" + "f" * 5000))  # Python refuses to write so large a number in decimal
+GENOTYPE = repr(genotypes.DARTS_V2)
+VALUES = [repr(value) for value in (*genotypes.DARTS_V2, *genotypes.NASNet)]
+HOSTILE = [f"[('skip_connect', {'0x' + 'f' * 5000}), ('none', 0)]", "open('/')", "*[1]", "**{}", "-" * 5000 + "1"]
+HOSTILE += ["(" * 300 + ")" * 300, "[" * 5000, "1 if 1 else 2", "f'{1}'", "range(9, -9)", "0x10", "1e999", "''", "None"]
 
 
-@st.composite
-def literals(draw):
+def literal(seed, text):
     """`Genotype(...)` with arguments that are Python, nearly."""
-    field = st.one_of(
-        st.sampled_from([repr(value) for genotype in (genotypes.NASNet, genotypes.DARTS_V2) for value in genotype]),
-        st.builds("range({}, {})".format, st.integers(-2, 7), st.integers(-2, 7)),
-        st.builds("[('skip_connect', {}), ('none', 0)]".format, HEX),
-        SCALARS.map(lambda value: hex(value) if type(value) is int else repr(value)),
-        st.text(max_size=12),
-        st.sampled_from(
-            [
-                "open('/')",
-                "*[1]",
-                "**{}",
-                "-" * 5000 + "1",
-                "(" * 300 + ")" * 300,
-                "[" * 5000,
-                "1 if 1 else 2",
-                "f'{1}'",
-            ]
-        ),
-    )
-    fields = {name: repr(value) for name, value in genotypes.DARTS_V2._asdict().items()}
-    for name in draw(st.lists(st.sampled_from([*fields, "x"]), max_size=2)):
-        fields[name] = draw(field)
-    fields.pop(draw(st.sampled_from([*fields, *[None] * 8])), None)
-    positional = draw(st.sampled_from([0, 0, 0, 1, 4]))
-    arguments = [text if index < positional else f"{name}={text}" for index, (name, text) in enumerate(fields.items())]
-    return f"Genotype({', '.join(arguments)}" + draw(st.sampled_from([*[")"] * 5, ")\n", "", ") or 1", "))"]))
+    rng = random.Random(seed)
+    written = GENOTYPE
+    for _ in range(rng.randrange(3)):
+        written = written.replace(rng.choice(VALUES), rng.choice([*HOSTILE, *VALUES, text]), 1)
+    if rng.random() < 0.3:
+        written = written.replace(rng.choice([f"{name}=" for name in genotypes.Genotype._fields]), "", 1)
+    return damage(written.encode(), seed).decode(errors="replace") if rng.random() < 0.5 else written
 
 
-@fuzz(800, text=st.one_of(literals(), st.text()))
-def test_genotypes_in_texts(text):
-    assert_builds(only_user_errors(Cells.read, text))
+@fuzz(800, seed=SEEDS, text=st.text())
+def test_genotypes_in_texts(seed, text):
+    for written in (text, literal(seed, text)):
+        assert_builds(only_user_errors(Cells.read, written))
 
 
 # ---- Architectures of other spaces
@@ -227,19 +207,10 @@ def test_names_of_nas_bench_201(seed, text):
         assert architecture is None or nasbench201.to_string(architecture) == name.strip()
 
 
-MICRO = {
-    f"{kind}_node_{i}_{key}": 0
-    for kind in ("normal", "reduce")
-    for i in range(2)
-    for key in ("x_op", "x_input", "y_op", "y_input")
-}
-MACRO = {
-    "LayerChoice1": 5,
-    "LayerChoice2": 0,
-    "InputChoice3": [],
-    "LayerChoice4": 3,
-    "InputChoice5": ["layer_0", "layer_1"],
-}
+KEYS = itertools.product(("normal", "reduce"), range(2), ("x_op", "x_input", "y_op", "y_input"))
+MICRO = {f"{kind}_node_{node}_{key}": 0 for kind, node, key in KEYS}
+MACRO = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3}
+MACRO["InputChoice5"] = ["layer_0", "layer_1"]
 CELL = dict.fromkeys(["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"], "none")
 
 
@@ -267,17 +238,8 @@ def parse(folder):
     return cli.parse(parser, "search")
 
 
-CONFIGURATION = {
-    "stage": "search",
-    "arguments": {
-        "dataset": "digits",
-        "seed": 2,
-        "unrolled": True,
-        "run_dir": None,
-        "checkpoint_minutes": 10.0,
-        "resume": None,
-    },
-}
+ARGUMENTS = {"dataset": "digits", "seed": 2, "unrolled": True, "run_dir": None, "resume": None}
+CONFIGURATION = {"stage": "search", "arguments": {**ARGUMENTS, "checkpoint_minutes": 10.0}}
 
 
 @fuzz(600, seed=SEEDS, value=JSON)
@@ -305,23 +267,15 @@ def saved(content):
 STATE = Network().state_dict()
 
 
-def stored(content):
-    """The same archive without checksums that fit: zip's own are made anew, so that what is changed inside is read."""
-    return {
-        info.filename: archive.read(info)
-        for archive in [zipfile.ZipFile(io.BytesIO(content))]
-        for info in archive.infolist()
-    }
-
-
 WHOLE, LEGACY = saved(STATE), io.BytesIO()
 torch.save(STATE, LEGACY, _use_new_zipfile_serialization=False)
 FILES = [WHOLE, LEGACY.getvalue(), pickle.dumps({"linear.weight": [1.0]})]
 
 
 def changed_inside(seed):
-    """`WHOLE` with one of its members, most often the pickle, damaged."""
-    members = stored(WHOLE)
+    """`WHOLE` with one of its members, most often the pickle, damaged; zip's checksums are made anew and fit."""
+    with zipfile.ZipFile(io.BytesIO(WHOLE)) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
     names = sorted(members, key=lambda name: not name.endswith("data.pkl"))
     name = random.Random(seed).choice([names[0], *names])
     file = io.BytesIO()
@@ -383,13 +337,8 @@ def test_checkpoints(seed, progress, whole, tmp_path):
 
 # ---- Metrics
 
-ROW = {
-    "epoch": 0,
-    "lr": 0.1,
-    "valid_acc": 50.0,
-    "seconds": 1.5,
-    "alphas": {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}},
-}
+ALPHAS = {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}}
+ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5, "alphas": ALPHAS}
 
 
 def write_run(folder, row, **config):
