@@ -86,9 +86,11 @@ class Architecture:
         if re.match(r"\s*[{|]|.*Genotype\(", arch, re.DOTALL) and not os.path.lexists(arch):
             return cls.decode(arch, arch)
         path = Path(arch)
-        if path.is_dir():
+        if os.path.isdir(path):
             path = next((file for name in cls.FILES if (file := path / name).exists()), path / cls.FILES[0])
-        elif (known := cls.names()) and path.suffix != ".json" and not path.is_file():
+        elif (
+            (known := cls.names()) and path.suffix != ".json" and not os.path.isfile(path)
+        ):  # pathlib raises for a long name
             raise UserError(
                 f"unknown architecture {shorten(arch)}: name one of {', '.join(known)}, a JSON file, or Genotype(...)"
             )

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from scripts import load as load_script
+from scripts import said
 
 import data
 import export
@@ -71,30 +72,6 @@ def run(trained_run, tmp_path):
     return Path(shutil.copytree(trained_run, tmp_path / "run"))
 
 
-@pytest.fixture
-def done(script):
-    """Runs a command that succeeds, and returns its output."""
-
-    def run(name, *arguments):
-        status, out, error = script(name, *arguments)
-        assert (status, error) == (0, "")
-        return out
-
-    return run
-
-
-@pytest.fixture
-def refused(script):
-    """Runs a command that ends in one line on standard error, and returns it."""
-
-    def run(name, *arguments):
-        status, _, error = script(name, *arguments)
-        assert (status, error.count("\n")) == (2, 1)
-        return error
-
-    return run
-
-
 def change(run, **fields):
     path = run / "network.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -105,9 +82,9 @@ def recorded(run, metric="test_acc"):
     return metrics[metric]
 
 
-def check_measured(out, run):
+def check_measured(lines, run):
     """test.py has measured what the run recorded: accuracy, which is coarse, and loss."""
-    found = [float(re.search(rf"^{name} (\S+)", out, re.MULTILINE)[1]) for name in ("test_acc", "test_loss")]
+    found = [float(said(lines, name)[0]) for name in ("test_acc ", "test_loss ")]
     assert found == pytest.approx([recorded(run), recorded(run, "test_loss")], rel=1e-5)
 
 
@@ -130,7 +107,7 @@ def test_the_folder_says_all_that_using_the_network_needs(run, photos):
 
 def test_a_run_is_tested_with_nothing_but_its_folder(done, run):
     out = done("test", run)
-    assert f"the run says {recorded(run):f} (15 test images, after epoch 1 of 1)" in out
+    assert f"the run says {recorded(run):f} (15 test images, after epoch 1 of 1)" in "\n".join(out)
     check_measured(out, run)
 
 
@@ -237,7 +214,7 @@ def test_in_a_program_elsewhere(run, photos, tmp_path):
 def test_the_table(done, run, photos):
     net, folder = predict.load(run), photos / "test" / CLASSES[1]
     paths = sorted(folder.iterdir())
-    lines = done("predict", run, folder, "--gpu", "-1", "--top", "2", "--batch_size", "2").splitlines()
+    lines = done("predict", run, folder, "--gpu", "-1", "--top", "2", "--batch_size", "2")
     assert len({len(line) for line in lines}) == 1
     for line, path, [first, second] in zip(lines, paths, net.predict(paths, top=2), strict=True):
         expected = rf"{re.escape(str(path))} +{first[0]} +{100 * first[1]:.2f}% +{second[0]} +{100 * second[1]:.2f}%"
@@ -245,7 +222,7 @@ def test_the_table(done, run, photos):
 
 
 def test_json(done, run, photos):
-    lines = [json.loads(line) for line in done("predict", run, photos / "test", "--gpu", "-1", "--json").splitlines()]
+    lines = [json.loads(line) for line in done("predict", run, photos / "test", "--gpu", "-1", "--json")]
     paths = sorted(map(str, (photos / "test").rglob("*.png")))
     assert [line["image"] for line in lines] == paths
     for line, prediction in zip(lines, predict.load(run).predict(paths), strict=True):
@@ -337,8 +314,9 @@ def test_a_missing_package_is_named(refused, run, monkeypatch, format, package):
     assert not list(run.glob("network.[!j]*"))
 
 
-def check_said(out):
+def check_said(lines):
     """Size, times, and probabilities that are those of PyTorch."""
+    out = "\n".join(lines)
     for pattern in (r"wrote run/\S+: \d+\.\d\d MB", r"\d million multiply-adds", r"\d ms per image at batch 1, .* at"):
         assert re.search(pattern, out), pattern
     assert float(re.search(r"differ by at most (\S+) from PyTorch's on 15 images", out)[1]) < 1e-5
@@ -355,7 +333,7 @@ def test_torch_export(done, run, photos):
     out = done("export", "run", "--format", "torch")
     check_said(out)
     weights = NetworkCIFAR(2, 3, 3, False, genotypes.DARTS_V2).parameters()
-    assert f"\n{sum(weight.numel() for weight in weights) / 1e6:.3f} million parameters" in out
+    assert f"{sum(weight.numel() for weight in weights) / 1e6:.3f} million parameters" in out[1]
     extra = dict.fromkeys(["classes", "preprocessing"], "")
     program = torch.export.load(run / "network.pt2", extra_files=extra).module()
     assert tuple(json.loads(extra["classes"])) == CLASSES
@@ -381,7 +359,7 @@ def test_safetensors(done, run, photos):
 def test_onnx(done, run, photos, tmp_path):
     pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    assert "wrote x.onnx" in done("export", "run", "--output", "x.onnx")
+    assert "wrote x.onnx" in done("export", "run", "--output", "x.onnx")[0]
     session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(metadata["classes"])) == CLASSES
@@ -404,9 +382,9 @@ def test_a_network_of_one_channel(done, run, photos):
     torch.save(NetworkCIFAR(2, 3, 3, True, genotypes.DARTS_V2, in_channels=1).state_dict(), run / "weights.pt")
     change(run, channels=1, mean=[0.5], std=[0.25])
     image = str(next((photos / "test").rglob("*.png")))
-    assert "from PyTorch's on 1 images" in done("export", "run", "--format", "torch", "--images", image)
-    assert done("predict", "run", image, "--gpu", "-1").count("\n") == 1
-    assert re.search(r"^test_acc ", done("test", "run", "--gpu", "-1"), re.MULTILINE)
+    assert "from PyTorch's on 1 images" in done("export", "run", "--format", "torch", "--images", image)[2]
+    assert len(done("predict", "run", image, "--gpu", "-1")) == 1
+    assert said(done("test", "run", "--gpu", "-1"), "test_acc ")
 
 
 def test_an_export_that_computes_something_else_is_an_error(script, run, monkeypatch):
