@@ -3,6 +3,7 @@
     python benchmarks/search_step.py                  # the paper's network on the CPU: about half an hour on 2 cores
     python benchmarks/search_step.py --batch_sizes 16 --steps 3 --json search_step.json
     python benchmarks/search_step.py --orders first --ways eager pc-darts gdas sdarts-rs darts-minus fair-darts
+    python benchmarks/search_step.py --space nasbench201 --layers 1 --orders first --ways plain eager gdas
     python benchmarks/search_step.py --device cuda
 
 A step updates the alphas, then the weights (forward, backward, clipping, SGD). The ways are in `WAYS`; "default" is
@@ -62,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         "--ways", nargs="+", choices=WAYS, default=list(WAYS)[:4], help="the others are compared with the first"
     )
     parser.add_argument("--batch_sizes", nargs="+", type=cli.positive_int, default=[16, 64])
+    parser.add_argument("--space", choices=["darts", "nasbench201"], default="darts", help="search in this space")
     parser.add_argument("--init_channels", type=cli.positive_int, default=16)
     parser.add_argument("--layers", type=cli.positive_int, default=8)
     parser.add_argument("--image_size", type=cli.image_size, default=32)
@@ -100,7 +102,7 @@ def search_step(way: str, unrolled: bool, batch_size: int, args: argparse.Namesp
     settings = argparse.Namespace(
         **{**remedies.OFF, "strategy": "darts", "compile": False, "recompute": False, **WAYS[way]},
         **{name: getattr(args, name) for name in ("init_channels", "layers")},
-        space="darts",
+        space=args.space,
         space_arg=None,
         strategy_arg=None,
         channels=3,

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import remedies
+import speed
 import train_search
 import utils
 from architectures import networks
@@ -54,14 +55,16 @@ def batch(case, number, size=None):
     return golden.batch(case["arch_seed"] + number, size or case["batch"], case["num_classes"], case["size"])
 
 
-def searched(case, strategy="darts", unrolled=False, **given):
-    """(search model, what learns its alphas, arguments) by the preset, filled."""
+def searched(case, strategy="darts", unrolled=False, way="plain", **given):
+    """(search model, what learns its alphas, arguments) by the preset, filled; `way`: plain, or fast as in a search."""
     tracked = f"track_running_stats={case['track_running_stats']}"
     args = arguments(
         **PRESET | {"arch_learning_rate": 3e-4, "strategy": strategy, "unrolled": unrolled, "space_arg": tracked},
         init_channels=case["C"], layers=case["N"], epochs=GOLDEN["settings"]["GDAS"]["epochs"], **given,
     )  # fmt: skip
     model, architect = train_search.build(args, case["num_classes"], nn.CrossEntropyLoss(), torch.device("cpu"))
+    if way == "fast":
+        speed.apply(model, torch.device("cpu"))
     fill(model.network)
     if strategy in ("darts", "gdas"):
         golden_alphas = 0.5 * np.random.RandomState(case["arch_seed"]).randn(6, 5)
@@ -142,16 +145,20 @@ def check_pass(case, model):
     assert without == case.get("weights_without_gradient", 0)
 
 
+ways = pytest.mark.parametrize("way", ["plain", "fast"])
+
+
 def each(name):
     return pytest.mark.parametrize("case", GOLDEN[name], ids=lambda case: str(case.get("arch_seed", case.get("seed"))))
 
 
 @each("darts")
-def test_the_supernet(case):
-    model, _, _ = searched(case)
+@ways
+def test_the_supernet(case, way):
+    model, _, _ = searched(case, way=way)
     assert found(model) == case["genotype"]
     check_pass(case, model)
-    model, _, _ = searched(case)
+    model, _, _ = searched(case, way=way)
     with torch.no_grad():
         close(model.eval()(batch(case, 1)[0]), case["eval_logits"], 1e-8)
 
@@ -184,15 +191,16 @@ def test_a_cell(case, kind):
 
 
 @each("gdas")
-def test_a_sample_of_gdas(case, monkeypatch):
-    model, _, _ = searched(case, "gdas")
+@ways
+def test_a_sample_of_gdas(case, way, monkeypatch):
+    model, _, _ = searched(case, "gdas", way=way)
     model.relaxation.temperature.fill_(case["tau"])
     draws(monkeypatch, case["noise_seed"])
     check_pass(case, model)
     drawn = model.mutator._decisions
     chosen = {key: model.mutator.layer_choices[0].names[weights.argmax()] for key, weights in drawn.items()}
     assert to_string(chosen) == case["sampled"]
-    fresh, _, _ = searched(case, "gdas")
+    fresh, _, _ = searched(case, "gdas", way=way)
     with torch.no_grad():  # here, an evaluation runs the likeliest candidates; theirs samples
         fresh.mutator.decide({key: weights.detach() for key, weights in drawn.items()})
         close(fresh.network.eval()(batch(case, 1)[0]), case["eval_logits_same_draw"], 1e-8)
@@ -265,24 +273,27 @@ def check_steps(case, model, architect, args, tolerance=1e-8):
 
 
 @each("darts_v1")
-def test_steps_of_the_first_order(case):
-    model, architect, args = searched(case)
+@ways
+def test_steps_of_the_first_order(case, way):
+    model, architect, args = searched(case, way=way)
     check_steps(case, model, architect, args)
     with torch.no_grad():
         close(model.eval()(batch(case, 999)[0]), case["final_eval_logits"], 1e-8)
 
 
 @each("darts_v2")
-def test_steps_of_the_second_order(case):
-    model, architect, args = searched(case, unrolled=True)
+@ways
+def test_steps_of_the_second_order(case, way):
+    model, architect, args = searched(case, unrolled=True, way=way)
     check_steps(case, model, architect, args, 1e-6)
     with torch.no_grad():
         close(model.eval()(batch(case, 999)[0]), case["final_eval_logits"], 1e-6)
 
 
 @each("gdas_steps")
-def test_steps_of_gdas(case, monkeypatch):
-    model, architect, args = searched(case, "gdas")
+@ways
+def test_steps_of_gdas(case, way, monkeypatch):
+    model, architect, args = searched(case, "gdas", way=way)
     model.relaxation.temperature.fill_(case["tau"])
     draws(monkeypatch, case["noise_seed"])
     check_steps(case, model, architect, args)
@@ -329,6 +340,49 @@ def test_the_temperature_of_gdas():
         gumbel.begin_epoch(epoch)
         seen.append(gumbel.temperature.item())
     close(seen, GOLDEN["tau_of_epochs"], 1e-8)
+
+
+REMEDIES = {
+    "softmax": {},
+    "exact": {"unrolled": True, "hvp": "exact"},
+    "sdarts-rs": {"perturb": "random"},
+    "fair-darts": {"gate": "sigmoid", "zero_one_weight": 10.0, "gate_threshold": 0.3},
+    "drnas": {"strategy": "drnas"},
+    "darts-minus": {"auxiliary_skip": 1.0},
+    "pc-darts": {"partial_channels": 2},
+    "running statistics": {"space_arg": "track_running_stats=1"},
+    "nni": {"space_arg": "reduction=mean"},
+}
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_fast_steps_with_remedies_are_the_plain_ones(remedy):
+    states = []
+    for way in ("plain", "fast"):
+        torch.manual_seed(0)
+        args = arguments(**PRESET | {"unrolled": False, "init_channels": 4, "layers": 1} | REMEDIES[remedy])
+        model, architect = train_search.build(args, 5, nn.CrossEntropyLoss(), torch.device("cpu"))
+        if way == "fast":
+            speed.apply(model, torch.device("cpu"))
+        optimizer = torch.optim.SGD(model.weight_parameters(), 0.025, momentum=0.9, nesterov=True)
+        step = steps.search_step(model, architect, nn.CrossEntropyLoss(), optimizer, args)
+        architect.begin_epoch(0)
+        for number in range(2):
+            step(*golden.batch(number, 4, 5, 8), *golden.batch(10 + number, 4, 5, 8))
+        states.append(model.state_dict() | gradients(model))
+    torch.testing.assert_close(*states, rtol=1e-9, atol=1e-9)
+
+
+def test_a_fast_cell_convolves_less_often(monkeypatch):
+    calls, conv2d = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *given, **named: calls.append(1) or conv2d(*given, **named))
+    counts = []
+    for way in ("plain", "fast"):
+        model, _, _ = searched(GOLDEN["darts"][0], way=way)
+        calls.clear()
+        model(batch(GOLDEN["darts"][0], 1)[0])
+        counts.append(len(calls))
+    assert counts[1] < counts[0]
 
 
 # ---- What is found
