@@ -29,19 +29,11 @@ def some_genotype(rng):
 
 def write_run(folder, rows, stage="search", **arguments):
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = {
-        "seed": 7,
-        "epochs": len(rows),
-        "dataset": "cifar10",
-        "image_size": 32,
-        "space": "darts",
-        "strategy": "darts",
-        "gpu": -1,
-    } | arguments
+    defaults = {"seed": 7, "epochs": len(rows), "dataset": "cifar10", "image_size": 32, "gpu": -1}
     config = {
         "stage": stage,
         "classes": [f"class {number}" for number in range(10)],
-        "arguments": arguments,
+        "arguments": defaults | {"space": "darts", "strategy": "darts"} | arguments,
         "command": ["a.py", "--seed", "7"],
         "commit": "c0ffee",
         "versions": {},
@@ -49,10 +41,9 @@ def write_run(folder, rows, stage="search", **arguments):
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if rows and "architecture" in rows[-1]:
-        (folder / "architecture.json").write_text(json.dumps(rows[-1]["architecture"]))
-    if rows and "genotype" in rows[-1]:
-        (folder / "genotype.json").write_text(json.dumps(rows[-1]["genotype"]))
+    for name in ("architecture", "genotype"):
+        if rows and name in rows[-1]:
+            (folder / f"{name}.json").write_text(json.dumps(rows[-1][name]))
     return folder
 
 
@@ -63,11 +54,8 @@ def losses(epoch, phase):
         "train_loss": 2 / (epoch + 1),
         "train_acc": 90.0 + epoch,
         f"{phase}_loss": 2.5 / (epoch + 1),
-    } | {
         f"{phase}_acc": 80.0 + epoch,
-        "seconds_per_step": 0.5,
-        "memory_mb": 12.0,
-        "seconds": 3.0,
+        **{"seconds_per_step": 0.5, "memory_mb": 12.0, "seconds": 3.0},
     }
 
 
@@ -96,21 +84,15 @@ def nasbench201_run(folder, epochs=2, seed=0):
 
 def macro_run(folder, epochs=2):
     """A search of whole networks by ENAS, which has no alphas."""
-    architecture = {
-        "LayerChoice1": 0,
-        "LayerChoice2": 5,
-        "InputChoice3": ["layer_0"],
-        "LayerChoice4": 2,
-        "InputChoice5": [],
-    }
-    rows = [
-        losses(epoch, "valid") | {"alphas": {}, "architecture": architecture, "skips": 1} for epoch in range(epochs)
-    ]
+    architecture = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2}
+    found = {"alphas": {}, "architecture": architecture | {"InputChoice5": []}, "skips": 1}
+    rows = [losses(epoch, "valid") | found for epoch in range(epochs)]
     return write_run(folder, rows, space="enas_macro", strategy="enas")
 
 
 def training_run(folder, genotype, epochs=2, **arguments):
     """A training of a genotype."""
-    write_run(folder, [losses(epoch, "test") for epoch in range(epochs)], "eval", **arguments)
+    rows = [losses(epoch, "test") for epoch in range(epochs)]
+    write_run(folder, rows, "eval", **{"network": "cifar"} | arguments)
     (folder / "genotype.json").write_text(json.dumps(Cells(genotype).json))
     return folder

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scripts import assert_same, log_lines, result
+from scripts import assert_same, log_lines, result, rows_of
 
 import genotypes
 import train
@@ -35,24 +35,13 @@ TRAIN = SMALL | {"epochs": 2, "batch_size": 16, "auxiliary": True, "cutout": Tru
 
 
 def flags(arguments, images):
-    texts = [
-        text
-        for name, value in arguments.items()
-        for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
+    texts = [text for name, value in arguments.items() for text in (f"--{name}", str(value)) if text != "True"]
     return ["--dataset", "folder", "--data", images, *texts]
 
 
-def rows_of(folder):
-    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-
-
 def configured(folder, *but):
-    return {
-        name: value
-        for name, value in json.loads(Path(folder, "config.json").read_text())["arguments"].items()
-        if name not in but
-    }
+    arguments = json.loads(Path(folder, "config.json").read_text())["arguments"]
+    return {name: value for name, value in arguments.items() if name not in but}
 
 
 def in_a_thread(function, *arguments, **options):
@@ -148,32 +137,24 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "kind", "words"),
+    ("call", "given", "kind", "words"),
     [
-        (lambda: train_search.search(epoch=3), TypeError, r"unknown argument epoch: known are .*epochs.*unrolled"),
-        (lambda: train.train(unrolled=True), TypeError, r"unknown argument unrolled: known are .*auxiliary_weight"),
-        (lambda: train_search.search(images="digits", dataset="cifar10"), TypeError, "dataset"),
-        (lambda: train_search.search(images="digit"), UserError, "digit is neither a folder nor one of cifar10"),
-        (
-            lambda: train_search.search(images="digits", epochs="many"),
-            UserError,
-            "--epochs: 'many' is not a whole number",
-        ),
-        (lambda: train_search.search("dart", images="digits"), UserError, "unknown space 'dart'"),
-        (lambda: train_search.search("darts", "dart", "digits"), UserError, "unknown strategy 'dart'"),
-        (lambda: train.train("darts-v3", "digits"), UserError, "unknown architecture darts-v3"),
-        (lambda: train.train(arch="darts-v3", dataset="digits"), UserError, "unknown architecture darts-v3"),
-        (
-            lambda: train_search.search(images="digits", unrolled="yes"),
-            UserError,
-            "--unrolled: 'yes' is not true or false",
-        ),
+        ("search", {"epoch": 3}, TypeError, r"unknown argument epoch: known are .*epochs.*unrolled"),
+        ("train", {"unrolled": True}, TypeError, r"unknown argument unrolled: known are .*auxiliary_weight"),
+        ("search", {"images": "digits", "dataset": "cifar10"}, TypeError, "dataset"),
+        ("search", {"images": "digit"}, UserError, "digit is neither a folder nor one of cifar10"),
+        ("search", {"images": "digits", "epochs": "many"}, UserError, "--epochs: 'many' is not a whole number"),
+        ("search", {"space": "dart", "images": "digits"}, UserError, "unknown space 'dart'"),
+        ("search", {"strategy": "dart", "images": "digits"}, UserError, "unknown strategy 'dart'"),
+        ("train", {"network": "darts-v3", "images": "digits"}, UserError, "unknown architecture darts-v3"),
+        ("train", {"arch": "darts-v3", "dataset": "digits"}, UserError, "unknown architecture darts-v3"),
+        ("search", {"images": "digits", "unrolled": "yes"}, UserError, "--unrolled: 'yes' is not true or false"),
     ],
 )
-def test_mistakes(mistake, kind, words, tmp_path, monkeypatch, capsys):
+def test_mistakes(call, given, kind, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=words):
-        mistake()
+        {"search": train_search.search, "train": train.train}[call](**given)
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -236,18 +217,13 @@ def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
     rows, steps = rows_of("run"), len(seen) // 2
     for row, of_epoch in zip(rows, (seen[:steps], seen[steps:]), strict=True):
         images_seen = sum(n for *_, n in of_epoch)
-        assert row["train_auxiliary_loss"] == pytest.approx(
-            sum(float(loss) * n for loss, _, n in of_epoch) / images_seen, rel=1e-6
-        )
-        assert row["train_loss"] == pytest.approx(
-            sum(float(loss) * n for _, loss, n in of_epoch) / images_seen, rel=1e-6
-        )
+        for key, index in (("train_auxiliary_loss", 0), ("train_loss", 1)):
+            mean = sum(float(step[index]) * step[2] for step in of_epoch) / images_seen
+            assert row[key] == pytest.approx(mean, rel=1e-6)
     lines = [line for line in log_lines(Path("run")) if line.startswith("train 0")]
     assert len(lines) == 2 * steps
-    assert (
-        lines[0]
-        == f"train 000 loss {float(seen[0][1]):.3f} top1 {lines[0].split()[5]} auxiliary loss {float(seen[0][0]):.3f}"
-    )
+    own, auxiliary = float(seen[0][1]), float(seen[0][0])
+    assert lines[0] == f"train 000 loss {own:.3f} top1 {lines[0].split()[5]} auxiliary loss {auxiliary:.3f}"
 
     train.train("DARTS_V1", images, run_dir="plain", **TRAIN | {"auxiliary": False})
     assert not any("train_auxiliary_loss" in row for row in rows_of("plain"))

@@ -2,6 +2,8 @@
 they write a file.
 """
 
+import shlex
+
 import pytest
 from scripts import kill_at_random_moments
 from test_resume import SEARCH, SIZE, TRAIN, kill_while_writing, uninterrupted  # noqa: F401
@@ -15,17 +17,7 @@ COMMANDS = {
     "enas": [*CELLS, "--space", "nasbench201", "--strategy", "enas"],
     "random": [*CELLS, "--space", "enas_macro", "--strategy", "random"],
     "train": TRAIN,
-    "best epoch": [
-        *TRAIN,
-        "--valid_portion",
-        "0.25",
-        "--optimizer",
-        "adam",
-        "--learning_rate",
-        "0.001",
-        "--label_smoothing",
-        "0.1",
-    ],
+    "best epoch": [*TRAIN, *shlex.split("--valid_portion 0.25 --optimizer adam --learning_rate 0.001")],
 }
 
 
