@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -124,16 +123,14 @@ def folder(images, size):
         ("--image_size 64 --init_channels 3", "--init_channels 3 is odd"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(flags, words, script, images):
-    status, _, err = script("train", *folder(images, 64), *TINY, *flags.split())
-    assert status == 2
-    assert words in err
+def test_a_network_that_does_not_fit_is_refused(flags, words, refused, images):
+    assert words in refused("train", *folder(images, 64), *TINY, *flags.split())
 
 
-def test_a_network_of_another_space_is_refused(script, images):
-    status, _, err = script("train", *folder(images, 64), "--network", "imagenet", "--space", "nasbench201")
-    assert status == 2
-    assert "--network imagenet needs --space darts" in err
+def test_a_network_of_another_space_is_refused(refused, images):
+    assert "--network imagenet needs --space darts" in refused(
+        "train", *folder(images, 64), "--network", "imagenet", "--space", "nasbench201"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +149,17 @@ def recorded(run):
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def measured(out):
-    return float(re.search(r"^test_loss (\S+)$", out, re.MULTILINE)[1])
+def measured(lines):
+    return float(scripts.said(lines, "test_loss ")[0])
 
 
-def test_a_run_says_which_network_it_is_and_the_other_commands_know(script, trained, images):
+def test_a_run_says_which_network_it_is_and_the_other_commands_know(done, trained, images):
     assert json.loads((trained / "config.json").read_text())["arguments"]["network"] == "imagenet"
     assert json.loads((trained / "network.json").read_text())["network"] == "imagenet"
     assert "network: imagenet, whose stem divides" in (trained / "log.txt").read_text()
-    status, out, err = script("test", trained)
-    assert (status, err) == (0, "")
+    out = done("test", trained)
     assert measured(out) == pytest.approx(recorded(trained)["test_loss"], rel=1e-5)
-    status, out, err = script("test", *folder(images, 64), *TINY, "--model_path", trained / "weights.pt")
-    assert (status, err) == (0, "")
+    out = done("test", *folder(images, 64), *TINY, "--model_path", trained / "weights.pt")
     assert measured(out) == pytest.approx(recorded(trained)["test_loss"], rel=1e-5)
     net = predict.load(trained)
     assert isinstance(net.model.network, NetworkImageNet)
@@ -274,10 +269,8 @@ def test_training_crops_are_of_the_upright_photograph(tmp_path):
         (["--centre_crop", "2"], "not a number from 0.1 to 1"),
     ],
 )
-def test_a_recipe_that_does_not_fit_is_refused(flags, words, script, images):
-    status, _, err = script("train", *flags, "--gpu", -1)
-    assert status == 2
-    assert words in err
+def test_a_recipe_that_does_not_fit_is_refused(flags, words, refused, images):
+    assert words in refused("train", *flags, "--gpu", -1)
 
 
 # ---- The loader
@@ -382,10 +375,9 @@ PRESET = shlex.split(
 )
 
 
-def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
+def test_the_preset_trains_tests_and_goes_on(done, script, wide, tmp_path):
     flags = [*PRESET, "--data", wide, "--auxiliary", "--epochs", 2, "--batch_size", 8, "--run_dir", "run"]
-    status, _, err = script("train", *flags)
-    assert status == 0, err
+    done("train", *flags)
     arguments = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
     assert (arguments["epochs"], arguments["gamma"], arguments["label_smoothing"]) == (2, 0.97, 0.1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -396,8 +388,7 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
     best = max(rows, key=lambda row: row["test_acc"])
     assert f"in epoch {best['epoch']}, whose weights are in best.pt: picked on the test set, so not a result" in log
     for weights, row in (("weights.pt", rows[-1]), ("best.pt", best)):
-        status, out, err = script("test", "run", "--model_path", f"run/{weights}")
-        assert status == 0, err
+        out = done("test", "run", "--model_path", f"run/{weights}")
         assert measured(out) == pytest.approx(row["test_loss"], rel=1e-5)
         assert f"test_top5 {row['test_top5']:f}" in out
     net = predict.load("run")
@@ -409,22 +400,20 @@ def test_the_preset_trains_tests_and_goes_on(script, wide, tmp_path):
     assert script("train", "--resume", "run")[0] == 0
 
 
-def test_bare_weights_are_tested_with_the_validation_images_alone(script, wide, tmp_path):
+def test_bare_weights_are_tested_with_the_validation_images_alone(done, refused, wide, tmp_path):
     val = wide / "validation"
     (wide / "val").rename(val)
     flags = [*PRESET, "--data", wide]
-    status, _, err = script("train", *flags, "--epochs", 1, "--batch_size", 8, "--run_dir", "run")
-    assert status == 0, err
+    done("train", *flags, "--epochs", 1, "--batch_size", 8, "--run_dir", "run")
     shutil.rmtree(wide / "train")
     shutil.copy("run/weights.pt", "weights.pt")
-    status, out, err = script("test", *flags, "--model_path", "weights.pt")
-    assert status == 0, err
+    out = done("test", *flags, "--model_path", "weights.pt")
     assert measured(out) == pytest.approx(recorded(tmp_path / "run")["test_loss"], rel=1e-5)
     shutil.rmtree(val)
     (wide / "test").rename(val)
-    status, _, err = script("test", *flags, "--model_path", "weights.pt")
-    assert status == 2
-    assert "ImageNet's validation images come without: docs/imagenet.md sorts them into classes" in err
+    assert "ImageNet's validation images come without: docs/imagenet.md sorts them into classes" in refused(
+        "test", *flags, "--model_path", "weights.pt"
+    )
 
 
 # ---- The search
@@ -445,13 +434,12 @@ def test_the_search_network_behind_the_stem():
     assert large.alphas_normal.shape == small.alphas_normal.shape
 
 
-def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, images, tmp_path):
+def test_a_search_behind_the_stem_and_the_training_that_it_proposes(done, refused, images, tmp_path):
     flags = [
         *folder(images, 64),
         *shlex.split("--stem imagenet --init_channels 4 --layers 3 --epochs 1 --batch_size 8"),
     ]
-    status, _, err = script("train_search", *flags, "--partial_channels", 2, "--run_dir", "plain")
-    assert status == 0, err
+    done("train_search", *flags, "--partial_channels", 2, "--run_dir", "plain")
     weights = torch.load(tmp_path / "plain" / "weights.pt", weights_only=True)
     assert {"stem0.0.weight", "stem1.1.weight"} <= weights.keys()
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
@@ -462,8 +450,7 @@ def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, imag
     assert compare.size(history.read(tmp_path / "plain")) == sizes
     command = scripts.said((tmp_path / "plain" / "log.txt").read_text().splitlines(), "train what was found: ")
     small = shlex.split("--epochs 1 --layers 3 --init_channels 4 --run_dir training")
-    status, _, err = script("train", *command[2:], *small)
-    assert status == 0, err
+    done("train", *command[2:], *small)
     assert json.loads((tmp_path / "training" / "network.json").read_text())["network"] == "imagenet"
     for wrong, words in (
         ("--image_size 72", "--stem imagenet needs images of a multiple of 32"),
@@ -471,6 +458,4 @@ def test_a_search_behind_the_stem_and_the_training_that_it_proposes(script, imag
         ("--space nasbench201", "--stem imagenet needs --space darts"),
         ("--strategy random", "--stem imagenet needs --space darts"),
     ):
-        status, _, err = script("train_search", *flags, *wrong.split())
-        assert status == 2
-        assert words in err
+        assert words in refused("train_search", *flags, *wrong.split())
