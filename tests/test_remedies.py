@@ -379,6 +379,9 @@ def test_gdas_samples_once_for_all_cells_of_a_kind_and_runs_the_likeliest_in_eva
     model(x)
     for choice in model.mutator.layer_choices:
         assert choice.chosen == [model.mutator.choices[choice.key].argmax().item()]
+    model.relaxation.scalars = True
+    model.mutator.decide({choice.key: torch.arange(5) == 2 for choice in model.mutator.layer_choices})
+    assert space(x).isfinite().all()  # of an architecture that is given, as for --rank
 
 
 def test_gdas_may_sample_an_operation_without_weights():
