@@ -89,7 +89,6 @@ class LayerChoice(Choice):
     Args:
         op_candidates: the layers; in a dictionary, they have names.
         reduction: how several outputs are combined: `sum`, `mean`, `concat` (along dimension 1) or `none` (a list).
-        key: see `Mutable`.
         nothing: whether `DartsMutator` has an alpha for choosing none of the candidates.
     """
 
@@ -133,7 +132,7 @@ class InputChoice(Choice):
         choose_from: for each input the key of the mutable that it comes from, or `NO_KEY`. A mutator may use it to rate
             the inputs.
         n_chosen: how many inputs are chosen; None for any number. If none is chosen, the output is None.
-        reduction, key: as for `LayerChoice`.
+        reduction: as for `LayerChoice`.
     """
 
     NO_KEY = ""
