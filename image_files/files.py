@@ -185,9 +185,7 @@ def in_order(dataset: Any, workers: int, collate: Callable[[Any], Any] = _unchan
 def loader(
     dataset: Any, batches: Sequence[Any], workers: int, collate: Callable[[Any], Any] = _unchanged, **options: Any
 ) -> DataLoader:
-    """PyTorch's loader of these batches of items. `collate` makes a batch of what the dataset returns; images need
-    none, because their `__getitems__` returns a batch.
-    """
+    """PyTorch's loader of these batches of items. `collate` makes a batch of items; images' `__getitems__` does so."""
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable

@@ -228,9 +228,8 @@ def test_draws_are_uniform_and_start_afresh_at_every_step():
     assert len(counts) == 20
     assert chisquare(list(counts.values())).pvalue > 0.001
     repeated = sum(len(set(a) & set(b)) for a, b in pairwise(batches))
-    assert (
-        300 < repeated < 500
-    )  # 494 * 4 * 4 / 20 = 395 expected, with a deviation of 16; shuffling once would give less
+    # 494 * 4 * 4 / 20 = 395 expected, with a deviation of 16; shuffling once would give less.
+    assert 300 < repeated < 500
 
 
 def test_a_smaller_last_batch_is_kept():
