@@ -191,10 +191,15 @@ ARCHITECTURES = [
 
 
 @fuzz(600, seed=SEEDS, value=JSON)
-def test_architectures_in_decoded_json(seed, value):
+def test_architectures_of_choices(seed, value, tmp_path):
+    path = tmp_path / "architecture.json"
     for content in ([value], *(edited(ARCHITECTURES, seed + more, value) for more in range(3))):
-        model = only_user_errors(apply_fixed_architecture, space(), content)
-        assert model is None or not any(isinstance(module, LayerChoice | InputChoice) for module in model.modules())
+        path.write_bytes(file_of(content, seed))
+        model = only_user_errors(apply_fixed_architecture, space(), path)
+        if model is not None:  # two inputs as they must be, and no layer beside the chosen ones
+            assert len(model["two"].chosen) == 2
+            left = [module for module in model.modules() if isinstance(module, LayerChoice)]
+            assert all(len(list(module.children())) == len(module.chosen) for module in left)
 
 
 NAMES = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
