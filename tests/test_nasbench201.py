@@ -373,6 +373,20 @@ def test_fast_steps_with_remedies_are_the_plain_ones(remedy):
     torch.testing.assert_close(*states, rtol=1e-9, atol=1e-9)
 
 
+def test_a_compiled_cell_is_the_cell(monkeypatch):
+    """By a compiler that changes nothing, but counts."""
+    case, compiled = GOLDEN["darts"][0], []
+
+    def compile(function, **options):
+        return lambda *given: compiled.append(function.__qualname__) or function(*given)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model, _, _ = searched(case)
+    speed.apply(model, torch.device("cpu"), compiled_for=case["batch"])
+    close(model(batch(case, 1)[0]), case["train_logits"], 1e-8)
+    assert compiled.count("MergedCell.mix") == 3
+
+
 def test_a_fast_cell_convolves_less_often(monkeypatch):
     calls, conv2d = [], F.conv2d
     monkeypatch.setattr(F, "conv2d", lambda *given, **named: calls.append(1) or conv2d(*given, **named))
