@@ -3,7 +3,6 @@ them.
 """
 
 import json
-import math
 import os
 import random
 import re
@@ -32,9 +31,7 @@ from remedies import check
 
 
 class ForkedProcess:
-    """In place of `subprocess.Popen`: the script in a child, in the folder `cwd`, that shares the modules already
-    loaded.
-    """
+    """In place of `subprocess.Popen`: the script in a child that shares the modules already loaded."""
 
     def __init__(self, command, **options):
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -74,8 +71,7 @@ def table(folder):
     for method in found["methods"].values():
         for run in (*method["searches"], *method["trainings"]):
             assert run.pop("hours") > 0
-        for key in ("search_hours", "selection_hours"):
-            method.pop(key)
+        del method["search_hours"], method["selection_hours"]
     return found
 
 
@@ -101,22 +97,21 @@ def test_from_searches_to_the_table(whole):
     assert [search["seed"] for search in first["searches"]] == [0, 1]
     best = max(first["searches"], key=lambda search: search["selection_acc"])
     assert first["selected"] == best["seed"]
-    assert json.loads((folder / "first" / "selected.json").read_text()) == best["genotype"]
-    for index in (0, 1):
-        trained = json.loads((folder / "first" / f"train-{index}" / "genotype.json").read_text())
-        assert trained == best["genotype"]
+    trained = {
+        name: [json.loads((folder / name / f"train-{index}" / "genotype.json").read_text()) for index in (0, 1)]
+        for name in ("first", "random")
+    }
+    assert trained["first"] == [best["genotype"]] * 2
     assert other["searches"] == []
-    drawn = [json.loads((folder / "random" / f"train-{index}" / "genotype.json").read_text()) for index in (0, 1)]
-    assert drawn[0] != drawn[1]
+    assert trained["random"][0] != trained["random"][1]
     for method in (first, other):
         accuracies = [training["test_acc"] for training in method["trainings"]]
         assert method["test_acc"]["n"] == len(accuracies) == 2
         assert method["test_acc"]["mean"] == pytest.approx(sum(accuracies) / 2)
         assert method["parameters"] > 0
     assert [comparison["methods"] for comparison in found["comparisons"]] == [["first", "random"]]
-    assert "| DARTS, first order " in output
-    assert "done: first/search-0, in " in output
-    assert "; 0 runs are left" in output
+    for words in ("| DARTS, first order ", "done: first/search-0, in ", "; 0 runs are left"):
+        assert words in output
     content = (folder / "report.html").read_text()
     assert content.count("<img") == 3
     assert "all runs are done. No run failed." in content
@@ -139,9 +134,7 @@ def test_paths_are_those_of_the_folder_that_it_is_called_in(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("cells.json").write_text(json.dumps(Cells(genotypes.DARTS_V1).json))
     Path("own.json").write_text('{"methods": {"mine": {"arch": "cells.json"}}}')
-    assert finished(
-        "--preset", "smoke", "--methods", "mine", "--config", "own.json", "--trainings", "1", "--out", "out"
-    )
+    finished("--preset", "smoke", "--methods", "mine", "--config", "own.json", "--trainings", "1", "--out", "out")
     found = table(tmp_path / "out")["methods"]["mine"]
     assert (found["title"], found["test_acc"]["n"]) == ("mine", 1)
 
@@ -159,12 +152,9 @@ def test_killed_at_random_moments(whole, small, tmp_path, seed):
     assert table(folder) == table(whole[0])
 
 
-def runs_of(process):
-    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
-
-
 def kill(process, with_runs):
-    for pid in [process, *runs_of(process)] if with_runs else [process]:
+    children = " ".join(path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children"))
+    for pid in [process, *(map(int, children.split()) if with_runs else ())]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -192,20 +182,9 @@ def test_a_lost_node_costs_no_result(whole, small, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node, folder = cluster.add_node(num_cpus=1), tmp_path / "out"
-        command = [
-            sys.executable,
-            "reproduce.py",
-            *small,
-            "--methods",
-            "random",
-            "--out",
-            folder,
-            "--ray",
-            cluster.address,
-        ]
-        process = subprocess.Popen(
-            list(map(str, command)), cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
-        )
+        options = [*small, "--methods", "random", "--out", folder, "--ray", cluster.address]
+        command = [sys.executable, "reproduce.py", *map(str, options)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
         while len(list(folder.rglob("config.json"))) < 2:  # one on each node
             assert process.poll() is None
             time.sleep(0.1)
@@ -219,100 +198,106 @@ def test_a_lost_node_costs_no_result(whole, small, tmp_path):
 
 # ---- The plan
 
-
-def plan(tmp_path, **changes):
-    return Plan(
-        configured("smoke", {"common": {"fast_dev_run": False, "epochs": 2}}, changes), ("first", "DARTS_V2"), tmp_path
-    )
+PUBLISHED = ["DARTS_V2/train-0", "DARTS_V2/train-1"]
 
 
-def names(jobs):
-    return [job.name for job in jobs]
+def plan(folder, **changes):
+    two_epochs = {"common": {"fast_dev_run": False, "epochs": 2}}
+    return Plan(configured("smoke", two_epochs, changes), ("first", "DARTS_V2"), folder)
 
 
-def search(tmp_path, method, index):
-    return runs.search_run(tmp_path / method / f"search-{index}", epochs=2, seed=index)
+def ready(plan):
+    return [job.name for job in plan.ready()]
 
 
-def trial(tmp_path, method, index, accuracy, stage="select"):
+def search(folder, index):
+    return runs.search_run(folder / "first" / f"search-{index}", epochs=2, seed=index)
+
+
+def trial(folder, index, accuracy):
     rows = [runs.losses(epoch, "valid") | {"valid_acc": accuracy, "test_acc": 10.0} for epoch in range(2)]
-    return runs.write_run(tmp_path / method / f"{stage}-{index}", rows, "eval")
+    runs.write_run(folder / "first" / f"select-{index}", rows, "eval")
 
 
 def test_stages_follow_each_other(tmp_path):
     todo = plan(tmp_path)
-    trainings = ["DARTS_V2/train-0", "DARTS_V2/train-1"]
-    assert names(todo.ready()) == ["first/search-0", "first/search-1", *trainings]
-    search(tmp_path, "first", 0)
-    assert names(todo.ready()) == ["first/search-1", *trainings]
-    search(tmp_path, "first", 1)
-    assert names(todo.ready()) == ["first/select-0", "first/select-1", *trainings]
-    trial(tmp_path, "first", 0, 50.0)
-    trial(tmp_path, "first", 1, 60.0)
-    assert names(todo.ready()) == ["first/train-0", "first/train-1", *trainings]
+    assert ready(todo) == ["first/search-0", "first/search-1", *PUBLISHED]
+    search(tmp_path, 0)
+    assert ready(todo) == ["first/search-1", *PUBLISHED]
+    search(tmp_path, 1)
+    assert ready(todo) == ["first/select-0", "first/select-1", *PUBLISHED]
+    trial(tmp_path, 0, 50.0)
+    trial(tmp_path, 1, 60.0)
+    assert ready(todo) == ["first/train-0", "first/train-1", *PUBLISHED]
     assert todo.selected("first") == 1
     found = json.loads((tmp_path / "first" / "search-1" / "genotype.json").read_text())
     assert json.loads((tmp_path / "first" / "selected.json").read_text()) == found
+
+
+def test_without_trainings_the_searches_are_the_result(tmp_path):
+    todo = plan(tmp_path, trainings=0)
+    assert ready(todo) == ["first/search-0", "first/search-1"]
+    search(tmp_path, 0), search(tmp_path, 1)
+    assert (ready(todo), todo.left()) == ([], 0)
+    assert len(results.collect(todo, "smoke")["methods"]["first"]["searches"]) == 2
+
+
+def test_what_failed_for_good_is_left_out(tmp_path):
+    todo = plan(tmp_path)
+    search(tmp_path, 0)
+    todo.failed.add("first/search-1")
+    assert ready(todo) == ["first/train-0", "first/train-1", *PUBLISHED]
+    assert todo.selected("first") == 0
+    todo.failed.add("first/search-0")
+    shutil.rmtree(tmp_path / "first")
+    assert ready(todo) == PUBLISHED
+
+
+def test_a_run_that_is_not_complete_goes_on(tmp_path):
+    folder = search(tmp_path, 0)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(lines[0])
+    [job, *_] = plan(tmp_path).ready()
+    assert job.run() is None
+    assert job.command(3) == ["train_search.py", "--resume", str(folder), "--gpu", "3"]
+
+
+def test_a_space_in_a_file_is_named_again_where_a_run_goes_on(tmp_path):
+    run, flags = tmp_path / "run", {"space": "my.py:Net", "unrolled": True, "seed": 3, "cutout": False}
+    job = Job("mine", "search", 0, run, flags)
+    begin = f"train_search.py --space my.py:Net --unrolled --seed 3 --run_dir {run} --gpu -1"
+    assert job.command(-1) == begin.split()
+    run.mkdir()
+    (run / "config.json").touch()
+    assert job.command(-1) == f"train_search.py --resume {run} --space my.py:Net --gpu -1".split()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_path, monkeypatch, preset):
     train_search = scripts.load("train_search")
     todo = Plan(configured(preset), tuple(METHODS), tmp_path)
-    jobs = [todo.searches(method)[0] for method in METHODS if METHODS[method].search is not None]
     given = {}
-    for job in jobs:
-        monkeypatch.setattr(sys, "argv", job.command(-1))
-        given[job.method] = train_search.parse_arguments()
-        check(given[job.method])
+    for method in METHODS:
+        for job in todo.searches(method)[:1]:
+            monkeypatch.setattr(sys, "argv", job.command(-1))
+            given[method] = train_search.parse_arguments()
+            check(given[method])
     assert given["pc-darts"].partial_channels == 4
     for method in ("pc-darts", "warm-up"):
         assert given[method].arch_warmup == int(0.3 * given[method].epochs)
 
 
-def test_a_run_that_is_not_complete_goes_on(tmp_path):
-    todo = plan(tmp_path)
-    folder = search(tmp_path, "first", 0)
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text(lines[0])
-    [job, *_] = todo.ready()
-    assert job.run() is None
-    assert job.command(3) == ["train_search.py", "--resume", str(folder), "--gpu", "3"]
-
-
 def test_what_a_search_finds_is_trained_in_its_space(tmp_path):
-    jobs = plan(tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}).all_jobs()
-    assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [
-        None
-    ] * 2  # the last two train published cells
-    assert [job.flags.get("space_arg") for job in jobs] == ["cells=2"] * 6 + [None] * 2
-    jobs = plan(
-        tmp_path, search={"space": "nasbench201", "space_arg": "cells=2"}, train={"space_arg": "cells=5"}
-    ).all_jobs()
+    """The published cells are not."""
+    searched = {"space": "nasbench201", "space_arg": "cells=2"}
+    jobs = plan(tmp_path, search=searched, train={"space_arg": "cells=5"}).all_jobs()
+    assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [None] * 2
     assert [job.flags.get("space_arg") for job in jobs][:6] == ["cells=2"] * 4 + ["cells=5"] * 2
 
 
-def test_what_failed_for_good_is_left_out(tmp_path):
-    todo = plan(tmp_path)
-    search(tmp_path, "first", 0)
-    todo.failed.add("first/search-1")
-    assert names(todo.ready())[:2] == ["first/train-0", "first/train-1"]
-    assert todo.selected("first") == 0
-    todo.failed.add("first/search-0")
-    shutil.rmtree(tmp_path / "first")
-    assert names(todo.ready()) == ["DARTS_V2/train-0", "DARTS_V2/train-1"]
-
-
-def test_a_space_in_a_file_is_named_again_where_a_run_goes_on(tmp_path):
-    job = Job(
-        "mine", "search", 0, tmp_path / "run", {"space": "my.py:Net", "unrolled": True, "seed": 3, "cutout": False}
-    )
-    run = tmp_path / "run"
-    begin = f"train_search.py --space my.py:Net --unrolled --seed 3 --run_dir {run} --gpu -1"
-    assert job.command(-1) == begin.split()
-    run.mkdir()
-    (run / "config.json").touch()
-    assert job.command(-1) == f"train_search.py --resume {run} --space my.py:Net --gpu -1".split()
+def test_random_cells_are_as_large_as_those_that_are_searched():
+    protocol = configured("smoke", {"search": {"nodes": 6}})
+    assert len(_random_architecture(protocol, METHODS["random"], 0).genotype.normal) == 12
 
 
 @pytest.mark.parametrize(
@@ -328,10 +313,12 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
         return ended
 
     workers.run(todo, submit, 2, lambda: None)
-    assert sorted(given) == sorted(2 * ["first/search-0", "first/search-1", "DARTS_V2/train-0", "DARTS_V2/train-1"])
-    assert todo.failed == set(given)
+    assert sorted(given) == sorted(2 * ["first/search-0", "first/search-1", *PUBLISHED])
     assert f"failed twice: first/search-0 ({words.format(tmp_path)})" in capsys.readouterr().out.splitlines()
-    assert results.collect(todo, "smoke")["failed"] == sorted(todo.failed)
+    assert results.collect(todo, "smoke")["failed"] == sorted(set(given))
+
+
+# ---- The command
 
 
 @pytest.mark.parametrize(
@@ -350,32 +337,23 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
 )
 def test_a_mistake_is_one_line_and_status_2(script, given, words):
     """In the arguments, or in a configuration."""
-    Path("mine.json").write_text(given if isinstance(given, str) else "{}")
-    status, _, error = script(
-        "reproduce", *(["--config", "mine.json", "--dry_run"] if isinstance(given, str) else given)
-    )
+    if isinstance(given, str):
+        Path("mine.json").write_text(given)
+        given = ["--config", "mine.json", "--dry_run"]
+    status, _, error = script("reproduce", *given)
     assert (status, error.count("\n")) == (2, 1)
     assert words in error
 
 
 def test_a_dry_run_prints_every_command(script):
-    status, out, _ = script(
-        "reproduce", "--preset", "paper", "--methods", "second,random,DARTS_V2,darts-v2", "--dry_run", "--out", "out"
-    )
+    methods = "second,random,DARTS_V2,darts-v2"  # the last one is given twice, and runs once
+    status, out, _ = script("reproduce", "--preset", "paper", "--methods", methods, "--dry_run", "--out", "out")
     commands = [line for line in out.splitlines() if not line.startswith("#")]
-    assert status == 0
-    assert len(commands) == 4 + 4 + 10 + 10 + 10  # a method that is given twice runs once
+    assert (status, len(commands)) == (0, 4 + 4 + 10 + 10 + 10)
     data, folder = Path.cwd().parent / "data", Path.cwd() / "out/second/search-0"
-    assert (
-        commands[0]
-        == f"python train_search.py --dataset cifar10 --data {data} --unrolled --seed 0 --run_dir {folder} --gpu 0"
-    )
+    first = f"python train_search.py --dataset cifar10 --data {data} --unrolled --seed 0 --run_dir {folder} --gpu 0"
+    assert commands[0] == first
     assert not Path("out").exists()
-
-
-def test_random_cells_are_as_large_as_those_that_are_searched():
-    protocol = configured("smoke", {"search": {"nodes": 6}})
-    assert len(_random_architecture(protocol, METHODS["random"], 0).genotype.normal) == 12
 
 
 def test_a_subset_of_the_images_is_copied_and_used(script, tmp_path):
@@ -391,12 +369,11 @@ def test_a_subset_of_the_images_is_copied_and_used(script, tmp_path):
     assert (status, first) == (0, "# first, --collect, which copies the images")
     assert all(f"--data {tmp_path}/out/images" in line for line in lines if line.startswith("python"))
     assert script("reproduce", *arguments, "--collect")[0] == 0
-    found = sorted(
-        str(path.relative_to(tmp_path / "out" / "images")) for path in (tmp_path / "out" / "images").rglob("*.png")
-    )
-    assert found == sorted(
-        f"{part}/{label}/{n}.png" for label in ("ant", "bee") for part, n in (("train", 0), ("train", 1), ("test", 0))
-    )
+    copied = tmp_path / "out" / "images"
+    expected = [
+        f"{part}/{label}/{n}.png" for part, n in (("test", 0), ("train", 0), ("train", 1)) for label in ("ant", "bee")
+    ]
+    assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*.png")) == sorted(expected)
 
 
 # ---- The numbers
@@ -405,10 +382,9 @@ def test_a_subset_of_the_images_is_copied_and_used(script, tmp_path):
 def test_intervals_are_student_s():
     values = [97.1, 97.3, 97.0, 97.4]
     found = results.summary(values)
-    low, high = stats.t.interval(0.95, 3, loc=found["mean"], scale=stats.sem(values))
-    assert found["mean"] - found["ci95"] == pytest.approx(low)
-    assert found["mean"] + found["ci95"] == pytest.approx(high)
-    assert found["std"] == pytest.approx(math.sqrt(sum((v - 97.2) ** 2 for v in values) / 3))
+    interval = stats.t.interval(0.95, 3, loc=found["mean"], scale=stats.sem(values))
+    assert (found["mean"] - found["ci95"], found["mean"] + found["ci95"]) == pytest.approx(interval)
+    assert found["std"] == pytest.approx(stats.tstd(values))
     assert results.summary([97.0]) == {"mean": 97.0, "std": None, "n": 1, "ci95": None}
     assert results.summary([]) == {"mean": None, "std": None, "n": 0, "ci95": None}
 
@@ -421,43 +397,18 @@ def test_methods_are_compared_by_the_trainings_of_one_seed():
     assert found["p"] == pytest.approx(stats.ttest_rel([91.0, 92.0], [90.0, 91.5]).pvalue)
 
 
-def method(title, accuracies=(90.0, 91.0), **fields):
-    trainings = [{"seed": seed, "test_acc": accuracy} for seed, accuracy in enumerate(accuracies)]
-    sizes = {"parameters": 1.0, "multiply_adds": None, "search_hours": 0.0}
-    base = {
-        "title": title,
-        "searches": [],
-        "selected": None,
-        "trainings": trainings,
-        "test_acc": results.summary(accuracies),
-    }
-    return base | sizes | fields
-
-
-def found(methods, comparisons=()):
-    return {
-        "preset": "small",
-        "methods": methods,
-        "comparisons": comparisons,
-        "rank_correlation": None,
-        "failed": [],
-        "benchmark": None,
-    }
-
-
-def test_tables_show_text_as_it_is():
-    one = found({"a": method("a_b & 50% | x")})
-    assert re.search(r"\| a_b & 50% \\\| x \| +90.50 ± 0.71 \|", results.markdown(one))
-
-
-def test_small_p_values_are_not_called_zero():
-    for p, text in ((0.0004, "< 0.001"), (0.0, "< 0.001"), (0.041, "0.041"), (None, "-")):
-        comparison = {"methods": ["a", "b"], "difference": 1.0, "ci95": 0.5, "n": 3, "p": p}
-        _, compared = results.tables(found({"a": method("A"), "b": method("B")}, [comparison]))
-        assert compared.rows == [["A - B", "+1.00 ± 0.50", "3", text]]
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "< 0.001"), (0.0, "< 0.001"), (0.041, "0.041"), (None, "-")])
+def test_tables_show_names_as_they_are_and_no_small_p_value_as_zero(p, text):
+    method = {"test_acc": results.summary([90.0, 91.0]), "parameters": 1.0, "multiply_adds": None, "search_hours": 0.0}
+    comparison = {"methods": ["a", "b"], "difference": 1.0, "ci95": 0.5, "n": 3, "p": p}
+    methods = {"a": method | {"title": "a_b & 50% | x"}, "b": method | {"title": "B"}}
+    found = {"methods": methods, "comparisons": [comparison], "failed": ["b/train-1"], "benchmark": None}
+    lines = results.markdown(found)
+    assert re.search(r"\| a_b & 50% \\\| x \| +90.50 ± 0.71 \| +± 6.35 \| +2 \| +1.000 \| +- \| +- \|", lines)
+    assert re.search(rf"\| a_b & 50% \\\| x - B \| +\+1.00 ± 0.50 \| +3 \| +{text} \|", lines)
+    assert lines.endswith("Failed: b/train-1.\n")
 
 
 def test_the_choices_of_one_s_own_space_may_have_any_keys():
     search = {"seed": 0, "space": "mine.py:Net", "genotype": {"normal": 1, "reduce": 0}}
-    mine = method("mine", searches=[search], selected=0)
-    assert page.cells(mine) is not None
+    assert page.cells({"title": "mine", "searches": [search], "selected": 0}) is not None
