@@ -415,6 +415,14 @@ def test_genotypes():
     assert to_string(mutator.export()) == GOLDEN["genotype_of_all_zeros"]
 
 
+def test_the_log_names_a_cell_as_the_benchmark_does(tmp_path):
+    text = GOLDEN["final"][1]["arch"]
+    log = tmp_path / "log.txt"
+    log.write_text(f"{Cell201.read(text)}\n")
+    assert log.read_text() == f"architecture = {text}\n"
+    assert Cell201.read(str(log)) == Cell201.read(text)
+
+
 def discrete(case, classes, **sizes):
     args = SimpleNamespace(space="nasbench201", auxiliary=False, channels=3, space_arg=None, **sizes)
     return networks.build_discrete(args, classes, Cell201.read(case["arch"]))

@@ -47,6 +47,9 @@ class Cell201(Architecture):
         strings = re.findall(r"\|\w+~\d[\w~|+]*", text)
         return from_string(strings[-1]) if strings else super().decode(text, name)
 
+    def __str__(self) -> str:
+        return f"architecture = {self.text}"
+
     @property
     def text(self) -> str:
         return to_string(self.choices)
