@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from architectures import load_space
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
 
 @styled
 def landscape(table: Benchmark, runs: Sequence[History], names: Sequence[str]) -> Figure:
-    """The histogram of all true accuracies, and below it the path of each run: its architecture after every epoch."""
+    """The histogram of all true accuracies, and below it the path of each run: its architecture after every epoch.
+
+    The axis is logarithmic in the distance from the optimum: most architectures, and the ends of most paths, are near.
+    """
     figure, [above, below] = subplots(f"{len(table):,} architectures on {table.dataset}, and what was found", 2, 1)
-    above.hist([row[table.dataset] for row in table.accuracies.values()], bins=150, color="#999999", log=True)
+    values = np.array([row[table.dataset] for row in table.accuracies.values()])
+    beyond = table.optimum + 0.5
+    scale = (lambda x: -np.log(np.maximum(beyond - x, 1e-9)), lambda x: beyond - np.exp(-x))
+    bins = beyond - np.geomspace(beyond - values.min() + 1, 0.4, 120)
+    above.hist(values, bins=bins.tolist(), color="#999999")
     above.set(ylabel="architectures")
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         found = [(each, load_space(run.space).of_epoch(each)) for each in run.epochs]
@@ -28,7 +36,10 @@ def landscape(table: Benchmark, runs: Sequence[History], names: Sequence[str]) -
         below.plot(*zip(*path, strict=True), label=name, color=colour, marker=marker, markersize=4, linewidth=1)
     for axes in (above, below):
         axes.axvline(table.optimum, color=INK, linestyle=":", linewidth=1)
-        axes.set_xlim(0, 100)
+        axes.set_xscale("function", functions=scale)
+        axes.set_xlim(bins[0], bins[-1])
+        axes.set_xticks([round(table.optimum - far, 1) for far in (80, 40, 20, 10, 5, 2, 1, 0) if far < table.optimum])
+    below.locator_params(axis="y", integer=True)
     below.set(xlabel=f"true accuracy, %; dotted: the optimum, {table.optimum:.2f}%", ylabel="epoch")
     below.invert_yaxis()
     below.legend(loc="upper left")

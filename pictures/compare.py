@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Sequence
 
 import graphviz
@@ -17,9 +17,11 @@ UNKNOWN = "-"
 
 
 def names(runs: Sequence[History]) -> list[str]:
-    """The names of the folders; their paths if two names are equal."""
-    counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
+    """The names of the folders; if two are equal, the paths of all from the folder that they share."""
+    folders = [run.folder.resolve() for run in runs]
+    distinct = len({folder.name for folder in folders}) == len(folders)
+    shared = os.path.commonpath(folders)
+    return [folder.name if distinct else os.path.relpath(folder, shared) for folder in folders]
 
 
 def table(runs: Sequence[History]) -> list[dict[str, str]]:
