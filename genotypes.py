@@ -2,7 +2,8 @@
 
 A cell has two inputs (nodes 0 and 1: the outputs of the two previous cells) and intermediate nodes 2, 3, ... Node i is
 the sum of two edges, entries 2(i - 2) and 2(i - 2) + 1 of the list. An edge is an operation and the earlier node that
-it is applied to. The outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1).
+it is applied to. The outputs of the nodes in `*_concat` are concatenated along the channels (DARTS, section 2.1). In a
+cell whose nodes may have more edges, each entry also names its node: (operation, node, source), sorted by node.
 
 The name of every `Genotype` in this file is a value of `--arch`, also if you add one. `architectures/cells.py` reads
 and writes genotypes; `architectures/published.py` has the cells of other papers. This file does not import torch.
@@ -13,14 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+Edges = Sequence[tuple[str, int] | tuple[str, int, int]]
+
 
 class Genotype(NamedTuple):
     """A normal and a reduction cell: lists of (operation, input node), and the nodes that are concatenated."""
 
-    normal: Sequence[tuple[str, int]]
+    normal: Edges
     normal_concat: Sequence[int]
-    reduce: Sequence[tuple[str, int]]
+    reduce: Edges
     reduce_concat: Sequence[int]
+
+
+def triples(edges: Edges) -> list[tuple[str, int, int]]:
+    """(operation, node, source) of each edge of a cell."""
+    return [edge if len(edge) == 3 else (edge[0], index // 2 + 2, edge[1]) for index, edge in enumerate(edges)]
 
 
 CELLS = ("normal", "reduce")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genotypes import Genotype, reductions
+from genotypes import Genotype, reductions, triples
 from operations import FactorizedReduce, Identity, ReLUConvBN, build, drop_path, imagenet_stem
 
 
@@ -29,9 +29,11 @@ class Cell(nn.Module):
         else:
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
-        edges = genotype.reduce if reduction else genotype.normal
-        self._ops = nn.ModuleList(build(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges)
-        self._indices = [source for _, source in edges]
+        edges = triples(genotype.reduce if reduction else genotype.normal)
+        self._ops = nn.ModuleList(
+            build(name, C, 2 if reduction and source < 2 else 1, True) for name, _, source in edges
+        )
+        self._edges = [(node, source) for _, node, source in edges]
         self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
         self.multiplier = len(self._concat)
 
@@ -39,14 +41,12 @@ class Cell(nn.Module):
         """`drop_prob`: probability of drop path in training, for every operation but `Identity`."""
         # A tensor's value is not read: that would wait for the GPU.
         dropping = self.training and (isinstance(drop_prob, Tensor) or drop_prob > 0)
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edges: list[Tensor] = []
-        for op, source in zip(self._ops, self._indices, strict=True):
+        states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
+        for op, (node, source) in zip(self._ops, self._edges, strict=True):
             h = op(states[source])
-            edges.append(drop_path(h, drop_prob) if dropping and not isinstance(op, Identity) else h)
-            if len(edges) == 2:
-                states.append(edges[0] + edges[1])
-                edges = []
+            if dropping and not isinstance(op, Identity):
+                h = drop_path(h, drop_prob)
+            states[node] = states[node] + h if node in states else h
         return torch.cat([states[node] for node in self._concat], dim=1)
 
 

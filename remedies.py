@@ -65,6 +65,7 @@ OFF: dict[str, Any] = {
     "gate": "softmax",
     "zero_one_weight": 0.0,
     "gate_threshold": 0.0,
+    "gate_rule": "node",
     "max_skips": None,
     "perturb": "none",
     "arch_warmup": 0,
@@ -145,6 +146,12 @@ def add_arguments(parser: cli.Parser) -> None:
         type=cli.probability,
         default=0.0,
         help="leave operations with a lower sigmoid out of the derived cells (FairDARTS)",
+    )
+    add(
+        "--gate_rule",
+        choices=["node", "edge"],
+        default="node",
+        help="apply that threshold to two operations per node, or to two per edge (FairDARTS)",
     )
     add(
         "--max_skips",

@@ -179,7 +179,9 @@ class Architecture:
     @property
     def chosen(self) -> dict[str, str]:
         """{edge: operation}, with the same names of edges as the alphas."""
-        edges = {edge.key: edge.operation for cell in self.cells.values() for edge in cell.edges}
+        every = [edge for cell in self.cells.values() for edge in cell.edges]
+        # Of several operations on an edge, the last one counts, and `none` only if it is alone.
+        edges = {edge.key: edge.operation for edge in sorted(every, key=lambda edge: edge.operation != "none")}
         return edges or {key: str(chosen) for key, chosen in self.choices.items()}
 
     def skips(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ import msgspec
 import genotypes
 from architectures import Architecture, Cell, Edge
 from experiment.errors import UserError, shown
-from genotypes import CELLS, PRIMITIVES, Genotype, edge_key
+from genotypes import CELLS, PRIMITIVES, Edges, Genotype, edge_key, triples
 
 # NNI's names for operations, which choices use. Other operations have the same name in both.
 CHOICES = {
@@ -97,7 +97,7 @@ class Cells(Genotyped):
 
         Args:
             content: a `Genotype`; a dictionary of its fields, where edges may be in the notations of
-                `notation.in_pairs`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3",
+                `notation.per_node`; the flat dictionary of NNI's DARTS space, `{"normal/op_2_0": "sep_conv_3x3",
                 "normal/input_2_0": 1, ...}`; or choices of NNI 2.0 and of `nas/spaces/darts.py`, `{"normal_n2_p0":
                 "sepconv3x3", ..., "normal_n2_switch": ["normal_n2_p0", "normal_n2_p1"], ...}`, where edges that are in
                 no switch may be `[]`, and NNI 1's indices or masks may replace names.
@@ -131,9 +131,9 @@ class Cells(Genotyped):
         return choices
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """Choices, genotype and NNI's form; only the genotype for cells in which `none` replaces an edge
+        """Choices, genotype and NNI's form; only the genotype for cells with more or fewer than two edges into a node
         (`--gate_threshold`)."""
-        if any(name == "none" for name, _ in [*self.genotype.normal, *self.genotype.reduce]):
+        if any(edge[0] == "none" or len(edge) == 3 for edge in [*self.genotype.normal, *self.genotype.reduce]):
             return {"genotype.json": self.json}
         return {"architecture.json": self.choices, "genotype.json": self.json, "nni.json": to_nni(self.genotype)}
 
@@ -148,16 +148,29 @@ class Cells(Genotyped):
         return edge and (_node_name(edge[2]), _node_name(edge[1]))
 
 
-def graph(name: str, pairs: Sequence[tuple[str, int]], concat: Sequence[int], keys: Sequence[str] = ()) -> Cell:
-    """A cell in which every node is the sum of two edges; `pairs` as in `Genotype.normal`."""
-    nodes = [_node_name(node) for node in range(len(pairs) // 2 + 2)]
+def graph(name: str, edges: Edges, concat: Sequence[int], keys: Sequence[str] = ()) -> Cell:
+    """A cell in which every node is the sum of its edges; `edges` as in `Genotype.normal`."""
+    found = triples(edges)
+    nodes = [_node_name(node) for node in range(found[-1][1] + 1)]
     kinds = dict.fromkeys(nodes[:2], "input") | dict.fromkeys(nodes[2:], "node") | {"c_{k}": "output"}
-    keys = keys or [edge_key(name, index // 2 + 2, source) for index, (_, source) in enumerate(pairs)]
-    edges = [
-        Edge(keys[index], nodes[source], nodes[index // 2 + 2], operation)
-        for index, (operation, source) in enumerate(pairs)
+    keys = keys or [edge_key(name, node, source) for _, node, source in found]
+    named = [
+        Edge(key, nodes[source], nodes[node], operation)
+        for key, (operation, node, source) in zip(keys, found, strict=True)
     ]
-    return Cell(kinds, edges, [nodes[node] for node in concat])
+    return Cell(kinds, named, [nodes[node] for node in concat])
+
+
+def of_nodes(nodes: Sequence[Sequence[tuple[str, int]]]) -> Edges:
+    """The edges of a cell whose nodes 2, 3, ... have these edges: pairs if no node has more than two, else triples.
+    Missing ones of two become `none`."""
+    filled = []
+    for node in nodes:
+        pairs = sorted([*node, *[("none", 0), ("none", 1)][len(node) :]], key=lambda pair: pair[0] == "none")
+        filled.append(pairs[: max(2, sum(operation != "none" for operation, _ in pairs))])
+    if all(len(pairs) == 2 for pairs in filled):
+        return [pair for pairs in filled for pair in pairs]
+    return [(operation, node, source) for node, pairs in enumerate(filled, 2) for operation, source in pairs]
 
 
 def _node_name(node: int) -> str:
@@ -180,7 +193,7 @@ def switch_key(cell: str, node: int) -> str:
 
 
 def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> Genotype:
-    """A `Genotype` of these fields, whose edges may be in other notations (see `notation.in_pairs`). Raises `UserError`
+    """A `Genotype` of these fields, whose edges may be in other notations (see `notation.per_node`). Raises `UserError`
     if one of its cells cannot be built, or if only `none` leads to its output."""
     try:
         return Genotype(*_checked("normal", normal, normal_concat), *_checked("reduce", reduce, reduce_concat))
@@ -190,21 +203,21 @@ def check(normal: Any, normal_concat: Any, reduce: Any, reduce_concat: Any) -> G
         ) from None
 
 
-def _checked(cell: str, edges: Any, concat: Any) -> tuple[list[tuple[str, int]], list[int]]:
+def _checked(cell: str, edges: Any, concat: Any) -> tuple[Edges, list[int]]:
     """The edges and the concatenated nodes of a cell."""
     try:
-        pairs = msgspec.convert(edges, list[tuple[str, int]])
+        checked: Edges = msgspec.convert(edges, list[tuple[str, int]])
     except msgspec.ValidationError:
-        from architectures.notation import in_pairs
+        from architectures.notation import per_node
 
-        edges, concat = in_pairs(cell, edges, list(concat))
-        pairs = msgspec.convert(edges, list[tuple[str, int]])
+        if (found := per_node(cell, edges, list(concat))) is None:
+            raise
+        checked, concat = found
     outputs = msgspec.convert(list(concat), list[int])
-    if not pairs or len(pairs) % 2:
-        raise UserError(f"the {cell} cell has {len(pairs)} edges: it needs two for each node")
+    if not checked or (len(checked[0]) == 2 and len(checked) % 2):
+        raise UserError(f"the {cell} cell has {len(checked)} edges: it needs two for each node")
     reached = {0, 1}  # by a path from the cell's inputs that is not `none`
-    for edge, (operation, source) in enumerate(pairs):
-        node = edge // 2 + 2
+    for edge, (operation, node, source) in enumerate(triples(checked)):
         if operation not in OPERATIONS:
             raise UserError(
                 f"unknown operation {shown(operation)} in the {cell} cell: known are {', '.join(OPERATIONS)}"
@@ -215,12 +228,11 @@ def _checked(cell: str, edges: Any, concat: Any) -> tuple[list[tuple[str, int]],
             )
         if operation != "none" and source in reached:
             reached.add(node)
-    last = len(pairs) // 2 + 1
-    if not outputs or sorted(outputs) != [node for node in range(2, last + 1) if node in outputs]:
-        raise UserError(f"{cell}_concat must list nodes from 2 to {last}, each at most once, not {shown(outputs)}")
+    if not outputs or sorted(outputs) != [other for other in range(2, node + 1) if other in outputs]:
+        raise UserError(f"{cell}_concat must list nodes from 2 to {node}, each at most once, not {shown(outputs)}")
     if reached.isdisjoint(outputs):
         raise UserError(f"the {cell} cell's output is always 0: every path to it leads through the operation none")
-    return pairs, outputs
+    return checked, outputs
 
 
 # ---- NNI's dictionary
@@ -242,15 +254,16 @@ def nni_keys(cell: str, edge: int) -> tuple[str, str]:
     return f"{cell}/op_{place}", f"{cell}/input_{place}"
 
 
-def _whole(genotype: Genotype) -> list[tuple[str, Sequence[tuple[str, int]], list[int]]]:
-    """(cell, edges, nodes) of both cells, which must concatenate all their nodes."""
+def _whole(genotype: Genotype) -> list[tuple[str, list[tuple[str, int]], list[int]]]:
+    """(cell, edges, nodes) of both cells, which must have two edges into each node and concatenate all nodes."""
     found = []
     for cell, edges, concat in zip(CELLS, genotype[::2], genotype[1::2], strict=True):
-        nodes = list(range(2, len(edges) // 2 + 2))
-        if sorted(concat) != nodes:
+        named = triples(edges)
+        nodes = list(range(2, named[-1][1] + 1))
+        if sorted(concat) != nodes or len(named) != 2 * len(nodes):
             raise UserError(
-                f"choices and NNI's dictionary concatenate nodes {nodes} of the {cell} cell, this one concatenates "
-                f"{list(concat)}"
+                f"choices and NNI's dictionary concatenate nodes {nodes} of the {cell} cell, with two edges each; this "
+                f"one has {len(named)} edges and concatenates {list(concat)}"
             )
-        found.append((cell, edges, nodes))
+        found.append((cell, [(operation, source) for operation, _, source in named], nodes))
     return found

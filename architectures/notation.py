@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from architectures import is_index, unmasked
-from architectures.cells import CHOICES, NNI_NAMES, OPERATIONS, check, nni_keys, switch_key
+from architectures.cells import CHOICES, NNI_NAMES, OPERATIONS, check, nni_keys, of_nodes, switch_key
 from experiment import files
 from experiment.errors import UserError, shorten, shown
-from genotypes import CELLS, Genotype, edge_key
+from genotypes import CELLS, Edges, Genotype, edge_key
 
 
 def decode(text: str, name: str, fields: Sequence[str]) -> Any:
@@ -75,8 +75,8 @@ def _value(node: ast.AST | None, fields: Sequence[str]) -> Any:
 # ---- Edges of cells
 
 
-def in_pairs(cell: str, edges: Any, concat: list[Any]) -> tuple[Any, list[Any]]:
-    """`edges` as two pairs (operation, source) per node, and the nodes of `concat` that have edges.
+def per_node(cell: str, edges: Any, concat: list[Any]) -> tuple[Edges, list[Any]] | None:
+    """`edges` as in a `Genotype`, and the nodes of `concat` that have edges; None for an unknown notation.
 
     Other codes write pairs nested per node, or triples (operation, node, source). There, a node may have fewer than two
     edges: missing ones become `none`, edges from a node without any are dropped, and such nodes are not concatenated.
@@ -87,13 +87,10 @@ def in_pairs(cell: str, edges: Any, concat: list[Any]) -> tuple[Any, list[Any]]:
         if sum(map(len, nodes)) < len(triples):
             raise UserError(f"the {cell} cell has an edge (operation, node, source) to a node before 2, an input")
     elif not (nodes := _read_as(list[list[tuple[str, int]]], edges)):
-        return edges, concat
+        return None
     empty = [node for node, pairs in enumerate(nodes, 2) if not pairs]
     nodes = [[pair for pair in pairs if pair[1] not in empty] for pairs in nodes]
-    if max(map(len, nodes)) > 2:
-        raise UserError(f"the {cell} cell has nodes with more than two edges: each node takes two")
-    pairs = [pair for pairs in nodes for pair in (pairs + [("none", 0), ("none", 1)][len(pairs) :])]
-    return pairs, [node for node in concat if node not in empty]
+    return of_nodes(nodes), [node for node in concat if node not in empty]
 
 
 def _read_as(kind: Any, edges: Any) -> Any:

@@ -51,8 +51,10 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
         raise UserError("--zero_one_weight and --gate_threshold need sigmoids: add --gate sigmoid")
     if args.gate_threshold and args.max_skips is not None:
         raise UserError("--max_skips and --gate_threshold cannot be combined: leave one of them out")
+    if args.gate_rule == "edge" and not args.gate_threshold:
+        raise UserError("--gate_rule edge needs a threshold: add --gate_threshold")
     if args.space != "darts":
-        _refuse(remedies & {"max_skips"}, f"needs --space darts, whose cells it limits, not {args.space}")
+        _refuse(remedies & {"max_skips", "gate_rule"}, f"needs --space darts, whose cells it limits, not {args.space}")
         if args.nodes != 4:
             raise UserError(f"--nodes needs --space darts: {args.space} takes its numbers by --space_arg")
     elif args.init_channels % args.partial_channels:
@@ -91,6 +93,7 @@ def build(
             args.partial_channels,
             args.zero_one_weight,
             args.max_skips,
+            args.gate_rule,
             steps=args.nodes,
             multiplier=args.nodes,
             in_channels=args.channels,

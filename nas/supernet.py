@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genotypes import CELLS, PRIMITIVES, Genotype
+from architectures.cells import of_nodes
+from genotypes import CELLS, PRIMITIVES, Edges, Genotype, triples
 from model_search import MixedOp, Network, derive_cell
 from nas.edges import Drawn, Edge, OneOperation
 from nas.relaxation import Relaxation, ZeroOneLoss, edge_weights
-
-Edges = list[tuple[str, int]]
 
 
 class Supernet(Network):
@@ -28,6 +27,7 @@ class Supernet(Network):
             normalisation): `betas_normal` and `betas_reduce`, (edges,), softmaxed over the edges into a node.
         zero_one_weight: weight of the loss that pulls sigmoids to 0 or 1.
         max_skips: most skip connections in the normal cell of the genotype; None for any number.
+        gate_rule: which operations the threshold sifts, see `above_threshold`.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Supernet(Network):
         partial_channels: int = 1,
         zero_one_weight: float = 0.0,
         max_skips: int | None = None,
+        gate_rule: str = "node",
         **others: Any,
     ) -> None:
         relaxation = relaxation or Relaxation()
@@ -51,7 +52,7 @@ class Supernet(Network):
         self.alphas_normal, self.alphas_reduce = (
             relaxation.prepare(alphas, PRIMITIVES) for alphas in (self.alphas_normal, self.alphas_reduce)
         )
-        self._max_skips = max_skips
+        self._max_skips, self._gate_rule = max_skips, gate_rule
         if zero_one_weight:
             self.criterion = ZeroOneLoss(criterion, zero_one_weight, [self.alphas_normal, self.alphas_reduce])
         weighed, edges = partial_channels > 1 and relaxation.weighs_edges, len(self.alphas_normal)
@@ -106,7 +107,7 @@ class Supernet(Network):
             edges = derive_cell(weights, self._steps)
             concat = range(2 + self._steps - self._multiplier, self._steps + 2)
             least = self.relaxation.threshold
-            fields += above_threshold(edges, concat, weights, least) if least else [edges, concat]
+            fields += above_threshold(edges, concat, weights, least, self._gate_rule) if least else [edges, concat]
         return Genotype(*fields)
 
     def betas_by_edge(self) -> dict[str, float]:
@@ -131,7 +132,7 @@ def limit_skips(weights: list[list[float]], steps: int, most: int) -> list[list[
     skip = PRIMITIVES.index("skip_connect") if "skip_connect" in PRIMITIVES else None
     while skip is not None:
         cell = derive_cell(weights, steps)
-        chosen = [_row(index, source) for index, (name, source) in enumerate(cell) if name == "skip_connect"]
+        chosen = [_row(node, source) for name, node, source in triples(cell) if name == "skip_connect"]
         weakest = min(chosen, key=lambda row: weights[row][skip], default=0)
         if len(chosen) <= most or weights[weakest][skip] < 0:  # there are no other operations
             break
@@ -140,7 +141,7 @@ def limit_skips(weights: list[list[float]], steps: int, most: int) -> list[list[
 
 
 def above_threshold(
-    edges: Edges, concat: Sequence[int], weights: list[list[float]], threshold: float
+    edges: Edges, concat: Sequence[int], weights: list[list[float]], threshold: float, rule: str = "node"
 ) -> tuple[Edges, Sequence[int]]:
     """(edges, concat) in which operations with a weight below the threshold are replaced by `none` (FairDARTS, section
     4.4).
@@ -151,19 +152,28 @@ def above_threshold(
         edges, concat: a cell derived by DARTS' rule.
         weights: the weights that it was derived from.
         threshold: smallest weight of an operation that is kept.
+        rule: `node` sifts these edges. `edge` sifts the two strongest operations of every edge, the weaker one first.
     """
-    kept: Edges = []
+    found = triples(edges)
+    nodes: list[list[tuple[str, int]]] = [[] for _ in range(2, found[-1][1] + 1)]
+    if rule == "edge":
+        operations = [index for index, name in enumerate(PRIMITIVES) if name != "none"]
+        found = [
+            (PRIMITIVES[operation], node, source)
+            for node in range(2, len(nodes) + 2)
+            for source in range(node)
+            for operation in sorted(operations, key=weights[_row(node, source)].__getitem__)[-2:]
+        ]
     reached = {0, 1}
-    for index, (name, source) in enumerate(edges):
-        strong = source in reached and weights[_row(index, source)][PRIMITIVES.index(name)] >= threshold
-        kept.append((name if strong else "none", source))
+    for name, node, source in found:
+        strong = source in reached and weights[_row(node, source)][PRIMITIVES.index(name)] >= threshold
+        nodes[node - 2].append((name if strong else "none", source))
         if strong:
-            reached.add(index // 2 + 2)
+            reached.add(node)
     outputs = [node for node in concat if node in reached]
-    return (kept, outputs) if outputs else (edges, concat)
+    return (of_nodes(nodes), outputs) if outputs else (edges, concat)
 
 
-def _row(index: int, source: int) -> int:
-    """The row in the alphas of edge `index` of a derived cell, which comes from node `source`."""
-    step = index // 2
-    return sum(2 + earlier for earlier in range(step)) + source
+def _row(node: int, source: int) -> int:
+    """The row in the alphas of the edge from node `source` to `node`."""
+    return sum(range(2, node)) + source

@@ -109,13 +109,29 @@ def test_nodes_with_fewer_than_two_edges(tmp_path):
     assert found == Cells(published.FAIR_DARTS_A)
 
 
+def test_nodes_with_more_than_two_edges():
+    nodes = [[("skip_connect", 1)], [], [("sep_conv_3x3", 1), ("skip_connect", 1), ("max_pool_3x3", 2)]]
+    triples = [(operation, node, source) for node, edges in enumerate(nodes, 2) for operation, source in edges]
+    found, foreign = (
+        Cells.read(repr(DARTS_V2._replace(normal=edges, normal_concat=[2, 3, 4]))) for edges in (nodes, triples)
+    )
+    assert [edge for edge in foreign.genotype.normal if edge[0] != "none"] == triples
+    assert found.genotype.normal_concat == foreign.genotype.normal_concat == [2, 4]
+    assert Cells.read(json.dumps(found.json)) == found
+    assert Cells.read(str(found)) == found
+    assert found.chosen["normal_n2_p1"] == foreign.chosen["normal_n4_p1"] == "skip_connect"
+    dense = Cells(DARTS_V2._replace(normal=[("skip_connect", 2, source) for source in (0, 1, 1)], normal_concat=[2]))
+    assert dense.files().keys() == {"genotype.json"}
+    with pytest.raises(UserError, match="two edges each; this one has 3 edges"):
+        dense.choices  # noqa: B018
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (repr(DARTS_V2)[:-1], "a bracket, a quote or a comma is missing"),
         (repr(DARTS_V2).replace("'", "\N{RIGHT SINGLE QUOTATION MARK}"), "quotes are not straight"),
         (repr(DARTS_V2).replace("'", ""), "names in quotes, numbers, lists"),
-        (repr(NESTED._replace(normal=[[("skip_connect", 0)] * 3])), "nodes with more than two edges"),
         (repr(TRIPLES._replace(normal=[("skip_connect", 0, 0)])), "to a node before 2"),
     ],
 )

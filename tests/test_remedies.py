@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -254,7 +255,7 @@ def test_searched_killed_and_resumed(name, images, tmp_path):
 def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, refused, images, tmp_path):
     data = ["--dataset", "folder", "--data", images, *SMALL, "--workers", "0", "--gpu", "-1"]
     tiny = "--init_channels 2 --layers 3 --batch_size 8 --fast_dev_run"
-    given = f"{tiny} --nodes 1 --preset fair-darts --gate_threshold 0.5 --run_dir run"
+    given = f"{tiny} --nodes 2 --preset fair-darts --gate_threshold 0.5 --gate_rule edge --run_dir run"
     command = said(done("train_search", *data, *given.split()), "train what was found: ")
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
     assert recorded.items() > remedies.PRESETS["fair-darts"].items() - {("gate_threshold", 0.85), ("batch_size", 128)}
@@ -263,6 +264,14 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
     error = refused("train_search", "--resume", "run", "--gate_threshold", "0.85")
     assert "--gate_threshold was 0.5, not 0.85" in error
     done("train", *command[2:], *data, *tiny.split(), "--run_dir", "trained")
+    cell = json.loads((tmp_path / "run" / "genotype.json").read_text())["reduce"]
+    assert max(Counter((node, source) for _, node, source in cell).values()) == 2  # operations on an edge
+    assert Cells.recorded("trained") == Cells.recorded("run")
+    trained = torch.load("trained/weights.pt", weights_only=True)
+    learning = {index for index, (operation, *_) in enumerate(cell) if "conv" in operation}
+    assert {int(name.split(".")[3]) for name in trained if name.startswith("cells.1._ops")} >= learning
+    done("test", "trained")
+    done("visualize", "run", "--report")
 
 
 # ---- The command line
@@ -281,6 +290,8 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
         ("--arch_warmup 5 --capture", "--capture repeats one step, but --arch_warmup changes it"),
         ("--gate sigmoid --perturb random", "--perturb needs softmaxed alphas"),
         ("--zero_one_weight 1", "add --gate sigmoid"),
+        ("--gate sigmoid --gate_rule edge", "--gate_rule edge needs a threshold"),
+        ("--preset fair-darts --gate_rule edge --space nasbench201", "--gate_rule needs --space darts"),
         ("--gate sigmoid --gate_threshold 0.5 --max_skips 1", "--max_skips and --gate_threshold cannot be combined"),
         (
             "--strategy gdas --eigenvalue_every 1",

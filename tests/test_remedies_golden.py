@@ -291,23 +291,25 @@ def test_fair_darts(case, candidates):
 
 def triples(genotype, cell):
     """[operation, node, source] of the edges that are not `none`."""
-    edges = enumerate(getattr(genotype, cell))
-    return [[name, 2 + index // 2, source] for index, (name, source) in edges if name != "none"]
+    return [list(edge) for edge in genotypes.triples(getattr(genotype, cell)) if edge[0] != "none"]
 
 
 @pytest.mark.parametrize("case", FAIR["genotypes"], ids=lambda case: str(case["seed"]))
 def test_fair_darts_genotypes(case, candidates):
     candidates(WITHOUT_NONE)
-    relaxations = Sigmoid(), Sigmoid(threshold=0.85)
-    network, sparse = (Supernet(2, 10, 3, nn.CrossEntropyLoss(), relaxation) for relaxation in relaxations)
-    for one in (network, sparse):
-        golden.fill_alphas(one, case["seed"], case["scale"])
-    assert lists(network.genotype()) == case["darts"]
-    for cell in CELLS:
-        found = triples(sparse.genotype(), cell)
-        nodes = {2, 3, 4, 5} & {node for _, node, _ in case["threshold_sparse"][cell]}
-        # The authors' network ignores what comes from a node without edges; here the genotype leaves it out.
-        assert found == [edge for edge in case["threshold_sparse"][cell] if edge[2] in nodes | {0, 1}]
+    for rule, threshold in (("darts", 0.0), ("threshold_sparse", 0.85), ("threshold_edge", 0.85)):
+        gate_rule = "edge" if rule == "threshold_edge" else "node"
+        network = Supernet(2, 10, 3, nn.CrossEntropyLoss(), Sigmoid(threshold=threshold), gate_rule=gate_rule)
+        golden.fill_alphas(network, case["seed"], case["scale"])
+        genotype = network.genotype()
+        if rule == "darts":
+            assert lists(genotype) == case[rule]
+            continue
+        for cell in CELLS:
+            nodes = {node for _, node, _ in case[rule][cell]}
+            # The authors' network ignores what comes from a node without edges; here the genotype leaves it out.
+            assert triples(genotype, cell) == [edge for edge in case[rule][cell] if edge[2] in nodes | {0, 1}]
+            assert set(getattr(genotype, f"{cell}_concat")) == nodes
 
 
 @pytest.mark.parametrize("name", FAIR["published_genotypes"])
@@ -325,10 +327,13 @@ def test_the_published_cells_of_fair_darts(name):
     assert parameters == pytest.approx(size["params_M_without_auxiliary"], abs=1e-6)
 
 
+@pytest.mark.parametrize("form", ["pairs", "triples"])
 @pytest.mark.parametrize("case", FAIR["discrete"], ids=lambda case: case["arch"])
-def test_a_discrete_network_of_fair_darts(case):
+def test_a_discrete_network_of_fair_darts(case, form):
     """Names differ: theirs are by node and input."""
     genotype = names()[case["arch"].replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    if form == "triples":
+        genotype = genotype._replace(**{cell: triples(genotype, cell) for cell in CELLS})
     network = NetworkCIFAR(case["C"], 10, case["layers"], True, genotype)
 
     def theirs(key):
@@ -336,9 +341,9 @@ def test_a_discrete_network_of_fair_darts(case):
         if parts[2:3] != ["_ops"]:
             return key
         reduction = int(parts[1]) in (case["layers"] // 3, 2 * case["layers"] // 3)
-        index, edges = int(parts[3]), genotype.reduce if reduction else genotype.normal
-        before = sum(source == edges[index][1] for _, source in edges[2 * (index // 2) : index])
-        return ".".join([*parts[:3], str(2 + index // 2), str(edges[index][1]), str(before), *parts[4:]])
+        edges = [edge[1:] for edge in genotypes.triples(genotype.reduce if reduction else genotype.normal)]
+        index = int(parts[3])
+        return ".".join([*parts[:3], *map(str, edges[index]), str(edges[:index].count(edges[index])), *parts[4:]])
 
     golden.fill(network, theirs)
     x, y = golden.batch(case["seed"], case["batch"], 10)

@@ -15,7 +15,7 @@ import pytest
 from architectures import Architecture
 from architectures.cells import OPERATIONS, Cells, names
 from experiment.errors import UserError
-from genotypes import Genotype
+from genotypes import Genotype, triples
 from pictures import drawing
 
 KNOWN = names()
@@ -56,14 +56,17 @@ def without_dot(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
 
 
-@pytest.mark.parametrize("genotype", KNOWN.values(), ids=KNOWN)
+DENSE = V2.genotype._replace(
+    normal_concat=[2], normal=[("skip_connect", 2, 0), ("sep_conv_3x3", 2, 0), ("max_pool_3x3", 2, 1), ("none", 3, 0)]
+)
+
+
+@pytest.mark.parametrize("genotype", [*KNOWN.values(), DENSE], ids=[*KNOWN, "more edges"])
 def test_picture_has_exactly_the_genotypes_edges(genotype):
     for (edges, concat), cell in zip(cells(genotype), Cells(genotype).cells.values(), strict=True):
-        names = ["c_{k-2}", "c_{k-1}", *map(str, range(len(edges) // 2))]
+        names = ["c_{k-2}", "c_{k-1}", "0", "1", "2", "3", "4"]
         operations, outputs = drawn(drawing.cell(cell, "").source)
-        assert operations == Counter(
-            (names[node], operation, str(edge // 2)) for edge, (operation, node) in enumerate(edges)
-        )
+        assert operations == Counter((names[source], name, names[node]) for name, node, source in triples(edges))
         assert outputs == Counter((names[node], "c_{k}") for node in concat)
 
 
