@@ -52,7 +52,7 @@ def on_device(data: ImageData, device: torch.device, choice: str = "auto") -> Im
     if isinstance(train, MemoryImages) and isinstance(test, MemoryImages) and needed <= free // 2:
         return replace(data, train=train.to(device), test=test.to(device))
     if choice == "yes":
-        raise UserError(f"--data_on_device yes: the images take {needed / 2**20:.0f} MiB, too much: leave it out")
+        raise UserError(f"--data_on_device yes: the images, {needed / 2**20:.0f} MiB, do not fit: leave it out")
     return replace(data, notes=(*data.notes, "the images are too large to be kept in the GPU's memory"))
 
 
@@ -248,8 +248,8 @@ def search_batches(data: ImageData, options: Options, device: torch.device | str
     for half, images in (("weights", for_w), ("alphas", for_alpha)):
         if len(images) < size:
             raise UserError(
-                f"the search split, {options.train_portion} of the images for the weights, leaves {len(images)} of "
-                f"{len(data.train)} images for the {half}, less than a batch of {size}: lower --batch_size"
+                f"the search split leaves {len(images)} of {len(data.train)} images for the {half}, less than a batch "
+                f"of {size}: lower --batch_size"
             )
     augment = Augment(data, options.cutout_length if options.cutout else 0)
     steps, in_order = _training_steps(len(for_w), size), _in_order(for_alpha, size)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.transforms.v2 import ColorJitter
 
 import utils
 from architectures import SPACE_HELP
@@ -114,8 +115,13 @@ def check(args: argparse.Namespace) -> None:
 
 def color_jitter(text: str) -> str:
     """Brightness, contrast, saturation and hue of torchvision's ColorJitter, as `jitter` reads them."""
-    if len(jitter(text)) != 4:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not four numbers, such as 0.4,0.4,0.4,0.2")
+    try:
+        brightness, contrast, saturation, hue = jitter(text)
+        ColorJitter(brightness, contrast, saturation, hue)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not four numbers, such as 0.4,0.4,0.4,0.2, none below 0 and the last at most 0.5"
+        ) from None
     return text
 
 

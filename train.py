@@ -216,7 +216,7 @@ def training_step(
 
 def initialise(model: nn.Module, args: argparse.Namespace, num_classes: int) -> list[str]:
     """Gives `model` the weights of `--init_from`, and returns what the log should say of it."""
-    if args.init_from is None:
+    if args.init_from is None or (args.resume and any(Path(args.resume).glob("checkpoint*.pt"))):  # which has its own
         return []
     notes: list[str] = []
     kept = load_weights(model, args.init_from, num_classes, say=notes.append)

@@ -71,9 +71,10 @@ def set_threads(args: argparse.Namespace, multiply_adds: float, device: torch.de
 
     It depends on the arguments and the number of cores alone, because another number rounds sums differently.
     """
+    most = most_threads()  # asked before the first change
     if device.type == "cpu":
         enough = max(1, math.ceil(multiply_adds / distributed.world_size() / MULTIPLY_ADDS_OF_A_THREAD))
-        torch.set_num_threads(args.threads or min(most_threads(), enough))
+        torch.set_num_threads(args.threads or min(most, enough))
 
 
 # ---- Optimizers and forward passes

@@ -44,7 +44,7 @@ MEANT = {
 }
 
 # Arguments that may change when a run is resumed.
-MAY_CHANGE = {"resume", "run_dir", "data", "gpu", "workers", "threads", "data_on_device", "init_from", "benchmark"}
+MAY_CHANGE = {"resume", "run_dir", "data", "gpu", "workers", "threads", "data_on_device", "benchmark"}
 MAY_CHANGE |= {"rank", "compile", "recompute", "capture", "report_freq", "checkpoint_minutes"}
 
 CODE = ("space", "strategy")  # arguments that may name a class in a file, `file.py:Class`, whose code is then run

@@ -100,13 +100,17 @@ class Run:
         self._log_file: TextIO | None = None
         if self._writes:
             try:
-                self._open({"stage": stage, "arguments": vars(args), **(record or {}), **_provenance(device)})
+                with self.closing:  # already, if the folder cannot be used
+                    self._open({"stage": stage, "arguments": vars(args), **(record or {}), **_provenance(device)})
+                    self.closing = self.closing.pop_all()
             except filelock.Timeout:
                 raise UserError(f"{self.folder} is in use by another process: wait for it, or stop it") from None
             except OSError as error:
                 raise UserError(f"cannot use the run's folder {self.folder}: {error.strerror or error}") from None
 
     def _open(self, config: dict[str, Any]) -> None:
+        while self.args.run_dir is None and self.folder.exists():  # of a run that began in the same second
+            self.folder = Path(f"{self.folder}-2")
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in filter(Path.is_symlink, self.folder.iterdir()):
             raise UserError(

@@ -103,15 +103,21 @@ def read(folder: Path, options: Options, left_out: LeftOut) -> tuple[tuple[str, 
     Raises:
         UserError: the folder is not as needed or cannot be read.
     """
-    classes, samples = walk(folder, left_out)
+    unused = LeftOut()
+    classes, samples = walk(folder, unused)
     labels = np.array([label for _, label in samples])
     images = FileImages(np.array([os.fsencode(path) for path, _ in samples]), labels, options)
+    if options.skip_bad_images and len(images):
+        bad = dict(chain.from_iterable(in_order(range(len(images)), options.workers, partial(_complaints, images))))
+        unused += [(BAD, reason) for reason in bad.values()]
+        images = images.part(np.setdiff1d(np.arange(len(images)), [*bad]))
+    present = images.labels.unique()
+    if lacking := ", ".join(name for label, name in enumerate(classes) if label not in present):
+        reasons = "".join(f"; {note}" for note in told(unused, len(images)))
+        raise UserError(f"cannot use the folder {folder}: it has no image of {lacking}{reasons} ({_needed(folder)})")
+    left_out += unused
     if options.dataset == "imagenet":
         classes = _names(folder.parent, classes)
-    if options.skip_bad_images:
-        bad = dict(chain.from_iterable(in_order(range(len(images)), options.workers, partial(_complaints, images))))
-        left_out += [(BAD, reason) for reason in bad.values()]
-        images = images.part(np.setdiff1d(np.arange(len(images)), [*bad]))
     # Files are sorted by class. The search split takes the first part of the list, and accuracies that are logged
     # during an epoch are those of the first part, so the classes are interleaved.
     return classes, images.part(interleave(images.labels.numpy()))
@@ -155,8 +161,7 @@ def walk(folder: Path, left_out: LeftOut) -> tuple[tuple[str, ...], list[tuple[s
 
     What is not used is added to `left_out`.
     """
-    root = folder.parent
-    layout = f"needed are {root}/train/<class>/ and {root}/test/<class>/ (or val), with images in every class"
+    root, layout = folder.parent, _needed(folder)
     if not folder.is_dir():
         parent = root if root.is_dir() else root.parent
         there = ", ".join(sorted(os.listdir(parent))[:8]) if parent.is_dir() else ""
@@ -174,10 +179,12 @@ def walk(folder: Path, left_out: LeftOut) -> tuple[tuple[str, ...], list[tuple[s
         if folder == valid_folder(root):
             layout += "; ImageNet's validation images come without: docs/imagenet.md sorts them into classes"
         raise UserError(f"cannot use the folder {folder}: it holds no folders of classes ({layout})")
-    if lacking := ", ".join(name for name, paths in zip(classes, found, strict=True) if not paths):
-        reasons = "".join(f"; {note}" for note in told(left_out))
-        raise UserError(f"cannot use the folder {folder}: it has no image of {lacking}{reasons} ({layout})")
     return classes, [(path, label) for label, paths in enumerate(found) for path in paths]
+
+
+def _needed(folder: Path) -> str:
+    root = folder.parent
+    return f"needed are {root}/train/<class>/ and {root}/test/<class>/ (or val), with images in every class"
 
 
 def images_in(folder: str | Path, left_out: LeftOut) -> list[str]:

@@ -664,6 +664,16 @@ def test_errors_of_a_folder(folder, message):
         load(folder)
 
 
+@pytest.mark.parametrize("classes", [("dog",), ("cat", "dog")])
+def test_a_class_of_bad_images_only(folder, classes):
+    """As files of Git LFS that were not fetched."""
+    for path in (path for name in classes for path in (folder / "test" / name).iterdir()):
+        path.write_text("version https://git-lfs")
+    words = rf"test: it has no image of {', '.join(classes)}; skipped \d of \d images.*needed are"
+    with pytest.raises(UserError, match=words):
+        load(folder, skip_bad_images=True)
+
+
 # ---- Folders that do not fit into memory
 
 

@@ -101,6 +101,8 @@ def test_a_run_goes_on_from_python(script, images, monkeypatch):
     assert whole.accuracy == rows_of("halves")[-1]["test_acc"]
     with pytest.raises(UserError, match="epochs was 2, not 3"):
         train.train(resume="halves", epochs=3)
+    with pytest.raises(UserError, match="whole is not empty") as _kept:  # as by a notebook
+        train.train("DARTS_V2", images, run_dir="whole", **TRAIN)
     again = train.train(resume="whole")  # has nothing left to do
     assert again.accuracy == whole.accuracy
     assert not again.network.training

@@ -263,6 +263,7 @@ def test_training_crops_are_of_the_upright_photograph(tmp_path):
     ("flags", "words"),
     [
         (["--color_jitter", "0.4,0.4,0.4,0.2"], "--color_jitter goes with --crop resized"),
+        (["--color_jitter", "1,1,1,0.9"], "the last at most 0.5"),
         (["--dataset", "digits", "--centre_crop", "0.875"], "need images in files"),
         (["--decay_period", "1", "--learning_rate_min", "0.001"], "leave one of them out"),
         (["--lr_warmup_epochs", "600"], "all of the 600 epochs"),

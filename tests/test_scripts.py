@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,10 +216,11 @@ def test_messages_are_one_line_that_can_be_printed(capsys):
         cli.Parser(prog="script").error("\x1b[31m")
 
 
-def test_default_folders_have_the_originals_names(script, tmp_path):
-    script("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--save", "NAME")
-    [folder] = tmp_path.iterdir()
-    assert re.fullmatch(r"eval-NAME-\d{8}-\d{6}", folder.name)
+def test_default_folders_have_the_originals_names_also_if_two_runs_begin_at_once(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-120000")
+    for _ in range(2):
+        assert script("train", *TINY, "--fast_dev_run", "--batch_size", "8", "--save", "NAME")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"eval-NAME-20260101-120000{end}" for end in ("", "-2")}
 
 
 def test_flags_that_the_original_never_read_are_taken_with_a_warning(script):

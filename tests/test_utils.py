@@ -195,3 +195,10 @@ def test_small_networks_have_one_thread(monkeypatch, network, batch_size, given,
     multiply_adds = 1e6 * utils.count_multiply_adds(network(), 32) * batch_size
     utils.set_threads(Namespace(threads=given), multiply_adds, torch.device("cpu"))
     assert torch.get_num_threads() == expected
+
+
+def test_threads_that_one_run_asks_for_do_not_limit_the_next():
+    utils.most_threads.cache_clear()  # as in a new process
+    before = torch.get_num_threads()
+    utils.set_threads(Namespace(threads=before + 1), 1e6, torch.device("cpu"))
+    assert utils.most_threads() == before
