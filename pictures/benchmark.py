@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from architectures import load_space
@@ -16,16 +17,24 @@ if TYPE_CHECKING:
     from nas.benchmark import Benchmark
 
 
+BEYOND = 0.5  # percent behind the optimum at which the scale of `near_optimum` ends
+
+
+def near_optimum(axes: Axes, axis: str, optimum: float) -> None:
+    """Makes an axis of accuracies logarithmic in the distance from the optimum, where most that is found lies."""
+    end = optimum + BEYOND
+    scale = (lambda x: -np.log(np.maximum(end - x, 1e-9)), lambda x: end - np.exp(-x))
+    getattr(axes, f"set_{axis}scale")("function", functions=scale)
+    ticks = [round(optimum - far, 1) for far in (80, 40, 20, 10, 5, 2, 1, 0) if far < optimum]
+    getattr(axes, f"set_{axis}ticks")(ticks)
+
+
 @styled
 def landscape(table: Benchmark, runs: Sequence[History], names: Sequence[str]) -> Figure:
-    """The histogram of all true accuracies, and below it the path of each run: its architecture after every epoch.
-
-    The axis is logarithmic in the distance from the optimum: most architectures, and the ends of most paths, are near.
-    """
+    """The histogram of all true accuracies, and below it the path of each run: its architecture after every epoch."""
     figure, [above, below] = subplots(f"{len(table):,} architectures on {table.dataset}, and what was found", 2, 1)
     values = np.array([row[table.dataset] for row in table.accuracies.values()])
-    beyond = table.optimum + 0.5
-    scale = (lambda x: -np.log(np.maximum(beyond - x, 1e-9)), lambda x: beyond - np.exp(-x))
+    beyond = table.optimum + BEYOND
     bins = beyond - np.geomspace(beyond - values.min() + 1, 0.4, 120)
     above.hist(values, bins=bins.tolist(), color="#999999")
     above.set(ylabel="architectures")
@@ -36,9 +45,8 @@ def landscape(table: Benchmark, runs: Sequence[History], names: Sequence[str]) -
         below.plot(*zip(*path, strict=True), label=name, color=colour, marker=marker, markersize=4, linewidth=1)
     for axes in (above, below):
         axes.axvline(table.optimum, color=INK, linestyle=":", linewidth=1)
-        axes.set_xscale("function", functions=scale)
+        near_optimum(axes, "x", table.optimum)
         axes.set_xlim(bins[0], bins[-1])
-        axes.set_xticks([round(table.optimum - far, 1) for far in (80, 40, 20, 10, 5, 2, 1, 0) if far < table.optimum])
     below.locator_params(axis="y", integer=True)
     below.set(xlabel=f"true accuracy, %; dotted: the optimum, {table.optimum:.2f}%", ylabel="epoch")
     below.invert_yaxis()

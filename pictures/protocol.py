@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from architectures import load_space
 from pictures import curves, drawing, report
+from pictures.benchmark import near_optimum
 from pictures.curves import INK, LINES, MARKERS, styled, subplots
 from pictures.report import Section, embedded
 
@@ -76,7 +77,8 @@ def paths(results: Results) -> Figure | None:
         for label, (key, dashes) in levels.items():
             axes.axhline(truth[key][truth["dataset"]], color=INK, linewidth=1, linestyle=dashes, label=label)
         axes.set_title(method["title"], fontsize=9)
-        axes.set_ylim(0, 100)
+        near_optimum(axes, "y", truth["optimum"][truth["dataset"]])
+        axes.set_ylim(0, truth["optimum"][truth["dataset"]] + 0.1)
         axes.locator_params(axis="x", integer=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
