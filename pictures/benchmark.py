@@ -6,27 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from architectures import load_space
-from pictures.curves import INK, LINES, MARKERS, styled, subplots
+from pictures.curves import BEYOND, INK, LINES, MARKERS, near_optimum, styled, subplots
 from pictures.history import History
 
 if TYPE_CHECKING:
     from nas.benchmark import Benchmark
-
-
-BEYOND = 0.5  # percent behind the optimum at which the scale of `near_optimum` ends
-
-
-def near_optimum(axes: Axes, axis: str, optimum: float) -> None:
-    """Makes an axis of accuracies logarithmic in the distance from the optimum, where most that is found lies."""
-    end = optimum + BEYOND
-    scale = (lambda x: -np.log(np.maximum(end - x, 1e-9)), lambda x: end - np.exp(-x))
-    getattr(axes, f"set_{axis}scale")("function", functions=scale)
-    ticks = [round(optimum - far, 1) for far in (80, 40, 20, 10, 5, 2, 1, 0) if far < optimum]
-    getattr(axes, f"set_{axis}ticks")(ticks)
 
 
 @styled

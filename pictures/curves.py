@@ -68,6 +68,18 @@ def subplots(title: str, count: int, columns: int = 2, legend_rows: int = 0) -> 
     return figure, panels[:count]
 
 
+BEYOND = 0.5  # percent behind the optimum at which the scale of `near_optimum` ends
+
+
+def near_optimum(axes: Axes, axis: str, optimum: float) -> None:
+    """Makes an axis of accuracies logarithmic in the distance from the optimum, where most that is found lies."""
+    end = optimum + BEYOND
+    scale = (lambda x: -np.log(np.maximum(end - x, 1e-9)), lambda x: end - np.exp(-x))
+    getattr(axes, f"set_{axis}scale")("function", functions=scale)
+    ticks = [round(optimum - far, 1) for far in (80, 40, 20, 10, 5, 2, 1, 0) if far < optimum]
+    getattr(axes, f"set_{axis}ticks")(ticks)
+
+
 def pictures(run: History) -> dict[str, Figure]:
     """{name: figure}: all figures for which the run has data."""
     drawn = {"curves": curves(run), "confusion": confusion(run), "alphas": alphas(run), "operations": operations(run)}
@@ -119,13 +131,14 @@ def true_accuracy(run: History) -> Figure | None:
     epochs, true = run.series("true_acc")
     if not epochs:
         return None
-    figure, [axes] = subplots(f"{run.caption}: what was found, and what the supernet says", 1)
+    figure, [axes] = subplots(run.caption, 1)
     axes.plot(epochs, true, color=LINES[0], marker="o", markersize=3, label="true accuracy of the architecture")
     axes.plot(*run.series("valid_acc"), color=LINES[1], linestyle="--", label="validation accuracy of the supernet")
     axes.axhline(run.epochs[-1]["true_optimum"], **LEVEL, label="optimum")
-    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
+    near_optimum(axes, "y", run.epochs[-1]["true_optimum"])
+    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, run.epochs[-1]["true_optimum"] + 0.1))
     axes.locator_params(axis="x", integer=True)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center")
     return figure
 
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from architectures import load_space
 from pictures import curves, drawing, report
-from pictures.benchmark import near_optimum
-from pictures.curves import INK, LINES, MARKERS, styled, subplots
+from pictures.curves import INK, LINES, MARKERS, near_optimum, styled, subplots
 from pictures.report import Section, embedded
 
 Results = dict[str, Any]
