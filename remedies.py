@@ -94,115 +94,55 @@ def add_arguments(parser: cli.Parser) -> None:
     cli.add_space_argument(group, "--space_arg", "space")
     group.add_argument("--strategy", default="darts", help=f"search with this strategy: {STRATEGY_HELP}")
     cli.add_space_argument(group, "--strategy_arg", "strategy")
-    group = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)")
-    add = group.add_argument
+
+    add = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)").add_argument
     add("--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them")
-    add(
-        "--arch_warmup",
-        type=cli.non_negative_int,
-        default=0,
-        help="train only the weights in this many epochs at first",
-    )
-    add(
-        "--partial_channels",
-        type=cli.positive_int,
-        default=1,
-        metavar="K",
-        help="send 1/K of the channels through the operations, with edge normalisation (PC-DARTS)",
-    )
-    add(
-        "--perturb",
-        choices=["none", "random", "adversarial"],
-        default="none",
-        help="perturb the softmaxed alphas in the weight step (SDARTS-RS; adversarial: SDARTS-ADV)",
-    )
-    add(
-        "--auxiliary_skip",
-        type=cli.non_negative_float,
-        nargs="?",
-        const=1.0,
-        default=0.0,
-        metavar="WEIGHT",
-        help="add a skip connection with this weight, which decays, to every edge (DARTS-)",
-    )
+    what = "train only the weights in this many epochs at first"
+    add("--arch_warmup", type=cli.non_negative_int, default=0, help=what)
+    what = "send 1/K of the channels through the operations, with edge normalisation (PC-DARTS)"
+    add("--partial_channels", type=cli.positive_int, default=1, metavar="K", help=what)
+    what = "perturb the softmaxed alphas in the weight step (SDARTS-RS; adversarial: SDARTS-ADV)"
+    add("--perturb", choices=["none", "random", "adversarial"], default="none", help=what)
+    what = "add a skip connection with this weight, which decays, to every edge (DARTS-)"
+    weight: dict[str, Any] = {"type": cli.non_negative_float, "default": 0.0}
+    add("--auxiliary_skip", **weight, nargs="?", const=1.0, metavar="WEIGHT", help=what)
     decays = ["linear", "cosine", "slow_cosine", "none"]
     add("--auxiliary_decay", choices=decays, default="linear", help="the way in which that weight decays")
     add("--auxiliary_start", type=cli.non_negative_int, default=0, help="the epoch from which that weight decays")
     add("--auxiliary_stop", type=cli.non_negative_int, help="the epoch from which it stays as it is; None: never")
-    add(
-        "--gate",
-        choices=["softmax", "sigmoid"],
-        default="softmax",
-        help="map alphas to the weights of operations with this function (sigmoid: FairDARTS)",
-    )
-    add(
-        "--zero_one_weight",
-        type=cli.non_negative_float,
-        default=0.0,
-        help="weight of the loss that pulls sigmoids towards 0 or 1 (FairDARTS)",
-    )
-    add(
-        "--gate_threshold",
-        type=cli.probability,
-        default=0.0,
-        help="leave operations with a lower sigmoid out of the derived cells (FairDARTS)",
-    )
-    add(
-        "--gate_rule",
-        choices=["node", "edge"],
-        default="node",
-        help="apply that threshold to two operations per node, or to two per edge (FairDARTS)",
-    )
-    add(
-        "--max_skips",
-        type=cli.non_negative_int,
-        help="allow at most this many skip connections in the normal cell of the genotype (P-DARTS)",
-    )
-    group = parser.add_argument_group("steps as in the code of NAS-Bench-201 (docs/nasbench201.md)")
-    group.add_argument("--nesterov", choices=["no", "yes"], default="no", help="use Nesterov's momentum")
-    group.add_argument(
-        "--clip_alphas",
-        choices=["no", "yes"],
-        default="no",
-        help="count the gradients of the alphas, of both steps, in the norm that --grad_clip limits",
-    )
-    group.add_argument(
-        "--weights_first",
-        choices=["no", "yes"],
-        default="no",
-        help="take the weight step before the alpha step, in first order without --perturb",
-    )
-    group = parser.add_argument_group("collapse (Zela et al. 2020)")
-    group.add_argument(
-        "--eigenvalue_every",
-        type=cli.non_negative_int,
-        default=0,
-        help="measure the dominant eigenvalue of the alphas' Hessian every so many epochs; 0: never",
-    )
-    group.add_argument(
-        "--early_stop",
-        choices=["eigenvalue"],
-        help="stop when the eigenvalue has grown, and return an earlier architecture",
-    )
-    group = parser.add_argument_group("tabular benchmark (docs/nasbench201.md)")
-    group.add_argument(
-        "--benchmark",
-        type=cli.path,
-        metavar="FILE.csv",
-        help="report the true accuracy of what is found from this table; it never influences the search",
-    )
-    group.add_argument(
-        "--rank",
-        type=cli.positive_int,
-        metavar="N",
-        help="after the search, compare the supernet's accuracy of N random architectures with the table (Kendall's "
-        "tau)",
-    )
+    what = "map alphas to the weights of operations with this function (sigmoid: FairDARTS)"
+    add("--gate", choices=["softmax", "sigmoid"], default="softmax", help=what)
+    add("--zero_one_weight", **weight, help="weight of the loss that pulls sigmoids towards 0 or 1 (FairDARTS)")
+    what = "leave operations with a lower sigmoid out of the derived cells (FairDARTS)"
+    add("--gate_threshold", type=cli.probability, default=0.0, help=what)
+    what = "apply that threshold to two operations per node, or to two per edge (FairDARTS)"
+    add("--gate_rule", choices=["node", "edge"], default="node", help=what)
+    what = "allow at most this many skip connections in the normal cell of the genotype (P-DARTS)"
+    add("--max_skips", type=cli.non_negative_int, help=what)
+
+    add = parser.add_argument_group("steps as in the code of NAS-Bench-201 (docs/nasbench201.md)").add_argument
+    off: dict[str, Any] = {"choices": ["no", "yes"], "default": "no"}
+    add("--nesterov", **off, help="use Nesterov's momentum")
+    what = "count the gradients of the alphas, of both steps, in the norm that --grad_clip limits"
+    add("--clip_alphas", **off, help=what)
+    what = "take the weight step before the alpha step, in first order without --perturb"
+    add("--weights_first", **off, help=what)
+
+    add = parser.add_argument_group("collapse (Zela et al. 2020)").add_argument
+    what = "measure the dominant eigenvalue of the alphas' Hessian every so many epochs; 0: never"
+    add("--eigenvalue_every", type=cli.non_negative_int, default=0, help=what)
+    what = "stop when the eigenvalue has grown, and return an earlier architecture"
+    add("--early_stop", choices=["eigenvalue"], help=what)
+
+    add = parser.add_argument_group("tabular benchmark (docs/nasbench201.md)").add_argument
+    what = "report the true accuracy of what is found from this table; it never influences the search"
+    add("--benchmark", type=cli.path, metavar="FILE.csv", help=what)
+    what = "after the search, compare the supernet's accuracy of N random architectures with the table (Kendall's tau)"
+    add("--rank", type=cli.positive_int, metavar="N", help=what)
 
 
 def check(args: argparse.Namespace) -> None:
     """Completes the sizes of the network, and checks what can be checked without images."""
-    cli.check_learning_rates(args)
     if args.capture and args.strategy != "darts":
         raise UserError(f"--capture needs --strategy darts: with {args.strategy}, every step runs another architecture")
     if args.early_stop and not args.eigenvalue_every:

@@ -19,7 +19,6 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -62,7 +61,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
     if cli.runs_code(network.space):  # code: the command line must name it
         own["space"] = args.space
     parser.set_defaults(dataset=network.dataset, model_path=str(Path(args.run) / network.weights), **own)
-    parser.set_values(_images_and_device(args.run))
+    if Path(args.run, "config.json").exists():
+        arguments = cli.read_config(args.run)["arguments"]
+        parser.set_values({name: arguments.get(name) for name in ("data", "skip_bad_images", "gpu")})
     args = parser.parse_args()
     for name, value in own.items():
         if getattr(args, name) != value:
@@ -70,12 +71,6 @@ def parse_arguments() -> tuple[argparse.Namespace, Trained | None]:
                 f"--{name} {getattr(args, name)}: the network in {args.run} has {value}, which is fixed: leave it out"
             )
     return args, network
-
-
-def _images_and_device(run: str) -> dict[str, Any]:
-    """What the run's config.json, where there is one, says of them."""
-    arguments = cli.read_config(run)["arguments"] if Path(run, "config.json").exists() else {}
-    return {name: arguments[name] for name in ("data", "skip_bad_images", "gpu") if name in arguments}
 
 
 def load_images(args: argparse.Namespace, options: data.Options, network: Trained | None) -> data.ImageData:

@@ -52,43 +52,22 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     )
     group = parser.add_argument_group("network")
     recipes.add_network_arguments(parser, group, recipes.IMAGENET)
-    group.add_argument(
-        "--init_from",
-        type=cli.path,
-        metavar="WEIGHTS",
-        help="begin with the weights in this file, except for a classifier of another number of classes",
-    )
-    add = cli.add_weights_arguments(
-        parser, epochs=600, batch_size=recipes.CIFAR_BATCH, learning_rate_min=0.0
-    ).add_argument
+    what = "begin with the weights in this file, except for a classifier of another number of classes"
+    group.add_argument("--init_from", type=cli.path, metavar="WEIGHTS", help=what)
+    group = cli.add_weights_arguments(parser, epochs=600, batch_size=recipes.CIFAR_BATCH, learning_rate_min=0.0)
+    add = group.add_argument
     add("--auxiliary_weight", type=cli.non_negative_float, default=0.4, help="weight of the auxiliary head's loss")
-    add(
-        "--drop_path_prob",
-        type=cli.probability,
-        default=0.2,
-        help="probability of drop path at the end; it grows linearly from 0",
-    )
+    what = "probability of drop path at the end; it grows linearly from 0"
+    add("--drop_path_prob", type=cli.probability, default=0.2, help=what)
     add = parser.add_argument_group("held-out images and best epoch").add_argument
-    add(
-        "--valid_portion",
-        type=cli.probability,
-        default=0.0,
-        help="hold out this share of the training images, and choose the best epoch on it",
-    )
-    add(
-        "--valid_folder",
-        action="store_true",
-        help="choose the best epoch on the images in val/; test/ must be there, too",
-    )
-    add(
-        "--keep",
-        choices=["last", "best"],
-        default="last",
-        help="best: also write the weights of the epoch with the best test accuracy to best.pt",
-    )
+    what = "hold out this share of the training images, and choose the best epoch on it"
+    add("--valid_portion", type=cli.probability, default=0.0, help=what)
+    what = "choose the best epoch on the images in val/; test/ must be there, too"
+    add("--valid_folder", action="store_true", help=what)
+    what = "best: also write the weights of the epoch with the best test accuracy to best.pt"
+    add("--keep", choices=["last", "best"], default="last", help=what)
     recipes.add_arguments(parser)
     args = cli.parse(parser, "eval", arguments)
-    cli.check_learning_rates(args)
     if args.valid_portion and args.valid_folder:
         raise UserError("--valid_portion and --valid_folder both say which images are held out: leave one of them out")
     recipes.check(args)
@@ -145,7 +124,9 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
     work = 1e6 * multiply_adds * args.batch_size
     utils.set_threads(args, work, device)
     if args.sync_bn:
-        distributed.convert(model)
+        from experiment import sync_batchnorm
+
+        sync_batchnorm.convert(model)
     optimizer = recipes.optimizer(model, args)
     scheduler = recipes.scheduler(optimizer, args)
     step = training_step(model, nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, args)

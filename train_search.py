@@ -54,28 +54,19 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     add("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's default")
     add("--layers", type=cli.positive_int, help="number of cells; None: 8, or the space's default")
     add("--nodes", type=cli.positive_int, default=4, help="intermediate nodes in a cell of --space darts")
-    add(
-        "--stem",
-        choices=cli.NETWORKS,
-        default="cifar",
-        help="put this stem before the cells of --space darts; imagenet divides height and width by 8, for images "
-        "from 64 pixels on",
+    what = (
+        "put this stem before the cells of --space darts; imagenet divides height and width by 8, for images from 64 "
+        "pixels on"
     )
+    add("--stem", choices=cli.NETWORKS, default="cifar", help=what)
     cli.add_weights_arguments(parser, epochs=50, batch_size=64, learning_rate_min=0.001)
     add = parser.add_argument_group("alphas").add_argument
     add("--unrolled", action="store_true", help="second order: the validation loss after a virtual step of the weights")
     add("--hvp", choices=HVP, default=HVP[0], help="how to compute the second order's Hessian-vector product")
-    add(
-        "--train_portion",
-        type=cli.proportion,
-        default=0.5,
-        help="train the weights on this share of the training images, and the alphas on the rest",
-    )
-    add(
-        "--valid_folder",
-        action="store_true",
-        help="train the alphas on val/ and the weights on all of train/; needs test/, too",
-    )
+    what = "train the weights on this share of the training images, and the alphas on the rest"
+    add("--train_portion", type=cli.proportion, default=0.5, help=what)
+    what = "train the alphas on val/ and the weights on all of train/; needs test/, too"
+    add("--valid_folder", action="store_true", help=what)
     add("--arch_learning_rate", type=cli.positive_float, default=3e-4, help="learning rate of the alphas' Adam")
     add("--arch_weight_decay", type=cli.non_negative_float, default=1e-3, help="weight decay of the alphas' Adam")
     add("--arch_beta1", type=cli.probability, default=0.5, help="first beta of the alphas' Adam")
@@ -132,7 +123,9 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     work = 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size
     utils.set_threads(args, work, device)
     if args.sync_bn:
-        distributed.convert(model)
+        from experiment import sync_batchnorm
+
+        sync_batchnorm.convert(model)
     optimizer = utils.optimizer(
         torch.optim.SGD,
         model.weight_parameters(),

@@ -230,14 +230,10 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
         raise UserError(
             "--capture cannot be combined with --recompute or with several processes: leave one of them out"
         )
+    if "learning_rate_min" in args and args.learning_rate_min > args.learning_rate:
+        what = f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}"
+        raise UserError(f"{what}: lower it")
     return args
-
-
-def check_learning_rates(args: argparse.Namespace) -> None:
-    """Raises `UserError` if the learning rate would rise."""
-    low, high = args.learning_rate_min, args.learning_rate
-    if low > high:
-        raise UserError(f"--learning_rate_min {low} is above --learning_rate {high}: lower it")
 
 
 # ---- The arguments of a run that is there

@@ -30,7 +30,7 @@ import model_search
 import remedies
 import utils
 from architect import Architect
-from experiment import distributed, errors
+from experiment import distributed, errors, sync_batchnorm
 from model import NetworkCIFAR
 from nas import building
 
@@ -168,7 +168,7 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
         architect = Architect(model, args)
     else:
         model, architect = building.build(args, 3, criterion, torch.device("cpu"))
-    distributed.convert(model)
+    sync_batchnorm.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
     train, draws, valid = data.search_batches(dataset(), options(batch_size=12), "cpu")
     recorder = Recorder(model, optimizer)
@@ -192,7 +192,7 @@ def train_steps():
     edges = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_3x3", 2)]
     model = NetworkCIFAR(2, 3, 3, True, genotypes.Genotype(edges, [2, 3], edges, [2]))
     model.drop_path_prob = 0.0
-    distributed.convert(model)
+    sync_batchnorm.convert(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
     noise = dataset()
     batches = data.train_batches(noise, options(batch_size=26), "cpu")
@@ -232,8 +232,8 @@ def batch_norm(make, x, shares):
     norm = make(3)
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     if distributed.world_size() > 1:
-        distributed.convert(norm)
-        assert type(norm) is distributed.SyncBatchNorm
+        sync_batchnorm.convert(norm)
+        assert type(norm) is sync_batchnorm.SyncBatchNorm
         x = x[shares[distributed.rank()]]
     values = []
     for _ in range(2):
