@@ -97,7 +97,7 @@ class Architect:
         network_optimizer: torch.optim.Optimizer,
         unrolled: bool,
     ) -> None:
-        """One step on the alphas. Leaves the gradient in each alpha's `.grad`. Changes no weight.
+        """One step on the alphas, unless they rest. Leaves the gradient in each alpha's `.grad`. Changes no weight.
 
         Running statistics of BatchNorm are updated as in the original. First order: by the validation batch. Second
         order: by the training batch, in each of the passes at w, w+ and w- (with `exact` only at w), not in that at w'.
@@ -109,6 +109,8 @@ class Architect:
             network_optimizer: the weights' SGD, for its momentum buffers.
             unrolled: second order (equation 6) if true, first order (xi = 0) otherwise.
         """
+        if self.resting:
+            return
         valid_loss = partial(self._loss, input_valid, target_valid, self.amp)
         if not unrolled:
             self.descend(self.first_order_gradient(valid_loss))

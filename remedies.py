@@ -165,8 +165,10 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--arch_warmup {args.arch_warmup} leaves none of the {args.epochs} epochs for the alphas: lower it"
         )
-    if args.arch_warmup and args.capture:
+    if args.capture and args.arch_warmup:
         raise UserError("--capture repeats one step, but --arch_warmup changes it: leave one of them out")
+    if args.capture and (args.weights_first, args.clip_alphas) == ("yes", "yes"):
+        raise UserError("--capture cannot count the gradient of the alphas' last step: add --clip_alphas no")
     if args.hvp != "finite_difference" and not args.unrolled:
         raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")
 

@@ -120,6 +120,8 @@ def run_search(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> 
     # The supernet, and what learns its alphas and its weights.
     criterion = nn.CrossEntropyLoss()
     model, architect = build(args, images.num_classes, criterion, device)
+    if table is not None:
+        table.of(space.of(model.export()))  # that of another space is refused before an epoch is trained
     work = 1e6 * utils.count_multiply_adds(model, images.image_size, images.channels) * args.batch_size
     utils.set_threads(args, work, device)
     if args.sync_bn:
@@ -212,8 +214,7 @@ def search_step(
 
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # 1. Update the alphas by descending the validation loss.
-        if not architect.resting:
-            architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
+        architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
 
         # 2. Update the weights by descending the training loss; the alphas need no gradient here.
         optimizer.zero_grad()

@@ -233,6 +233,8 @@ def parse(parser: Parser, stage: str, arguments: Mapping[str, Any] | None = None
     if "learning_rate_min" in args and args.learning_rate_min > args.learning_rate:
         what = f"--learning_rate_min {args.learning_rate_min} is above --learning_rate {args.learning_rate}"
         raise UserError(f"{what}: lower it")
+    if getattr(args, "recompute", False) and args.space != "darts":
+        raise UserError(f"--recompute needs the cells of --space darts, not {args.space}: leave it out")
     return args
 
 

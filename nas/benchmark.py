@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import csv
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,10 +49,18 @@ class Benchmark:
             raise UserError(f"the benchmark {path} needs a column `architecture` and one of percent for each data set")
         self.accuracies: dict[str, dict[str, float]] = {}
         for row in rows:
+            text = row["architecture"]
+            if text.startswith("{"):  # JSON has many spellings
+                text = Architecture.read(text).text
             try:
-                self.accuracies[row["architecture"]] = {name: float(row[name]) for name in self.datasets}
+                numbers = {name: float(row[name]) for name in self.datasets}
             except (TypeError, ValueError):
-                raise UserError(f"the benchmark {path}: a column of {shown(row)} is not a number") from None
+                numbers = {"": math.nan}
+            if not all(map(math.isfinite, numbers.values())):
+                raise UserError(f"the benchmark {path}: a column of {shown(row)} is not a number")
+            if text in self.accuracies:
+                raise UserError(f"the benchmark {path} has several rows for {text}: keep one, such as their mean")
+            self.accuracies[text] = numbers
         self.dataset = dataset if dataset in self.datasets else self.datasets[0]
         self._ascending = sorted(row[self.dataset] for row in self.accuracies.values())
 

@@ -45,6 +45,8 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
             remedies & {"gate", "perturb"},
             f"does not work with --strategy {args.strategy}, which makes the weights itself",
         )
+    if not args.auxiliary_skip:
+        _refuse(remedies & {"auxiliary_decay", "auxiliary_start", "auxiliary_stop"}, "needs --auxiliary_skip")
     if args.gate == "sigmoid" and args.perturb != "none":
         raise UserError("--perturb needs softmaxed alphas, whose sum is 1: leave --gate sigmoid out")
     if args.gate != "sigmoid" and (args.zero_one_weight or args.gate_threshold):
@@ -61,7 +63,7 @@ def check(args: argparse.Namespace, remedies: Set[str]) -> None:
         given = f"--partial_channels {args.partial_channels} does not divide --init_channels {args.init_channels}"
         raise UserError(f"{given}: change one")
     if args.stem == "imagenet" and not _has_supernet(args.space, strategy):
-        raise UserError("--stem imagenet needs --space darts with --strategy darts or gdas: leave it out")
+        raise UserError("--stem imagenet needs --space darts and a strategy with alphas: leave it out")
 
 
 def _refuse(remedies: Iterable[str], why: str) -> None:

@@ -184,8 +184,9 @@ def _random_mask(mutable: Choice) -> Tensor:
     return mask_of(torch.randperm(len(mutable))[:n_chosen], len(mutable))
 
 
-def mask_of(chosen: Tensor, length: int) -> Tensor:
+def mask_of(chosen: Tensor | list[int], length: int) -> Tensor:
     """(length,) booleans, True at the indices `chosen`."""
+    chosen = torch.as_tensor(chosen, dtype=torch.long)
     return torch.zeros(length, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
 
 
@@ -278,7 +279,7 @@ class DartsMutator(Mutator):
         for mutable in self.input_choices:
             strengths = [strength.get(label, 0.0) for label in mutable.choose_from]
             ranked = sorted(range(len(mutable)), key=strengths.__getitem__, reverse=True)[: mutable.n_chosen]
-            decisions[mutable.key] = mask_of(torch.tensor(ranked), len(mutable))
+            decisions[mutable.key] = mask_of(ranked, len(mutable))
             taken |= {mutable.choose_from[index] for index in ranked}
         offered = {label for mutable in self.input_choices for label in mutable.choose_from}
         return decisions | {key: torch.zeros_like(decisions[key]) for key in weights if key in offered - taken}
@@ -319,16 +320,8 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     """
     if isinstance(architecture, str | Path):
         architecture = Architecture.read(str(architecture)).choices  # as written, whatever the keys
-    space = find_space(model)
-    choices = [mutable for shared in space.values() for mutable in shared if isinstance(mutable, Choice)]
-    keys = {choice.key for choice in choices}
-    missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
-    if missing or unknown:
-        raise UserError(
-            f"this architecture belongs to another space: missing keys {shown(missing)}, unknown keys {shown(unknown)}"
-        )
-    chosen = {choice: chosen_of(choice, architecture[choice.key]) for choice in choices}  # before anything changes
-    fixed: dict[nn.Module, nn.Module] = {choice: _fixed(choice, chosen[choice]) for choice in choices}
+    chosen = chosen_in(model, architecture)  # before anything changes
+    fixed: dict[nn.Module, nn.Module] = {choice: _fixed(choice, indices) for choice, indices in chosen.items()}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in fixed:
@@ -336,7 +329,24 @@ def apply_fixed_architecture(model: nn.Module, architecture: Mapping[str, Any] |
     return fixed.get(model, model)
 
 
-def chosen_of(choice: Choice, value: Any) -> list[int]:
+def chosen_in(model: nn.Module, architecture: Mapping[str, Any]) -> dict[Choice, list[int]]:
+    """{choice of `model`: the positions of its candidates that `architecture` names}.
+
+    Raises:
+        UserError: it is an architecture of another space.
+    """
+    shared = itertools.chain.from_iterable(find_space(model).values())
+    choices = [mutable for mutable in shared if isinstance(mutable, Choice)]
+    keys = {choice.key for choice in choices}
+    missing, unknown = sorted(keys - set(architecture)), sorted(map(str, set(architecture) - keys))
+    if missing or unknown:
+        raise UserError(
+            f"this architecture belongs to another space: missing keys {shown(missing)}, unknown keys {shown(unknown)}"
+        )
+    return {choice: _positions_of(choice, architecture[choice.key]) for choice in choices}
+
+
+def _positions_of(choice: Choice, value: Any) -> list[int]:
     """The positions of the candidates that `value`, an entry of an architecture, names."""
     names = choice.choose_from if isinstance(choice, InputChoice) else list(map(str, choice.labels))
     chosen = []
@@ -354,7 +364,7 @@ def chosen_of(choice: Choice, value: Any) -> list[int]:
 
 def _fixed(choice: Choice, chosen: list[int]) -> nn.Module:
     """The choice without its other candidates, or its only layer."""
-    choice.mask, choice.chosen = mask_of(torch.tensor(chosen, dtype=torch.long), len(choice)), chosen
+    choice.mask, choice.chosen = mask_of(chosen, len(choice)), chosen
     if not isinstance(choice, LayerChoice):
         return choice
     if len(chosen) == 1 and choice.reduction != "none":

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from architectures import Architecture
 from experiment import distributed
 from experiment.run import Run
 from nas.benchmark import Benchmark
-from nas.mutators import chosen_of, mask_of
+from nas.mutators import chosen_in, mask_of
 from pictures import benchmark, curves, drawing
 
 IMAGES = 1000  # of the validation half, about, on which the supernet's accuracy of an architecture is measured
@@ -40,15 +39,17 @@ def rank(
         batches: of the validation half; the first ones are used, the same for all architectures.
     """
     kept: list[tuple[Tensor, Tensor]] = []
+    images = 0
     for batch in batches:
         kept.append(batch)
-        if (images := sum(len(y) for _, y in kept)) >= IMAGES:
+        images += distributed.total(len(batch[1]))  # all processes take the same number of batches
+        if images >= IMAGES:
             break
-    mutator, rows = model.mutator, list[dict[str, Any]]()
-    choices = {choice.key: choice for choice in [*mutator.layer_choices, *mutator.input_choices]}
+    device, rows = next(model.parameters()).device, list[dict[str, Any]]()
     for text in random.Random(0).sample(sorted(table.accuracies), min(count, len(table))):
-        chosen = {key: chosen_of(choices[key], value) for key, value in space.read(text).choices.items()}
-        mutator.decide({key: mask_of(torch.tensor(chosen[key]), len(choice)) for key, choice in choices.items()})
+        chosen = chosen_in(model.network, space.read(text).choices)
+        masks = {choice.key: mask_of(indices, len(choice)).to(device) for choice, indices in chosen.items()}
+        model.mutator.decide(masks)
         accuracy = utils.evaluate(model.network, kept, F.cross_entropy).top1.avg
         rows.append({"architecture": text, "supernet_acc": accuracy, "true_acc": table.accuracies[text][table.dataset]})
     tau = kendall_tau([row["supernet_acc"] for row in rows], [row["true_acc"] for row in rows])

@@ -82,7 +82,7 @@ class Relaxation(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Sets the values that change with the epochs."""
         decay, first, last = self._decay
-        passed = min(max(epoch, first), self.epochs if last is None else last) - first
+        passed = max(0, min(epoch, self.epochs if last is None else last) - first)
         self.auxiliary_weight.fill_(self.auxiliary_skip * DECAYS[decay](passed / max(1, self.epochs - first)))
 
     def before_alphas(self) -> None:

@@ -67,6 +67,6 @@ class SearchModel(nn.Module):
         return {key: weight.item() for key, weight in weights.items()}
 
     def alpha_lines(self) -> list[str]:
-        """Lines for the log about the alphas, one per choice."""
-        status = self.mutator.status() if self.mutator.differentiable else {}
-        return [f"{key}: {' '.join(f'{weight:.4f}' for weight in weights)}" for key, weights in status.items()]
+        """Lines for the log: the softmaxed alphas of each layer choice."""
+        edges = self.alphas_by_edge().items()
+        return [f"{key}: {' '.join(f'{weight:.4f}' for weight in weights.values())}" for key, weights in edges]

@@ -29,8 +29,7 @@ def search_step(
     def step(x: Tensor, y: Tensor, x_valid: Tensor, y_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if weights_first:
             results = weight_step(x, y)
-        if not architect.resting:
-            architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
+        architect.step(x, y, x_valid, y_valid, optimizer.param_groups[0]["lr"], optimizer, unrolled=args.unrolled)
         return results if weights_first else weight_step(x, y)
 
     def weight_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ class Strategy:
     """
 
     mutator: type[Mutator] = RandomMutator
-    resting = False  # whether the alphas rest, if there are any: then `step` is not called
+    resting = False  # whether the alphas rest, if there are any
 
     def __init__(self, model: Any, args: argparse.Namespace) -> None:
         self.model = model
@@ -98,7 +98,8 @@ class Darts(Architect, Strategy):
 
         self.model.relaxation.before_alphas()
         super().step(input_train, target_train, *more, **options)
-        self.model.relaxation.before_weights(train_loss)
+        if not self.resting:
+            self.model.relaxation.before_weights(train_loss)
 
     def settle(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         self.model.relaxation.before_alphas()

@@ -20,6 +20,7 @@ import msgspec
 
 import collapse
 import genotypes
+import remedies
 from architectures import Architecture, load_space
 from architectures.cells import Cells
 from experiment import cli, files
@@ -321,7 +322,7 @@ class Plan:
             if path.exists() or (own.search is None and own.arch != "random"):
                 continue
             run = selected[0].run() if selected else None
-            architecture = run.architecture if run is not None else _random_architecture(self.protocol, own, index)
+            architecture = self._random_architecture(method, index) if run is None else run.architecture
             assert architecture is not None  # the search is complete
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write({path: (json.dumps(architecture.json, indent=2) + "\n").encode()})
@@ -335,38 +336,36 @@ class Plan:
         return str(self.out / method / f"random-{index}.json") if own.arch == "random" else own.arch
 
     def _flags(self, method: str, stage: str) -> Flags:
-        """The flags of a training, in the space that the method searches."""
+        """The flags of a training, in the space that the method searches, or random architectures are drawn from."""
         own = self.protocol.method(method)
-        searched = {} if own.search is None else {**self.protocol.search, **own.search}
+        searched: Flags = {}
+        if own.search is not None or own.arch == "random":
+            searched = self.protocol.search | (own.search or {})
+        searched = remedies.PRESETS.get(str(searched.get("preset")), {}) | searched
         space = {name: value for name, value in searched.items() if name in ("space", "space_arg")}
         return {**self.protocol.common, **space, **getattr(self.protocol, stage), **own.train}
 
+    def _random_architecture(self, method: str, seed: int) -> Architecture:
+        """A random architecture of the method's space, with equal probabilities for every choice."""
+        flags = self._flags(method, "train")
+        space = str(flags.get("space", "darts"))
+        if space == "darts":
+            draw, nodes = random.Random(seed), int(self.protocol.search.get("nodes", 4))
+            concat = range(2, nodes + 2)
+            return Cells(genotypes.Genotype(_random_edges(draw, nodes), concat, _random_edges(draw, nodes), concat))
+        import torch
+
+        from nas.loading import build_network
+        from nas.mutators import RandomMutator
+
+        args = Namespace(space=space, init_channels=None, layers=flags.get("layers"), space_arg=flags.get("space_arg"))
+        args.channels = flags.get("channels", 3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return load_space(space).of(RandomMutator(build_network(args, num_classes=10)).export())
+
     def _job(self, method: str, stage: str, index: int, flags: Flags) -> Job:
         return Job(method, stage, index, self.out / method / f"{stage}-{index}", flags)
-
-
-def _random_architecture(protocol: Protocol, method: Method, seed: int) -> Architecture:
-    """A random architecture of the method's space, with equal probabilities for every choice."""
-    flags = {**protocol.common, **protocol.train, **method.train}
-    space = str(flags.get("space", "darts"))
-    if space == "darts":
-        draw, nodes = random.Random(seed), int(protocol.search.get("nodes", 4))
-        concat = range(2, nodes + 2)
-        return Cells(genotypes.Genotype(_random_edges(draw, nodes), concat, _random_edges(draw, nodes), concat))
-    import torch
-
-    from architectures import networks
-    from nas.loading import build_network
-    from nas.mutators import RandomMutator
-
-    args = Namespace(space=space, init_channels=None, layers=None, space_arg=flags.get("space_arg"))
-    args.channels = flags.get("channels", 3)
-    networks.set_sizes(args, init_channels=36, layers=20)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mutator = RandomMutator(build_network(args, num_classes=10))
-        mutator.reset()
-        return load_space(space).of(mutator.current())
 
 
 def _random_edges(draw: random.Random, nodes: int) -> list[tuple[str, int]]:

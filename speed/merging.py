@@ -18,10 +18,17 @@ from nas.spaces.nasbench201 import CANDIDATES, EDGES, NODES, NASBench201Cell
 
 
 def merge_cells(network: nn.Module) -> None:
-    """Makes the cells of `network` whose BatchNorms have neither parameters nor running statistics `MergedCell`s."""
+    """Makes the cells of `network` whose BatchNorms have neither parameters nor running statistics `MergedCell`s, if
+    their edges mix operations."""
     for cell in network.modules():
-        if type(cell) is NASBench201Cell and all(map(_is_mergeable, cell.modules())):
+        if type(cell) is NASBench201Cell and _mixes(cell) and all(map(_is_mergeable, cell.modules())):
             cell.__class__ = MergedCell
+
+
+def _mixes(cell: NASBench201Cell) -> bool:
+    """Whether the edges run all operations, and no remedy wraps them."""
+    choices: Any = cell.edges.values()
+    return all(len(choice.chosen) > 1 and choice.edge is None for choice in choices)
 
 
 def _is_mergeable(module: nn.Module) -> bool:
@@ -30,14 +37,13 @@ def _is_mergeable(module: nn.Module) -> bool:
 
 
 class MergedCell(NASBench201Cell):
-    """The class that `merge_cells` gives to a cell. It computes as before where an edge runs one operation, or a remedy
-    wraps it."""
+    """The class that `merge_cells` gives to a cell. It computes as before while an edge runs one operation."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if not _mixes(self):
+            return super().forward(input)
         choices: Any = self.edges.values()
-        if all(len(choice.chosen) > 1 and choice.edge is None for choice in choices):
-            return self.mix(input, torch.stack([choice.mask for choice in choices]))
-        return super().forward(input)
+        return self.mix(input, torch.stack([choice.mask for choice in choices]))
 
     def mix(self, x: Tensor, weights: Tensor) -> Tensor:
         """The cell's output; `weights` are those of the operations, (edges, operations)."""

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 from scripts import result, run
@@ -113,6 +114,8 @@ def test_methods_are_compared_by_the_table(table, tmp_path, script):
         ("cell,cifar10\n|none~0|,10\n", "needs a column `architecture` and one of percent"),
         ("architecture,cifar10\n|none~0|,high\n", "is not a number"),
         ("architecture,cifar10\n|none~0|\n", "is not a number"),
+        ("architecture,cifar10\n|none~0|,nan\n", "is not a number"),
+        ("architecture,cifar10\n|none~0|,9\n|none~0|,8\n", "has several rows for |none~0|"),
         ("architecture,cifar10\n|none~0|,10\n", "; it has, for example, |none~0|"),
     ],
 )
@@ -123,6 +126,21 @@ def test_a_wrong_table_is_one_line(content, words, images, tmp_path):
     status, output = run(SEARCH, images, *TINY, "--benchmark", path, "--run_dir", tmp_path / "run")
     assert status == 2
     assert re.search(f"error: .*{re.escape(str(path))}.*{re.escape(words)}", output.splitlines()[-1]), output
+    assert not (tmp_path / "run").exists()
+
+
+def test_cells_of_one_s_own_space_are_ranked(images, tmp_path):
+    """By a table as a spreadsheet writes it, in which JSON is spelt in another way."""
+    table = tmp_path / "made.csv"
+    cells = [{"skip": skip, "second": b, "first": a} for a in (0, 1) for b in (0, 1) for skip in (0, [])]
+    rows = ['"' + json.dumps(cell).replace('"', '""') + f'",{number}' for number, cell in enumerate(cells)]
+    table.write_text("\r\n".join(["architecture,percent", *rows, ""]), encoding="utf-8-sig", newline="")
+    example = Path(__file__).parent.parent / "examples" / "small_space.py"
+    given = ["--space", f"{example}:Net", "--batch_size", "8", "--fast_dev_run", "--benchmark", table, "--rank", "9"]
+    status, output = run(["train_search", *given], images, *TINY[2:], "--run_dir", tmp_path / "run")
+    assert status == 0, output
+    ranking = json.loads((tmp_path / "run" / "ranking.json").read_text())
+    assert sorted(row["true_acc"] for row in ranking) == list(range(8))
 
 
 @pytest.mark.parametrize(

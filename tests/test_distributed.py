@@ -151,7 +151,7 @@ class Recorder:
         pass
 
 
-def search_steps(strategy, unrolled=False, hvp="finite_difference"):
+def search_steps(strategy, unrolled=False, hvp="finite_difference", resting=False):
     """An epoch of a search, and its accuracy: every state on the way."""
     args = Namespace(
         strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net",
@@ -168,6 +168,8 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference"):
         architect = Architect(model, args)
     else:
         model, architect = building.build(args, 3, criterion, torch.device("cpu"))
+    architect.resting = resting
+    torch.manual_seed(distributed.rank())  # as if each process had drawn other numbers before
     sync_batchnorm.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
     train, draws, valid = data.search_batches(dataset(), options(batch_size=12), "cpu")
@@ -210,9 +212,10 @@ def train_steps():
         (search_steps, ("cells", True), 2),
         (search_steps, ("cells", True, "exact"), 2),
         (search_steps, ("random",), 4),
+        (search_steps, ("gdas", False, "finite_difference", True), 2),
         (train_steps, (), 4),
     ],
-    ids=["first order", "second order", "exact", "random", "train"],
+    ids=["first order", "second order", "exact", "random", "gdas, warm-up", "train"],
 )
 def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, processes, double):
     expected = function(*arguments)

@@ -385,6 +385,12 @@ def test_a_compiled_cell_is_the_cell(monkeypatch):
     speed.apply(model, torch.device("cpu"), compiled_for=case["batch"])
     close(model(batch(case, 1)[0]), case["train_logits"], 1e-8)
     assert compiled.count("MergedCell.mix") == 3
+    compiled.clear()
+    model, _, _ = searched(case, auxiliary_skip=1.0)  # a remedy wraps the edges, so their operations are compiled
+    model(batch(case, 1)[0])
+    speed.apply(model, torch.device("cpu"), compiled_for=case["batch"])
+    model(batch(case, 1)[0])
+    assert compiled.count("_Sequence.forward") > 3 * 6 * 2
 
 
 def test_a_fast_cell_convolves_less_often(monkeypatch):
@@ -416,6 +422,8 @@ def test_genotypes():
 
 
 def test_the_log_names_a_cell_as_the_benchmark_does(tmp_path):
+    """Where it is not given by indices or masks."""
+    assert "2" in str(Cell201({"0_1": 2, "0_2": [True, False, False, False, False]}))
     text = GOLDEN["final"][1]["arch"]
     log = tmp_path / "log.txt"
     log.write_text(f"{Cell201.read(text)}\n")

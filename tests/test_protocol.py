@@ -23,10 +23,11 @@ from scipy import stats
 
 import data
 import genotypes
+from architectures import load_space
 from architectures.cells import Cells
 from pictures import protocol as page
 from protocol import results, workers
-from protocol.plan import METHODS, PRESETS, Job, Plan, _random_architecture, configured
+from protocol.plan import METHODS, PRESETS, Job, Plan, configured
 from remedies import check
 
 
@@ -288,16 +289,22 @@ def test_every_search_of_every_method_is_a_command_that_the_script_accepts(tmp_p
 
 
 def test_what_a_search_finds_is_trained_in_its_space(tmp_path):
-    """The published cells are not."""
-    searched = {"space": "nasbench201", "space_arg": "cells=2"}
-    jobs = plan(tmp_path, search=searched, train={"space_arg": "cells=5"}).all_jobs()
-    assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 6 + [None] * 2
-    assert [job.flags.get("space_arg") for job in jobs][:6] == ["cells=2"] * 4 + ["cells=5"] * 2
+    """So are random ones; the published cells are not."""
+    for searched in ({"space": "nasbench201", "space_arg": "reduction=mean"}, {"preset": "nasbench201"}):
+        made = plan(tmp_path, search=searched, train={"space_arg": "track_running_stats=1"})
+        made.methods = ("first", "DARTS_V2", "random")
+        jobs = [job for job in made.all_jobs() if job.stage != "search"]
+        assert [job.flags.get("space") for job in jobs] == ["nasbench201"] * 4 + [None] * 2 + ["nasbench201"] * 2
+        assert [job.flags.get("space_arg") for job in jobs][:2] == [searched.get("space_arg")] * 2
+        assert "random/train-0" in ready(made)
+        assert load_space("nasbench201").read(jobs[-1].flags["arch"]).text.startswith("|")
 
 
-def test_random_cells_are_as_large_as_those_that_are_searched():
-    protocol = configured("smoke", {"search": {"nodes": 6}})
-    assert len(_random_architecture(protocol, METHODS["random"], 0).genotype.normal) == 12
+def test_random_cells_are_as_large_as_those_that_are_searched(tmp_path):
+    made = plan(tmp_path, search={"nodes": 6})
+    made.methods = ("random",)
+    assert ready(made)
+    assert len(load_space("darts").read(str(tmp_path / "random" / "random-0.json")).genotype.normal) == 12
 
 
 @pytest.mark.parametrize(

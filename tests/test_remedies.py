@@ -93,7 +93,9 @@ def perturbs_the_weight_step(model, plain):
 def draws_weights(model, plain):
     """In every pass, in evaluation too; edges have no weights of their own."""
     x, _ = batch(3)
+    lines = model.alpha_lines()
     assert not torch.allclose(model.eval()(x), model(x))
+    assert model.alpha_lines() == lines  # of the alphas, not of what was drawn
     assert not model.betas_by_edge()
 
 
@@ -288,6 +290,9 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
             "--max_skips needs --space darts, whose cells it limits, not nasbench201",
         ),
         ("--arch_warmup 5 --capture", "--capture repeats one step, but --arch_warmup changes it"),
+        ("--preset nasbench201 --capture", "--capture cannot count the gradient"),
+        ("--space nasbench201 --recompute", "--recompute needs the cells of --space darts, not nasbench201"),
+        ("--auxiliary_stop 1", "--auxiliary_stop needs --auxiliary_skip"),
         ("--gate sigmoid --perturb random", "--perturb needs softmaxed alphas"),
         ("--zero_one_weight 1", "add --gate sigmoid"),
         ("--gate sigmoid --gate_rule edge", "--gate_rule edge needs a threshold"),

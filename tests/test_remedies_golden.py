@@ -255,6 +255,11 @@ for case in MINUS["beta_schedule"]:
     decay = case["decay"] or "none", case["T_start"], case["T_stop"]
     make = partial(Relaxation, case["T_max"], float(case["base"]), decay)
     SCHEDULES[f"DARTS-, {decay}"] = make, "auxiliary_weight", case["beta_of_epochs_0_to_49"]
+SCHEDULES["DARTS-, which never decays"] = (
+    partial(Relaxation, 3, 0.5, ("linear", 9, None)),
+    "auxiliary_weight",
+    [0.5] * 3,
+)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

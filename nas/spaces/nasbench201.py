@@ -52,7 +52,7 @@ class Cell201(Architecture):
 
     @property
     def text(self) -> str:
-        return to_string(self.choices)
+        return to_string(self.choices) if self.cells else super().text  # a choice may be an index or a mask
 
     @property
     def cells(self) -> dict[str, Cell]:
