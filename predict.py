@@ -167,14 +167,15 @@ def main() -> None:
     width, class_width = (max(len(errors.printable(text)) for text in texts) for texts in (paths, net.classes))
     failures = 0
     for start in range(0, len(paths), args.batch_size):
-        readable: dict[str, Tensor] = {}
+        readable: list[tuple[str, Tensor]] = []
         for path in paths[start : start + args.batch_size]:
             try:
-                readable[path] = net.preprocess(path)
+                readable.append((path, net.preprocess(path)))
             except UserError as error:
                 errors.tell(str(error))
                 failures += 1
-        for path, prediction in zip(readable, net.predict(readable.values(), args.top), strict=True):
+        predictions = net.predict([image for _, image in readable], args.top)
+        for (path, _), prediction in zip(readable, predictions, strict=True):
             if args.json:
                 print(json.dumps({"image": path, "classes": dict(prediction)}))
                 continue

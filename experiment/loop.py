@@ -23,7 +23,7 @@ EVALUATION = 1 / 3  # time to evaluate a batch, in steps: a forward pass without
 FEW = 5  # steps, after the first, from which the time of the run is estimated
 MEASURED = ("seconds", "seconds_per_step", "memory_mb")  # keys that differ between two runs with the same seed
 
-Step = Callable[..., tuple[Tensor, ...]]  # loss, gradient's norm
+Step = Callable[..., tuple[Tensor, ...]]  # the first is the loss
 
 
 def length(args: Any, batches: int) -> tuple[int, int, int | None]:
@@ -36,8 +36,8 @@ class Loop:
 
     loop = Loop(run, len(train_batches), len(valid_batches))  # after run.restore
     for epoch in loop.epochs():
-        loop.train(model, train_batches, step, meters, lr)
-        measured = evaluate(model, loop.limited(valid_batches), loop.reporter("valid"))
+        loop.train(model, train_batches, meters.metered(step), meters, lr)
+        measured = utils.evaluate(model, loop.limited(valid_batches), criterion, loop.reporter("valid"))
         loop.complete({"train_loss": ..., "valid_loss": ...})
     """
 

@@ -80,8 +80,9 @@ def read_image(path: str, use: Callable[[Image.Image], Tensor]) -> Tensor:
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         # An error number means an error of the system (the file is missing, too many are open), which may not occur the
         # next time.
-        kind = UserError if isinstance(error, OSError) and error.errno is not None else BadImage
-        raise kind(f"{UNDECODABLE}{path}: {error}") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"cannot read the image {path}: {error.strerror}") from None
+        raise BadImage(f"{UNDECODABLE}{path}: {error}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:

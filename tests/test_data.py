@@ -701,7 +701,7 @@ def test_bad_images_are_skipped_and_counted_when_asked_for(folder, monkeypatch, 
 def test_what_is_not_the_image_s_fault_is_not_skipped(folder):
     """Another time the file may be there, and the run another one."""
     (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
-    with pytest.raises(UserError, match=r"train/cat/gone\.png: .*No such file"):
+    with pytest.raises(UserError, match=r"^cannot read the image .*train/cat/gone\.png: No such file"):
         load(folder, skip_bad_images=True)
 
 
