@@ -26,7 +26,7 @@ from torch import Tensor
 
 from experiment import distributed, errors
 from experiment.errors import UserError
-from image_files import ImageData, Images, Levels, MemoryImages, Options, interleave
+from image_files import ImageData, Images, Levels, MemoryImages, Options
 from image_files.sources import DATASETS, FOLDERS, load, load_test, source  # noqa: F401  # what commands need
 
 
@@ -270,33 +270,6 @@ def search_split(data: ImageData, train_portion: float) -> tuple[np.ndarray, np.
     """
     split = len(data.train) - data.valid if data.valid else math.floor(train_portion * len(data.train))
     return np.arange(split), np.arange(split, len(data.train))
-
-
-def hold_out(data: ImageData, portion: float) -> tuple[ImageData, ImageData]:
-    """(`data` without a portion of its training images, the same with this portion as its test images). For 0, both
-    `data`.
-
-    The portion is stratified by class, whatever the seed. With a `valid_folder`, its images are held out instead.
-
-    Raises:
-        UserError: the portion is less than one image, or no image is left.
-    """
-    if data.valid:
-        order, count = np.arange(len(data.train))[::-1], data.valid
-    elif portion:
-        order, count = interleave(data.train.labels.cpu().numpy()), round(portion * len(data.train))
-    else:
-        return data, data
-    if not 0 < count < len(order):
-        raise UserError(
-            f"--valid_portion {portion} of {len(order)} training images holds out {count}: hold out at least one "
-            f"image, and leave one"
-        )
-    held_out, rest = np.sort(order[:count]), np.sort(order[count:])
-    note = f"{count} of {len(order)} training images are held out, to choose the best epoch on"
-    notes = (*data.notes, note, *one_sided(data, held_out, rest))
-    left = replace(data, train=data.train.part(rest), valid=0, notes=notes)
-    return left, replace(left, test=data.train.part(held_out))
 
 
 def one_sided(data: ImageData, *parts: np.ndarray) -> list[str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import nn
 
@@ -17,8 +19,37 @@ import data
 import utils
 from architectures import Architecture, trained
 from experiment import cli, distributed, metrics
+from experiment.errors import UserError
 from experiment.loop import Loop, length
 from experiment.weights import load_weights
+from image_files import interleave
+
+
+def hold_out(images: data.ImageData, portion: float) -> tuple[data.ImageData, data.ImageData]:
+    """(`images` without a portion of its training images, the same with this portion as its test images). For 0, both
+    `images`.
+
+    The portion is stratified by class, whatever the seed. With a `valid_folder`, its images are held out instead.
+
+    Raises:
+        UserError: the portion is less than one image, or no image is left.
+    """
+    if images.valid:
+        order, count = np.arange(len(images.train))[::-1], images.valid
+    elif portion:
+        order, count = interleave(images.train.labels.cpu().numpy()), round(portion * len(images.train))
+    else:
+        return images, images
+    if not 0 < count < len(order):
+        raise UserError(
+            f"--valid_portion {portion} of {len(order)} training images holds out {count}: hold out at least one "
+            f"image, and leave one"
+        )
+    held_out, rest = np.sort(order[:count]), np.sort(order[count:])
+    note = f"{count} of {len(order)} training images are held out, to choose the best epoch on"
+    notes = (*images.notes, note, *data.one_sided(images, held_out, rest))
+    left = replace(images, train=images.train.part(rest), valid=0, notes=notes)
+    return left, replace(left, test=images.train.part(held_out))
 
 
 class Selection:

@@ -37,7 +37,7 @@ from experiment.errors import UserError
 from experiment.loop import Loop, Step, length
 from experiment.run import Callback, Run
 from experiment.weights import load_weights
-from selection import Selection
+from selection import Selection, hold_out
 
 
 def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Namespace:
@@ -112,7 +112,7 @@ def run_training(args: argparse.Namespace, callbacks: Sequence[Callback] = ()) -
 
     # The images to train on, those that every epoch is measured on, and the test images: often the same.
     options = data.Options.of(args)
-    images, measured_images = data.hold_out(data.prepare(options, device), args.valid_portion)
+    images, measured_images = hold_out(data.prepare(options, device), args.valid_portion)
     train_batches = data.train_batches(images, options, device)
     valid_batches, test_batches = (data.test_batches(part, options, device) for part in (measured_images, images))
 

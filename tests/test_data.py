@@ -28,6 +28,7 @@ from sklearn.datasets import load_digits
 
 import data
 import image_files
+import selection
 from experiment import cli
 from experiment.errors import UserError
 from image_files import files, folders, sources
@@ -497,7 +498,7 @@ def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memo
             save(folder / "valid" / name / f"{number}.png", np.full((16, 16, 3), 100 + number, dtype=np.uint8))
     images, plain = load(folder, valid_folder=True), load(folder)
     assert images.notes == (f"the 5 images in {folder}/valid are the validation images",)
-    left, held_out = data.hold_out(images, 0.0)
+    left, held_out = selection.hold_out(images, 0.0)
     for part, expected in ((left.train, plain.train), (left.test, plain.test)):
         assert same(everything(part), everything(expected))
     found = sorted(str(int(x.max()) - 100) + images.classes[y] for x, y in everything(held_out.test))
@@ -518,7 +519,7 @@ def imbalanced(counts=(60, 30, 10)):
 
 def test_held_out_images_are_stratified_and_the_same_in_every_run():
     images = imbalanced()
-    left, held_out = data.hold_out(images, 0.2)
+    left, held_out = selection.hold_out(images, 0.2)
     assert held_out.test.labels.bincount().tolist() == [12, 6, 2]
     assert left.train.labels.bincount().tolist() == [48, 24, 8]
     for part in (left.train, held_out.test):  # every image with its label
@@ -527,15 +528,15 @@ def test_held_out_images_are_stratified_and_the_same_in_every_run():
     assert sorted(numbers.tolist()) == list(range(100))
     assert left.test is images.test
     assert left.notes == ("a note", "20 of 100 training images are held out, to choose the best epoch on")
-    again = data.hold_out(images, 0.2)[1]
+    again = selection.hold_out(images, 0.2)[1]
     assert torch.equal(again.test.images, held_out.test.images)
-    for same_images in data.hold_out(images, 0.0):
+    for same_images in selection.hold_out(images, 0.0):
         assert same_images is images
 
 
 def test_a_class_in_one_part_only_is_named():
     images = imbalanced((40, 40, 1))
-    _, held_out = data.hold_out(images, 0.1)
+    _, held_out = selection.hold_out(images, 0.1)
     advice = "add images of them, or choose another portion"
     assert held_out.notes[-1] == f"warning: all images of these classes are on one side of the split: c: {advice}"
     assert data.one_sided(images, *data.search_split(images, 0.5)) == [held_out.notes[-1].replace(": c:", ": a; b; c:")]
@@ -545,7 +546,7 @@ def test_a_class_in_one_part_only_is_named():
 @pytest.mark.parametrize("portion", [0.001, 0.999])
 def test_a_portion_of_no_image(portion):
     with pytest.raises(UserError, match=f"--valid_portion {portion} of 100 training images holds out (0|100): "):
-        data.hold_out(imbalanced(), portion)
+        selection.hold_out(imbalanced(), portion)
 
 
 def test_kinds_of_images(tmp_path):
