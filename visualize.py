@@ -11,9 +11,9 @@
 
 An architecture is drawn as normal.png and reduction.png, as recurrent.png, or, if it does not consist of such cells, as
 architecture.png. A run also has cells.gif (the cells over the epochs), alphas.png (the softmaxed alphas of every edge),
-operations.png (which operations win, and whether the search has converged) and curves.png (loss, and accuracy or
-perplexity), if it recorded these values. Several runs give curves.png, cells.png and a table, which is printed and
-written to comparison.md.
+operations.png (which operations win, and whether the search has converged), curves.png (loss, and accuracy or
+perplexity), true_accuracy.png and confusion.png, if it recorded these values. Several runs give curves.png, cells.png
+and a table, which is printed and written to comparison.md.
 
 Prints the paths. Takes a second for an architecture, and half a minute for a run of 50 epochs. Replaces pictures of the
 same names.
@@ -121,6 +121,8 @@ def main() -> None:
         help="draw the true accuracies in this table, and the paths of searches in it (docs/nasbench201.md)",
     )
     args = parser.parse_args()
+    if args.report and args.benchmark is not None:
+        raise UserError("--benchmark draws one picture: leave --report out")
     if args.report and args.format != "png":
         raise UserError("--report embeds PNG: leave --format out")
     first, folder = args.what[0], "."
@@ -161,6 +163,8 @@ def of_benchmark(path: str, runs: list[History], format: str) -> dict[str, bytes
     """{file name: picture} of the landscape of a benchmark, with the paths of the runs."""
     from pictures import benchmark, compare, curves
 
+    if others := [run.name for run in runs if not run.found]:
+        raise UserError(f"{', '.join(others)}: only a search has a path among architectures: leave it out")
     table = Benchmark(path, str(runs[0].arguments.get("dataset")))
     return {f"landscape.{format}": curves.save(benchmark.landscape(table, runs, compare.names(runs)), format)}
 

@@ -11,7 +11,7 @@ from typing import Any
 import graphviz
 from PIL import Image
 
-from architectures import Architecture, cell_of, load_space
+from architectures import Architecture, cell_of
 from pictures import drawing
 from pictures.drawing import RelaxedEdge
 from pictures.history import History, strongest
@@ -41,13 +41,11 @@ def animation(run: History) -> bytes | None:
 
 def graphs_of(run: History) -> list[list[graphviz.Digraph]]:
     """For every epoch, its graphs from top to bottom: of all edges if alphas are known, else of the architecture."""
-    space = load_space(run.space)
-    found = [(row, architecture) for row in run.epochs if (architecture := space.of_epoch(row)) is not None]
-    relaxed = [relaxed_edges(architecture, row) for row, architecture in found]
+    relaxed = [relaxed_edges(architecture, row) for row, architecture in run.found]
     strengths = [edge.strength for cells in relaxed for edges in cells.values() for edge in edges]
     low, high = min(strengths, default=0.0), max(strengths, default=0.0)
     epochs = []
-    for (row, architecture), cells in zip(found, relaxed, strict=True):
+    for (row, architecture), cells in zip(run.found, relaxed, strict=True):
         graphs = []
         for name, edges in cells.items():
             scaled = [edge._replace(strength=(edge.strength - low) / ((high - low) or 1)) for edge in edges]

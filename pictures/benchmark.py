@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from architectures import load_space
 from pictures.curves import BEYOND, INK, LINES, MARKERS, near_optimum, styled, subplots
 from pictures.history import History
 
@@ -26,8 +25,7 @@ def landscape(table: Benchmark, runs: Sequence[History], names: Sequence[str]) -
     above.hist(values, bins=bins.tolist(), color="#999999")
     above.set(ylabel="architectures")
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        found = [(each, load_space(run.space).of_epoch(each)) for each in run.epochs]
-        path = [(table.of(one)[table.dataset], each["epoch"] + 1) for each, one in found if one is not None]
+        path = [(table.of(found)[table.dataset], row["epoch"] + 1) for row, found in run.found]
         colour, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
         below.plot(*zip(*path, strict=True), label=name, color=colour, marker=marker, markersize=4, linewidth=1)
     for axes in (above, below):

@@ -58,6 +58,12 @@ class History:
         """The architecture in the folder: of a search, the last one, or the one that early stopping has returned."""
         return load_space(self.space).recorded(self.folder)
 
+    @property
+    def found(self) -> list[tuple[dict[str, Any], Architecture]]:
+        """(metrics, architecture) of the epochs that recorded one, as those of searches do."""
+        space = load_space(self.space)
+        return [(row, found) for row in self.epochs if (found := space.of_epoch(row)) is not None]
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """(epochs, values) of the epochs in which `key` was recorded. Epochs are counted from 1."""
         rows = [row for row in self.epochs if isinstance(row.get(key), int | float)]

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from architectures import load_space
 from nas.benchmark import Benchmark
 from pictures import compare, history
 from pictures.history import History
@@ -64,8 +63,7 @@ def _truth(run: History, table: Benchmark | None) -> Results:
     found = run.architecture
     if table is None or found is None:
         return {}
-    of_epochs = [load_space(run.space).of_epoch(row) for row in run.epochs]
-    path = [table.of(each)[table.dataset] for each in of_epochs if each is not None]
+    path = [table.of(each)[table.dataset] for _, each in run.found]
     return {"true": table.of(found), "skips": sum(found.skips().values()), "path": path}
 
 

@@ -20,8 +20,6 @@ from rnn.model import RNNModel
 class Meters(utils.Meters):
     """The mean loss per word of an epoch or of a text, and its perplexity."""
 
-    _NAMES = ("loss",)
-
     @property
     def ppl(self) -> float:
         """The perplexity, at most e^200: the loss of a supernet may be too large."""

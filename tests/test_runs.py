@@ -82,6 +82,7 @@ def test_a_damaged_run_is_a_users_error(tmp_path, name, content, words):
 def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(script, tmp_path):
     search_run(tmp_path / "run", epochs=1)
     (tmp_path / "empty").mkdir()
+    training_run(tmp_path / "trained", Cells.read("DARTS_V2").genotype)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "metrics.jsonl").write_text('{"epoch": 0}\n')
     before = sorted(tmp_path.rglob("*"))
@@ -92,6 +93,8 @@ def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(script, tmp_path):
         (["empty", "--report"], "nothing to report on"),
         (["DARTS_V2", "--report"], "nothing to report on"),
         (["run", "--report", "--format", "svg"], "--report embeds PNG"),
+        (["run", "--report", "--benchmark", "x.csv"], "leave --report out"),
+        (["run", "trained", "--benchmark", "x.csv"], "trained: only a search has a path"),
     ):
         status, out, error = script("visualize", *arguments)
         assert (status, out, error.count("\n")) == (2, "", 1), error
@@ -330,7 +333,7 @@ def test_the_table(tmp_path):
         nasbench201_run(tmp_path / "c"),
     ]
     one, two, three = compare.table([history.read(path) for path in paths])
-    assert [row["run"] for row in (one, two, three)] == [str(paths[0]), str(paths[1]), "c"]
+    assert [row["run"] for row in (one, two, three)] == ["a/run", "b/run", "c"]
     assert [row["distance"] for row in (one, two, three)] == ["0", str(Cells(v1).distance(Cells(v2))), "-"]
     assert [row["skips"] for row in (one, two, three)] == [
         "2 + 3",
