@@ -1,12 +1,13 @@
+import itertools
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scripts import load
+from scripts import load, result, save_image, succeed
 
 from experiment import cli
 
@@ -68,7 +69,7 @@ def refused(script):
 def no_waiting():
     """A test that waits, for a pipe, fails."""
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
-    signal.alarm(30)
+    signal.alarm(300)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -88,9 +89,22 @@ def images(tmp_path_factory):
     """A folder of 32 small images of two classes to train on, 8 to test on."""
     root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for part, count in (("train", 16), ("test", 4)):
-        for label in ("dark", "light"):
-            (root / part / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 128, (16, 16, 3)) + 127 * (label == "light")
-                Image.fromarray(pixels.astype(np.uint8)).save(root / part / label / f"{number}.png")
+        for label, number in itertools.product(("dark", "light"), range(count)):
+            pixels = generator.integers(0, 128, (16, 16, 3)) + 127 * (label == "light")
+            save_image(root / part / label / f"{number}.png", pixels)
     return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(result, seconds) of a command on images or a text, that nothing disturbs; computed once."""
+    results = {}
+
+    def get(command, data):
+        if (key := str((command, data))) not in results:
+            folder, started = tmp_path_factory.mktemp("undisturbed") / "run", time.monotonic()
+            succeed(command, data, "--run_dir", folder)
+            results[key] = result(folder), time.monotonic() - started
+        return results[key]
+
+    return get

@@ -1,7 +1,5 @@
 """The published implementation's numbers (tests/golden/), and how its networks and batches were filled."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zlib
@@ -19,11 +17,7 @@ def load(name: str):
 
 
 def fill(model: torch.nn.Module, original: Callable[[str], str] = str) -> None:
-    """Fills parameters and buffers by their names, so that no random number generator has to agree.
-
-    Args:
-        original: what the original calls them, where that is something else.
-    """
+    """Fills parameters and buffers by their names; `original`: what the original calls them, where that differs."""
     for key, tensor in model.state_dict().items():
         if is_ours(key):
             continue
@@ -38,6 +32,19 @@ def fill(model: torch.nn.Module, original: Callable[[str], str] = str) -> None:
         else:
             values = r.randn(*shape) * np.sqrt(2 / np.prod(shape[1:]))
         tensor.copy_(torch.as_tensor(values))
+
+
+def fill_by_shape(model: torch.nn.Module) -> None:
+    """Fills parameters and buffers by their shapes alone, so that names need not agree."""
+    for name, tensor in model.state_dict().items():
+        if is_ours(name):
+            continue
+        values = torch.as_tensor(np.cos(0.7 * np.arange(tensor.numel()) + tensor.dim()).reshape(tensor.shape))
+        if tensor.dim() <= 1:
+            values = (1 if name.endswith(("weight", "running_var")) else 0) + 0.1 * values
+        else:
+            values = values * np.sqrt(2 / np.prod(tensor.shape[1:]))
+        tensor.copy_(values)
 
 
 def fill_alphas(model: torch.nn.Module, seed: int, scale: float = 0.5) -> None:
@@ -73,3 +80,8 @@ def close(actual, expected, relative):
 
 def sha256(shapes: dict[str, list[int]]) -> str:
     return hashlib.sha256(json.dumps(sorted(shapes.items())).encode()).hexdigest()
+
+
+def check_names(model: torch.nn.Module, case: dict) -> None:
+    shapes = keys_shapes(model)
+    assert (len(shapes), sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from steps import CPU, REMEDIES, SmallCell, learn
+from test_gpu import batches
 
+import data
 import speed
 from experiment import errors
 from experiment.run import Run
@@ -49,6 +51,12 @@ def test_steps_are_those_of_a_cpu(kind, double):
     tolerance = 1e-6 if kind == "second order" else 1e-9
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_batches_are_those_of_a_cpu():
+    for ours, theirs in zip(*(batches(data.train_batches, device) for device in (DEVICE, CPU)), strict=True):
+        assert ours[0].device.type == DEVICE.type
+        torch.testing.assert_close([tensor.cpu() for tensor in ours], list(theirs))
 
 
 @pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "exact"), "remedies"])

@@ -15,8 +15,11 @@ import traceback
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
+import experiment.run
 from experiment import cli
 from experiment.loop import MEASURED
 
@@ -32,18 +35,13 @@ def load(name):
 
 
 def start(command, images, *arguments, prepare=lambda: None):
-    """`start_plain` on a folder of images.
-
-    `images`: their folder, or the flags that name other data.
-    """
+    """`start_plain` on images: their folder, or the flags that name other data."""
     data = ["--dataset", "folder", "--data", str(images), "--image_size", "16", "--workers", "0"]
     return start_plain([*command, "--gpu", "-1", *(images if isinstance(images, list) else data), *arguments], prepare)
 
 
 def start_plain(command, prepare=lambda: None):
-    """Runs a script in a child process that shares the modules already loaded: its process number and the end of a pipe
-    with its output.
-    """
+    """A script in a child process that shares the loaded modules: its number and a pipe with its output."""
     name, *rest = command
     reader, writer = os.pipe()
     child = os.fork()
@@ -83,6 +81,56 @@ def finish(child, reader):
 
 def run(command, images, *arguments, **options):
     return finish(*start(command, images, *arguments, **options))
+
+
+def succeed(command, images, *arguments, **options):
+    """The output of a command that ends well."""
+    status, output = run(command, images, *arguments, **options)
+    assert status == 0, output
+    return output
+
+
+def refused(command, images, *arguments, **options):
+    """The one line that a command ends with, after what its log has said."""
+    status, output = run(command, images, *arguments, **options)
+    assert status == 2, output
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
+
+
+def at(epoch, step, action):
+    """For `prepare`: `action()` is called when this step of a run, counted from 1, is done and not yet recorded."""
+
+    def prepare():
+        original = experiment.run.Run.complete_step
+
+        def complete_step(run):
+            if (run.progress.epoch, run.progress.step + 1) == (epoch, step):
+                action()
+            original(run)
+
+        experiment.run.Run.complete_step = complete_step
+
+    return prepare
+
+
+def signal_oneself(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def arguments_of(folder):
+    """The arguments on record in a run's config.json."""
+    return json.loads(Path(folder, "config.json").read_text())["arguments"]
+
+
+def edit(path, **fields):
+    """Replaces fields of the object in a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def save_image(path, pixels, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).convert(mode).save(path)
 
 
 def rows_of(folder):
@@ -158,9 +206,7 @@ def log_lines(folder):
 
 
 def without_times(text):
-    """The lines of a log without the time of day, seconds per step and time left; without the lines that hold nothing
-    else.
-    """
+    """The lines of a log without the time of day, seconds per step, and time left."""
     lines = [re.sub(r"^\d\d/\d\d \d\d:\d\d:\d\d [AP]M ", "", line) for line in text.splitlines()]
     lines = [re.sub(r" \| \d+\.\d\d s/(step|batch), [\d a-z]+ left( to evaluate)?$", "", line) for line in lines]
     return [line for line in lines if not line.startswith(("pace: ", "the whole run: "))]

@@ -8,7 +8,6 @@ from torch.utils import _pytree as pytree
 
 import genotypes
 import model_search
-import remedies
 import speed
 import train
 import train_search
@@ -25,35 +24,10 @@ REMEDIES = {"perturb": "random", "auxiliary_skip": 1.0, "partial_channels": 2, "
 
 
 def arguments(**given):
-    defaults = {
-        "space": "darts",
-        "space_arg": None,
-        "strategy_arg": None,
-        "strategy": "darts",
-        "unrolled": False,
-        "hvp": "finite_difference",
-        "eigenvalue_every": 0,
-        "early_stop": None,
-        "init_channels": 2,
-        "layers": 3,
-        "nodes": 4,
-        "amp": False,
-        "momentum": 0.9,
-        "weight_decay": 3e-4,
-        "arch_learning_rate": 3e-2,
-        "arch_weight_decay": 1e-3,
-        "grad_clip": 5,
-        "auxiliary": True,
-        "channels": 3,
-        "image_size": SIZE,
-        "stem": "cifar",
-        "network": "cifar",
-        "auxiliary_weight": 0.4,
-        "report_freq": 1000,
-        "epochs": 1,
-        "capture": False,
-    }
-    return Namespace(**remedies.OFF | defaults | given)
+    """The arguments of a small search, with those of a training beside them."""
+    defaults = vars(train.parse_arguments({})) | vars(train_search.parse_arguments({}))
+    small = {"init_channels": 2, "layers": 3, "image_size": SIZE, "arch_learning_rate": 3e-2, "epochs": 1}
+    return Namespace(**defaults | small | {"network": "cifar", "auxiliary": True} | given)
 
 
 def learn(steps, unrolled=None, *, captured=False, compiled=False, device=CPU, drop_path=True, **given):
@@ -154,7 +128,7 @@ class SmallCell(nn.Module):
         return self.classifier(self.cell(x, x, self.alphas.softmax(-1)).square().mean((2, 3)))
 
 
-def take_epoch(model, batches, step, after_step=lambda: None):
+def take_epoch(model, batches, step):
     """Takes a step on every batch, as `experiment.loop.Loop` does, without a run. Returns the meters."""
     model.train()
     meters, finite = utils.Meters(), FiniteCheck(0, 0.1, "")
@@ -162,5 +136,4 @@ def take_epoch(model, batches, step, after_step=lambda: None):
         loss, logits, norm, *auxiliary_loss = step(x, y, *others)
         finite.note(loss, norm, number)
         meters.update(loss, logits, y, *auxiliary_loss)
-        after_step()
     return meters

@@ -1,7 +1,6 @@
-"""The second order against the gradient of the expression that it stands for, differentiated directly; and what a step
-leaves alone.
-"""
+"""The second order against the gradient of its own expression by autograd alone; what a step leaves alone."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import golden
@@ -12,7 +11,11 @@ from gradients import ARGS, ETA, EXACT, direct_gradient, relative_error, sgd
 
 from architect import Architect
 from model_search import Network
+from nas.loading import load_network
+from nas.mutators import DartsMutator
+from nas.search_model import SearchModel
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "small_space.py"
 pytestmark = pytest.mark.usefixtures("double")
 
 
@@ -44,12 +47,23 @@ def network():
     return model
 
 
+def choices():
+    """A search model of layer choices."""
+    torch.manual_seed(3)
+    space = load_network(f"{EXAMPLE}:Net")(init_channels=2)
+    model = SearchModel(space, DartsMutator(space))
+    with torch.no_grad():
+        for alpha in model.arch_parameters():
+            alpha.normal_()
+    return model
+
+
 def batches(model):
     image_size, classes = (2, 5) if isinstance(model, Toy) else (8, 10)
     return [golden.batch(seed, 3, classes, image_size) for seed in (1, 2)]
 
 
-@pytest.mark.parametrize("build", [network, Toy])
+@pytest.mark.parametrize("build", [network, Toy, choices])
 @pytest.mark.parametrize("sgd_steps", [0, 2], ids=["first step", "with momentum"])
 def test_exact_is_the_gradient_of_the_unrolled_loss(build, sgd_steps):
     model = build()
@@ -61,7 +75,7 @@ def test_exact_is_the_gradient_of_the_unrolled_loss(build, sgd_steps):
 
     # The term is there and matters: without it, the same comparison fails.
     first_order = direct_gradient(model, train, valid, optimizer, eta=0.0)
-    assert relative_error(first_order, expected) > 1e-3
+    assert relative_error(first_order, expected) > 1e-4
 
 
 def test_finite_difference_approaches_the_exact_product():
@@ -109,7 +123,6 @@ def test_first_order_is_the_gradient_of_the_models_own_criterion():
     model = Network(2, 10, 3, criterion)
     _, (x, y) = batches(model)
     expected = torch.autograd.grad(criterion(model(x), y), model.arch_parameters())
-    Architect(model, ARGS).step(
-        None, None, x, y, ETA, None, unrolled=False
-    )  # and reads neither training batch nor optimizer
+    # Neither the training batch nor the optimizer is read.
+    Architect(model, ARGS).step(None, None, x, y, ETA, None, unrolled=False)
     assert relative_error([alpha.grad for alpha in model.arch_parameters()], expected) < 1e-12

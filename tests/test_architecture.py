@@ -6,11 +6,10 @@ from pathlib import Path
 import golden
 import pytest
 
-from architectures import Architecture, cell_of
-from architectures.cells import Cells, edge_of, to_nni
+from architectures import Architecture
+from architectures.cells import Cells, to_nni
 from experiment.errors import UserError
-from genotypes import DARTS_V1, DARTS_V2, AmoebaNet, NASNet, edge_key
-from nas.spaces.nasbench201 import Cell201
+from genotypes import DARTS_V1, DARTS_V2, AmoebaNet
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,27 +69,3 @@ def test_a_space_of_one_s_own_may_call_its_choices_as_it_likes(tmp_path):
             Cells.read(str(form))
     assert Architecture.recorded(tmp_path) == found
     assert Architecture.recorded(tmp_path / "nowhere") is None
-
-
-def test_the_edges_of_a_cell():
-    cell = Cells(NASNet).cells["normal"]
-    assert list(cell.nodes.items())[1:3] == [("c_{k-1}", "input"), ("0", "node")]
-    assert list(cell.nodes)[-1] == "c_{k}"
-    assert cell.edges[0] == ("normal_n2_p1", "c_{k-1}", "0", "sep_conv_5x5")
-    assert cell.concat == ["0", "1", "2", "3", "4"]
-    assert Cells(DARTS_V2).chosen["reduce_n5_p2"] == "skip_connect"
-
-
-def test_keys_of_edges_are_read_as_they_are_made():
-    for cell, node, source in (("normal", 2, 0), ("reduce", 12, 11)):
-        assert edge_of(edge_key(cell, node, source)) == (cell, node, source)
-    assert Cells.ends("reduce_n5_p1") == ("c_{k-1}", "3")
-    assert Cell201.ends("1_3") == ("1", "3")
-    for key in ("normal_n2_switch", "normal_node_0_x_op", "other_n2_p0", "normal_n2_p0\n", "normal_n²_p0", "3_1", ""):
-        assert edge_of(key) is Cells.ends(key) is Cell201.ends(key) is None
-    assert [cell_of(key) for key in ("normal_node_0_x_op", "reduce_n2_p0", "normally_n2", "0_1")] == [
-        "normal",
-        "reduce",
-        "",
-        "",
-    ]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scripts import result, run
+from scripts import refused, result, rows_of, succeed
 
 from architectures import load_space
 from nas.benchmark import Benchmark
@@ -32,11 +32,9 @@ def table(tmp_path_factory):
 def test_a_search_reports_what_the_table_says(images, table, tmp_path):
     plain, judged = tmp_path / "plain", tmp_path / "judged"
     for folder, more in ((plain, []), (judged, ["--benchmark", table, "--rank", "5"])):
-        status, output = run(SEARCH, images, *TINY, *more, "--run_dir", folder)
-        assert status == 0, output
+        output = succeed(SEARCH, images, *TINY, *more, "--run_dir", folder)
 
-    rows = [json.loads(line) for line in (judged / "metrics.jsonl").read_text().splitlines()]
-    space = load_space("nasbench201")
+    rows, space = rows_of(judged), load_space("nasbench201")
     for row in rows:
         text = space.of_epoch(row).text
         assert row["true"] == {"cifar10": 50.25 + 7 * text.count("3x3"), "cifar100": text.count("none")}
@@ -63,16 +61,14 @@ def test_a_search_reports_what_the_table_says(images, table, tmp_path):
     assert str(judged_weights) == str(weights)
 
     # A search without the table is ranked later.
-    status, output = run(SEARCH[:1], images, "--resume", plain, "--benchmark", table, "--rank", "3", *TINY[2:4])
-    assert status == 0, output
+    succeed(SEARCH[:1], images, "--resume", plain, "--benchmark", table, "--rank", "3", *TINY[2:4])
     assert len(json.loads((plain / "ranking.json").read_text())) == 3
 
 
 def test_pictures_of_runs_among_all_cells(images, table, tmp_path, script):
     for seed in ("1", "2"):
         folder = tmp_path / seed
-        status, output = run(SEARCH, images, *TINY, "--seed", seed, "--benchmark", table, "--run_dir", folder)
-        assert status == 0, output
+        succeed(SEARCH, images, *TINY, "--seed", seed, "--benchmark", table, "--run_dir", folder)
     status, output, _ = script("visualize", "--benchmark", table, tmp_path / "1", tmp_path / "2", "--format", "svg")
     assert (status, output) == (0, "landscape.svg\n")
     drawn = (tmp_path / "landscape.svg").read_text()
@@ -123,9 +119,8 @@ def test_a_wrong_table_is_one_line(content, words, images, tmp_path):
     path = tmp_path / "table.csv"
     if content is not None:
         path.write_text(content)
-    status, output = run(SEARCH, images, *TINY, "--benchmark", path, "--run_dir", tmp_path / "run")
-    assert status == 2
-    assert re.search(f"error: .*{re.escape(str(path))}.*{re.escape(words)}", output.splitlines()[-1]), output
+    line = refused(SEARCH, images, *TINY, "--benchmark", path, "--run_dir", tmp_path / "run")
+    assert re.search(f"error: .*{re.escape(str(path))}.*{re.escape(words)}", line)
     assert not (tmp_path / "run").exists()
 
 
@@ -137,8 +132,7 @@ def test_cells_of_one_s_own_space_are_ranked(images, tmp_path):
     table.write_text("\r\n".join(["architecture,percent", *rows, ""]), encoding="utf-8-sig", newline="")
     example = Path(__file__).parent.parent / "examples" / "small_space.py"
     given = ["--space", f"{example}:Net", "--batch_size", "8", "--fast_dev_run", "--benchmark", table, "--rank", "9"]
-    status, output = run(["train_search", *given], images, *TINY[2:], "--run_dir", tmp_path / "run")
-    assert status == 0, output
+    succeed(["train_search", *given], images, *TINY[2:], "--run_dir", tmp_path / "run")
     ranking = json.loads((tmp_path / "run" / "ranking.json").read_text())
     assert sorted(row["true_acc"] for row in ranking) == list(range(8))
 
@@ -151,9 +145,7 @@ def test_cells_of_one_s_own_space_are_ranked(images, tmp_path):
     ],
 )
 def test_what_ranking_needs(given, words, images):
-    status, output = run(SEARCH, images, *given)
-    assert status == 2
-    assert words in output
+    assert words in refused(SEARCH, images, *given)
 
 
 def test_the_column_is_that_of_the_data_set(table):

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,29 +33,27 @@ def benchmark(monkeypatch):
     return load
 
 
-@pytest.fixture
-def table(benchmark, monkeypatch, capsys, images, tmp_path):
-    """hypergradient.py's table for these methods on a tiny smooth network, {method: row}, and what it printed."""
+class Here(nullcontext):
+    """Takes the place of a pool of processes."""
 
-    def run(*arguments, methods=slice(None)):
-        monkeypatch.chdir(tmp_path)
-        folder = ["--dataset", "folder", "--data", images, "--image_size", "8", "--workers", "0"]
-        module = benchmark(
-            "hypergradient", *folder, *TINY, "--batch_size", "8", "--smooth", *arguments, "--json", "table.json"
-        )
-        monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
-        monkeypatch.setattr(module, "METHODS", module.METHODS[methods])
-        module.main()
-        return {
-            row["method"]: row for row in json.loads(Path("table.json").read_text())["rows"]
-        }, capsys.readouterr().out
+    def __init__(self, *_, **__):
+        super().__init__(self)
 
-    return run
+    def submit(self, function, *arguments):
+        value = function(*arguments)
+        return Namespace(result=lambda: value)
 
 
-def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(table):
+def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(
+    benchmark, monkeypatch, images, tmp_path, capsys
+):
     """Central differences are exact to second order: a tenth of the step, a hundredth of the error."""
-    rows, printed = table("--float64", "--search_steps", "1")
+    monkeypatch.chdir(tmp_path)
+    small = "--dataset folder --image_size 8 --workers 0 --batch_size 8 --smooth --float64 --search_steps 1"
+    module = benchmark("hypergradient", *small.split(), "--data", images, *TINY, "--json", "table.json")
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+    module.main()
+    rows = {row["method"]: row for row in json.loads(Path("table.json").read_text())["rows"]}
     first, large, middle, small, exact = (row["relative error"] for row in rows.values())
     assert first > 0.01
     assert large > middle
@@ -62,36 +61,7 @@ def test_finite_differences_of_a_smooth_network_converge_to_the_exact_product(ta
     assert exact < 1e-9
     assert rows["exact"]["cosine"] > 1 - 1e-9
     assert rows["first order"]["cosine"] < 1 - 1e-4
-    assert "batch 8, after 1 steps; torch.float64" in printed
-
-
-def test_the_exact_product_in_float32_is_as_exact_as_float32(table):
-    """Without kinks, at which a rounding may change the gradient by any amount: so on any processor.
-
-    The longest path has 121 layers: in each of 3 cells 3 of preprocessing, and for each of 4 nodes 8 of a separable
-    convolution and a sum; 2 before and 2 after the cells. The gradient of the gradient passes each layer four times,
-    and each pass rounds.
-    """
-    rows, printed = table("--search_steps", "0", methods=slice(-1, None))
-    assert 0 < rows["exact"]["relative error"] < 4 * 121 * torch.finfo(torch.float32).eps
-    assert "torch.float32" in printed
-
-
-class Here:
-    """Takes the place of a pool of processes."""
-
-    def __init__(self, *arguments, **options):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *arguments):
-        value = function(*arguments)
-        return Namespace(result=lambda: value)
+    assert "batch 8, after 1 steps; torch.float64" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

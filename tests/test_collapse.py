@@ -1,8 +1,4 @@
-"""The dominant eigenvalue against the full Hessian's, what measuring it leaves behind (nothing), and the rule that
-stops a search.
-"""
-
-from __future__ import annotations
+"""The dominant eigenvalue against the full Hessian's, and the rule that stops a search."""
 
 import pytest
 import torch
@@ -73,18 +69,6 @@ def test_equals_the_full_hessians(double, seed, indefinite):
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_equals_the_full_hessians_of_the_supernet(double):
-    torch.manual_seed(0)
-    model, (x, y) = Network(1, 3, 3, nn.CrossEntropyLoss(), steps=1, multiplier=1), batch()
-    with torch.no_grad():
-        for alpha in model.arch_parameters():
-            alpha.normal_()
-    expected = dominant(full_hessian(model, x, y))
-    assert collapse.dominant_eigenvalue(model, x, y, tolerance=1e-6, max_iterations=2000) == pytest.approx(
-        expected, rel=1e-8
-    )
-
-
 def test_a_fast_network_has_the_same(double):
     torch.manual_seed(0)
     reference, (x, y) = Network(2, 3, 3, nn.CrossEntropyLoss()), batch()
@@ -127,46 +111,27 @@ def test_measures_twice_the_same_and_in_training_mode():
 # ---- The rule
 
 
-def measured(values: list[float], every: int = 1) -> list[dict]:
-    rows = [{"epoch": epoch} for epoch in range(every * len(values))]
+@pytest.mark.parametrize(
+    ("values", "every", "expected"),
+    [
+        ([0.3] * 50, 1, None),
+        ([0.3 * 0.9**epoch for epoch in range(50)], 1, None),
+        ([-0.1] * 30, 1, None),
+        # One value jumps from 1 to 3 at epoch 20 and stays: the averages around 18, 19, ... are 1.4, 1.8, ...
+        ([1.0] * 20 + [3.0] * 20, 1, (20, 13)),
+        ([1.0] * 20 + [3.0] * 20, 2, (40, 26)),  # measured every second epoch
+        # Around 18: 1.3, and 1 / 1.3 = 0.77 is not below 0.75; around 19: 1.6.
+        ([1.0] * 20 + [2.5] * 20, 1, (21, 14)),
+        # In five epochs by 1.05 ** 5 = 1.28 < 1 / 0.75, and by 1.07 ** 5 = 1.40.
+        ([1.05**epoch for epoch in range(50)], 1, None),
+        ([1.07**epoch for epoch in range(50)], 1, (17, 10)),
+        ([2.0**epoch for epoch in range(50)], 1, (17, 10)),  # no architecture from before epoch 10
+    ],
+)
+def test_the_rule_stops_once_the_average_has_grown_by_a_third(values, every, expected):
+    """(Epoch after which it stops first, epoch whose architecture it returns.)"""
+    metrics = [{"epoch": epoch} for epoch in range(every * len(values))]
     for index, value in enumerate(values):
-        rows[every * index]["eigenvalue"] = value
-    return rows
-
-
-def stopped(metrics: list[dict]) -> tuple[int, int | None]:
-    """(epoch after which the rule stops first, epoch whose architecture it returns)."""
-    for count in range(1, len(metrics) + 1):
-        if (epoch := collapse.stop_at(metrics[:count])) is not None:
-            return metrics[count - 1]["epoch"], epoch
-    return -1, None
-
-
-def test_never_stops_where_nothing_grows():
-    assert stopped(measured([0.3] * 50))[1] is None
-    assert stopped(measured([0.3 * 0.9**epoch for epoch in range(50)]))[1] is None
-
-
-def test_stops_once_the_average_has_grown_by_a_third():
-    # One value jumps from 1 to 3 at epoch 20 and stays: the averages around 18, 19, ... are 1.4, 1.8, ...
-    assert stopped(measured([1.0] * 20 + [3.0] * 20)) == (20, 13)
-    # Around 18: 1.3, and 1 / 1.3 = 0.77 is not below 0.75; around 19: 1.6.
-    assert stopped(measured([1.0] * 20 + [2.5] * 20)) == (21, 14)
-
-
-def test_slow_growth_does_not_stop():
-    # In five epochs by 1.05 ** 5 = 1.28 < 1 / 0.75, and by 1.07 ** 5 = 1.40.
-    assert stopped(measured([1.05**epoch for epoch in range(50)]))[1] is None
-    assert stopped(measured([1.07**epoch for epoch in range(50)])) == (17, 10)
-
-
-def test_no_architecture_from_before_epoch_10():
-    assert stopped(measured([2.0**epoch for epoch in range(50)])) == (17, 10)
-
-
-def test_measuring_every_second_epoch_compares_measurements():
-    assert stopped(measured([1.0] * 20 + [3.0] * 20, every=2)) == (40, 26)
-
-
-def test_averages_that_are_not_positive_do_not_stop():
-    assert stopped(measured([-0.1] * 30))[1] is None
+        metrics[every * index]["eigenvalue"] = value
+    stops = [(row["epoch"], collapse.stop_at(metrics[: number + 1])) for number, row in enumerate(metrics)]
+    assert next((stop for stop in stops if stop[1] is not None), None) == expected

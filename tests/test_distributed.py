@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import pickle
-import re
 import signal
 import socket
 import time
@@ -18,16 +17,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import steps
 import torch
-from scripts import assert_same, finish, load, result, start
-from steps import take_epoch
+from scripts import assert_same, at, finish, load, result, signal_oneself, start
 from torch import nn
 
 import data
-import experiment.run
 import genotypes
 import model_search
-import remedies
 import utils
 from architect import Architect
 from experiment import distributed, errors, sync_batchnorm
@@ -115,9 +112,7 @@ def assert_close(left, right, where="result"):
 
 
 def dataset():
-    """34 images for the weights in batches of 12, so the last has 10, of which 4 processes get 2, 3, 2, 3; as many for
-    the alphas.
-    """
+    """34 images for the weights in batches of 12, of which 4 processes get unequal shares; as many for the alphas."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (68,), generator=generator)
     pixels = torch.randint(256, (68, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -129,38 +124,10 @@ def options(**changed):
     return data.Options(**{"workers": 0, "batch_size": 7, "cutout": True, "cutout_length": 4, **changed})
 
 
-class Recorder:
-    """Takes the place of a run: keeps all that is learned, after every step."""
-
-    args = Namespace(report_freq=1000)
-
-    def __init__(self, model, *optimizers):
-        self.model, self.optimizers = model, optimizers
-        self.progress = experiment.run.Progress()
-        self.states = []
-
-    def complete_step(self):
-        states = [list(optimizer.state_dict()["state"].values()) for optimizer in self.optimizers]
-        state = {"model": self.model.state_dict(), "optimizers": states}
-        self.states.append(torch.utils._pytree.tree_map(torch.clone, state))
-
-    def log(self, message, *values):
-        self.states.append(message % values)
-
-    def save(self):
-        pass
-
-
 def search_steps(strategy, unrolled=False, hvp="finite_difference", resting=False):
-    """An epoch of a search, and its accuracy: every state on the way."""
-    args = Namespace(
-        strategy=strategy, unrolled=unrolled, hvp=hvp, space=f"{ROOT}/examples/small_space.py:Net",
-        channels=3, space_arg=None,
-        strategy_arg=None, stem="cifar", init_channels=4,
-        layers=None,
-        momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-2, arch_weight_decay=1e-3, grad_clip=5,
-        eigenvalue_every=0, early_stop=None, amp=False, epochs=1, **remedies.OFF,
-    )  # fmt: skip
+    """What an epoch of a search leaves, and its accuracy."""
+    space = {"space": f"{ROOT}/examples/small_space.py:Net", "init_channels": 4, "layers": None}
+    args = steps.arguments(strategy=strategy, unrolled=unrolled, hvp=hvp, **space)
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
     if strategy == "cells":
@@ -173,21 +140,18 @@ def search_steps(strategy, unrolled=False, hvp="finite_difference", resting=Fals
     sync_batchnorm.convert(model)
     optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
     train, draws, valid = data.search_batches(dataset(), options(batch_size=12), "cpu")
-    recorder = Recorder(model, optimizer)
-    script = load("train_search")
-    step = script.search_step(model, architect, criterion, optimizer, args)
+    step = load("train_search").search_step(model, architect, criterion, optimizer, args)
     batches = ((*pair, *drawn) for pair, drawn in zip(train, draws, strict=True))
-    meters = take_epoch(model, batches, step, recorder.complete_step)
+    meters = steps.take_epoch(model, batches, step)
     architect.settle(valid)
     measured = utils.evaluate(model, valid, criterion)
     found = "" if strategy == "cells" else model.export()
-    return recorder.states, architect.state_dict(), meters.state_dict(), measured.state_dict(), found
+    states = (part.state_dict() for part in (model, optimizer, architect, meters, measured))
+    return len(train), *states, found
 
 
 def train_steps():
-    """An epoch of training, with the auxiliary head, and with operations that nothing uses: every state on the way, and
-    the accuracy.
-    """
+    """What an epoch of training leaves, with operations that nothing uses, and the accuracy."""
     args = Namespace(auxiliary_weight=0.4, grad_clip=5, amp=False)
     utils.seed_everything(0)
     criterion = nn.CrossEntropyLoss()
@@ -198,11 +162,9 @@ def train_steps():
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
     noise = dataset()
     batches = data.train_batches(noise, options(batch_size=26), "cpu")
-    recorder = Recorder(model, optimizer)
-    script = load("train")
-    meters = take_epoch(model, batches, script.training_step(model, criterion, optimizer, args), recorder.complete_step)
+    meters = steps.take_epoch(model, batches, load("train").training_step(model, criterion, optimizer, args))
     measured = utils.evaluate(model, data.test_batches(noise, options(batch_size=13), "cpu"), criterion)
-    return recorder.states, meters.state_dict(), measured.state_dict()
+    return len(batches), *(part.state_dict() for part in (model, optimizer, meters, measured))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +181,7 @@ def train_steps():
 )
 def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, processes, double):
     expected = function(*arguments)
-    assert len(expected[0]) == 3  # steps
+    assert expected[0] == 3  # steps
     first, *others = together(processes, function, *arguments)
     assert_close(first, expected)
     for other in others:
@@ -227,74 +189,6 @@ def test_processes_learn_what_one_learns_from_the_whole_batch(function, argument
 
 
 # ---- Its parts
-
-
-def batch_norm(make, x, shares):
-    """All that a BatchNorm computes, and its first and second derivatives, with this process's share of x."""
-    torch.manual_seed(1)
-    norm = make(3)
-    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-    if distributed.world_size() > 1:
-        sync_batchnorm.convert(norm)
-        assert type(norm) is sync_batchnorm.SyncBatchNorm
-        x = x[shares[distributed.rank()]]
-    values = []
-    for _ in range(2):
-        x = x.clone().requires_grad_()
-        y = norm(x)
-        first = torch.autograd.grad((y**3).sum(), [x, norm.weight, norm.bias], create_graph=True)
-        second = torch.autograd.grad((first[0] ** 2).sum(), [x, norm.weight])
-        values.append([y.detach(), first[0].detach(), second[0], [first[1].detach(), first[2].detach(), second[1]]])
-        x = 2 * x.detach() + 1
-    return [*values, {key: value.clone() for key, value in norm.state_dict().items()}, norm.eval()(x).detach()]
-
-
-@pytest.mark.parametrize(("make", "shape"), [(nn.BatchNorm2d, (7, 3, 2, 5)), (nn.BatchNorm1d, (7, 3))])
-def test_batch_norm_over_unequal_shares(make, shape, double):
-    x, shares = 5 + torch.randn(shape), [slice(0, 4), slice(4, 5), slice(5, 7)]
-    expected = batch_norm(make, x, shares)
-    actual = together(3, batch_norm, make, x, shares)
-    for i in range(2):
-        for j in range(3):
-            assert_close(torch.cat([values[i][j] for values in actual]), expected[i][j])
-        # The weights' gradients are of each process's own copy: together they are the gradient.
-        assert_close([sum(parts) for parts in zip(*(values[i][3] for values in actual), strict=True)], expected[i][3])
-    for values in actual:
-        assert_close(values[2], expected[2])
-    assert_close(torch.cat([values[3] for values in actual]), expected[3])
-
-
-def contents(batches):
-    return [(x, y.tolist()) for x, y in batches]
-
-
-def joined(lists):
-    return list(itertools.chain(*lists))
-
-
-def test_shares_are_the_batch(monkeypatch):
-    def of(rank, world_size):
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        monkeypatch.setattr(distributed, "world_size", lambda: world_size)
-        common = options(batch_size=11, seed=1), "cpu"
-        return [
-            contents(batches)
-            for batches in (*data.search_batches(dataset(), *common), data.train_batches(dataset(), *common))
-        ]
-
-    whole, shares = of(0, 1), [of(rank, 3) for rank in range(3)]
-    steps = [len(batches) for batches in shares[0]]
-    # 34 = 3 * 11 + 1 and 68 = 6 * 11 + 2: two images are a batch for one process only; to measure on, none is left out.
-    assert [len(batches) for batches in whole] == [3, 3, 4, 7]
-    assert steps == [3, 3, 3, 6]
-    for kind, count in enumerate(steps):
-        for step in range(count - (kind == 2)):
-            x, y = whole[kind][step]
-            assert torch.equal(torch.cat([share[kind][step][0] for share in shares]), x)
-            assert joined(share[kind][step][1] for share in shares) == y
-            sizes = [len(share[kind][step][1]) for share in shares]
-            assert max(sizes) - min(sizes) <= 1
-    assert joined(share[2][-1][1] for share in shares) == whole[2][-2][1] + whole[2][-1][1]
 
 
 def test_batches_that_cannot_be_shared(monkeypatch):
@@ -361,59 +255,25 @@ def command(request, tmp_path):
     return COMMANDS[request.param] + arch
 
 
-every_command = pytest.mark.parametrize("command", COMMANDS, indirect=True)
+def on(rank, prepare):
+    """For `launch`: `prepare` in one of the processes."""
+    return lambda number: prepare() if number == rank else None
 
 
-def at(rank, epoch, step, action):
-    """For `launch`: process `rank` calls `action(run)` when this step is done, before it tells the others."""
-
-    def prepare(number):
-        original = experiment.run.Run.complete_step
-
-        def complete_step(self):
-            if number == rank and (self.progress.epoch, self.progress.step + 1) == (epoch, step):
-                action(self)
-            original(self)
-
-        experiment.run.Run.complete_step = complete_step
-
-    return prepare
-
-
-def signal_oneself(number):
-    return lambda run: os.kill(os.getpid(), number)
-
-
-def file_names(folder):
-    """Sorted; of TensorBoard's files only what does not name the time and the process."""
-    return sorted(re.sub(r"(tfevents).*", r"\1", path.name) for path in folder.iterdir())
-
-
-@every_command
-def test_one_writes_what_one_process_would(command, images, tmp_path):
-    [(status, alone)] = launch(1, command, images, "--run_dir", tmp_path / "one")
-    assert status == 0, alone
-    (status, first), (other_status, other) = launch(2, command, images, "--run_dir", tmp_path / "two")
-    assert (status, other_status) == (0, 0), first + other
-    assert other == ""
-    assert first.count("\n") == alone.count("\n")
-    assert_close(result(tmp_path / "two"), result(tmp_path / "one"))
-    assert file_names(tmp_path / "two") == file_names(tmp_path / "one")
-    assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
-
-
-@every_command
+@pytest.mark.parametrize("command", COMMANDS, indirect=True)
 def test_any_number_of_processes_goes_on(command, images, tmp_path):
     """Two processes, of which the second is asked to stop; one, asked as well; four: as one that was never asked."""
     [(status, output)] = launch(1, command, images, "--run_dir", tmp_path / "one")
     assert status == 0, output
     folder = tmp_path / "run"
-    stopped = launch(2, command, images, "--run_dir", folder, prepare=at(1, 0, 1, signal_oneself(signal.SIGTERM)))
+    stop = on(1, at(0, 1, signal_oneself(signal.SIGTERM)))
+    stopped = launch(2, command, images, "--run_dir", folder, prepare=stop)
     assert [status for status, _ in stopped] == [143, 143], stopped
     assert stopped[1][1] == ""
     assert f"--resume {folder}" in stopped[0][1].splitlines()[-1]
+    assert json.loads((folder / "config.json").read_text())["processes"] == 2
     resume = [*command[:1], *SPACE[:2], "--resume", str(folder)]
-    [(status, output)] = launch(1, resume, images, prepare=at(0, 1, 1, signal_oneself(signal.SIGINT)))
+    [(status, output)] = launch(1, resume, images, prepare=on(0, at(1, 1, signal_oneself(signal.SIGINT))))
     assert status == 130, output
     assert "epoch 0, step 1" in output
     (status, output), *others = launch(4, resume, images)
@@ -421,33 +281,31 @@ def test_any_number_of_processes_goes_on(command, images, tmp_path):
     assert "epoch 1, step 1" in output
     assert others == [(0, "")] * 3
     assert_close(result(folder), result(tmp_path / "one"))
+    ours, others = ({path.name for path in folder.glob("[!e]*")} for folder in (folder, tmp_path / "one"))
+    assert ours - {"checkpoint.prev.pt"} == others - {"checkpoint.prev.pt"}
 
 
-def in_backward(rank):
-    """For `launch`: process `rank` is killed in its second backward pass."""
+def killed_in_backward():
+    """In its second one."""
+    original, calls = torch.Tensor.backward, itertools.count()
 
-    def prepare(number):
-        original, calls = torch.Tensor.backward, itertools.count()
+    def backward(loss, **options):
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(loss, **options)
 
-        def backward(loss, **options):
-            if number == rank and next(calls) == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            original(loss, **options)
-
-        torch.Tensor.backward = backward
-
-    return prepare
+    torch.Tensor.backward = backward
 
 
 @pytest.mark.parametrize(
     ("command", "prepare"),
-    [("second order", at(2, 0, 1, signal_oneself(signal.SIGKILL))), ("train", in_backward(2))],
+    [("second order", at(0, 1, signal_oneself(signal.SIGKILL))), ("train", killed_in_backward)],
     ids=["after a step", "in backward"],
     indirect=["command"],
 )
 def test_a_process_that_dies_ends_the_others(command, prepare, images, tmp_path):
     started = time.monotonic()
-    ends = launch(3, command, images, "--run_dir", tmp_path / "run", prepare=prepare)
+    ends = launch(3, command, images, "--run_dir", tmp_path / "run", prepare=on(2, prepare))
     assert time.monotonic() - started < 60
     for rank, (status, output) in enumerate(ends):
         assert status == (-signal.SIGKILL if rank == 2 else 2), output
@@ -459,7 +317,7 @@ def test_a_process_that_dies_ends_the_others(command, prepare, images, tmp_path)
 def test_a_process_that_hangs_ends_the_others(images, tmp_path):
     def prepare(rank):
         distributed.TIMEOUT = timedelta(seconds=3)
-        at(1, 0, 1, lambda run: time.sleep(5))(rank)
+        on(1, at(0, 1, lambda: time.sleep(5)))(rank)
 
     (status, output), *_ = launch(2, SEARCH, images, "--run_dir", tmp_path / "run", prepare=prepare)
     assert status == 2, output

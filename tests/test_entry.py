@@ -1,6 +1,4 @@
-"""`search()` and `train()` from Python: the runs of the two commands; names of published cells; the auxiliary head's
-loss.
-"""
+"""`search()` and `train()` from Python: the runs of the two commands; names of published cells; the tutorial."""
 
 import ast
 import importlib
@@ -12,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from scripts import assert_same, log_lines, result, rows_of
+from scripts import arguments_of, assert_same, log_lines, result, rows_of
 
 import genotypes
 import train
@@ -40,8 +37,7 @@ def flags(arguments, images):
 
 
 def configured(folder, *but):
-    arguments = json.loads(Path(folder, "config.json").read_text())["arguments"]
-    return {name: value for name, value in arguments.items() if name not in but}
+    return {name: value for name, value in arguments_of(folder).items() if name not in but}
 
 
 def in_a_thread(function, *arguments, **options):
@@ -146,10 +142,7 @@ def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
         ("search", {"images": "digits", "dataset": "cifar10"}, TypeError, "dataset"),
         ("search", {"images": "digit"}, UserError, "digit is neither a folder nor one of cifar10"),
         ("search", {"images": "digits", "epochs": "many"}, UserError, "--epochs: 'many' is not a whole number"),
-        ("search", {"space": "dart", "images": "digits"}, UserError, "unknown space 'dart'"),
-        ("search", {"strategy": "dart", "images": "digits"}, UserError, "unknown strategy 'dart'"),
         ("train", {"network": "darts-v3", "images": "digits"}, UserError, "unknown architecture darts-v3"),
-        ("train", {"arch": "darts-v3", "dataset": "digits"}, UserError, "unknown architecture darts-v3"),
         ("search", {"images": "digits", "unrolled": "yes"}, UserError, "--unrolled: 'yes' is not true or false"),
     ],
 )
@@ -188,48 +181,21 @@ def test_a_folder_comes_before_another_spelling_of_a_name(tmp_path, monkeypatch)
 def test_an_architecture_of_any_space_is_text():
     choices = Architecture({"conv": "large", "skip": [0]})
     for architecture in (choices, Cells(genotypes.NASNet), RecurrentCell(rnn.ENAS)):
-        assert (
-            type(architecture).read(json.dumps(architecture.json))
-            == read_any(json.dumps(architecture.json))
-            == architecture
-        )
+        text = json.dumps(architecture.json)
+        assert type(architecture).read(text) == read_any(text) == architecture
 
 
 # ---- The auxiliary head's loss
 
 
-def test_the_auxiliary_loss_is_logged_apart(script, images, monkeypatch):
-    """And changes nothing of what was logged before."""
-    seen, step = [], train.training_step
-
-    def watched(model, criterion, optimizer, args):
-        model.auxiliary_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach().clone()))
-        taken = step(model, criterion, optimizer, args)
-
-        def watch(x, y):
-            outputs = taken(x, y)
-            seen[-1] = (F.cross_entropy(seen[-1], y), outputs[0], len(y))
-            return outputs
-
-        return watch
-
-    with monkeypatch.context() as context:
-        context.setattr(train, "training_step", watched)
-        train.train("DARTS_V1", images, run_dir="run", report_freq=1, label_smoothing=0.2, **TRAIN)
-    rows, steps = rows_of("run"), len(seen) // 2
-    for row, of_epoch in zip(rows, (seen[:steps], seen[steps:]), strict=True):
-        images_seen = sum(n for *_, n in of_epoch)
-        for key, index in (("train_auxiliary_loss", 0), ("train_loss", 1)):
-            mean = sum(float(step[index]) * step[2] for step in of_epoch) / images_seen
-            assert row[key] == pytest.approx(mean, rel=1e-6)
-    lines = [line for line in log_lines(Path("run")) if line.startswith("train 0")]
-    assert len(lines) == 2 * steps
-    own, auxiliary = float(seen[0][1]), float(seen[0][0])
-    assert lines[0] == f"train 000 loss {own:.3f} top1 {lines[0].split()[5]} auxiliary loss {auxiliary:.3f}"
-
-    train.train("DARTS_V1", images, run_dir="plain", **TRAIN | {"auxiliary": False})
-    assert not any("train_auxiliary_loss" in row for row in rows_of("plain"))
-    assert "auxiliary loss" not in Path("plain/log.txt").read_text()
+def test_the_auxiliary_loss_is_logged_apart(script, images):
+    """tests/test_recipe.py has its value."""
+    for name, auxiliary in (("with", True), ("plain", False)):
+        train.train("DARTS_V1", images, run_dir=name, report_freq=1, **TRAIN | {"auxiliary": auxiliary})
+        assert all(("train_auxiliary_loss" in row) == auxiliary for row in rows_of(name))
+        lines = [line for line in log_lines(Path(name)) if line.startswith("train 0")]
+        assert lines
+        assert all((" auxiliary loss " in line) == auxiliary for line in lines)
 
 
 # ---- The tutorial
@@ -248,11 +214,8 @@ def test_the_tutorial_runs_and_its_page_quotes_it(images, tmp_path, monkeypatch,
     for name in ("SEARCH", "RETRAIN"):
         monkeypatch.setattr(tutorial, name, SMALL | {"fast_dev_run": True, "batch_size": 8})
     tutorial.main()
-    printed = [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if re.match(r"after|\{|runs|plainly|by the paper's recipe: \d", line)
-    ]
+    wanted = re.compile(r"after|\{|runs|plainly|by the paper's recipe: \d")
+    printed = [line for line in capsys.readouterr().out.splitlines() if wanted.match(line)]
     assert len(printed) == 7
     assert "train_auxiliary_loss" in printed[-2]
     exported = ast.literal_eval(printed[1])

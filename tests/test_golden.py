@@ -1,12 +1,11 @@
 """Everything that the original code computes, in float64 (tests/golden/darts_cnn.json)."""
 
-from types import SimpleNamespace
-
 import golden
 import pytest
 import torch
 import torch.nn.functional as F
 from golden import close
+from gradients import ARGS
 
 import genotypes
 import model_search
@@ -21,8 +20,6 @@ WAYS = {
     "channels_last": lambda network: layers.set_memory_format(network, torch.device("cpu")),
     "recomputed": recomputation.recompute,
 }
-ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
-
 pytestmark = pytest.mark.usefixtures("double")
 
 
@@ -32,6 +29,12 @@ def search_network(case, way):
     golden.fill_alphas(network, case["alpha_seed"])
     WAYS[way](network)
     return network
+
+
+def check_norms(norms, expected, tolerance):
+    assert norms.keys() == expected.keys()
+    for name, norm in expected.items():
+        close(norms[name], norm, tolerance)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -71,10 +74,7 @@ def test_three_search_steps(case, way, order, tolerance):
     for alpha, values in zip(network.arch_parameters(), expected["final_alphas"], strict=True):
         close(alpha, values, tolerance)
     names, state = golden.keys_shapes(network), network.state_dict()
-    norms = {name: state[name].norm() for name in names}
-    assert set(norms) == set(expected["final_norms"])
-    for key, norm in expected["final_norms"].items():
-        close(norms[key], norm, tolerance)
+    check_norms({name: state[name].norm() for name in names}, expected["final_norms"], tolerance)
     with torch.no_grad():
         close(network.eval()(golden.batch(seed + 999, case["batch"])[0]), expected["final_eval_logits"], tolerance)
 
@@ -97,23 +97,17 @@ def test_discrete_network(case):
     close(main_loss, case["main_loss"], 1e-8)
     close(loss, case["train_loss"], 1e-8)
     norms = {name: parameter.grad.norm() for name, parameter in network.named_parameters()}
-    assert set(norms) == set(case["grad_norms"])
-    for name, norm in case["grad_norms"].items():
-        close(norms[name], norm, 1e-8)
+    check_norms(norms, case["grad_norms"], 1e-8)
 
 
 @pytest.mark.parametrize(
     "case", GOLDEN["sizes"], ids=lambda case: f"{case['arch']}-{'imagenet' if case['imagenet'] else 'cifar'}"
 )
 def test_sizes_and_names(case):
-    build = NetworkImageNet if case["imagenet"] else NetworkCIFAR
+    build, classes = (NetworkImageNet, 1000) if case["imagenet"] else (NetworkCIFAR, 10)
     with torch.device("meta"):
-        network = build(
-            case["C"], 1000 if case["imagenet"] else 10, case["layers"], case["auxiliary"], names()[case["arch"]]
-        )
-    shapes = golden.keys_shapes(network)
-    assert len(shapes) == case["keys"]
-    assert golden.sha256(shapes) == case["keys_shapes_sha256"]
+        network = build(case["C"], classes, case["layers"], case["auxiliary"], names()[case["arch"]])
+    golden.check_names(network, case)
     millions = sum(p.numel() for name, p in network.named_parameters() if "auxiliary" not in name) / 1e6
     assert millions == pytest.approx(case["params_M_without_auxiliary"], abs=1e-9)
 
@@ -123,9 +117,7 @@ def test_search_network_names():
     with torch.device("meta"):
         network = model_search.Network(case["C"], 10, case["layers"], torch.nn.CrossEntropyLoss())
         small = model_search.Network(2, 10, 3, torch.nn.CrossEntropyLoss())
-    shapes = golden.keys_shapes(network)
-    assert len(shapes) == case["keys"]
-    assert golden.sha256(shapes) == case["keys_shapes_sha256"]
+    golden.check_names(network, case)
     assert golden.keys_shapes(small) == case["keys_shapes_of_C2_layers3"]
     assert sum(weight.numel() for weight in network.weight_parameters()) / 1e6 == pytest.approx(
         case["params_M"], abs=1e-9

@@ -8,12 +8,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import golden
 import numpy as np
 import pytest
 import scripts
 import torch
-import torchvision
 from PIL import ExifTags, Image
 from torch import nn
 from torchvision import transforms
@@ -25,11 +23,9 @@ import recipes
 import utils
 from architectures import networks
 from architectures.cells import Cells
-from experiment import cli
 from experiment.errors import UserError
-from experiment.weights import load_weights
 from image_files import files
-from model import AuxiliaryHeadImageNet, NetworkImageNet
+from model import NetworkImageNet
 from model_search import Network
 from pictures import compare, history
 
@@ -44,13 +40,6 @@ def arguments(**changed):
 # ---- The network
 
 
-def test_the_auxiliary_head_pools_as_the_original_s_at_224():
-    x = torch.randn(2, 4, 7, 7)
-    assert torch.equal(
-        AuxiliaryHeadImageNet(4, 10).features[1](x), nn.AvgPool2d(5, stride=2, padding=0, count_include_pad=False)(x)
-    )
-
-
 @pytest.mark.parametrize("size", [64, 96, 128, 160, 224, 320])
 def test_every_allowed_image_size(size):
     network = NetworkImageNet(4, 5, 3, True, genotypes.DARTS_V2, in_channels=1)
@@ -58,34 +47,11 @@ def test_every_allowed_image_size(size):
     assert logits.shape == auxiliary.shape == (2, 5)
 
 
-def test_the_authors_weights_load(tmp_path):
-    """A file with the names and shapes of their state_dict(), which lacks BatchNorm's counters."""
-    [case] = [
-        case for case in golden.load("darts_cnn.json")["sizes"] if case["imagenet"] and case["arch"] == "DARTS_V2"
-    ]
-    args = arguments(network="imagenet", init_channels=case["C"], layers=case["layers"], auxiliary=case["auxiliary"])
-    with torch.device("meta"):  # which initialises nothing, and so takes no seconds
-        network = networks.build_discrete(args, 1000, V2)
-    ours = network.to_empty(device="cpu")
-    weights = {
-        key: torch.rand_like(value)
-        for key, value in ours.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-    assert golden.sha256({key: list(value.shape) for key, value in weights.items()}) == case["keys_shapes_sha256"]
-    torch.save(weights, tmp_path / "imagenet.pt")
-    load_weights(ours, str(tmp_path / "imagenet.pt"))
-    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in weights.items())
-    assert utils.count_parameters_in_MB(ours) == pytest.approx(4.718752, abs=1e-9)
-
-
 @pytest.mark.parametrize(
     ("channels", "millions", "multiply_adds"), [(48, 4.718752, 529.911552), (50, 5.079375, 573.4728)]
 )
 def test_the_papers_multiply_adds_are_those_of_50_channels(channels, millions, multiply_adds):
-    """The paper says 4.7 M parameters, which 48 channels have, and 574 M multiply-adds, which 50 channels need, but for
-    the last digit.
-    """
+    """The paper's 4.7 M parameters are those of 48 channels, its 574 M multiply-adds those of 50."""
     with torch.device("meta"):
         network = networks.build_discrete(arguments(network="imagenet", init_channels=channels, layers=14), 1000, V2)
         assert utils.count_multiply_adds(network, 224) == pytest.approx(multiply_adds, abs=1e-9)
@@ -121,32 +87,19 @@ def folder(images, size):
         ("--image_size 72", "multiple of 32 pixels, from 64 on: --image_size is 72"),
         ("--image_size 32", "multiple of 32 pixels, from 64 on: --image_size is 32"),
         ("--image_size 64 --init_channels 3", "--init_channels 3 is odd"),
+        ("--space nasbench201", "--network imagenet needs --space darts"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(flags, words, refused, images):
     assert words in refused("train", *folder(images, 64), *TINY, *flags.split())
 
 
-def test_a_network_of_another_space_is_refused(refused, images):
-    assert "--network imagenet needs --space darts" in refused(
-        "train", *folder(images, 64), "--network", "imagenet", "--space", "nasbench201"
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
     """A run with the network for ImageNet."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sys, "argv", ["train.py", *map(str, [*folder(images, 64), *TINY, "--epochs", 2, "--run_dir", run])]
-        )
-        cli.run(scripts.load("train").main)
+    scripts.succeed(["train", *TINY, "--epochs", "2"], images, "--image_size", "64", "--run_dir", run)
     return run
-
-
-def recorded(run):
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def measured(lines):
@@ -154,20 +107,17 @@ def measured(lines):
 
 
 def test_a_run_says_which_network_it_is_and_the_other_commands_know(done, trained, images):
-    assert json.loads((trained / "config.json").read_text())["arguments"]["network"] == "imagenet"
+    assert scripts.arguments_of(trained)["network"] == "imagenet"
     assert json.loads((trained / "network.json").read_text())["network"] == "imagenet"
     assert "network: imagenet, whose stem divides" in (trained / "log.txt").read_text()
     out = done("test", trained)
-    assert measured(out) == pytest.approx(recorded(trained)["test_loss"], rel=1e-5)
+    assert measured(out) == pytest.approx(scripts.rows_of(trained)[-1]["test_loss"], rel=1e-5)
     out = done("test", *folder(images, 64), *TINY, "--model_path", trained / "weights.pt")
-    assert measured(out) == pytest.approx(recorded(trained)["test_loss"], rel=1e-5)
+    assert measured(out) == pytest.approx(scripts.rows_of(trained)[-1]["test_loss"], rel=1e-5)
     net = predict.load(trained)
     assert isinstance(net.model.network, NetworkImageNet)
-    run, sizes = (
-        history.read(trained),
-        (utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64)),
-    )
-    assert compare.size(run) == sizes
+    sizes = utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64)
+    assert compare.size(history.read(trained)) == sizes
 
 
 # ---- The recipe
@@ -227,15 +177,10 @@ def test_validation_resizes_and_cuts_as_torchvision(shape):
 def test_training_crops_flips_and_distorts_as_torchvision(wide):
     """With torchvision's own transforms, seeded with the numbers that stand for an image."""
     images = load(wide, centre_crop=0.875)
-    reference = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(64),
-            transforms.RandomHorizontalFlip(),
-            transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-        ]
-    )
+    changed = [transforms.RandomResizedCrop(64), transforms.RandomHorizontalFlip()]
+    changed.append(transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2))
+    normalised = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    reference = transforms.Compose([*changed, transforms.ToTensor(), normalised])
     batches = train_batches(images)
     batches.set_epoch(1)
     order = batches._plan(1)
@@ -287,9 +232,7 @@ NAMES = ("n01440764", "n01443537", "n02012849", "Opa's Schiffe", "Müllers Frös
 
 @pytest.fixture
 def wide(tmp_path):
-    """A folder in torchvision's layout: six classes, images of many shapes; and ImageNet's own test images, which have
-    no classes.
-    """
+    """A folder in torchvision's layout, of images of many shapes; ImageNet's test images have no classes."""
     root = tmp_path / "imagenet"
     for part, count in (("train", 5), ("val", 3)):
         for number, name in enumerate(NAMES):
@@ -321,8 +264,6 @@ def test_nothing_is_read_into_memory_and_classes_are_those_of_the_folders(wide):
     assert isinstance(images.test, files.FileImages)
     assert (images.classes, len(images.test)) == (tuple(sorted(NAMES)), 18)
     assert (images.mean, images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    found = sorted(zip(map(os.fsdecode, images.train.paths), images.train.labels, strict=True))
-    assert found == sorted(torchvision.datasets.ImageFolder(wide / "train").samples)
     x, y = images.test[4]
     path = os.fsdecode(images.test.paths[4])
     assert torch.equal(x, files.decode(path, 64, centre_crop=0.875))
@@ -354,21 +295,16 @@ def test_an_epoch_is_the_same_with_any_number_of_workers_and_from_the_middle(wid
     assert next(iter(batches))[0].numpy().tobytes() != runs[0][0][0]
 
 
-def test_each_process_decodes_its_share_of_the_same_batch(wide, monkeypatch):
+def test_processes_crop_the_images_of_their_shares_as_one_does(wide, monkeypatch):
     images = load(wide)
     whole = [x for x, _ in train_batches(images)]
-    read, parts = files.read_image, []
-    monkeypatch.setattr(files, "read_image", lambda path, use: parts[-1].append(path) or read(path, use))
     monkeypatch.setattr(data.distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(data.distributed, "rank", lambda rank=rank: rank)
-        parts.append([])
         shares.append([x for x, _ in train_batches(images)])
     for x, *of_ranks in zip(whole, *shares, strict=True):
-        rows = {row.numpy().tobytes() for part in of_ranks for row in part}
-        assert rows == {row.numpy().tobytes() for row in x}
-    assert not {*parts[0]} & {*parts[1]}
+        assert torch.equal(torch.cat(of_ranks), x)
 
 
 PRESET = shlex.split(
@@ -379,9 +315,8 @@ PRESET = shlex.split(
 def test_the_preset_trains_tests_and_goes_on(done, script, wide, tmp_path):
     flags = [*PRESET, "--data", wide, "--auxiliary", "--epochs", 2, "--batch_size", 8, "--run_dir", "run"]
     done("train", *flags)
-    arguments = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    arguments, rows = scripts.arguments_of("run"), scripts.rows_of("run")
     assert (arguments["epochs"], arguments["gamma"], arguments["label_smoothing"]) == (2, 0.97, 0.1)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.097])
     assert all(row["test_acc"] <= row["test_top5"] <= 100 for row in rows)
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -409,7 +344,7 @@ def test_bare_weights_are_tested_with_the_validation_images_alone(done, refused,
     shutil.rmtree(wide / "train")
     shutil.copy("run/weights.pt", "weights.pt")
     out = done("test", *flags, "--model_path", "weights.pt")
-    assert measured(out) == pytest.approx(recorded(tmp_path / "run")["test_loss"], rel=1e-5)
+    assert measured(out) == pytest.approx(scripts.rows_of("run")[-1]["test_loss"], rel=1e-5)
     shutil.rmtree(val)
     (wide / "test").rename(val)
     assert "ImageNet's validation images come without: docs/imagenet.md sorts them into classes" in refused(

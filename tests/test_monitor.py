@@ -1,6 +1,4 @@
-"""What a run shows while it runs: metrics, TensorBoard, bar, warnings, the early stop; and that watching changes
-nothing.
-"""
+"""What a run shows while it runs: metrics, TensorBoard, bar, warnings, the early stop. Watching changes nothing."""
 
 import io
 import json
@@ -13,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from scripts import load, log_lines, rows_of, run
+from scripts import load, log_lines, rows_of, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import collapse
@@ -41,9 +38,15 @@ def searched(images, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("searched") / "run"
     command = ["train_search", *CELLS[2:], "--epochs", "3", "--eigenvalue_every", "2"]
-    status, output = run(command, images, "--image_size", "8", "--run_dir", folder, prepare=prepare)
-    assert status == 0, output
+    output = succeed(command, images, "--image_size", "8", "--run_dir", folder, prepare=prepare)
     return folder, output
+
+
+# What a training, another space, a remedy (test_remedies.py) and a benchmark (test_benchmark.py) record.
+ELSEWHERE = """
+    train_auxiliary_loss test_loss test_acc drop_path_prob class_acc confusion class images valid_top5 test_top5
+    entropy skips betas auxiliary_weight perturbation temperature true true_acc true_best true_optimum true_rank
+"""
 
 
 def test_metrics_hold_everything_that_the_documentation_names(searched):
@@ -53,19 +56,7 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert ["eigenvalue" in row for row in rows] == [True, False, True]
     for row in rows:
-        elsewhere = {
-            "train_auxiliary_loss",
-            "test_loss",
-            "test_acc",
-            "drop_path_prob",
-            "class_acc",
-            "confusion",
-            "class",
-        }
-        elsewhere |= {"images", "valid_top5", "test_top5", "entropy", "skips"}  # of a training, and in other spaces
-        remedies = {"betas", "auxiliary_weight", "perturbation", "temperature"}  # tests/test_remedies.py has those
-        benchmark = {"true", "true_acc", "true_best", "true_optimum", "true_rank"}  # tests/test_benchmark.py has those
-        assert set(row) | {"eigenvalue"} == documented - elsewhere - remedies - benchmark
+        assert set(row) | {"eigenvalue"} == documented - set(ELSEWHERE.split())
         assert len(row["alphas"]) == 28
         for edge in row["alphas"].values():
             assert list(edge) == genotypes.PRIMITIVES
@@ -83,15 +74,13 @@ def test_metrics_derive_the_genotype_that_they_hold(searched):
     for row in rows_of(searched[0]):
         for cell in ("normal", "reduce"):
             for node in range(2, 6):
-                weights = {source: row["alphas"][f"{cell}_n{node}_p{source}"] for source in range(node)}
-                best = {
-                    source: max((w, name) for name, w in edge.items() if name != "none")
-                    for source, edge in weights.items()
-                }
-                strongest = sorted(best, key=best.get, reverse=True)[:2]
-                assert row["genotype"][cell][2 * node - 4 : 2 * node - 2] == [
-                    [best[source][1], source] for source in strongest
-                ]
+                best = []
+                for source in range(node):
+                    edge = row["alphas"][f"{cell}_n{node}_p{source}"]
+                    weight, name = max((weight, name) for name, weight in edge.items() if name != "none")
+                    best.append((weight, [name, source]))
+                chosen = [edge for _, edge in sorted(best, reverse=True)[:2]]
+                assert row["genotype"][cell][2 * node - 4 : 2 * node - 2] == chosen
 
 
 def test_tensorboard_shows_the_metrics(searched):
@@ -103,21 +92,15 @@ def test_tensorboard_shows_the_metrics(searched):
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([row[key] for row in rows], rel=1e-6)
     assert [event.step for event in events.Scalars("eigenvalue")] == [1, 3]
-    tags = events.Tags()
-    assert {"entropy/normal", "entropy/reduce", "seconds_per_step", "memory_mb"} <= set(tags["scalars"])
-    groups = sorted({tag.partition("/")[0] for tag in tags["scalars"]})  # as TensorBoard shows them
-    assert groups[-28:] == sorted(f"softmaxed alphas {edge}" for edge in rows[0]["alphas"])
-    assert sum(tag.startswith("softmaxed alphas ") for tag in tags["scalars"]) == 28 * 8
+    tags = set(events.Tags()["scalars"])
+    assert {"entropy/normal", "entropy/reduce", "seconds_per_step", "memory_mb"} <= tags
+    assert sum(tag.startswith("softmaxed alphas ") for tag in tags) == 28 * 8
     [*_, last] = events.Scalars("softmaxed alphas normal_n3_p1/sep_conv_5x5")
     assert last.value == pytest.approx(rows[-1]["alphas"]["normal_n3_p1"]["sep_conv_5x5"], rel=1e-6)
-    changed = [
-        1 + index for index, row in enumerate(rows) if index == 0 or row["genotype"] != rows[index - 1]["genotype"]
-    ]
+    before = [None, *(row["genotype"] for row in rows)]
+    changed = [number for number, row in enumerate(rows, start=1) if row["genotype"] != before[number - 1]]
     for cell in ("normal", "reduction"):
-        pictures = events.Images(f"architecture/{cell}")
-        assert [picture.step for picture in pictures] == changed
-        shown = Image.open(io.BytesIO(pictures[0].encoded_image_string))
-        assert shown.size == (pictures[0].width, pictures[0].height)
+        assert [picture.step for picture in events.Images(f"architecture/{cell}")] == changed
 
 
 def test_nothing_but_lines_where_there_is_no_terminal(searched):
@@ -131,36 +114,25 @@ def test_nothing_but_lines_where_there_is_no_terminal(searched):
 def test_watching_changes_nothing(searched, images, tmp_path):
     watched, plain = searched[0], tmp_path / "run"
     command = ["train_search", *CELLS[2:], "--epochs", "3"]  # in a process of its own, too: with as many threads
-    status, output = run(command, images, "--image_size", "8", "--run_dir", plain)
-    assert status == 0, output
+    succeed(command, images, "--image_size", "8", "--run_dir", plain)
     ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (watched, plain))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     for left, right in zip(rows_of(watched), rows_of(plain), strict=True):
         for key in (*MEASURED, "eigenvalue"):
             left.pop(key, None), right.pop(key, None)
         assert left == right
-    lines = (plain / "log.txt").read_text()
-    before, _, _ = lines.partition("train 001 ")
-    assert not re.search(r"train 000 loss .*left$", before, re.MULTILINE)  # the first step may have to compile
-    assert re.search(r"train 001 loss .* \| \S+ s/step, .* left$", lines, re.MULTILINE)
-    assert re.search(r"param size = \d+\.\d+ million", lines)
     kept = [line for line in log_lines(watched)[1:] if not line.startswith("eigenvalue")]
     assert [line.replace(str(watched), str(plain)) for line in kept] == log_lines(plain)[1:]
 
 
-def test_spaces_without_cells(images, script):
-    command = ["train_search", *SMALL_SPACE, "--data", images, "--epochs", "1"]
-    script(*command, "--run_dir", "darts")
-    [row] = rows_of(Path("darts"))
+def test_spaces_without_cells(images, done):
+    done("train_search", *SMALL_SPACE, "--data", images, "--epochs", "1", "--run_dir", "run")
+    [row] = rows_of(Path("run"))
     assert list(row["alphas"]) == ["first", "second"]
     assert list(row["alphas"]["first"]) == ["0", "1", "none"]
     assert math.fsum(row["alphas"]["first"].values()) == pytest.approx(1, abs=1e-6)
     assert row["entropy"] == pytest.approx(math.log(3), abs=1e-3)
     assert row["skips"] == 0
-    script(*command, "--run_dir", "random", "--strategy", "random")
-    [row] = rows_of(Path("random"))
-    assert row["alphas"] == {}
-    assert "entropy" not in row
 
 
 # ---- Collapse
@@ -192,13 +164,6 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
         module.main()
         assert (folder / "metrics.jsonl").read_bytes() == before
         assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
-
-
-def test_without_alphas_there_is_no_eigenvalue(images, script):
-    for flags in (["--eigenvalue_every", "1"], ["--early_stop", "eigenvalue"]):
-        status, _, error = script("train_search", *SMALL_SPACE, "--data", images, "--strategy", "random", *flags)
-        assert (status, error.count("\n")) == (2, 1)
-        assert "--strategy random has none" in error
 
 
 def test_a_warning_for_every_new_number_of_skip_connections():
@@ -286,23 +251,15 @@ def test_times_in_words():
     assert [errors.duration(time) for time in seconds] == words
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        ("__init__", OSError(28, "No space left on device")),
-        ("add_scalar", OSError(28, "No space left on device")),
-        ("close", RuntimeError("a fault")),
-    ],
-)
-def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script, monkeypatch, name, error):
+@pytest.mark.parametrize("name", ["__init__", "add_scalar", "close"])
+def test_tensorboard_s_failure_ends_the_recording_and_not_the_run(images, script, monkeypatch, name):
     def failing(*_, **__):
-        raise error
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensorboard.SummaryWriter, name, failing)
     status, out, _ = script("train_search", *SMALL_SPACE, "--data", images, "--epochs", "2", "--run_dir", "run")
     assert status == 0
-    reason = "No space left on device" if isinstance(error, OSError) else "RuntimeError('a fault')"
-    assert out.count(f"cannot write for TensorBoard ({reason})") == 1
+    assert out.count("cannot write for TensorBoard (No space left on device)") == 1
     assert len(rows_of(Path("run"))) == 2
 
 
@@ -314,16 +271,6 @@ def test_a_picture_s_failure_does_not_end_a_search(images, script, monkeypatch):
     assert out.count("cannot draw the architecture (KeyError('se_conv_3x3'))") == 1
     assert "no pictures: KeyError('se_conv_3x3')" in out.splitlines()[-1]
     assert len(EventAccumulator("run").Reload().Scalars("lr")) == 2
-
-
-def test_drop_path_is_recorded_where_there_is_some(images, done):
-    space = ["--space", "nasbench201", "--arch", "arch.json"]
-    edges = ["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"]
-    Path("arch.json").write_text(json.dumps(dict.fromkeys(edges, "conv_1x1")))
-    for name, network in (("cells", ["--layers", "3"]), ("other", space)):
-        arguments = [*TINY, "--init_channels", "2", *network, "--data", images, "--epochs", "1", "--run_dir", name]
-        done("train", *arguments)
-        assert ["drop_path_prob" in row for row in rows_of(Path(name))] == [name == "cells"]
 
 
 def test_a_run_on_the_cpu_leaves_the_gpu_alone(images, done, monkeypatch):

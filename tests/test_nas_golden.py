@@ -1,6 +1,4 @@
-"""NNI 2.0's numbers for its search spaces, in float64 (tests/golden/nni_spaces.json), and what it exported
-(nni_exports.json).
-"""
+"""NNI 2.0's numbers for its search spaces, in float64, and what it exported (tests/golden/nni_*.json)."""
 
 import json
 from pathlib import Path
@@ -14,24 +12,19 @@ from torch import nn
 
 from nas.loading import load_network
 from nas.mutables import InputChoice, LayerChoice, MutableScope, reset_mutable_counter
-from nas.mutators import DartsMutator, RandomMutator, apply_fixed_architecture
+from nas.mutators import RandomMutator, apply_fixed_architecture
 from nas.spaces.darts import DartsCell
 from nas.spaces.enas import ENASMacroGeneralModel, ENASMicroLayer
 from nas.spaces.nasbench201 import NASBench201Cell
 
 GOLDEN = golden.load("nni_spaces.json")
 MNIST = Path(__file__).parent.parent / "examples" / "mnist_choices.py"
+MICRO = "ENASMicroLayer: num_nodes=5, in_channels_pp=6, in_channels_p=8, out_channels=4, reduction="
 SPACES = {
     "DartsCell(normal)": (lambda: DartsCell(4, 12, 16, 4, False, False), [(2, 12, 8, 8), (2, 16, 8, 8)]),
     "DartsCell(reduce)": (lambda: DartsCell(4, 12, 16, 4, False, True), [(2, 12, 8, 8), (2, 16, 8, 8)]),
-    "ENASMicroLayer: num_nodes=5, in_channels_pp=6, in_channels_p=8, out_channels=4, reduction=False": (
-        lambda: ENASMicroLayer(5, 6, 8, 4, False),
-        [(2, 6, 8, 8), (2, 8, 8, 8)],
-    ),
-    "ENASMicroLayer: num_nodes=5, in_channels_pp=6, in_channels_p=8, out_channels=4, reduction=True": (
-        lambda: ENASMicroLayer(5, 6, 8, 4, True),
-        [(2, 6, 8, 8), (2, 8, 8, 8)],
-    ),
+    f"{MICRO}False": (lambda: ENASMicroLayer(5, 6, 8, 4, False), [(2, 6, 8, 8), (2, 8, 8, 8)]),
+    f"{MICRO}True": (lambda: ENASMicroLayer(5, 6, 8, 4, True), [(2, 6, 8, 8), (2, 8, 8, 8)]),
     "ENASMacroGeneralModel: num_layers=6, out_filters=6": (lambda: ENASMacroGeneralModel(6, 6), [(2, 3, 16, 16)]),
     "NASBench201Cell: C_in=6, C_out=6, stride=1": (lambda: NASBench201Cell(6, 6, 1), [(2, 6, 8, 8)]),
 }
@@ -48,20 +41,6 @@ def space_of(name):
     return build(), shapes
 
 
-def fill(model):
-    """By shape alone, so that names need not agree."""
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            b = np.cos(0.7 * np.arange(tensor.numel()) + tensor.dim()).reshape(tensor.shape)
-            if tensor.dim() <= 1:
-                b = (1 if name.endswith(("weight", "running_var")) else 0) + 0.1 * b
-            else:
-                b = b * np.sqrt(2 / np.prod(tensor.shape[1:]))
-            tensor.copy_(torch.as_tensor(b))
-
-
 def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -72,7 +51,7 @@ def test_numbers_of_nni(name, row):
     assert parameters(model) == row["supernet_params"]
     model = apply_fixed_architecture(model, row["arch"])
     assert parameters(model) == row["fixed_params"]
-    fill(model)
+    golden.fill_by_shape(model)
     inputs = [torch.as_tensor(np.random.RandomState(seed).randn(*shape)) for seed, shape in enumerate(shapes, start=1)]
     with torch.no_grad():
         output = model(*inputs)
@@ -137,16 +116,3 @@ def test_what_nni_exported_is_read_as_it_is(name, tmp_path):
     fixed = apply_fixed_architecture(build(), file)
     assert parameters(fixed) == EXPORTS[name]["params"]
     fixed(*map(torch.randn, shapes))
-
-
-def test_an_edge_that_nni_s_darts_does_not_use_may_have_chosen_nothing():
-    """Its DartsMutator exports `[]` there; ours does, too, and the edge is gone."""
-    cell = lambda: DartsCell(4, 12, 16, 4, False, False)  # noqa: E731
-    torch.manual_seed(0)
-    exported = DartsMutator(cell()).export()
-    switches = [source for key, chosen in exported.items() if key.endswith("_switch") for source in chosen]
-    edges = {key: chosen for key, chosen in exported.items() if not key.endswith("_switch")}
-    assert {key for key, chosen in edges.items() if chosen == []} == set(edges) - set(switches)
-    assert len(edges) - len(switches) == 6
-    fixed = apply_fixed_architecture(cell(), exported)
-    assert fixed(torch.randn(2, 12, 8, 8), torch.randn(2, 16, 8, 8)).shape == (2, 16, 8, 8)

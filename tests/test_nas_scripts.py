@@ -1,7 +1,6 @@
 """Every space by every strategy, as a user runs them: search, train, test, draw; and what is refused."""
 
 import json
-import os
 import shlex
 import signal
 from argparse import Namespace
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import assert_same, result, said
+from scripts import arguments_of, assert_same, at, result, rows_of, said, signal_oneself
 
 import experiment.run
 from architectures import load_space, networks
@@ -42,10 +41,6 @@ def tiny(data):
     return [*data, "--batch_size", "8", "--fast_dev_run"]
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 PAIRS = [(space, strategy) for space in SPACES for strategy in ("darts --unrolled", "enas")] + [
     ("nasbench201", "random")
 ]
@@ -57,7 +52,7 @@ def test_every_pair_searches_and_what_it_finds_trains(done, tmp_path, tiny, spac
     out = done("train_search", *arguments, "--run_dir", "run", "--strategy", *strategy.split())
     folder = tmp_path / "run"
     architecture = json.loads((folder / "architecture.json").read_text())
-    [metrics] = rows(folder)
+    [metrics] = rows_of(folder)
     assert metrics["architecture"] == architecture
     assert (folder / "nni.json").exists() == (space == "darts")
     assert bool(metrics["alphas"]) == strategy.startswith("darts")
@@ -74,7 +69,7 @@ def test_every_pair_searches_and_what_it_finds_trains(done, tmp_path, tiny, spac
         assert command[:4] == ["python", "train.py", "--arch", str(folder)]
         sizes = [word for word in SPACES[space] if word not in ("--nodes", "1")] if space == "darts" else SPACES[space]
         out = done("train", *command[2:], *tiny, *sizes, "--run_dir", "trained")
-        [row] = rows(tmp_path / "trained")
+        [row] = rows_of("trained")
         assert ("drop_path_prob" in row) == (space in ("darts", "enas_micro"))
         assert any("test_acc" in line for line in done("test", *said(out, "test the weights again: ")[2:]))
         done("visualize", "trained")
@@ -86,16 +81,9 @@ def test_nni_s_example_of_choices(done, tiny):
     done("train", *said(out, "train what was found: ")[2:], *tiny)
 
 
-def test_candidates_of_different_shapes_are_not_for_darts(script, tiny):
+def test_candidates_of_different_shapes_are_not_for_darts(refused, tiny):
     space = ["--space", f"{EXAMPLES / 'mnist_choices.py'}:Net", "--channels", "1"]
-    status, _, error = script("train_search", *tiny, *space)
-    assert (status, error.count("\n")) == (2, 1)
-    assert "cannot be added" in error
-
-
-def test_the_example_of_a_strategy_searches_another_space(done, tiny):
-    space = ["--space", "nasbench201", *SPACES["nasbench201"]]
-    done("train_search", *tiny, *space, "--strategy", f"{EXAMPLES / 'evolution.py'}:Evolution")
+    assert "cannot be added" in refused("train_search", *tiny, *space)
 
 
 def test_arguments_of_spaces_and_strategies(done, refused, tmp_path, tiny):
@@ -104,8 +92,7 @@ def test_arguments_of_spaces_and_strategies(done, refused, tmp_path, tiny):
     space = ["--space", "enas_macro", *sizes, "--space_arg", "dropout_rate=0.25"]
     strategy = ["--strategy", "enas", "--strategy_arg", "lstm_num_layers=2", "--strategy_arg", "tanh_constant=None"]
     out = done("train_search", *tiny, *space, *strategy, "--run_dir", "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
-    assert config["strategy_arg"] == "lstm_num_layers=2 tanh_constant=None"
+    assert arguments_of("run")["strategy_arg"] == "lstm_num_layers=2 tanh_constant=None"
     assert "mutator.lstm.1.weight_hh" in torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
     command = said(out, "train what was found: ")
     assert command[command.index("--space_arg") + 1] == "dropout_rate=0.25"
@@ -135,13 +122,7 @@ def test_arguments_get_the_types_of_their_annotations(annotation):
 
 @pytest.mark.parametrize(
     ("space", "sizes"),
-    [
-        ("darts", (16, 8)),
-        ("enas_micro", (20, 6)),
-        ("enas_macro", (24, 12)),
-        ("nasbench201", (16, 5)),
-        (SMALL, (16, None)),
-    ],
+    list(zip(SPACES, [(16, 8), (20, 6), (24, 12), (16, 5), (16, None)], strict=True)),
 )
 def test_sizes_that_are_not_given_are_the_space_s_own(space, sizes):
     args = Namespace(space=space, init_channels=None, layers=None)
@@ -171,15 +152,9 @@ FILES = {
         (f"train_search --space {SMALL} --channels 1", "--channels 1 needs a network that takes in_channels"),
         ("train_search --space enas_macro --init_channels 3", "3 channels: an even number is needed"),
         ("train_search --space enas_macro --space_arg rate=1", "unknown --space_arg 'rate': known are dropout_rate"),
-        (
-            "train_search --space enas_macro --space_arg dropout_rate=x",
-            "--space_arg dropout_rate=x: dropout_rate is float",
-        ),
+        ("train_search --space enas_macro --space_arg dropout_rate=x", "dropout_rate=x: dropout_rate is float"),
         ("train_search --space enas_macro --space_arg dropout_rate", "'dropout_rate' is not name=value"),
-        (
-            "train_search --space enas_micro --strategy enas --strategy_arg depth=1",
-            "known are baseline_decay, branch_bias, candidates, entropy_weight, learning_rate, lstm_num_layers",
-        ),
+        ("train_search --space enas_micro --strategy enas --strategy_arg depth=1", "known are baseline_decay, branch_"),
         ("train_search --strategy_arg lstm_size=1", "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search --space_arg n_nodes=2", "unknown --space_arg 'n_nodes': known are none"),
         ("train_search --strategy enas --unrolled", "--unrolled needs alphas, and --strategy enas has none"),
@@ -215,20 +190,14 @@ class Small(evolution.Evolution):
 
 
 def test_a_strategy_of_one_s_own_goes_on_where_it_stopped(script, done, refused, tmp_path, data, monkeypatch):
-    (tmp_path / "mine.py").write_text(STRATEGY)
-    code = ["--space", SMALL, "--strategy", "mine.py:Small"]
+    (tmp_path / "my strategy.py").write_text(STRATEGY)
+    code = ["--space", SMALL, "--strategy", "my strategy.py:Small"]
     command = [*data, *code, "--init_channels", "2", "--batch_size", "4", "--epochs", "3"]
     done("train_search", *command, "--run_dir", "whole")
 
-    complete_step = experiment.run.Run.complete_step
-
-    def stop(run):
-        if (run.progress.epoch, run.progress.step) == (1, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
-        complete_step(run)
-
     with monkeypatch.context() as patched:
-        patched.setattr(experiment.run.Run, "complete_step", stop)
+        patched.setattr(experiment.run.Run, "complete_step", experiment.run.Run.complete_step)  # restored afterwards
+        at(1, 2, signal_oneself(signal.SIGTERM))()
         status, out, error = script("train_search", *command, "--run_dir", "half")
     assert (status, error) == (128 + signal.SIGTERM, "")
     again = ["python", "train_search.py", "--resume", str(tmp_path / "half"), *code]
@@ -272,12 +241,8 @@ def test_a_macro_network_is_a_chain_with_skips():
 
 def test_the_cells_of_micro_networks():
     node = {"x_input": 0, "x_op": 0, "y_input": 1, "y_op": 4}
-    architecture = {
-        f"{kind}_node_{i}_{key}": value
-        for kind in ("normal", "reduce")
-        for i in range(2)
-        for key, value in node.items()
-    }
+    names = [f"{kind}_node_{number}" for kind in ("normal", "reduce") for number in range(2)]
+    architecture = {f"{name}_{key}": value for name in names for key, value in node.items()}
     architecture["normal_node_1_x_input"] = 2
     cells = Micro(architecture).cells
     assert cells["normal"].edges == [

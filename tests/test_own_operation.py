@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from scripts import rows_of, save_image
 from torch import nn
 
 import genotypes
@@ -62,10 +62,6 @@ def run(folder, *commands):
     return done.stdout
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_edits_of_two_files_add_and_remove_operations_everywhere(tmp_path):
     copy_project(tmp_path)
     line, name = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -79,9 +75,8 @@ def test_edits_of_two_files_add_and_remove_operations_everywhere(tmp_path):
         source = source.replace(f'    "{operation}",\n', "", 1)
     (tmp_path / "genotypes.py").write_text(source)
     edges = [[name, 0], [name, 1], [name, 2], ["skip_connect", 0]]  # which OPS still has
-    (tmp_path / "mine.json").write_text(
-        json.dumps({"normal": edges, "normal_concat": [2, 3], "reduce": edges, "reduce_concat": [2, 3]})
-    )
+    cell = {"normal": edges, "normal_concat": [2, 3], "reduce": edges, "reduce_concat": [2, 3]}
+    (tmp_path / "mine.json").write_text(json.dumps(cell))
     out = run(
         tmp_path,
         ["train_search.py", *SHORT, "--run_dir", "search0"],
@@ -95,17 +90,13 @@ def test_edits_of_two_files_add_and_remove_operations_everywhere(tmp_path):
     )
     left = [*(operation for operation in genotypes.PRIMITIVES if operation not in removed), name]
     for strategy, folder in (("darts", "search0"), ("random", "search1")):
-        [row] = metrics(tmp_path / folder)
+        [row] = rows_of(tmp_path / folder)
         assert len(row["alphas"]) == (28 if strategy == "darts" else 0)
         assert all(sorted(edge) == sorted(left) for edge in row["alphas"].values())
         assert {operation for cell in ("normal", "reduce") for operation, _ in row["genotype"][cell]} <= set(left)
-        assert not {"skipconnect", "dilconv5x5"} & {
-            choice for choice in row["architecture"].values() if isinstance(choice, str)
-        }
     assert "test_acc" in out
-    assert {"alphas.png", "cells.gif", "operations.png", "report.html"} <= {
-        path.name for path in (tmp_path / "search0").iterdir()
-    }
+    drawn = {path.name for path in (tmp_path / "search0").iterdir()}
+    assert {"alphas.png", "cells.gif", "operations.png", "report.html"} <= drawn
     assert (tmp_path / "normal.svg").read_text().count(f">{name}<") == 3
     [row] = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| trained |")]
     assert "| 1 + 1 |" in row  # its skip connections
@@ -131,56 +122,35 @@ class Halves(nn.Module):
 
 
 def test_the_only_operation_that_tells_the_classes_apart_is_found(tmp_path, monkeypatch, candidates):
-    """In images of noise whose halves are alike in one class and opposite in the other; all other operations see
-    neighbours only.
-    """
+    """The images' halves are alike in one class, opposite in the other; other operations see neighbours only."""
     rng = np.random.default_rng(0)
     for part, number, sign in itertools.product(("train", "test"), range(256), (1, -1)):
         left, noise = rng.normal(size=(2, 16, 8, 3))
         pixels = 128 + 40 * np.concatenate([left, 0.5 * sign * left + 0.9 * noise], axis=1)
-        (tmp_path / part / str(sign)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / part / str(sign) / f"{number}.png")
+        save_image(tmp_path / part / str(sign) / f"{number}.png", pixels.clip(0, 255))
     monkeypatch.setitem(operations.OPS, "halves", Halves)
     candidates[:] = ["none", "skip_connect", "max_pool_3x3", "halves"]
-    size = {
-        "nodes": 1,
-        "init_channels": 2,
-        "layers": 3,
-        "epochs": 4,
-        "batch_size": 16,
-        "learning_rate": 0.05,
-        "arch_learning_rate": 0.1,
-    }
-    options = {
-        "image_size": 16,
-        "gpu": -1,
-        "workers": 0,
-        "unrolled": True,
-        "seed": 4,
-        "run_dir": str(tmp_path / "run"),
-    }
-    found = train_search.search(images=tmp_path, **options, **size)
+    size = {"image_size": 16, "nodes": 1, "init_channels": 2, "layers": 3, "epochs": 4, "batch_size": 16}
+    rates = {"learning_rate": 0.05, "arch_learning_rate": 0.1, "unrolled": True, "seed": 4}
+    found = train_search.search(images=tmp_path, gpu=-1, workers=0, run_dir=tmp_path / "run", **size, **rates)
 
     assert [operation for operation, _ in found.genotype.normal] == ["halves", "halves"]
-    alphas = metrics(tmp_path / "run")[-1]["alphas"]
+    alphas = rows_of(tmp_path / "run")[-1]["alphas"]
     assert min(alphas[edge]["halves"] for edge in ("normal_n2_p0", "normal_n2_p1")) > 0.5
 
 
-def test_an_operation_that_is_missing_ends_the_search_before_it_begins(script, tmp_path, candidates):
+def test_an_operation_that_is_missing_ends_the_search_before_it_begins(refused, tmp_path, candidates):
     candidates.append("mine")
-    status, out, error = script("train_search", *SHORT, "--run_dir", "run")
-    assert (status, out, error.count("\n")) == (2, "", 1), error
+    error = refused("train_search", *SHORT, "--run_dir", "run")
     assert "the operation mine is not in OPS of operations.py" in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_search_does_not_go_on_among_other_candidates(script, candidates):
+def test_a_search_does_not_go_on_among_other_candidates(script, refused, candidates):
     assert script("train_search", *SHORT, "--run_dir", "run")[0] == 0
     candidates[1:3] = candidates[2:0:-1]  # the two pools: the weights have the same names and shapes as before
-    status, out, error = script("train_search", "--resume", "run")
+    assert "PRIMITIVES in genotypes.py has changed: restore it" in refused("train_search", "--resume", "run")
     candidates[1:3] = candidates[2:0:-1]
-    assert (status, out, error.count("\n")) == (2, "", 1), error
-    assert "PRIMITIVES in genotypes.py has changed: restore it" in error
     assert script("train_search", "--resume", "run")[0] == 0
 
 

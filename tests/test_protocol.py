@@ -1,7 +1,6 @@
-"""The protocol: what runs when, what is selected, what the numbers are; and that a kill at any moment changes none of
-them.
-"""
+"""The protocol: what runs when, what is selected, what the numbers are; a kill changes none of them."""
 
+import itertools
 import json
 import os
 import random
@@ -98,13 +97,12 @@ def test_from_searches_to_the_table(whole):
     assert [search["seed"] for search in first["searches"]] == [0, 1]
     best = max(first["searches"], key=lambda search: search["selection_acc"])
     assert first["selected"] == best["seed"]
-    trained = {
-        name: [json.loads((folder / name / f"train-{index}" / "genotype.json").read_text()) for index in (0, 1)]
-        for name in ("first", "random")
-    }
-    assert trained["first"] == [best["genotype"]] * 2
     assert other["searches"] == []
-    assert trained["random"][0] != trained["random"][1]
+    ours, others = (
+        [Cells.read(str(run)).json for run in folder.glob(f"{name}/train-*")] for name in ("first", "random")
+    )
+    assert ours == [best["genotype"]] * 2
+    assert others[0] != others[1]
     for method in (first, other):
         accuracies = [training["test_acc"] for training in method["trainings"]]
         assert method["test_acc"]["n"] == len(accuracies) == 2
@@ -249,9 +247,6 @@ def test_what_failed_for_good_is_left_out(tmp_path):
     todo.failed.add("first/search-1")
     assert ready(todo) == ["first/train-0", "first/train-1", *PUBLISHED]
     assert todo.selected("first") == 0
-    todo.failed.add("first/search-0")
-    shutil.rmtree(tmp_path / "first")
-    assert ready(todo) == PUBLISHED
 
 
 def test_a_run_that_is_not_complete_goes_on(tmp_path):
@@ -342,14 +337,12 @@ def test_a_failed_run_is_tried_again_once(tmp_path, reason, words, no_waiting, c
         (["--gpus", "a"], "--gpus: invalid gpu_numbers value: 'a'"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(script, given, words):
+def test_a_mistake_is_one_line_and_status_2(refused, given, words):
     """In the arguments, or in a configuration."""
     if isinstance(given, str):
         Path("mine.json").write_text(given)
         given = ["--config", "mine.json", "--dry_run"]
-    status, _, error = script("reproduce", *given)
-    assert (status, error.count("\n")) == (2, 1)
-    assert words in error
+    assert words in refused("reproduce", *given)
 
 
 def test_a_dry_run_prints_every_command(script):
@@ -364,11 +357,10 @@ def test_a_dry_run_prints_every_command(script):
 
 
 def test_a_subset_of_the_images_is_copied_and_used(script, tmp_path):
-    for part in ("train", "test"):
-        for label in ("ant", "bee"):
-            (tmp_path / "all" / part / label).mkdir(parents=True)
-            for number in range(3):
-                (tmp_path / "all" / part / label / f"{number}.png").touch()
+    for part, label in itertools.product(("train", "test"), ("ant", "bee")):
+        (tmp_path / "all" / part / label).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "all" / part / label / f"{number}.png").touch()
     Path("few.json").write_text('{"images_per_class": [2, 1]}')
     arguments = ["--preset", "small", "--methods", "first", "--data", "all", "--config", "few.json", "--out", "out"]
     status, out, _ = script("reproduce", *arguments, "--dry_run")
@@ -376,11 +368,8 @@ def test_a_subset_of_the_images_is_copied_and_used(script, tmp_path):
     assert (status, first) == (0, "# first, --collect, which copies the images")
     assert all(f"--data {tmp_path}/out/images" in line for line in lines if line.startswith("python"))
     assert script("reproduce", *arguments, "--collect")[0] == 0
-    copied = tmp_path / "out" / "images"
-    expected = [
-        f"{part}/{label}/{n}.png" for part, n in (("test", 0), ("train", 0), ("train", 1)) for label in ("ant", "bee")
-    ]
-    assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*.png")) == sorted(expected)
+    copied = {f"{path.parent.parent.name}/{path.name}" for path in (tmp_path / "out" / "images").rglob("*.png")}
+    assert copied == {"test/0.png", "train/0.png", "train/1.png"}
 
 
 # ---- The numbers

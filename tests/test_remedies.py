@@ -1,10 +1,6 @@
-"""The remedies in searches of any space: what they change, that runs go on to the bit, what does not go together, how
-they are fast.
-"""
+"""The remedies in searches of any space: what they change, that runs go on to the bit, what does not go together."""
 
 import copy
-import json
-import os
 import re
 import signal
 from collections import Counter
@@ -14,11 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradients import ETA, EXACT, direct_gradient, relative_error, sgd
-from scripts import assert_same, result, run, said
+from scripts import arguments_of, assert_same, at, result, rows_of, run, said, signal_oneself, succeed
 from steps import arguments as of_search
 from torch import nn
 
-import experiment.run
 import remedies
 import train_search
 from architect import Architect
@@ -27,7 +22,6 @@ from architectures.cells import Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
 from model_search import MixedOp, Network, derive_cell
-from nas.edges import Edge, OneOperation
 from nas.mutables import LayerChoice
 from nas.mutators import DartsMutator
 from nas.relaxation import Gumbel, Sigmoid
@@ -35,7 +29,7 @@ from nas.search_model import SearchModel
 from nas.spaces.nasbench201 import NASBench201Network
 from nas.strategies import Gdas
 from nas.supernet import Supernet, above_threshold, limit_skips
-from speed import compilation, layers, recomputation
+from speed import layers, recomputation
 
 CPU = torch.device("cpu")
 OWN = f"{Path(__file__).parent.parent / 'examples' / 'small_space.py'}:Net"
@@ -183,11 +177,7 @@ class Odd(nn.Module):
     [
         (nn.Conv2d(4, 8, 1), "partial_channels", "needs choices that keep the number of channels, and choice does not"),
         (nn.Conv2d(4, 4, 1, stride=4), "auxiliary_skip", "keep or halve height and width, and choice does not"),
-        (
-            nn.PReLU(),
-            "partial_channels",
-            "the candidate 0 of choice cannot have fewer channels: a PReLU has parameters",
-        ),
+        (nn.PReLU(), "partial_channels", "candidate 0 of choice cannot have fewer channels: a PReLU has parameters"),
         (
             nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)),
             "partial_channels",
@@ -216,27 +206,15 @@ RUNS = {
 def test_searched_killed_and_resumed(name, images, tmp_path):
     command = f"{SEARCH} {RUNS[name]}".split()
 
-    def kill():
-        original = experiment.run.Run.complete_step
-
-        def complete_step(self):
-            original(self)
-            if (self.progress.epoch, self.progress.step) == (1, 1):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        experiment.run.Run.complete_step = complete_step
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    status, output = run(command, images, *SMALL, "--run_dir", whole)
-    assert status == 0, output
+    whole, killed, kill = tmp_path / "whole", tmp_path / "killed", at(1, 2, signal_oneself(signal.SIGKILL))
+    succeed(command, images, *SMALL, "--run_dir", whole)
     status, _ = run(command, images, *SMALL, "--run_dir", killed, "--checkpoint_minutes", "0", prepare=kill)
     assert status == -signal.SIGKILL
-    status, output = run(["train_search"], images, *SMALL, "--resume", killed)
-    assert status == 0, output
+    output = succeed(["train_search"], images, *SMALL, "--resume", killed)
     assert "checkpoint.pt: epoch 1, step 1" in output
     assert_same(result(killed), result(whole))
 
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(whole)
     assert rows[0]["alphas"] != rows[1]["alphas"]
     if "gdas" in name:
         assert [row["temperature"] for row in rows] == pytest.approx([10, 0.1])
@@ -259,14 +237,14 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
     tiny = "--init_channels 2 --layers 3 --batch_size 8 --fast_dev_run"
     given = f"{tiny} --nodes 2 --preset fair-darts --gate_threshold 0.5 --gate_rule edge --run_dir run"
     command = said(done("train_search", *data, *given.split()), "train what was found: ")
-    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    recorded = arguments_of("run")
     assert recorded.items() > remedies.PRESETS["fair-darts"].items() - {("gate_threshold", 0.85), ("batch_size", 128)}
     assert (recorded["preset"], recorded["gate_threshold"], recorded["batch_size"]) == ("fair-darts", 0.5, 8)
     done("train_search", "--resume", "run")
     error = refused("train_search", "--resume", "run", "--gate_threshold", "0.85")
     assert "--gate_threshold was 0.5, not 0.85" in error
     done("train", *command[2:], *data, *tiny.split(), "--run_dir", "trained")
-    cell = json.loads((tmp_path / "run" / "genotype.json").read_text())["reduce"]
+    cell = Cells.recorded("run").json["reduce"]
     assert max(Counter((node, source) for _, node, source in cell).values()) == 2  # operations on an edge
     assert Cells.recorded("trained") == Cells.recorded("run")
     trained = torch.load("trained/weights.pt", weights_only=True)
@@ -285,10 +263,7 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
         ("--partial_channels 4 --strategy random", "--partial_channels needs alphas, and --strategy random has none"),
         ("--perturb random --strategy gdas", "--perturb does not work with --strategy gdas, which samples operations"),
         ("--partial_channels 3", "--partial_channels 3 does not divide --init_channels 4"),
-        (
-            "--max_skips 2 --strategy gdas --space nasbench201",
-            "--max_skips needs --space darts, whose cells it limits, not nasbench201",
-        ),
+        ("--max_skips 2 --strategy gdas --space nasbench201", "--max_skips needs --space darts, whose cells it limits"),
         ("--arch_warmup 5 --capture", "--capture repeats one step, but --arch_warmup changes it"),
         ("--preset nasbench201 --capture", "--capture cannot count the gradient"),
         ("--space nasbench201 --recompute", "--recompute needs the cells of --space darts, not nasbench201"),
@@ -300,8 +275,10 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
         ("--gate sigmoid --gate_threshold 0.5 --max_skips 1", "--max_skips and --gate_threshold cannot be combined"),
         (
             "--strategy gdas --eigenvalue_every 1",
-            "--eigenvalue_every does not work with --strategy gdas, which samples operations in every pass",
+            "--eigenvalue_every does not work with --strategy gdas, which samples",
         ),
+        ("--strategy random --eigenvalue_every 1", "--strategy random has none"),
+        ("--strategy random --early_stop eigenvalue", "--strategy random has none"),
         ("--preset gdas --unrolled", "--unrolled does not work with --strategy gdas"),
         ("--preset drnas --unrolled", "--unrolled compares losses, and --strategy drnas draws other weights"),
         ("--preset pc-darts --epochs 10", "--arch_warmup 15 leaves none of the 10 epochs for the alphas: lower it"),
@@ -367,39 +344,6 @@ def test_fast_supernets_compute_the_same(build, way, double):
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_edges_are_compiled_whole(stride):
-    made = Edge(4, stride, parts=2, auxiliary_skip=True)
-    x, weights = torch.randn(2, 4, 8, 8), torch.rand(len(PRIMITIVES) + 2)
-    compiled = torch.compile(type(made).forward, fullgraph=True, dynamic=False, backend="eager")
-    torch.testing.assert_close(compiled(made, x, weights), made(x, weights))
-    assert list(compilation.outermost(nn.Sequential(made, nn.Identity()))) == [made]
-
-
-def test_of_what_is_drawn_the_operations_are_compiled():
-    regions = list(compilation.outermost(supernet(Gumbel())))
-    assert regions
-    assert not any(isinstance(region, OneOperation) for region in regions)
-
-
-def test_gdas_samples_once_for_all_cells_of_a_kind_and_runs_the_likeliest_in_evaluation():
-    network, (x, y) = supernet(Gumbel()), batch(1)
-    F.cross_entropy(network(x), y).backward()
-    assert all(alphas.grad.abs().sum() > 0 for alphas in network.arch_parameters())
-    weights = [drawn.weight.item() for kind in network.mixing_weights() for drawn in kind]
-    assert weights == pytest.approx([1.0] * 28)
-    for alphas, kind in zip(network.arch_parameters(), network.eval().mixing_weights(), strict=True):
-        assert [drawn.operation for drawn in kind] == alphas.argmax(1).tolist()
-    space = NASBench201Network(channels=2, cells=1, num_classes=3)
-    model = SearchModel(space, DartsMutator(space, Gumbel())).eval()
-    model(x)
-    for choice in model.mutator.layer_choices:
-        assert choice.chosen == [model.mutator.choices[choice.key].argmax().item()]
-    model.relaxation.scalars = True
-    model.mutator.decide({choice.key: torch.arange(5) == 2 for choice in model.mutator.layer_choices})
-    assert space(x).isfinite().all()  # of an architecture that is given, as for --rank
-
-
 def test_gdas_may_sample_an_operation_without_weights():
     """The loss then depends on no weight at all."""
     small = Odd(nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(3, 1, 1))
@@ -415,16 +359,18 @@ def test_gdas_may_sample_an_operation_without_weights():
     assert ran == {True, False}
 
 
-def test_alphas_of_gdas_are_of_the_candidates_alone():
-    for relaxation, extra in ((Gumbel(), 0), (None, 1)):
-        space = NASBench201Network(channels=2, cells=1, num_classes=3, reduction="mean")
-        mutator = DartsMutator(space, relaxation)
-        assert [len(alpha) for alpha in mutator.alphas.values()] == [5 + extra] * 6
-        for weights in SearchModel(space, mutator).alphas_by_edge().values():
-            assert sum(weights.values()) == pytest.approx(1)
-
-
 # ---- Cells
+
+
+def test_gdas_evaluates_its_likeliest_candidates():
+    network = supernet(Gumbel()).eval()
+    for alphas, kind in zip(network.arch_parameters(), network.mixing_weights(), strict=True):
+        assert [drawn.operation for drawn in kind] == alphas.argmax(1).tolist()
+    space = NASBench201Network(channels=2, cells=1, num_classes=3)
+    model = SearchModel(space, DartsMutator(space, Gumbel())).eval()
+    model(batch(1)[0])
+    for choice in model.mutator.layer_choices:
+        assert choice.chosen == [model.mutator.choices[choice.key].argmax().item()]
 
 
 def cell(*strengths):

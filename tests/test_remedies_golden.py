@@ -1,6 +1,4 @@
-"""What the authors' code of the remedies computes, in float64
-(tests/golden/{pc_darts,darts_minus,fair_darts,sdarts,gdas,drnas}.json).
-"""
+"""What the authors' code of the remedies computes, in float64 (tests/golden/)."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -11,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import close
+from gradients import ARGS
 from torch import nn
 
 import genotypes
@@ -38,8 +37,6 @@ PC, MINUS, FAIR, SMOOTH, GDAS, DR = (
     golden.load(f"{name}.json") for name in ("pc_darts", "darts_minus", "fair_darts", "sdarts", "gdas", "drnas")
 )
 WITHOUT_NONE = genotypes.PRIMITIVES[1:]
-ARGS = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
-
 pytestmark = pytest.mark.usefixtures("double")
 
 
@@ -77,11 +74,6 @@ def batch(case, number):
     return golden.batch(case["arch_seed"] + number, case["batch"], case["num_classes"], case["size"])
 
 
-def check_names(network, case):
-    shapes = golden.keys_shapes(network)
-    assert (len(shapes), golden.sha256(shapes)) == (case["keys"], case["keys_shapes_sha256"])
-
-
 def check_gradients(module, expected, theirs=str, least=0):
     """The norms of the weights' gradients, by their names; those below `least` are left out."""
     grads = {theirs(name): parameter.grad for name, parameter in module.named_parameters() if "alphas" not in name}
@@ -107,7 +99,7 @@ def check_pass(network, case):
 def check_search(case, make):
     """A pass in training mode, one in evaluation mode, and the names."""
     network = make()
-    check_names(network, case)
+    golden.check_names(network, case)
     assert sum(weight.numel() for weight in network.weight_parameters()) == case["params"]
     check_pass(network, case)
     gradients = [weight.grad.norm() for weight in network.weight_parameters() if weight.grad is not None]
@@ -210,7 +202,7 @@ def test_pc_darts_size():
     sizes = case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss()
     with torch.device("meta"):
         network = Supernet(*sizes, partial_channels=case["K"])
-    check_names(network, case)
+    golden.check_names(network, case)
     parameters = sum(weight.numel() for weight in network.weight_parameters()) / 1e6
     assert parameters == pytest.approx(case["params_M"], abs=1e-9)
 
@@ -227,7 +219,9 @@ def test_the_published_cells_of_pc_darts():
 def test_the_published_networks_of_pc_darts(case):
     build, classes = (NetworkImageNet, 1000) if case["imagenet"] else (NetworkCIFAR, 10)
     with torch.device("meta"):
-        check_names(build(case["C"], classes, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]]), case)
+        golden.check_names(
+            build(case["C"], classes, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]]), case
+        )
 
 
 # ---- DARTS-
@@ -420,9 +414,7 @@ THEIRS = {  # in their order
 
 
 def test_a_network_of_gdas(candidates, drawn):
-    """Their network has no BatchNorm after pooling, one before the global pooling, and biases that the next BatchNorm
-    takes away again.
-    """
+    """Theirs has no BatchNorm after pooling, one before the global pooling, and biases that BatchNorm takes away."""
     candidates(list(THEIRS))
     [case] = [case for case in GDAS["networks"] if case["network"] == "nasnet"]
     network = Supernet(case["C"], case["num_classes"], 3 * case["N"], nn.CrossEntropyLoss(), Gumbel())
@@ -524,21 +516,9 @@ def test_drnas_samples(case, monkeypatch):
 def drnas_network(case):
     sizes = case["C"], case["num_classes"], case["layers"], nn.CrossEntropyLoss()
     network = Supernet(*sizes, Dirichlet(), partial_channels=case["k"])
-    fill_by_shape(network)
+    golden.fill_by_shape(network)
     golden.fill_alphas(network, case["arch_seed"])
     return network
-
-
-def fill_by_shape(network):
-    for name, tensor in network.state_dict().items():
-        if golden.is_ours(name):
-            continue
-        values = torch.cos(0.7 * torch.arange(tensor.numel()) + tensor.dim()).view(tensor.shape)
-        if tensor.dim() > 1:
-            values *= (2 / tensor[0].numel()) ** 0.5
-        else:
-            values = name.endswith(("weight", "running_var")) + 0.1 * values
-        tensor.copy_(values)
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,8 @@ def make_masks(case, seed, B):
     def mask(p, *shape):
         return as_tensor((r.rand(*shape) < 1 - p) / (1 - p))
 
-    drawn = (
-        mask(p.dropoute, V, 1),
-        mask(p.dropouti, 1, B, H),
-        mask(p.dropoutx, B, H),
-        mask(p.dropouth, B, H),
-        mask(p.dropout, 1, B, H),
-    )
-    return Masks(*drawn)
+    inner = mask(p.dropoute, V, 1), mask(p.dropouti, 1, B, H), mask(p.dropoutx, B, H), mask(p.dropouth, B, H)
+    return Masks(*inner, mask(p.dropout, 1, B, H))
 
 
 def dropouts(given):

@@ -59,9 +59,7 @@ def test_edges_computed_together_are_the_original_s_operations(kind):
 
 
 def directly(model, train, valid, clip):
-    """d/dalpha of L_val(w - xi (c d/dw L_train(w, alpha) + wdecay w), alpha), the same masks in both losses; and c, a
-    constant.
-    """
+    """d/dalpha of L_val(w - xi (c d/dw L_train(w, alpha) + wdecay w), alpha), the same masks in both; and c."""
     masks = model.draw_masks(B)
 
     def loss(state, x, y, hidden):

@@ -1,17 +1,13 @@
 """The recurrent scripts as a user runs them: search, train, test; killed and resumed; what they refuse."""
 
-import functools
 import json
-import os
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
-from scripts import assert_same, log_lines, result, run, said
+from scripts import assert_same, at, log_lines, refused, result, run, said, signal_oneself, succeed
 
-import experiment.run
 from architectures.cells import Cells
 from experiment.errors import UserError
 from pictures import drawing
@@ -35,59 +31,26 @@ def text(tmp_path_factory):
     return ["--dataset", "text", "--data", str(path)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(text, tmp_path_factory):
-    """(result, seconds) of a command that nothing disturbs, computed once."""
-
-    @functools.cache
-    def get(*command):
-        folder, started = tmp_path_factory.mktemp("undisturbed") / "run", time.monotonic()
-        status, output = run(command, text, "--run_dir", folder)
-        assert status == 0, output
-        return result(folder), time.monotonic() - started
-
-    return get
-
-
-def refused(command, text, *arguments):
-    """The only line of a command that ends by a user's mistake."""
-    status, output = run(command, text, *arguments)
-    assert (status, output.count("\n")) == (2, 1), output
-    return output
-
-
-@pytest.mark.parametrize(("command", "moment"), [(SEARCH, (1, 2)), (TRAIN, (3, 2))], ids=["search", "train"])
+@pytest.mark.parametrize(("command", "moment"), [(SEARCH, (1, 3)), (TRAIN, (3, 3))], ids=["search", "train"])
 def test_stopped_by_a_signal_in_the_middle_of_an_epoch(command, moment, text, undisturbed, tmp_path):
-    """Where the state that is carried, the row and NumPy's generator have to go on, too; in training's last epoch also
-    the averages.
-    """
+    """The hidden state, the row, NumPy's generator and in training's last epoch the averages go on, too."""
     folder = tmp_path / "run"
 
-    def prepare():
-        original = experiment.run.Run.complete_step
-
-        def complete_step(self):
-            if (self.progress.epoch, self.progress.step) == moment:
-                os.kill(os.getpid(), signal.SIGTERM)
-            original(self)
-
-        experiment.run.Run.complete_step = complete_step
-
-    status, output = run(command, text, "--run_dir", folder, prepare=prepare)
+    stop = at(*moment, signal_oneself(signal.SIGTERM))
+    status, output = run(command, text, "--run_dir", folder, prepare=stop)
     assert status == 128 + signal.SIGTERM, output
     assert f"--resume {folder}" in output.splitlines()[-1]
     other = tmp_path / "other.txt"
     other.write_text("red green\n" * 200)
-    assert "began with another text" in refused(command[:1], text, "--resume", folder, "--data", other).splitlines()[-1]
-    status, output = run(command[:1], text, "--resume", folder)
-    assert status == 0, output
-    assert f"epoch {moment[0]}, step {moment[1] + 1}" in output
-    assert_same(result(folder), undisturbed(*command)[0])
+    assert "began with another text" in refused(command[:1], text, "--resume", folder, "--data", other)
+    output = succeed(command[:1], text, "--resume", folder)
+    assert f"epoch {moment[0]}, step {moment[1]}" in output
+    assert_same(result(folder), undisturbed(command, text)[0])
 
 
-def test_the_averages_of_asgd_are_kept_and_resumed(undisturbed):
+def test_the_averages_of_asgd_are_kept_and_resumed(undisturbed, text):
     """The run above has them, or it would prove nothing."""
-    metrics, weights, state, _ = undisturbed(*TRAIN)[0]
+    metrics, weights, state, _ = undisturbed(TRAIN, text)[0]
     averaged = [row["averaged"] for row in metrics]
     assert (averaged[0], averaged[-1], sorted(averaged)) == (0, 1, averaged)
     averages = [entry["ax"] for entry in state["parts"]["asgd"]["state"].values()]
@@ -98,8 +61,7 @@ def test_the_averages_of_asgd_are_kept_and_resumed(undisturbed):
 
 def test_search_then_train_then_test(text, tmp_path):
     search, trained = tmp_path / "search", tmp_path / "eval"
-    status, output = run([*SEARCH, "--fast_dev_run"], text, "--run_dir", search)
-    assert status == 0, output
+    succeed([*SEARCH, "--fast_dev_run"], text, "--run_dir", search)
     files = "log.txt config.json metrics.jsonl genotype.json vocabulary.json weights.pt recurrent.png"
     assert set(files.split()) < {path.name for path in search.iterdir()}
     lines = log_lines(search)
@@ -109,16 +71,14 @@ def test_search_then_train_then_test(text, tmp_path):
 
     command = said(lines, "train what was found: ")
     assert command[:3] == ["python", "-m", "rnn.train"]
-    status, output = run(["rnn/train", *command[3:], *SMALL, "--fast_dev_run"], text, "--run_dir", trained)
-    assert status == 0, output
+    succeed(["rnn/train", *command[3:], *SMALL, "--fast_dev_run"], text, "--run_dir", trained)
     assert RecurrentCell.read(str(trained)) == RecurrentCell.read(str(search))
     lines = log_lines(trained)
     [perplexities] = [line for line in lines if line.startswith("valid ppl") and "the weights of epoch" in line]
 
     command = said(lines, "test the weights again: ")
     assert command[:3] == ["python", "-m", "rnn.test"]
-    status, output = run(["rnn/test", *command[3:]], text)
-    assert status == 0, output
+    output = succeed(["rnn/test", *command[3:]], text)
     assert output.splitlines()[-1] == f"model: {perplexities.partition(':')[0]}"
 
 

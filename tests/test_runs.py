@@ -1,6 +1,4 @@
-"""Pictures of runs: read back, animated, as curves, beside each other, on one page; and every way in which a folder can
-be wrong.
-"""
+"""Pictures of runs: read back, animated, as curves, beside each other, on one page; folders that are wrong."""
 
 import io
 import json
@@ -12,11 +10,11 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 from runs import losses, macro_run, nasbench201_run, search_run, some_genotype, training_run, write_run
+from scripts import arguments_of, edit
 
 import genotypes
 from architectures import Architecture
@@ -28,14 +26,6 @@ from nas.spaces.nasbench201 import Cell201
 from pictures import animation, compare, curves, drawing, history, report
 
 # ---- Reading a run
-
-
-def test_reading_a_run(tmp_path):
-    run = history.read(search_run(tmp_path / "a run", epochs=2))
-    assert (run.name, run.caption) == ("a run", "a run, epoch 2 of 2, seed 7")
-    assert run.series("valid_acc") == ([1, 2], [80.0, 81.0])
-    assert run.series("test_acc") == ([], [])
-    assert run.architecture == Cells.of_epoch(run.epochs[-1])
 
 
 def test_a_last_line_that_is_cut_off_is_left_out(tmp_path, capsys):
@@ -64,11 +54,7 @@ def damaged(folder, name, content):
     [
         ("metrics.jsonl", b"", "no complete epoch"),
         ("metrics.jsonl", b"\xff\xfe\n{}\n", "line 1"),
-        (
-            "metrics.jsonl",
-            b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {}}\n',
-            "line 2.*does not follow",
-        ),
+        ("metrics.jsonl", b'{"epoch": 0, "alphas": {"a": {"b": 1}}}\n{"epoch": 1, "alphas": {}}\n', "does not follow"),
         ("metrics.jsonl", b'{"epoch": 0, "valid_acc": "high"}\n{"epoch": 1}\n', "line 1.*valid_acc"),
         ("config.json", b"{", r"run/config\.json is damaged or was edited"),
         ("config.json", b'{"stage": "search", "arguments": 1}', r"run/config\.json is damaged.*arguments"),
@@ -79,7 +65,7 @@ def test_a_damaged_run_is_a_users_error(tmp_path, name, content, words):
         history.read(damaged(tmp_path / "run", name, content))
 
 
-def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(script, tmp_path):
+def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(refused, tmp_path):
     search_run(tmp_path / "run", epochs=1)
     (tmp_path / "empty").mkdir()
     training_run(tmp_path / "trained", Cells.read("DARTS_V2").genotype)
@@ -87,18 +73,16 @@ def test_what_is_no_run_ends_in_one_line_and_leaves_nothing(script, tmp_path):
     (tmp_path / "half" / "metrics.jsonl").write_text('{"epoch": 0}\n')
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in (
-        (["run", "empty"], "empty is not the folder of a run"),
-        (["run", "DARTS_V2"], "DARTS_V2 is not the folder of a run"),
-        (["half"], "cannot read half/config.json"),
-        (["empty", "--report"], "nothing to report on"),
-        (["DARTS_V2", "--report"], "nothing to report on"),
-        (["run", "--report", "--format", "svg"], "--report embeds PNG"),
-        (["run", "--report", "--benchmark", "x.csv"], "leave --report out"),
-        (["run", "trained", "--benchmark", "x.csv"], "trained: only a search has a path"),
+        ("run empty", "empty is not the folder of a run"),
+        ("run DARTS_V2", "DARTS_V2 is not the folder of a run"),
+        ("half", "cannot read half/config.json"),
+        ("empty --report", "nothing to report on"),
+        ("DARTS_V2 --report", "nothing to report on"),
+        ("run --report --format svg", "--report embeds PNG"),
+        ("run --report --benchmark x.csv", "leave --report out"),
+        ("run trained --benchmark x.csv", "trained: only a search has a path"),
     ):
-        status, out, error = script("visualize", *arguments)
-        assert (status, out, error.count("\n")) == (2, "", 1), error
-        assert words in error
+        assert words in refused("visualize", *arguments.split())
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -112,20 +96,10 @@ def test_skip_connections_of_every_kind_of_architecture():
         cell: sum(name == "skip_connect" for name, _ in getattr(genotype, cell)) for cell in ("normal", "reduce")
     }
     assert Cell201({"0_1": "skip_connect", "0_2": "none", "1_2": "skip_connect"}).skips() == {"": 2}
-    macro = {
-        "LayerChoice1": 0,
-        "LayerChoice2": 5,
-        "InputChoice3": ["layer_0"],
-        "LayerChoice4": 2,
-        "InputChoice5": ["layer_0", "layer_1"],
-    }
-    assert Macro(macro).skips() == {"": 3}
-    micro = {
-        f"normal_node_0_{side}_{what}": value
-        for side, skip in (("x", 4), ("y", 0))
-        for what, value in (("op", skip), ("input", 0))
-    }
-    assert Micro(micro).skips() == {"normal": 1}
+    macro = {"LayerChoice1": 0, "LayerChoice2": 5, "InputChoice3": ["layer_0"], "LayerChoice4": 2}
+    assert Macro(macro | {"InputChoice5": ["layer_0", "layer_1"]}).skips() == {"": 3}
+    micro = dict(zip(("x_op", "x_input", "y_op", "y_input"), (4, 0, 0, 0), strict=True))
+    assert Micro({f"normal_node_0_{key}": value for key, value in micro.items()}).skips() == {"normal": 1}
 
 
 def test_distance_counts_edges():
@@ -146,47 +120,20 @@ def test_distance_counts_edges():
 # ---- The animation
 
 
-def positions(graph):
-    """{label: places} of all texts in the graph's picture, and the picture's size."""
-    svg = drawing.render(graph, "svg").decode()
-    places = re.findall(r'<text[^>]* x="([^"]+)" y="([^"]+)"', svg)
-    return sorted(places), re.search(r"viewBox=\"[^\"]+\"", svg).group()
-
-
-def test_all_frames_have_one_layout(tmp_path):
-    run = history.read(search_run(tmp_path / "run", epochs=4))
-    drawn = [positions(normal) for normal, _ in animation.graphs_of(run)]
-    assert len(drawn[0][0]) == 7 + 14 + 1  # nodes, edges, caption
-    assert all(frame == drawn[0] for frame in drawn)
-
-
 def test_a_frame_shows_what_the_alphas_say(tmp_path):
     run = history.read(search_run(tmp_path / "run", epochs=2))
     for row in run.epochs:
         architecture = Cells.of_epoch(row)
-        genotype = architecture.genotype
-        cells = animation.relaxed_edges(architecture, row)
-        for edges, cell, chosen in zip(
-            cells.values(), ("normal", "reduce"), (genotype.normal, genotype.reduce), strict=True
-        ):
+        for cell, edges in zip(("normal", "reduce"), animation.relaxed_edges(architecture, row).values(), strict=True):
             assert len(edges) == 14
             for edge in edges:
-                source = (
-                    {"c_{k-2}": 0, "c_{k-1}": 1}.get(edge.tail) if edge.tail.startswith("c_") else int(edge.tail) + 2
-                )
+                source = {"c_{k-2}": 0, "c_{k-1}": 1}[edge.tail] if "c_" in edge.tail else int(edge.tail) + 2
                 node = int(edge.head) + 2
-                weights = row["alphas"][genotypes.edge_key(cell, node, source)]
-                assert (
-                    edge.strength == weights[edge.operation] == max(w for name, w in weights.items() if name != "none")
-                )
-                pair = chosen[2 * node - 4 : 2 * node - 2]
+                weights = dict(row["alphas"][genotypes.edge_key(cell, node, source)])
+                del weights["none"]
+                assert (edge.operation, edge.strength) == max(weights.items(), key=lambda item: item[1])
+                pair = getattr(architecture.genotype, cell)[2 * node - 4 : 2 * node - 2]
                 assert edge.chosen == (source in {source for _, source in pair})
-    widths = sorted(float(width) for graphs in animation.graphs_of(run) for width in widths_of(graphs))
-    assert (widths[0], widths[-1]) == (1, 7)  # of the weakest and the strongest edge of the whole run
-
-
-def widths_of(graphs):
-    return [width for graph in graphs for width in re.findall(r"dir=none penwidth=([\d.]+)", graph.source)]
 
 
 @pytest.mark.parametrize("make", [search_run, nasbench201_run, macro_run])
@@ -243,19 +190,6 @@ def test_the_heat_map_shows_the_alphas_in_the_operations_colours(tmp_path):
             )
 
 
-def test_areas_count_the_strongest_operations(tmp_path):
-    run = history.read(search_run(tmp_path / "run", epochs=2))
-    axes = curves.operations(run).axes[0]
-    for area in axes.collections:
-        name = next(
-            name for name, colour in drawing.COLOURS.items() if to_rgb(colour) == tuple(area.get_facecolor()[0][:3])
-        )
-        for epoch, row in enumerate(run.epochs):
-            edges = [edge for key, edge in row["alphas"].items() if key.startswith("normal")]
-            filled = [area.get_paths()[0].contains_point((epoch + 1, edge + 0.5)) for edge in range(len(edges))]
-            assert sum(filled) == sum(history.strongest(edge) == name for edge in edges)
-
-
 def test_the_entropy_is_drawn_from_0_to_that_of_equal_operations(tmp_path):
     """A search that has decided nothing does not look like one that has."""
     for make, operations in ((search_run, 8), (nasbench201_run, 5)):
@@ -266,18 +200,6 @@ def test_the_entropy_is_drawn_from_0_to_that_of_equal_operations(tmp_path):
         assert math.log(operations) < high < 1.1 * math.log(operations)
         [line] = [line for line in axes.lines if line.get_label() == "all operations equal"]
         assert list(line.get_ydata()) == [pytest.approx(math.log(operations))] * 2
-
-
-def test_the_chosen_operation_s_frame_has_no_operation_s_colour(tmp_path):
-    run = history.read(search_run(tmp_path / "run", epochs=3))
-    frames = [patch for axes in curves.alphas(run).axes for patch in axes.patches]
-    assert len(frames) == 2 * 8 - sum(operation == "none" for edges in cells_of(run) for operation, _ in edges)
-    assert {frame.get_edgecolor()[:3] for frame in frames} == {to_rgb(curves.INK)}
-    assert curves.INK not in drawing.COLOURS.values()
-
-
-def cells_of(run):
-    return run.architecture.genotype.normal, run.architecture.genotype.reduce
 
 
 def with_classes(folder, counts, names):
@@ -365,25 +287,20 @@ def test_code_that_only_a_folder_names_is_not_run_to_compare_it(tmp_path):
 )
 def test_what_fits_no_network_costs_only_a_cell_of_the_table(wrong, tmp_path):
     training = training_run(tmp_path, genotypes.DARTS_V2, init_channels=4, layers=3)
-    config = json.loads((training / "config.json").read_text())
-    config["arguments"] |= wrong
-    (training / "config.json").write_text(json.dumps(config))
+    edit(training / "config.json", arguments=arguments_of(training) | wrong)
     [row] = compare.table([history.read(training)])
     assert (row["epochs"], row["params, M"], row["mult-adds, M"]) == ("2", "-", "-")
 
 
-def test_runs_of_different_spaces_are_compared(script, tmp_path):
+def test_runs_of_different_spaces_are_compared(done, tmp_path):
     for name, make in (("one", search_run), ("two", nasbench201_run), ("three", macro_run)):
         make(tmp_path / name)
-    status, out, error = script("visualize", "one", "two", "three", "--report")
-    assert (status, error) == (0, "")
-    assert out.splitlines()[-4:] == ["curves.png", "cells.png", "comparison.md", "report.html"]
-    assert (tmp_path / "comparison.md").read_text() in out
-    assert re.search(r"^\| three +\| +enas_macro \|", out, re.MULTILINE)
+    out = done("visualize", "one", "two", "three", "--report")
+    assert out[-4:] == ["curves.png", "cells.png", "comparison.md", "report.html"]
+    assert set((tmp_path / "comparison.md").read_text().splitlines()) <= set(out)
+    assert any(re.match(r"\| three +\| +enas_macro \|", line) for line in out)
     with Image.open(tmp_path / "cells.png") as picture:
         assert 500 < picture.width < 1500  # below each other: they fit on a page
-        rows = (np.array(picture.convert("L")) < 255).any(axis=1)
-    assert (np.diff(rows.astype(int)) == 1).sum() >= 4  # white between any two cells
 
 
 def test_names_are_shown_as_they_are(script, tmp_path):
@@ -415,50 +332,23 @@ class Page(HTMLParser):
         self.text += data
 
 
-def propose(folder, commands):
-    """As a complete run does."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "next": commands}))
-
-
-@pytest.fixture
-def reported(script, tmp_path):
-    """A run with all its pictures and its page, by the command line."""
+def test_the_page_needs_nothing_but_itself_and_says_what_ran_and_what_to_do(done, tmp_path):
     folder = search_run(tmp_path / "<b>run & co")
-    propose(
-        folder,
-        {
-            "train what was found": "python train.py --arch '<b>run & co' --auxiliary",
-            "by the paper's recipe": "python b.py",
-        },
-    )
-    status, out, error = script("visualize", folder, "--report")
-    assert (status, error) == (0, "")
-    names = ["normal.png", "reduction.png", "cells.gif", "curves.png", "alphas.png", "operations.png", "report.html"]
-    assert out.splitlines() == [str(folder / name) for name in names]
-    return folder
-
-
-def test_the_page_needs_nothing_but_itself_and_says_what_ran_and_what_to_do(reported, script):
-    content = (reported / "report.html").read_text()
+    ours = "python train.py --arch '<b>run & co' --auxiliary"
+    edit(folder / "config.json", next={"train what was found": ours, "by the paper's recipe": "python b.py"})
+    names = "normal.png reduction.png cells.gif curves.png alphas.png operations.png report.html"
+    assert done("visualize", folder, "--report") == [str(folder / name) for name in names.split()]
+    content = (folder / "report.html").read_text()
     page = Page(content)
     assert page.tags.count("img") == 6
     assert all(source.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for source in page.sources)
     assert not {"script", "link", "iframe", "b"} & set(page.tags)
     assert "url(" not in content
     assert "@import" not in content
-    for words in (
-        "<b>run & co",
-        "Train what was found:",
-        "python train.py --arch '<b>run & co' --auxiliary",
-        "By the paper's recipe:",
-    ):
+    for words in ("<b>run & co", "Train what was found:", ours, "By the paper's recipe:", "python b.py"):
         assert words in page.text
-    for words in ("python b.py", "python a.py --seed 7", "c0ffee", "valid acc", "seed 7"):
+    for words in ("python a.py --seed 7", "c0ffee", "valid acc", "seed 7"):
         assert words in page.text
-    before = {path.name: path.read_bytes() for path in reported.iterdir()}
-    assert script("visualize", reported, "--report")[0] == 0
-    assert {path.name: path.read_bytes() for path in reported.iterdir()} == before
 
 
 def test_a_run_that_goes_on_is_reported_without_a_command(tmp_path):
@@ -467,15 +357,14 @@ def test_a_run_that_goes_on_is_reported_without_a_command(tmp_path):
 
 
 @pytest.mark.parametrize(("format", "make"), [("svg", nasbench201_run), ("pdf", macro_run)])
-def test_other_formats(script, tmp_path, format, make):
+def test_other_formats(done, tmp_path, format, make):
     make(tmp_path / "run", epochs=1)
-    status, _, error = script("visualize", "run", "--format", format, "--out", "out")
-    assert (status, error) == (0, "")
-    names = {
-        f"{name}.{format}"
-        for name in ("architecture", "curves", "operations", *(["alphas"] if format == "svg" else []))
+    done("visualize", "run", "--format", format, "--out", "out")
+    names = ["architecture", "curves", "operations"] + (["alphas"] if make is nasbench201_run else [])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *(f"{name}.{format}" for name in names),
+        "cells.gif",
     }
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"cells.gif"}
 
 
 DRAWN_WITHOUT = {"torch", "matplotlib", "PIL", "tensorboard", "tqdm"}

@@ -1,7 +1,5 @@
 """The pictures of cells: their edges, their formats, who draws them, and what happens when nobody can."""
 
-from __future__ import annotations
-
 import errno
 import json
 import re
@@ -15,16 +13,12 @@ import pytest
 from architectures import Architecture
 from architectures.cells import OPERATIONS, Cells, names
 from experiment.errors import UserError
-from genotypes import Genotype, triples
+from genotypes import triples
 from pictures import drawing
 
 KNOWN = names()
 V2 = Cells(KNOWN["DARTS_V2"])
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-1.", "svg": b"<?xml "}
-
-
-def cells(genotype: Genotype) -> list[tuple]:
-    return [(genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)]
 
 
 def drawn(source: str) -> tuple[Counter, Counter]:
@@ -63,7 +57,8 @@ DENSE = V2.genotype._replace(
 
 @pytest.mark.parametrize("genotype", [*KNOWN.values(), DENSE], ids=[*KNOWN, "more edges"])
 def test_picture_has_exactly_the_genotypes_edges(genotype):
-    for (edges, concat), cell in zip(cells(genotype), Cells(genotype).cells.values(), strict=True):
+    expected = zip((genotype.normal, genotype.reduce), (genotype.normal_concat, genotype.reduce_concat), strict=True)
+    for (edges, concat), cell in zip(expected, Cells(genotype).cells.values(), strict=True):
         names = ["c_{k-2}", "c_{k-1}", "0", "1", "2", "3", "4"]
         operations, outputs = drawn(drawing.cell(cell, "").source)
         assert operations == Counter((names[source], name, names[node]) for name, node, source in triples(edges))
@@ -175,19 +170,17 @@ def test_the_command_draws_names_texts_files_and_runs(script, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["DARTS_V3"], ["DARTS_V3", "DARTS_V2"]),
-        (["DARTS_V2", "--format", "gif"], ["gif", "png"]),
-        (["broken.json"], ["broken.json", "JSON"]),
-        (["missing.json"], ["missing.json"]),
-        (["Genotype(1, 2)"], ["normal_concat"]),
-        (["DARTS_V2", "--out", "broken.json/below"], ["broken.json/below"]),
+        ("DARTS_V3", "DARTS_V3.*DARTS_V2"),
+        ("DARTS_V2 --format gif", "gif.*png"),
+        ("broken.json", "broken.json.*JSON"),
+        ("missing.json", "missing.json"),
+        ("Genotype(1,2)", "normal_concat"),
+        ("DARTS_V2 --out broken.json/below", "broken.json/below"),
     ],
 )
-def test_users_mistakes_end_in_one_line(script, tmp_path, arguments, words):
+def test_users_mistakes_end_in_one_line(refused, tmp_path, arguments, words):
     (tmp_path / "broken.json").write_text("{")
-    status, out, error = script("visualize", *arguments)
-    assert (status, out, error.count("\n")) == (2, "", 1)
-    assert all(word in error for word in words), error
+    assert re.search(words, refused("visualize", *arguments.split()))
     assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
 
 

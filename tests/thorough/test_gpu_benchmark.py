@@ -10,9 +10,7 @@ FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 
 
 def test_all_that_is_measured_on_a_gpu_runs_on_a_cpu(images, tmp_path):
-    """End to end in a process of its own, from an archive of images; a part that has its result is not repeated, one
-    that has not is.
-    """
+    """End to end in a process of its own; a part that has its result is not repeated."""
     with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
         for part in ("train", "test"):
             archive.add(images / part, part)

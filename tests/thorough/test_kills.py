@@ -1,12 +1,10 @@
-"""Runs that are killed at random moments, `KILLS=20 pytest -s -n0 tests/thorough/test_kills.py` times each, or while
-they write a file.
-"""
+"""Runs that are killed at random moments, `KILLS=20 pytest -s -n0 tests/thorough/test_kills.py` times each."""
 
 import shlex
 
 import pytest
 from scripts import kill_at_random_moments
-from test_resume import SEARCH, SIZE, TRAIN, kill_while_writing, uninterrupted  # noqa: F401
+from test_resume import SIZE, TRAIN
 
 CELLS = ["train_search", *SIZE, "--batch_size", "8"]
 COMMANDS = {
@@ -22,11 +20,5 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_random_moments(name, images, uninterrupted, tmp_path):  # noqa: F811
-    kill_at_random_moments(name, COMMANDS[name], images, *uninterrupted(COMMANDS[name]), tmp_path)
-
-
-@pytest.mark.parametrize("moment", range(40))
-@pytest.mark.parametrize("command", [SEARCH, TRAIN], ids=["search", "train"])
-def test_killed_while_writing(command, moment, images, uninterrupted, tmp_path):  # noqa: F811
-    kill_while_writing(command, moment, images, uninterrupted(command)[0], tmp_path / "run")
+def test_killed_at_random_moments(name, images, undisturbed, tmp_path):
+    kill_at_random_moments(name, COMMANDS[name], images, *undisturbed(COMMANDS[name], images), tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 from scripts import kill_at_random_moments
-from test_rnn_scripts import SEARCH, TRAIN, text, undisturbed  # noqa: F401
+from test_rnn_scripts import SEARCH, TRAIN, text  # noqa: F401
 
 KILLED = {
     "first order": SEARCH[:-1],
@@ -15,4 +15,4 @@ KILLED = {
 
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_at_random_moments(name, text, undisturbed, tmp_path):  # noqa: F811
-    kill_at_random_moments(name, KILLED[name], text, *undisturbed(*KILLED[name]), tmp_path)
+    kill_at_random_moments(name, KILLED[name], text, *undisturbed(KILLED[name], text), tmp_path)
