@@ -55,7 +55,7 @@ class Genotyped(Architecture):
 
     @property
     def text(self) -> str:
-        return str(self.genotype)
+        return str(self.of(self.json).genotype)  # the same for lists, tuples and ranges
 
     @property
     def json(self) -> dict[str, Any]:

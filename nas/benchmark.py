@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from architectures import Architecture
+from architectures import Architecture, load_space
 from experiment.errors import UserError, shown
 
 
@@ -50,8 +50,8 @@ class Benchmark:
         self.accuracies: dict[str, dict[str, float]] = {}
         for row in rows:
             text = row["architecture"]
-            if text.startswith("{"):  # JSON has many spellings
-                text = Architecture.read(text).text
+            if text.startswith(("{", "Genotype(")):  # which have many spellings
+                text = load_space("darts" if text.startswith("G") else "").read(text).text
             try:
                 numbers = {name: float(row[name]) for name in self.datasets}
             except (TypeError, ValueError):

@@ -9,6 +9,8 @@ import pytest
 from scripts import refused, result, rows_of, succeed
 
 from architectures import load_space
+from architectures.cells import Cells
+from genotypes import DARTS_V2
 from nas.benchmark import Benchmark
 from nas.ranking import kendall_tau
 
@@ -151,6 +153,14 @@ def test_what_ranking_needs(given, words, images):
 def test_the_column_is_that_of_the_data_set(table):
     assert Benchmark(str(table), "cifar100").optimum == 6
     assert Benchmark(str(table), "folder").optimum == 92.25
+
+
+@pytest.mark.parametrize("concat", [range(2, 6), [2, 3, 4, 5]])
+def test_cells_of_darts_are_found_however_they_are_written(concat, tmp_path):
+    genotype = DARTS_V2._replace(normal_concat=concat)
+    (tmp_path / "made.csv").write_text(f'architecture,cifar10\n"{genotype}",97.24\n')
+    table = Benchmark(str(tmp_path / "made.csv"), "cifar10")
+    assert all(table.of(cells)["cifar10"] == 97.24 for cells in (Cells(genotype), Cells.of(Cells(genotype).json)))
 
 
 def test_kendall_tau():
