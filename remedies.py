@@ -167,7 +167,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.capture and args.arch_warmup:
         raise UserError("--capture repeats one step, but --arch_warmup changes it: leave one of them out")
-    if args.capture and (args.weights_first, args.clip_alphas) == ("yes", "yes"):
+    first_order = not args.unrolled and args.perturb == "none"  # the others take the alphas' step first
+    if args.capture and first_order and (args.weights_first, args.clip_alphas) == ("yes", "yes"):
         raise UserError("--capture cannot count the gradient of the alphas' last step: add --clip_alphas no")
     if args.hvp != "finite_difference" and not args.unrolled:
         raise UserError(f"--hvp {args.hvp} needs the second order: add --unrolled, or leave it out")

@@ -144,8 +144,8 @@ class Adversarial(Perturbed):
         super().before_weights(train_loss)
         start = self.perturbed
         with torch.no_grad():
-            plain = self(self._alphas)
-            self.perturbed = plain
+            self.perturbed = plain = self(self._alphas)
+            bounds = [(weights - self.radius, weights + self.radius) for weights in plain]
             loss = train_loss()
         self.perturbed = start
         for _ in range(self.steps):
@@ -153,15 +153,12 @@ class Adversarial(Perturbed):
                 weights.requires_grad_()
             gradients = distributed.average(torch.autograd.grad(train_loss(), self.perturbed))
             self.perturbed = [
-                onto_simplex((weights.detach() + 2 / self.steps * self.radius * gradient.sign()).clamp(*bounds))
-                for weights, gradient, bounds in zip(self.perturbed, gradients, self._bounds(plain), strict=True)
+                onto_simplex((weights.detach() + 2 / self.steps * self.radius * gradient.sign()).clamp(*allowed))
+                for weights, gradient, allowed in zip(self.perturbed, gradients, bounds, strict=True)
             ]
         with torch.no_grad():
             rose = train_loss() > loss
             self.perturbed = [torch.where(rose, *pair) for pair in zip(self.perturbed, plain, strict=True)]
-
-    def _bounds(self, plain: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [(weights - self.radius, weights + self.radius) for weights in plain]
 
 
 class Dirichlet(Relaxation):
