@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nas.mutables import LayerChoice
 from nas.spaces.nasbench201 import CANDIDATES, EDGES, NODES, NASBench201Cell
 
 
@@ -26,9 +27,11 @@ def merge_cells(network: nn.Module) -> None:
 
 
 def _mixes(cell: NASBench201Cell) -> bool:
-    """Whether the edges run all operations, and no remedy wraps them."""
+    """Whether the edges are open choices that run all operations, and no remedy wraps them."""
     choices: Any = cell.edges.values()
-    return all(len(choice.chosen) > 1 and choice.edge is None for choice in choices)
+    return all(
+        isinstance(choice, LayerChoice) and len(choice.chosen) > 1 and choice.edge is None for choice in choices
+    )
 
 
 def _is_mergeable(module: nn.Module) -> bool:

@@ -407,6 +407,7 @@ def test_the_network_of_a_found_cell(case):
     network = discrete(case, case["num_classes"], init_channels=case["C"], layers=case["N"])
     x, y = golden.batch(case["seed"], case["batch"], case["num_classes"], case["size"])
     golden.fill_by_shape(network)
+    speed.apply(network, torch.device("cpu"))
     assert sum(map(torch.numel, network.parameters())) == case["parameters"]
     logits = network.train()(x)
     loss = F.cross_entropy(logits, y)
