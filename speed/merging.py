@@ -29,9 +29,7 @@ def merge_cells(network: nn.Module) -> None:
 def _mixes(cell: NASBench201Cell) -> bool:
     """Whether the edges are open choices that run all operations, and no remedy wraps them."""
     choices: Any = cell.edges.values()
-    return all(
-        isinstance(choice, LayerChoice) and len(choice.chosen) > 1 and choice.edge is None for choice in choices
-    )
+    return all(isinstance(choice, LayerChoice) and len(choice.chosen) > 1 and choice.edge is None for choice in choices)
 
 
 def _is_mergeable(module: nn.Module) -> bool:
