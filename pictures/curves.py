@@ -35,6 +35,7 @@ styled = matplotlib.rc_context(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "axes.titlesize": 11,
         "axes.titlelocation": "left",
         "grid.color": "#DDDDDD",
