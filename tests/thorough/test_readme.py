@@ -54,7 +54,7 @@ def test_every_command(tmp_path):
     rng = np.random.default_rng(0)
     classes = [f"my_images/{part}/{label}" for part in ("train", "test") for label in ("ant", "bee")]
     for path in [
-        *(f"{name}/{number}.jpg" for name in classes for number in range(32)),
+        *(f"{name}/{number}.jpg" for name in classes for number in range(64)),
         "photo.jpg",
         "more_photos/1.jpg",
     ]:
