@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 import utils
@@ -68,6 +69,5 @@ def rank(
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
     """Kendall's tau-b, from -1 (the opposite order) to 1 (the same order); 0 if all values of one are equal."""
-    a, b = (np.sign(np.subtract.outer(values, values)) for values in (first, second))
-    pairs = np.sqrt(np.square(a).sum() * np.square(b).sum())
-    return float((a * b).sum() / pairs) if pairs else 0.0
+    found = float(stats.kendalltau(first, second).statistic)
+    return 0.0 if math.isnan(found) else found
