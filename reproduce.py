@@ -141,12 +141,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def keep_protocol(plan: Plan, preset: str) -> None:
     """Writes the protocol to its folder. Raises `UserError` if the folder holds another protocol."""
     path = plan.out / "protocol.json"
-    now = {"preset": preset, **msgspec.json.decode(msgspec.json.encode(plan.protocol))}
+    methods = {name: plan.protocol.method(name) for name in plan.methods}
+    protocol = msgspec.structs.replace(plan.protocol, methods=methods)
+    now = {"preset": preset, **msgspec.json.decode(msgspec.json.encode(protocol))}
     del now["common"]["data"]  # may have moved
     if path.exists():
         before = json.loads(path.read_bytes())
         fixed = ("preset", "common", "search", "select", "train", "images_per_class")
-        if changed := [key for key in fixed if before.get(key) != now[key]]:
+        changed = [key for key in fixed if before.get(key) != now[key]]
+        known = before.get("methods", {})
+        changed += [name for name, method in now["methods"].items() if known.get(name, method) != method]
+        now["methods"] = known | now["methods"]
+        if changed:
             differs = f"another protocol, which differs in {', '.join(changed)}"
             raise UserError(f"{plan.out} holds the runs of {differs}: name another --out")
     files.write({path: (json.dumps(now, indent=2) + "\n").encode()})

@@ -361,7 +361,10 @@ class _Assignments(argparse.Action):
 
 def assignments(text: str) -> dict[str, str]:
     """{name: value} of the string that `--space_arg` or `--strategy_arg` has collected."""
-    parts = [part.partition("=") for part in shlex.split(text)]
+    try:
+        parts = [part.partition("=") for part in shlex.split(text)]
+    except ValueError as error:  # a quotation mark without a partner
+        raise UserError(f"cannot read {shown(text)} of --space_arg or --strategy_arg: {error}") from None
     for name, equals, _ in parts:
         if not equals or not name.isidentifier():
             raise UserError(f"{shown(name)} is not name=value, which --space_arg and --strategy_arg take")

@@ -154,6 +154,7 @@ FILES = {
         ("train_search --space enas_macro --space_arg rate=1", "unknown --space_arg 'rate': known are dropout_rate"),
         ("train_search --space enas_macro --space_arg dropout_rate=x", "dropout_rate=x: dropout_rate is float"),
         ("train_search --space enas_macro --space_arg dropout_rate", "'dropout_rate' is not name=value"),
+        ("train_search --space enas_macro --space_arg note=it's", "No closing quotation"),
         ("train_search --space enas_micro --strategy enas --strategy_arg depth=1", "known are baseline_decay, branch_"),
         ("train_search --strategy_arg lstm_size=1", "unknown --strategy_arg 'lstm_size': known are none"),
         ("train_search --space_arg n_nodes=2", "unknown --space_arg 'n_nodes': known are none"),

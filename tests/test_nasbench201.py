@@ -23,6 +23,7 @@ from nas.relaxation import Gumbel
 from nas.spaces.nasbench201 import Cell201, NASBench201Cell, NASBench201Network, from_string, to_string
 
 GOLDEN = golden.load("nasbench201_search.json")
+DRNAS = golden.load("drnas.json")["nb201"]
 PRESET = remedies.PRESETS["nasbench201"]
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -37,16 +38,18 @@ def batch(case, number, size=None):
 
 def searched(case, strategy="darts", unrolled=False, way="plain", **given):
     """(search model, what learns its alphas, arguments) by the preset, filled; `way`: plain, or fast as in a search."""
-    tracked = f"track_running_stats={case['track_running_stats']}"
+    tracked = f"track_running_stats={case.get('track_running_stats', True)}"
     args = arguments(
-        **PRESET | {"arch_learning_rate": 3e-4, "strategy": strategy, "unrolled": unrolled, "space_arg": tracked},
-        init_channels=case["C"], layers=case["N"], epochs=GOLDEN["settings"]["GDAS"]["epochs"], **given,
-    )  # fmt: skip
+        **PRESET
+        | {"arch_learning_rate": 3e-4, "strategy": strategy, "unrolled": unrolled, "space_arg": tracked}
+        | {"init_channels": case["C"], "layers": case["N"], "epochs": GOLDEN["settings"]["GDAS"]["epochs"]}
+        | given
+    )
     model, architect = train_search.build(args, case["num_classes"], nn.CrossEntropyLoss(), torch.device("cpu"))
     if way == "fast":
         speed.apply(model, torch.device("cpu"))
     golden.fill_by_shape(model.network)
-    if strategy in ("darts", "gdas"):
+    if strategy != "random":
         set_alphas(model.arch_parameters(), 0.5, case["arch_seed"])
     return model, architect, args
 
@@ -109,7 +112,8 @@ def found(model):
 def check_pass(case, model):
     x, y = batch(case, 1)
     network = model.network
-    assert sum(map(torch.numel, network.parameters())) == case["parameters"] - case["of_which_convolution_biases"]
+    biases = case.get("of_which_convolution_biases", 0)
+    assert sum(map(torch.numel, network.parameters())) == case["parameters"] - biases
     logits = model.train()(x)
     loss = F.cross_entropy(logits, y)
     loss.backward()
@@ -240,8 +244,9 @@ def check_steps(case, model, architect, args, tolerance=1e-8):
     for number, row in enumerate(case["steps"]):
         loss, _, norm = step(*batch(case, 10 + number), *batch(case, 100 + number))
         close(loss, row["train_loss"], tolerance)
-        close(norm, row["clip_norm"], tolerance)
-        clipped = min(1, args.grad_clip / (row["clip_norm"] + 1e-6))
+        expected_norm = row["clip_norm" if args.clip_alphas == "yes" else "weight_grad_norm"]
+        close(norm, expected_norm, tolerance)
+        clipped = min(1, args.grad_clip / (expected_norm + 1e-6))
         expected = {group: clipped * value for group, value in row["grad_norms_grouped"].items()}
         close_groups(grouped(network, gradients(network)), expected, tolerance)
         if "arch_grad" in row:
@@ -301,6 +306,59 @@ def test_steps_of_random_search_and_its_selection(case, monkeypatch):
     strategy.settle([batch(case, 500 + k, case["valid_batch"]) for k in range(2)])
     assert [100 * accuracy for accuracy, _ in accuracies] == case["selection"]["accuracies"]
     assert found(model) == case["selection"]["best"]
+
+
+def drnas(name):
+    cases = [case for case in DRNAS[name] if case["species"] == "dirichlet" and "keep" not in case]
+    # Its code counts the alphas' gradient of the training loss in what it clips, which matters only where it clips.
+    cases = [case for case in cases if case.get("grad_clip", 5) == 5]
+    return pytest.mark.parametrize("case", cases, ids=lambda case: str(case["arch_seed"]))
+
+
+def searched_by_drnas(case, way):
+    """As `searched`, by the settings of DrNAS' code."""
+    kl = case["reg_scale"] if case.get("reg_type") == "kl" else 0.0
+    given = {"weights_first": "no", "clip_alphas": "no", "nesterov": "no", "weight_decay": 3e-4}
+    given |= {"arch_weight_decay": 0.0 if kl else 1e-3, "strategy_arg": f"kl={kl}", "partial_channels": case["k"]}
+    return searched(case, "drnas", way=way, **given)
+
+
+def samples(case, monkeypatch, more=0):
+    """The seed of PyTorch's next samples, or the samples themselves."""
+    if "manual_seed" in case:
+        torch.manual_seed(case["manual_seed"] + more)
+        return
+    r = np.random.RandomState(case["draw_seed"] + more)
+
+    def sample(concentrations):
+        drawn = torch.as_tensor(r.exponential(size=concentrations.shape))
+        return drawn / drawn.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(torch, "_sample_dirichlet", sample)
+
+
+@drnas("search")
+@ways
+def test_the_supernet_of_drnas(case, way, monkeypatch):
+    model, _, _ = searched_by_drnas(case, way)
+    assert found(model) == case["genotype"]
+    samples(case, monkeypatch)
+    check_pass(case, model)
+    model, _, _ = searched_by_drnas(case, way)
+    samples(case, monkeypatch)
+    with torch.no_grad():
+        close(model.eval()(batch(case, 1)[0]), case["eval_logits"], 1e-8)
+
+
+@drnas("steps")
+@ways
+def test_steps_of_drnas(case, way, monkeypatch):
+    model, architect, args = searched_by_drnas(case, way)
+    samples(case, monkeypatch)
+    check_steps(case, model, architect, args)
+    samples(case, monkeypatch, 1)
+    with torch.no_grad():
+        close(model.eval()(batch(case, 999)[0]), case["final_eval_logits"], 1e-8)
 
 
 @pytest.mark.parametrize("name", ["DARTS", "GDAS", "RANDOM"])

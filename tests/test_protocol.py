@@ -123,10 +123,17 @@ def test_what_is_done_is_not_done_again_and_another_protocol_is_refused(whole, s
     status, out, _ = script("reproduce", *small, "--out", folder)
     assert (status, "begins" in out) == (0, False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    Path("other.json").write_text('{"common": {"init_channels": 2}, "search": {"nodes": 1}, "train": {"epochs": 3}}')
+    first = {"title": "DARTS, first order", "search": {"arch_warmup": 1}}
+    other = {
+        "common": {"init_channels": 2},
+        "search": {"nodes": 1},
+        "train": {"epochs": 3},
+        "methods": {"first": first},
+    }
+    Path("other.json").write_text(json.dumps(other))
     status, _, error = script("reproduce", *small, "--out", folder, "--config", "other.json")
     assert status == 2
-    assert "another protocol, which differs in train" in error
+    assert "another protocol, which differs in train, first" in error
 
 
 def test_paths_are_those_of_the_folder_that_it_is_called_in(tmp_path, monkeypatch):
