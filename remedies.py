@@ -95,8 +95,10 @@ def add_arguments(parser: cli.Parser) -> None:
     group.add_argument("--strategy", default="darts", help=f"search with this strategy: {STRATEGY_HELP}")
     cli.add_space_argument(group, "--strategy_arg", "strategy")
 
+    what = "use the settings of a paper's code (docs/remedies.md, docs/nasbench201.md); other arguments override them"
+    group.add_argument("--preset", choices=PRESETS, help=what)
+
     add = parser.add_argument_group("remedies against memory use and collapse (docs/remedies.md)").add_argument
-    add("--preset", choices=PRESETS, help="use the settings of a paper's code; other arguments override them")
     what = "train only the weights in this many epochs at first"
     add("--arch_warmup", type=cli.non_negative_int, default=0, help=what)
     what = "send 1/K of the channels through the operations, with edge normalisation (PC-DARTS)"
@@ -115,7 +117,9 @@ def add_arguments(parser: cli.Parser) -> None:
     add("--zero_one_weight", **weight, help="weight of the loss that pulls sigmoids towards 0 or 1 (FairDARTS)")
     what = "leave operations with a lower sigmoid out of the derived cells (FairDARTS)"
     add("--gate_threshold", type=cli.probability, default=0.0, help=what)
-    what = "apply that threshold to two operations per node, or to two per edge (FairDARTS)"
+    what = (
+        "apply that threshold to the edges that DARTS' rule derives, or to the two strongest operations of every edge"
+    )
     add("--gate_rule", choices=["node", "edge"], default="node", help=what)
     what = "allow at most this many skip connections in the normal cell of the genotype (P-DARTS)"
     add("--max_skips", type=cli.non_negative_int, help=what)
@@ -123,9 +127,11 @@ def add_arguments(parser: cli.Parser) -> None:
     add = parser.add_argument_group("steps as in the code of NAS-Bench-201 (docs/nasbench201.md)").add_argument
     off: dict[str, Any] = {"choices": ["no", "yes"], "default": "no"}
     add("--nesterov", **off, help="use Nesterov's momentum")
-    what = "count the gradients of the alphas, of both steps, in the norm that --grad_clip limits"
+    what = (
+        "count the alphas' gradients, those of the alpha step and the weight step, in the norm that --grad_clip limits"
+    )
     add("--clip_alphas", **off, help=what)
-    what = "take the weight step before the alpha step, in first order without --perturb"
+    what = "take the weight step before the alpha step; without effect with --unrolled or --perturb"
     add("--weights_first", **off, help=what)
 
     add = parser.add_argument_group("collapse (Zela et al. 2020)").add_argument
@@ -137,7 +143,10 @@ def add_arguments(parser: cli.Parser) -> None:
     add = parser.add_argument_group("tabular benchmark (docs/nasbench201.md)").add_argument
     what = "report the true accuracy of what is found from this table; it never influences the search"
     add("--benchmark", type=cli.path, metavar="FILE.csv", help=what)
-    what = "after the search, compare the supernet's accuracy of N random architectures with the table (Kendall's tau)"
+    what = (
+        "after the search, compare the supernet's accuracy of N random architectures with the table of --benchmark "
+        "(Kendall's tau); not for --space darts"
+    )
     add("--rank", type=cli.positive_int, metavar="N", help=what)
 
 

@@ -42,12 +42,14 @@ def parse_arguments() -> argparse.Namespace:
         description="Search, select and train by the paper's protocol, with several seeds, into one table."
     )
     parser.add_argument(
-        "--preset", choices=PRESETS, default="paper", help="use the sizes and numbers of runs of this preset"
+        "--preset", choices=PRESETS, default="paper", help="methods, sizes and numbers of runs (docs/protocol.md)"
     )
     parser.add_argument(
         "--out", type=cli.path, help="write all runs and results to this folder; None: to protocol-<preset>"
     )
-    parser.add_argument("--methods", help="run these methods, separated by commas; None: those of the preset")
+    parser.add_argument(
+        "--methods", help="run these methods, such as first,second,DARTS_V2 (docs/protocol.md); None: the preset's"
+    )
     parser.add_argument("--seeds", type=cli.positive_int, help="number of searches for each method; None: the preset's")
     parser.add_argument(
         "--trainings", type=cli.positive_int, help="number of trainings for each method; None: the preset's"
@@ -56,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--data",
         type=cli.path,
         default="../data",
-        help="read images from this folder; --preset small needs train/<class>/ and test/<class>/ in it",
+        help="read images from this folder; small and nasbench201 need train/<class>/ and test/<class>/ in it",
     )
     parser.add_argument(
         "--config",
@@ -66,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         "--gpus",
         type=gpu_numbers,
         default=[],
-        help="run one job at a time on each of these GPUs, numbers separated by commas; none: on the CPU",
+        help="run one job at a time on each of these GPUs, such as 0,1; without it, on the CPU",
     )
     parser.add_argument(
         "--jobs", type=cli.positive_int, default=1, help="run this many jobs at a time on the CPU; they share its cores"

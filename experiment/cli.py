@@ -432,8 +432,8 @@ def add_device_arguments(parser: Parser, images: bool = True) -> None:
     parser.add_argument("--gpu", type=device_number, default=0, help=what)
     add = parser.rare.add_argument
     what = (
-        "compute with this many threads on a CPU; None: one per 1e9 multiply-adds of a batch, at most OMP_NUM_THREADS "
-        "or the cores"
+        "compute with this many threads on a CPU; None: one for every 1e9 multiply-adds of a batch, at most one for "
+        "each core (or OMP_NUM_THREADS)"
     )
     add("--threads", type=positive_int, help=what)
     if images:
@@ -453,7 +453,7 @@ def add_run_arguments(parser: Parser, images: bool = True) -> None:
     add("--resume", type=path, metavar="RUN_DIR", help=what)
     what = "check that everything works: one epoch of two training and two validation batches"
     add("--fast_dev_run", action="store_true", help=what)
-    what = "compile the network; auto: only for runs that are long enough"
+    what = "compile the network; auto: for runs of at least 1e13 multiply-adds, on a CPU only with mixed operations"
     add("--compile", choices=["auto", "yes", "no"], default="auto", help=what)
     if images:
         add("--amp", action="store_true", help="train in bfloat16 autocast: faster on a GPU, less precise")

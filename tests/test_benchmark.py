@@ -99,7 +99,7 @@ def test_methods_are_compared_by_the_table(table, tmp_path, script):
         row = [title, "1", f"{accuracy:.2f}", f"{text.count('none'):.2f}", f"{92.25 - accuracy:.2f}"]
         assert row in [cells[:5] for cells in rows]
     assert ["All 15,625 cells", "", "67.05 ± 8.40", "1.20 ± 0.98", "25.20", "", ""] in rows
-    assert ["The best cell", "", "92.25", "6.00", "0.00", "", ""] in rows
+    assert ["Highest in each column", "", "92.25", "6.00", "0.00", "", ""] in rows
     assert "What was found, epoch by epoch" in (tmp_path / "out" / "report.html").read_text()
 
 
