@@ -69,7 +69,7 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True):
     """A preset, or one that a configuration file has changed."""
 
     seeds: Annotated[int, msgspec.Meta(ge=1)]  # searches of a method
-    trainings: Annotated[int, msgspec.Meta(ge=0)]  # of what a method has selected; 0: the searches are the result
+    trainings: Annotated[int, msgspec.Meta(ge=0)]  # of what a method has selected; 0: the architectures are the result
     compare: list[str]  # names of methods
     common: Flags  # of all runs
     search: Flags = {}  # of train_search.py
@@ -94,6 +94,17 @@ _COMPARED = ["first", "second", "exact", "random_search", "random", "DARTS_V2"]
 _TRIAL = {"auxiliary": True, "cutout": True}
 _FAIR = {"gate": "sigmoid", "zero_one_weight": 10.0, "arch_learning_rate": 3e-3, "arch_beta1": 0.9}
 _SMALL = {"init_channels": 6, "layers": 5, "batch_size": 64, "learning_rate": 0.05}
+_OF_NASBENCH201 = {
+    "common": {"dataset": "folder", "image_size": 16, "workers": 0, "compile": "no"},
+    "search": {
+        "preset": "nasbench201",
+        "init_channels": 8,
+        "layers": 1,
+        "epochs": 20,
+        "arch_learning_rate": 7.5e-4,
+        "report_freq": 100,
+    },
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "seeds": 4,
@@ -133,15 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": 4,
         "trainings": 0,
         "compare": [],
-        "common": {"dataset": "folder", "image_size": 16, "workers": 0, "compile": "no"},
-        "search": {
-            "preset": "nasbench201",
-            "init_channels": 8,
-            "layers": 1,
-            "epochs": 20,
-            "arch_learning_rate": 7.5e-4,
-            "report_freq": 100,
-        },
+        **_OF_NASBENCH201,
         "methods": {
             "first": {"title": "DARTS, first order", "search": {}},
             "drnas": {"title": "DrNAS", "search": {"strategy": "drnas"}},
@@ -161,6 +164,22 @@ PRESETS: dict[str, dict[str, Any]] = {
             "exact": {"title": "DARTS, second order, exact", "search": {"unrolled": True, "hvp": "exact"}},
             "sdarts-adv": {"title": "SDARTS-ADV", "search": {"perturb": "adversarial"}},
         },
+    },
+    "nasbench201-hour": {  # docs/nasbench201.md
+        "seeds": 4,
+        "trainings": 0,
+        "compare": [],
+        **_OF_NASBENCH201,
+        "select": {
+            "init_channels": 16,
+            "layers": 1,
+            "epochs": 12,
+            "batch_size": 128,
+            "learning_rate": 0.1,
+            "weight_decay": 5e-4,
+            "valid_portion": 0.1,
+        },
+        "methods": {"sdarts-rs": {"title": "SDARTS-RS", "search": {"perturb": "random"}}},
     },
     "smoke": {
         "seeds": 2,
@@ -261,7 +280,7 @@ class Plan:
 
     def selections(self, method: str, searches: list[Job]) -> list[Job]:
         """A short training of what each of these searches finds; none where there is nothing to select."""
-        if len(searches) < 2 or not self.protocol.trainings:
+        if len(searches) < 2 or not (self.protocol.trainings or self.protocol.select):
             return []
         flags = {**self._flags(method, "select"), "seed": 0}
         return [self._job(method, "select", job.index, {**flags, "arch": str(job.folder)}) for job in searches]
@@ -317,7 +336,7 @@ class Plan:
         selected = [job for job in self.found(method) if job.index == self.selected(method)]
         if own.search is not None and not selected:
             return False
-        for index in range(self.protocol.trainings):
+        for index in range(self.protocol.trainings or 1):
             path = Path(self._arch(method, index))
             if path.exists() or (own.search is None and own.arch != "random"):
                 continue

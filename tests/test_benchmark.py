@@ -13,6 +13,7 @@ from architectures.cells import Cells
 from genotypes import DARTS_V2
 from nas.benchmark import Benchmark
 from nas.ranking import kendall_tau
+from protocol import results
 
 OPERATIONS = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
 SEARCH = ["train_search", "--space", "nasbench201", "--init_channels", "2", "--layers", "1", "--batch_size", "8"]
@@ -101,6 +102,21 @@ def test_methods_are_compared_by_the_table(table, tmp_path, script):
     assert ["All 15,625 cells", "", "67.05 ± 8.40", "1.20 ± 0.98", "25.20", "", ""] in rows
     assert ["Highest in each column", "", "92.25", "6.00", "0.00", "", ""] in rows
     assert "What was found, epoch by epoch" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_table_names_what_short_trainings_have_selected():
+    searches = [
+        {"seed": seed, "true": {"cifar10": accuracy}, "skips": 2 * seed, "hours": 0.5}
+        for seed, accuracy in enumerate((90.0, 92.0))
+    ]
+    method = {"title": "Mine", "searches": searches, "selected": 1, "selection_hours": 0.1}
+    truth = {"dataset": "cifar10", "architectures": 3, "optimum": {"cifar10": 93.0}}
+    truth |= {"mean": {"cifar10": 80.0}, "std": {"cifar10": 10.0}}
+    [section] = results.tables({"methods": {"mine": method}, "benchmark": truth, "comparisons": []})
+    assert section.rows[:2] == [
+        ["Mine", "2", "91.00 ± 1.41", "2.00", "1.0", "0.50"],
+        ["the best one in a short training", "1", "92.00", "1.00", "2.0", "0.50"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -240,12 +240,16 @@ def test_stages_follow_each_other(tmp_path):
     assert json.loads((tmp_path / "first" / "selected.json").read_text()) == found
 
 
-def test_without_trainings_the_searches_are_the_result(tmp_path):
+def test_without_trainings_what_is_found_is_the_result(tmp_path):
     todo = plan(tmp_path, trainings=0)
     assert ready(todo) == ["first/search-0", "first/search-1"]
-    search(tmp_path, 0), search(tmp_path, 1)
-    assert (ready(todo), todo.left()) == ([], 0)
+    for index, accuracy in enumerate((50.0, 60.0)):
+        search(tmp_path, index), trial(tmp_path, index, accuracy)
+    assert (ready(todo), todo.left(), todo.selected("first")) == ([], 0, 1)
+    assert (tmp_path / "first" / "selected.json").exists()
     assert len(results.collect(todo, "smoke")["methods"]["first"]["searches"]) == 2
+    todo.protocol.select = {}  # without short trainings, nothing is selected
+    assert (ready(todo), todo.left(), todo.selected("first")) == ([], 0, None)
 
 
 def test_what_failed_for_good_is_left_out(tmp_path):
