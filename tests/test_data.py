@@ -11,7 +11,7 @@ import urllib.error
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, combinations, pairwise
+from itertools import chain, combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ import torch
 import torchvision
 import torchvision.transforms.functional as TF
 from PIL import ExifTags, Image, ImageOps
-from scipy.stats import chi2_contingency, chisquare
+from scipy.stats import chisquare
 from scripts import save_image
 from sklearn.datasets import load_digits
 
@@ -53,15 +53,12 @@ def search(images: data.ImageData, seed: int = 0, **changed):
     return data.search_batches(images, options(seed=seed, **changed), "cpu")
 
 
-def train_batches(images: data.ImageData, device: str = "cpu", **changed) -> data.Batches:
-    return data.train_batches(images, options(**changed), device)
+def train_batches(images: data.ImageData, **changed) -> data.Batches:
+    return data.train_batches(images, options(**changed), "cpu")
 
 
-def test_batches(images: data.ImageData, **changed) -> data.Batches:
+def evaluation(images: data.ImageData, **changed) -> data.Batches:
     return data.test_batches(images, options(**changed), "cpu")
-
-
-test_batches.__test__ = False
 
 
 def labels(batches: data.Batches) -> list[list[int]]:
@@ -84,10 +81,6 @@ def same(first, second) -> bool:
     )
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of noise, 9 and 7 images to train on, 3 each to test on, 16x16."""
@@ -106,31 +99,28 @@ def large(monkeypatch):
 # ---- Augmentation
 
 
-def crops_and_flips(image: torch.Tensor, images: data.ImageData, flips: bool) -> list[bytes]:
+def crops_and_flips(images: data.ImageData) -> list[bytes]:
     """All results of torchvision's RandomCrop with padding, RandomHorizontalFlip, ToTensor and Normalize."""
-    size = image.shape[-1]
-    padded = TF.pad(TF.to_pil_image(image), size // 8)
-    results = []
-    for top in range(2 * (size // 8) + 1):
-        for left in range(2 * (size // 8) + 1):
-            crop = TF.crop(padded, top, left, size, size)
-            for view in (crop, TF.hflip(crop)) if flips else (crop,):
-                results.append(TF.normalize(TF.to_tensor(view), images.mean, images.std).numpy().tobytes())
+    size, results = images.image_size, []
+    padded = TF.pad(TF.to_pil_image(images.train.images[0]), size // 8)
+    for top, left in product(range(2 * (size // 8) + 1), repeat=2):
+        crop = TF.crop(padded, top, left, size, size)
+        for view in (crop, TF.hflip(crop)) if images.flip else (crop,):
+            results.append(TF.normalize(TF.to_tensor(view), images.mean, images.std).numpy().tobytes())
     return results
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_crop_and_flip_are_torchvisions(flip):
-    images = make(1, size=32, flip=flip)
-    image = images.train.images[0]
-    possible = crops_and_flips(image, images, flip)
-    assert len(set(possible)) == (162 if flip else 81)
-    augment, generator = data.Augment(images), seeded(1)
-    seen = Counter(
-        x.numpy().tobytes() for _ in range(len(possible)) for x in augment(image.expand(40, -1, -1, -1), generator)
-    )
-    assert set(seen) == set(possible)
-    assert chisquare(list(seen.values())).pvalue > 0.001
+@pytest.mark.parametrize(("size", "flip", "count"), [(8, True, 18), (16, False, 25)])
+def test_crops_and_flips_are_torchvisions_and_those_of_neighbours_independent(size, flip, count):
+    images = make(1, size=size, flip=flip)
+    number = {result: index for index, result in enumerate(crops_and_flips(images))}
+    assert len(number) == count
+    pairs = np.zeros((count, count))
+    batch = images.train.images.expand(2 * 10 * pairs.size, -1, -1, -1)
+    found = [number[x.numpy().tobytes()] for x in data.Augment(images)(batch, torch.Generator().manual_seed(1))]
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        pairs[first, second] += 1
+    assert chisquare(pairs.flatten()).pvalue > 0.001
 
 
 def original_cutout(y: int, x: int, size: int, length: int) -> bytes:
@@ -144,34 +134,14 @@ def original_cutout(y: int, x: int, size: int, length: int) -> bytes:
 def test_cutout_is_the_originals(length):
     size = 8
     possible = Counter(original_cutout(y, x, size, length) for y in range(size) for x in range(size))
-    augment = data.Augment(make(1), length)
-    x = augment(torch.full((64 * 60, 3, size, size), 255, dtype=torch.uint8), seeded(2))
+    white = torch.full((64 * 60, 3, size, size), 255, dtype=torch.uint8)
+    x = data.Augment(make(1), length)(white, torch.Generator().manual_seed(2))
     # No pixel is 0 but by cutout: neither white nor black is the mean.
     assert torch.equal(x == 0, (x == 0)[:, :1].expand(-1, 3, -1, -1))
     seen = Counter(kept.numpy().tobytes() for kept in x[:, 0] != 0)
     assert set(seen) == set(possible)
     if len(possible) > 1:
         assert chisquare([seen[mask] for mask in possible], [60 * possible[mask] for mask in possible]).pvalue > 0.001
-
-
-def test_images_of_a_batch_are_augmented_independently():
-    images = make(1)
-    pair = images.train.images.expand(2, -1, -1, -1)
-    number = {result: index for index, result in enumerate(crops_and_flips(pair[0], images, flips=True))}
-    augment, generator = data.Augment(images), seeded(4)
-    table = np.zeros((len(number), len(number)), dtype=int)
-    for _ in range(18 * 18 * 10):
-        first, second = augment(pair, generator)
-        table[number[first.numpy().tobytes()], number[second.numpy().tobytes()]] += 1
-    assert chi2_contingency(table).pvalue > 0.001
-
-
-def test_without_training_images_are_only_normalised():
-    images = make(6)
-    expected = [
-        TF.normalize(TF.to_tensor(TF.to_pil_image(image)), images.mean, images.std) for image in images.train.images
-    ]
-    assert torch.equal(data.Augment(images, 4, train=False)(images.train.images, None), torch.stack(expected))
 
 
 # ---- The search split and the order of the images
@@ -209,7 +179,7 @@ def test_draws_are_uniform_and_start_afresh_at_every_step():
 
 def test_a_smaller_last_batch_is_kept():
     images = make(10, tests=5)
-    train, test = train_batches(images), test_batches(images)
+    train, test = train_batches(images), evaluation(images)
     assert [len(batch) for batch in labels(train)] == [4, 4, 2]
     assert sorted(flat(labels(train))) == list(range(10))
     assert labels(test) == [[0, 1, 2, 3], [4]]  # measured in evaluation mode, where one image is enough
@@ -217,18 +187,17 @@ def test_a_smaller_last_batch_is_kept():
     assert len(labels(train_batches(make(3), batch_size=1))) == 3
 
 
-def test_both_halves_are_augmented_and_the_test_set_is_not():
+def test_both_halves_are_augmented_and_the_test_set_is_only_normalised():
     images = make(30)
-    plain = data.Augment(images, train=False)(images.train.images, None)
+    plain = TF.normalize(images.train.images / 255, images.mean, images.std)
     for batches in search(images):
         x, y = next(iter(batches))
-        assert x.dtype == torch.float32
-        assert y.dtype == torch.int64
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
         assert (x == 0).all(dim=1).flatten(1).any(dim=1).all()  # cutout, in every image: no pixel has the mean colour
         assert not any(torch.equal(a[a != 0], b[a != 0]) for a, b in zip(x, plain[y], strict=True))  # crop
     assert all((x == 0).all(dim=1).flatten(1).any(dim=1).all() for x, _ in train_batches(images))
-    [(x, _)] = test_batches(images, batch_size=5)
-    assert torch.equal(x, data.Augment(images, train=False)(images.test.images, None))
+    [(x, _)] = evaluation(images, batch_size=5)
+    assert torch.equal(x, TF.normalize(images.test.images / 255, images.mean, images.std))
 
 
 def test_a_batch_is_a_function_of_seed_epoch_and_step():
@@ -243,6 +212,10 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step():
         assert not same(first, batches)
         batches.set_epoch(0)
         assert same(first, batches)
+        batches.set_epoch(0, start_step=4)
+        assert same(batches, first[4:])
+        batches.set_epoch(0, start_step=len(first))
+        assert (list(batches), len(batches)) == ([], len(first))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -252,17 +225,6 @@ def test_the_streams_of_random_numbers_are_independent():
     alike = data.MemoryImages(images.train.images[:1].expand(40, -1, -1, -1), torch.arange(40))
     first = [next(iter(batches))[0] for batches in search(replace(images, train=alike), batch_size=8)]
     assert not any(torch.equal(x, other) for x, other in combinations(first, 2))
-
-
-def test_an_epoch_goes_on_from_a_step():
-    for batches in search(make(42)):
-        batches.set_epoch(3)
-        whole = list(batches)
-        batches.set_epoch(3, start_step=4)
-        assert same(batches, whole[4:])
-        assert len(batches) == len(whole)
-        batches.set_epoch(3, start_step=len(whole))
-        assert list(batches) == []
 
 
 # ---- Datasets
@@ -333,28 +295,21 @@ def test_a_failed_download_says_what_to_do_and_two_that_begin_at_once_wait_for_e
     assert events == ["begins", "ends"] * 2
 
 
-@pytest.fixture
-def grey_files(tmp_path):
-    """MNIST's and Fashion-MNIST's files: 3 images to learn from, 2 to test on; and those images."""
-    pixels = np.random.RandomState(0).randint(256, size=(5, 28, 28)).astype(np.uint8)
-    for name in ("MNIST", "FashionMNIST"):
-        raw = tmp_path / name / "raw"
-        raw.mkdir(parents=True)
-        for part, images in (("train", pixels[:3]), ("t10k", pixels[3:])):
-            count = len(images).to_bytes(4, "big")
-            (raw / f"{part}-images-idx3-ubyte").write_bytes(
-                b"\0\0\x08\x03" + count + 2 * (28).to_bytes(4, "big") + images.tobytes()
-            )
-            (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count + bytes(range(len(images))))
-    return tmp_path, pixels
-
-
 @pytest.mark.parametrize(
-    ("name", "channels", "flip", "first"), [("mnist", 3, False, "0 - zero"), ("fashion_mnist", 1, True, "T-shirt/top")]
+    ("name", "folder", "channels", "flip", "first"),
+    [("mnist", "MNIST", 3, False, "0 - zero"), ("fashion_mnist", "FashionMNIST", 1, True, "T-shirt/top")],
 )
-def test_mnist(grey_files, name, channels, flip, first):
-    root, pixels = grey_files
-    images = data.load(options(dataset=name, data=str(root), channels=channels))
+def test_mnist_and_a_damaged_file_of_it(tmp_path, capsys, name, folder, channels, flip, first):
+    """3 images to learn from, 2 to test on."""
+    pixels = np.random.RandomState(0).randint(256, size=(5, 28, 28)).astype(np.uint8)
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    for part, images in (("train", pixels[:3]), ("t10k", pixels[3:])):
+        count, size = len(images).to_bytes(4, "big"), (28).to_bytes(4, "big")
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + count + 2 * size + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count + bytes(range(len(images))))
+    chosen = options(dataset=name, data=str(tmp_path), channels=channels)
+    images = data.load(chosen)
     assert (len(images.train), len(images.test), images.channels, images.image_size) == (3, 2, channels, 32)
     assert (images.flip, images.num_classes, images.classes[0]) == (flip, 10, first)
     expected = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[:, None].repeat(channels, 1)
@@ -362,64 +317,29 @@ def test_mnist(grey_files, name, channels, flip, first):
     assert images.train.labels.tolist() == [0, 1, 2]
     check_stats(images)
 
-
-def test_mnist_that_is_damaged(grey_files, capsys):
-    root, _ = grey_files
-    file = root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    file = raw / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:100])
-    message = r"^fashion_mnist is not in the folder .*, or damaged.*FashionMNIST/raw, unpacked, .*--dataset digits"
+    message = rf"^{name} is not in the folder .*, or damaged.*{folder}/raw, unpacked, .*--dataset digits"
     with pytest.raises(UserError, match=message):
-        data.load(options(dataset="fashion_mnist", data=str(root)))
+        data.load(chosen)
     assert capsys.readouterr() == ("", "")
 
 
-def test_grey_images_are_those_of_pillow(folder, monkeypatch):
-    """Whether decoded from files at once or one by one."""
-    images = load(folder, channels=1)
-    expected = {np.array(Image.open(path).convert("L")).tobytes() for path in (folder / "train").glob("*/*.png")}
-    assert {image.numpy().tobytes() for image in images.train.images} == expected
-    assert images.train.images.shape == (16, 1, 16, 16)
-    check_stats(images)
-    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
-    lazy = load(folder, channels=1)
-    assert (lazy.mean, lazy.std) == (images.mean, images.std)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"dataset": "svhn"}, f"unknown dataset 'svhn'.*{', '.join(data.DATASETS)}"),
-        ({"dataset": "cifar10", "image_size": 64}, "cifar10 has images of 32 pixels, not 64"),
-        ({"dataset": "digits", "skip_bad_images": True}, "--skip_bad_images, .* need images in files, .*, not digits"),
-    ],
-)
-def test_a_dataset_that_does_not_fit_is_refused(wrong, message):
-    with pytest.raises(UserError, match=message):
-        data.load(options(**wrong))
-
-
-def test_folder(folder):
-    """Every file is there once, as it is, with its class; the images for the alphas do not depend on the seed."""
-    images = load(folder, workers=2)
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])
+def test_folder(folder, channels, mode):
+    """Every file is there once, as Pillow decodes it, with its class. The seed does not choose the alphas' images."""
+    images = load(folder, workers=2, channels=channels)
     assert isinstance(images.train, data.MemoryImages)
     assert (images.classes, images.image_size, len(images.train), len(images.test)) == (("cat", "dog"), 16, 16, 6)
     check_stats(images)
     for part, dataset in (("train", images.train), ("test", images.test)):
         expected = sorted(
-            (np.array(Image.open(path)).transpose(2, 0, 1).tobytes(), images.classes.index(path.parent.name))
-            for path in (folder / part).glob("*/*.png")
+            (np.array(Image.open(path).convert(mode)).reshape(16, 16, -1).transpose(2, 0, 1).tobytes(), label)
+            for label, name in enumerate(images.classes)
+            for path in (folder / part / name).iterdir()
         )
         assert sorted((x.numpy().tobytes(), int(y)) for x, y in everything(dataset)) == expected
-    assert labels(search(images, seed=1)[2]) == labels(search(load(folder), seed=2)[2])
-
-
-def test_every_part_of_a_folder_holds_the_classes_in_proportion():
-    sorted_by_class = np.repeat([0, 1, 2], [10, 40, 50])
-    order = image_files.interleave(sorted_by_class)
-    assert sorted(order) == list(range(100))
-    for portion in (20, 50, 80):
-        counts = np.bincount(sorted_by_class[order[:portion]], minlength=3)
-        assert np.abs(counts - portion * np.array([0.1, 0.4, 0.5])).max() <= 1.5
+    assert labels(search(images, seed=1)[2]) == labels(search(images, seed=2)[2])
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
@@ -435,9 +355,7 @@ def test_val_takes_the_place_of_test(folder, val):
     assert (tested.notes, images.notes) == ((), (taken,))
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_validation_folder_is_the_validation_side(folder, monkeypatch, in_memory):
-    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 2**30 * in_memory)
+def test_a_validation_folder_is_the_validation_side(folder):
     with pytest.raises(UserError, match=r"--valid_folder needs --dataset folder with val/ beside train/ and test/"):
         load(folder, valid_folder=True)
     for name, count in (("cat", 2), ("dog", 3)):
@@ -543,15 +461,12 @@ def test_transparent_pixels_are_white(tmp_path):
     hidden[8:] = (0, 255, 0, 0)
     expected = np.full((16, 16, 3), 255, dtype=np.uint8)
     expected[:8] = (255, 0, 0)
-    rgba, palette, key = Image.fromarray(hidden), Image.new("P", (16, 16), 1), Image.new("RGB", (16, 16), "red")
-    palette.putpalette([255, 0, 0, 0, 255, 0])
-    for image, colour in ((palette, 0), (key, (255, 0, 0))):
-        image.paste(colour, (0, 0, 16, 8))
-    key.paste((0, 255, 0), (0, 8, 16, 16))
+    rgba, rgb = Image.fromarray(hidden), Image.fromarray(hidden[:, :, :3])
     rgba.save(tmp_path / "rgba.png")
     rgba.save(tmp_path / "rgba.webp", lossless=True)
-    palette.save(tmp_path / "palette.png", transparency=1)
-    key.save(tmp_path / "key.png", transparency=(0, 255, 0))
+    rgb.save(tmp_path / "key.png", transparency=(0, 255, 0))
+    palette = rgb.quantize(2)
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 15)))
     for path in sorted(tmp_path.iterdir()):
         assert np.array_equal(files.decode(str(path), 16).permute(1, 2, 0).numpy(), expected), path
     grey = Image.merge("LA", (Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 127)))
@@ -604,13 +519,11 @@ def test_errors_of_a_folder(folder, message):
         load(folder)
 
 
-@pytest.mark.parametrize("classes", [("dog",), ("cat", "dog")])
-def test_a_class_of_bad_images_only(folder, classes):
+def test_classes_of_bad_images_only(folder):
     """As files of Git LFS that were not fetched."""
-    for path in (path for name in classes for path in (folder / "test" / name).iterdir()):
+    for path in (folder / "test").rglob("*.png"):
         path.write_text("version https://git-lfs")
-    words = rf"test: it has no image of {', '.join(classes)}; skipped \d of \d images.*needed are"
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=r"test: it has no image of cat, dog; skipped 6 of 6 images.*needed are"):
         load(folder, skip_bad_images=True)
 
 
@@ -645,12 +558,13 @@ def test_what_is_not_the_image_s_fault_is_not_skipped(folder):
         load(folder, skip_bad_images=True)
 
 
-def test_a_large_folder_is_the_same_data(folder, monkeypatch):
-    small = load(folder)
-    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16)
-    assert isinstance(load(folder).train, data.MemoryImages)
-    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 22 * 3 * 16 * 16 - 1)
-    lazy, before = load(folder, workers=2), torch.get_rng_state()
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_large_folder_is_the_same_data(folder, monkeypatch, channels):
+    small = load(folder, channels=channels)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 22 * channels * 16 * 16)
+    assert isinstance(load(folder, channels=channels).train, data.MemoryImages)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 22 * channels * 16 * 16 - 1)
+    lazy, before = load(folder, channels=channels, workers=2), torch.get_rng_state()
     assert isinstance(lazy.train, files.FileImages)
     assert (lazy.mean, lazy.std) == (small.mean, small.std)
     for expected, *others in zip(search(small), search(lazy), search(lazy, workers=2), strict=True):
@@ -685,7 +599,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(folder, large, monkeypatch, de
     monkeypatch.setattr(files, "decode", decode)
     monkeypatch.setattr(files, "PATIENCE", 2)
     with pytest.raises(RuntimeError, match=r"^DataLoader ") as caught:
-        list(test_batches(images, workers=1))
+        list(evaluation(images, workers=1))
     assert "a process that decodes images has died or hangs; if memory is short, lower --workers" in cli._unforeseen(
         caught.value
     )
