@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -216,3 +217,9 @@ def said(lines, label):
     """The words of the command that follows `label` in a log."""
     [command] = [line.partition(label)[2] for line in lines if label in line]
     return shlex.split(command)
+
+
+def check_measured(lines, row):
+    """The output of test.py has the accuracy, which is coarse, and the loss of this row of metrics.jsonl."""
+    found = [float(said(lines, name)[0]) for name in ("test_acc ", "test_loss ")]
+    assert found == pytest.approx([row["test_acc"], row["test_loss"]], rel=1e-5)

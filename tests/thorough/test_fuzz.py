@@ -1,8 +1,5 @@
 """Files and texts from strangers: whatever they hold, a parser returns something valid, or raises a `UserError` of one
-line.
-
-Inputs are derived from valid ones as often as made up, so that they get past the first check. The same ones in every
-run.
+line. Inputs are derived from valid ones, so that they get past the first check; the same ones in every run.
 """
 
 import argparse
@@ -18,6 +15,7 @@ import warnings
 from collections import OrderedDict
 
 import golden
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -25,8 +23,8 @@ from torch import nn
 
 import experiment.run
 import genotypes
+import train
 from architectures.cells import CHOICES, OPERATIONS, Cells, check, names
-from experiment import cli
 from experiment.errors import UserError
 from experiment.weights import load_weights
 from nas.mutables import InputChoice, LayerChoice
@@ -66,8 +64,6 @@ SCALARS = st.one_of(st.none(), st.booleans(), INTEGERS, st.floats(), TEXT)
 JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=4
 )
-
-
 SEEDS = st.integers(0, 2**32)
 
 
@@ -94,10 +90,6 @@ def edited(documents, seed, value):
     return document
 
 
-NNI = golden.load("nni_tutorial_cells.json")
-CELLS = [Cells(genotypes.NASNet).json, Cells(genotypes.DARTS_V2).json, NNI["full"], Cells(genotypes.DARTS_V2).choices]
-
-
 def damage(content, seed):
     """`content`, bytes, with a few of them changed, taken out or doubled, or cut off; sometimes as it was."""
     rng, content = random.Random(seed), bytearray(content)
@@ -115,26 +107,88 @@ def damage(content, seed):
     return bytes(content)
 
 
-def file_of(content, seed):
-    """`content` as JSON in bytes, damaged; sometimes deeper than any reader goes."""
-    return b"[" * 100_000 if seed % 50 == 0 else damage(json.dumps(content).encode(), seed)
-
-
-# ---- Genotypes
+# ---- Files of JSON: what reads them, and what holds for all that it returns
 
 
 def assert_builds(architecture):
-    if architecture is not None:
-        genotype = architecture.genotype
-        assert Cells.of(architecture.json) == architecture
-        assert check(*genotype) == genotype
-        assert Cells.read(repr(genotype)).genotype == genotype
+    genotype = architecture.genotype
+    assert Cells.of(architecture.json) == architecture
+    assert check(*genotype) == genotype
+    assert Cells.read(repr(genotype)).genotype == genotype
 
 
-@fuzz(1200, seed=SEEDS, value=JSON)
-def test_genotypes_in_decoded_json(seed, value):
-    for content in (value, *(edited(CELLS, seed + more, value) for more in range(3))):
-        assert_builds(only_user_errors(Cells.of, content))
+def assert_draws(architecture):
+    """The graphs alone: what the program that draws them refuses is tested elsewhere."""
+    assert all(graph.source for graph in drawing.graphs(architecture).values())
+    assert architecture.skips()
+
+
+def fix(path):
+    """A network with a choice of each kind, fixed."""
+    choices = {
+        "layer": LayerChoice([nn.Identity(), nn.ReLU()], key="layer"),
+        "named": LayerChoice(OrderedDict(small=nn.Identity(), large=nn.ReLU()), key="named"),
+        "two": InputChoice(choose_from=["layer", "named", ""], n_chosen=2, key="two"),
+        "any": InputChoice(n_candidates=2, key="any"),
+    }
+    return apply_fixed_architecture(nn.ModuleDict(choices), path)
+
+
+def assert_fixed(model):
+    """Two inputs as they must be, and no layer beside the chosen ones."""
+    assert len(model["two"].chosen) == 2
+    left = [module for module in model.modules() if isinstance(module, LayerChoice)]
+    assert all(len(list(module.children())) == len(module.chosen) for module in left)
+
+
+def read_metrics(path):
+    """Of a run of two epochs, whose first row is in the file."""
+    (path.parent / "config.json").write_text('{"stage": "search", "arguments": {"seed": 2}}')
+    rows = path.read_bytes() + b"\n" + json.dumps(ROW | {"epoch": 1}).encode() + b"\n"
+    (path.parent / "metrics.jsonl").write_bytes(rows)
+    return history.read(path.parent)
+
+
+NNI = golden.load("nni_tutorial_cells.json")
+CELLS = [Cells(genotypes.NASNet).json, Cells(genotypes.DARTS_V2).json, NNI["full"], Cells(genotypes.DARTS_V2).choices]
+KEYS = itertools.product(("normal", "reduce"), range(2), ("x_op", "x_input", "y_op", "y_input"))
+MICRO = {f"{kind}_node_{node}_{key}": 0 for kind, node, key in KEYS}
+MACRO = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3}
+MACRO["InputChoice5"] = ["layer_0", "layer_1"]
+CELL = dict.fromkeys(["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"], "none")
+ARCHITECTURES = [
+    {"layer": 1, "named": "small", "two": ["layer", "named"], "any": []},
+    {"layer": [0, 1], "named": [True, False], "two": [True, False, True], "any": [False, True]},
+]
+ARGUMENTS = {"dataset": "digits", "seed": 2, "auxiliary": True, "run_dir": None, "checkpoint_minutes": 10.0}
+ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5}
+ROW["alphas"] = {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}}
+
+FILES = {  # {name: (valid contents, what reads them, what checks the result)}
+    "genotype.json": (CELLS, lambda path: Cells.read(str(path)), assert_builds),
+    "architecture.json": (ARCHITECTURES, fix, assert_fixed),
+    "drawn.json": ([MICRO, MACRO, CELL, *CELLS], lambda path: read_any(str(path)), assert_draws),
+    "config.json": ([{"stage": "eval", "arguments": ARGUMENTS}], lambda path: train.parse_arguments(), vars),
+    "row.json": ([ROW], read_metrics, lambda run: run.caption),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@fuzz(1000, seed=SEEDS, value=JSON)
+def test_files_of_json(name, seed, value, tmp_path, monkeypatch, capsys):
+    """Sometimes deeper than any reader goes."""
+    contents, parse, check_found = FILES[name]
+    content = value if seed % 10 == 0 else edited(contents, seed, value)
+    deep = seed % 50 == 0
+    (tmp_path / name).write_bytes(b"[" * 100_000 if deep else damage(json.dumps(content).encode(), seed))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(tmp_path)])
+    found = only_user_errors(parse, tmp_path / name)
+    assert capsys.readouterr().out == ""
+    if found is not None:
+        check_found(found)
+
+
+# ---- Texts
 
 
 GENOTYPE = repr(genotypes.DARTS_V2)
@@ -157,40 +211,8 @@ def literal(seed, text):
 @fuzz(800, seed=SEEDS, text=st.text())
 def test_genotypes_in_texts(seed, text):
     for written in (text, literal(seed, text)):
-        assert_builds(only_user_errors(Cells.read, written))
-
-
-# ---- Architectures of other spaces
-
-
-def space():
-    """A choice of each kind; built anew for every architecture, because fixing one changes it."""
-    return nn.ModuleDict(
-        {
-            "layer": LayerChoice([nn.Identity(), nn.ReLU()], key="layer"),
-            "named": LayerChoice(OrderedDict(small=nn.Identity(), large=nn.ReLU()), key="named"),
-            "two": InputChoice(choose_from=["layer", "named", ""], n_chosen=2, key="two"),
-            "any": InputChoice(n_candidates=2, key="any"),
-        }
-    )
-
-
-ARCHITECTURES = [
-    {"layer": 1, "named": "small", "two": ["layer", "named"], "any": []},
-    {"layer": [0, 1], "named": [True, False], "two": [True, False, True], "any": [False, True]},
-]
-
-
-@fuzz(600, seed=SEEDS, value=JSON)
-def test_architectures_of_choices(seed, value, tmp_path):
-    path = tmp_path / "architecture.json"
-    for content in ([value], *(edited(ARCHITECTURES, seed + more, value) for more in range(3))):
-        path.write_bytes(file_of(content, seed))
-        model = only_user_errors(apply_fixed_architecture, space(), path)
-        if model is not None:  # two inputs as they must be, and no layer beside the chosen ones
-            assert len(model["two"].chosen) == 2
-            left = [module for module in model.modules() if isinstance(module, LayerChoice)]
-            assert all(len(list(module.children())) == len(module.chosen) for module in left)
+        if (architecture := only_user_errors(Cells.read, written)) is not None:
+            assert_builds(architecture)
 
 
 NAMES = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_3x3~2|"
@@ -203,48 +225,7 @@ def test_names_of_nas_bench_201(seed, text):
         assert architecture is None or nasbench201.to_string(architecture) == name.strip()
 
 
-KEYS = itertools.product(("normal", "reduce"), range(2), ("x_op", "x_input", "y_op", "y_input"))
-MICRO = {f"{kind}_node_{node}_{key}": 0 for kind, node, key in KEYS}
-MACRO = {"LayerChoice1": 5, "LayerChoice2": 0, "InputChoice3": [], "LayerChoice4": 3}
-MACRO["InputChoice5"] = ["layer_0", "layer_1"]
-CELL = dict.fromkeys(["0_1", "0_2", "1_2", "0_3", "1_3", "2_3"], "none")
-
-
-@fuzz(600, seed=SEEDS, value=JSON)
-def test_pictures_of_architectures(seed, value, tmp_path):
-    """The graphs alone: what the program that draws them refuses is tested elsewhere."""
-    path = tmp_path / "architecture.json"
-    path.write_bytes(file_of(edited([MICRO, MACRO, CELL, *CELLS], seed, value), seed))
-    architecture = only_user_errors(read_any, str(path))
-    if architecture is not None:
-        assert all(graph.source for graph in drawing.graphs(architecture).values())
-        assert architecture.skips()
-
-
-# ---- A run's folder
-
-
-def parse(folder):
-    parser = cli.Parser(prog="script")
-    cli.add_data_arguments(parser, ("digits", "folder"))
-    cli.add_run_arguments(parser)
-    cli.accept_unread(parser, "--model_path")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=0)
-    parser.add_argument("--unrolled", action="store_true")
-    return cli.parse(parser, "search")
-
-
-ARGUMENTS = {"dataset": "digits", "seed": 2, "unrolled": True, "run_dir": None, "resume": None}
-CONFIGURATION = {"stage": "search", "arguments": {**ARGUMENTS, "checkpoint_minutes": 10.0}}
-
-
-@fuzz(600, seed=SEEDS, value=JSON)
-def test_configurations(seed, value, tmp_path, monkeypatch, capsys):
-    (tmp_path / "config.json").write_bytes(file_of(edited([CONFIGURATION], seed, value), seed))
-    monkeypatch.setattr(sys, "argv", ["script", "--resume", str(tmp_path)])
-    args = only_user_errors(parse, tmp_path)
-    assert capsys.readouterr().out == ""
-    assert args is None or args.run_dir == str(tmp_path)
+# ---- Weights and checkpoints
 
 
 class Network(nn.Module):
@@ -261,14 +242,12 @@ def saved(content):
 
 
 STATE = Network().state_dict()
-
-
 WHOLE, LEGACY = saved(STATE), io.BytesIO()
 torch.save(STATE, LEGACY, _use_new_zipfile_serialization=False)
-FILES = [WHOLE, LEGACY.getvalue(), pickle.dumps({"linear.weight": [1.0]})]
+SAVED = [WHOLE, LEGACY.getvalue(), pickle.dumps({"linear.weight": [1.0]})]
 
 
-@fuzz(500, seed=SEEDS, content=st.sampled_from(FILES))
+@fuzz(500, seed=SEEDS, content=st.sampled_from(SAVED))
 def test_damaged_weights(seed, content, tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(damage(content, seed))
@@ -307,31 +286,10 @@ def test_checkpoints(seed, progress, whole, tmp_path):
         assert type(found.metrics) is list
 
 
-# ---- Metrics
-
-ALPHAS = {"normal_n2_p0": {"none": 0.5, "skip_connect": 0.5}}
-ROW = {"epoch": 0, "lr": 0.1, "valid_acc": 50.0, "seconds": 1.5, "alphas": ALPHAS}
-
-
-def write_run(folder, row, **config):
-    (folder / "config.json").write_text(json.dumps({"stage": "search", "arguments": {"seed": 2}} | config))
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(ROW | {"epoch": 1}) + "\n")
-    return folder
-
-
-@fuzz(1000, seed=SEEDS, value=JSON)
-def test_metrics(seed, value, tmp_path):
-    try:
-        folder = write_run(tmp_path, edited([ROW], seed, value))
-    except (ValueError, RecursionError):  # JSON of this cannot be written
-        return
-    only_user_errors(history.read, folder)
-
-
 def test_what_is_taken_can_be_drawn_and_reported(tmp_path):
     alphas = {"normal_nX_p0": {"a": 0.5, "b": 0.5}, "normal_n999_p999": {"a": 0.5}, "reduce_n2_p7": {"0": 0.5}}
     row = ROW | {"alphas": alphas, "skips_normal": 1e100, "valid_loss": math.inf, "eigenvalue": math.nan}
-    (tmp_path / "config.json").write_text(json.dumps(CONFIGURATION))
+    (tmp_path / "config.json").write_text(json.dumps({"stage": "search", "arguments": {"seed": 2}}))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row | {"epoch": epoch}) + "\n" for epoch in range(2)))
     run = history.read(tmp_path)
     assert all(graph.source for graphs in animation.graphs_of(run) for graph in graphs)
