@@ -124,9 +124,7 @@ def test_the_table_names_what_short_trainings_have_selected():
     [
         (None, "cannot be read: No such file or directory"),
         ("", "needs a column `architecture` and one of percent for each data set"),
-        ("architecture\n|none~0|\n", "needs a column `architecture` and one of percent"),
         ("cell,cifar10\n|none~0|,10\n", "needs a column `architecture` and one of percent"),
-        ("architecture,cifar10\n|none~0|,high\n", "is not a number"),
         ("architecture,cifar10\n|none~0|\n", "is not a number"),
         ("architecture,cifar10\n|none~0|,nan\n", "is not a number"),
         ("architecture,cifar10\n|none~0|,9\n|none~0|,8\n", "has several rows for |none~0|"),
@@ -155,15 +153,10 @@ def test_cells_of_one_s_own_space_are_ranked(images, tmp_path):
     assert sorted(row["true_acc"] for row in ranking) == list(range(8))
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["--rank", "5"], "--rank compares the supernet with a table: add --benchmark"),
-        (["--rank", "5", "--benchmark", "x.csv", "--space", "darts"], "--rank needs a space of layer choices"),
-    ],
-)
-def test_what_ranking_needs(given, words, images):
-    assert words in refused(SEARCH, images, *given)
+def test_what_ranking_needs(images):
+    assert "--rank compares the supernet with a table: add --benchmark" in refused(SEARCH, images, "--rank", "5")
+    other = ["--rank", "5", "--benchmark", "x.csv", "--space", "darts"]
+    assert "--rank needs a space of layer choices" in refused(SEARCH, images, *other)
 
 
 def test_the_column_is_that_of_the_data_set(table):

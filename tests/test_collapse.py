@@ -12,7 +12,7 @@ from nas.spaces.nasbench201 import NASBench201Network
 from speed import compilation, layers
 
 
-def batch(size: int = 4, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(size=4, side=8):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(size, 3, side, side, generator=generator), torch.arange(size) % 3
 
@@ -20,17 +20,17 @@ def batch(size: int = 4, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 class Tiny(nn.Module):
     """Two mixed operations on a vector: a search model whose Hessian is small enough to be computed whole."""
 
-    def __init__(self, indefinite: bool = False) -> None:
+    def __init__(self, indefinite=False):
         super().__init__()
         self.indefinite = indefinite
         self.ops = nn.ModuleList(nn.Sequential(nn.Linear(12, 12), nn.BatchNorm1d(12), nn.Tanh()) for _ in range(3))
         self.classifier = nn.Linear(12, 3)
         self.alphas = nn.ParameterList(nn.Parameter(torch.randn(3)) for _ in range(2))
 
-    def arch_parameters(self) -> list[nn.Parameter]:
+    def arch_parameters(self):
         return list(self.alphas)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         x = x.flatten(1)[:, :12]
         for alpha in self.alphas:
             weights = -3 * alpha**2 if self.indefinite else torch.softmax(alpha, 0)
@@ -38,24 +38,21 @@ class Tiny(nn.Module):
         return self.classifier(x)
 
 
-def full_hessian(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def full_hessian(model, x, y):
     """By `torch.autograd.functional.hessian`, on the alphas as one vector, at the running statistics of a copy."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     alphas = model.arch_parameters()
 
-    def loss(flat: torch.Tensor) -> torch.Tensor:
-        parts = [
-            part.view_as(alpha)
-            for part, alpha in zip(flat.split([alpha.numel() for alpha in alphas]), alphas, strict=True)
-        ]
-        state = {names[id(alpha)]: part for alpha, part in zip(alphas, parts, strict=True)}
+    def loss(flat):
+        parts = flat.split([alpha.numel() for alpha in alphas])
+        state = {names[id(alpha)]: part.view_as(alpha) for alpha, part in zip(alphas, parts, strict=True)}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         return nn.functional.cross_entropy(torch.func.functional_call(model.train(), state | buffers, (x,)), y)
 
     return torch.autograd.functional.hessian(loss, torch.cat([alpha.detach().flatten() for alpha in alphas]))
 
 
-def dominant(matrix: torch.Tensor) -> float:
+def dominant(matrix):
     return max(torch.linalg.eigvalsh(matrix).tolist(), key=abs)
 
 
@@ -80,35 +77,28 @@ def test_a_fast_network_has_the_same(double):
     assert found == pytest.approx(collapse.dominant_eigenvalue(reference, x, y, max_iterations=4), rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["cells", "space"])
-def test_leaves_nothing_behind(kind):
+def nasbench201():
+    network = NASBench201Network(channels=2, cells=1, num_classes=3)
+    return SearchModel(network, DartsMutator(network))
+
+
+@pytest.mark.parametrize("build", [lambda: Network(2, 3, 3, nn.CrossEntropyLoss()), nasbench201])
+def test_leaves_nothing_behind_and_measures_the_same_in_either_mode(build):
     torch.manual_seed(0)
-    if kind == "cells":
-        model: nn.Module = Network(2, 3, 3, nn.CrossEntropyLoss())
-    else:
-        network = NASBench201Network(channels=2, cells=1, num_classes=3)
-        model = SearchModel(network, DartsMutator(network))
+    model = build()
     x, y = batch()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
+    model.train()
+    first = collapse.dominant_eigenvalue(model, x, y, max_iterations=2)
     model.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    collapse.dominant_eigenvalue(model, x, y, max_iterations=2)
+    assert collapse.dominant_eigenvalue(model, x, y, max_iterations=2) == first
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not any(module.training for module in model.modules())
-
-
-def test_measures_twice_the_same_and_in_training_mode():
-    torch.manual_seed(0)
-    model, (x, y) = Tiny(), batch(size=12)
-    first = collapse.dominant_eigenvalue(model, x, y)
-    assert collapse.dominant_eigenvalue(model.eval(), x, y) == first
-
-
-# ---- The rule
 
 
 @pytest.mark.parametrize(
@@ -116,7 +106,6 @@ def test_measures_twice_the_same_and_in_training_mode():
     [
         ([0.3] * 50, 1, None),
         ([0.3 * 0.9**epoch for epoch in range(50)], 1, None),
-        ([-0.1] * 30, 1, None),
         # One value jumps from 1 to 3 at epoch 20 and stays: the averages around 18, 19, ... are 1.4, 1.8, ...
         ([1.0] * 20 + [3.0] * 20, 1, (20, 13)),
         ([1.0] * 20 + [3.0] * 20, 2, (40, 26)),  # measured every second epoch

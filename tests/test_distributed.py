@@ -11,25 +11,18 @@ import signal
 import socket
 import time
 import traceback
-from argparse import Namespace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
-import steps
 import torch
 from scripts import assert_same, at, finish, load, result, signal_oneself, start
 from torch import nn
+from torch.utils import _pytree as pytree
 
-import data
 import genotypes
-import model_search
-import utils
-from architect import Architect
-from experiment import distributed, errors, sync_batchnorm
-from model import NetworkCIFAR
-from nas import building
+from experiment import distributed, errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,111 +83,15 @@ def launch(processes, command, images, *arguments, prepare=lambda rank: None, do
     return [finish(*child) for child in children]
 
 
-def assert_close(left, right, where="result"):
+def assert_close(left, right):
     """Equal to `TOLERANCE`, beside 1 or relative to what is larger; what is no number, exactly."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_close(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_close(a, b, f"{where}.{index}")
-    elif isinstance(left, float) or (isinstance(left, torch.Tensor) and left.is_floating_point()):
-        left, right = torch.as_tensor(left), torch.as_tensor(right)
-        options = {"rtol": TOLERANCE, "atol": TOLERANCE, "msg": lambda text: f"{where}: {text}"}
-        torch.testing.assert_close(left, right, **options)
-    else:
-        assert_same(left, right, where)
-
-
-# ---- The trajectory
-
-
-def dataset():
-    """34 images for the weights in batches of 12, of which 4 processes get unequal shares; as many for the alphas."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (68,), generator=generator)
-    pixels = torch.randint(256, (68, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    part = data.MemoryImages(pixels, labels)
-    return data.ImageData("noise", part, part, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3, 16, flip=True)
-
-
-def options(**changed):
-    return data.Options(**{"workers": 0, "batch_size": 7, "cutout": True, "cutout_length": 4, **changed})
-
-
-def search_steps(strategy, unrolled=False, hvp="finite_difference", resting=False):
-    """What an epoch of a search leaves, and its accuracy."""
-    space = {"space": f"{ROOT}/examples/small_space.py:Net", "init_channels": 4, "layers": None}
-    args = steps.arguments(strategy=strategy, unrolled=unrolled, hvp=hvp, **space)
-    utils.seed_everything(0)
-    criterion = nn.CrossEntropyLoss()
-    if strategy == "cells":
-        model = model_search.Network(2, 3, 3, criterion, steps=1, multiplier=1)
-        architect = Architect(model, args)
-    else:
-        model, architect = building.build(args, 3, criterion, torch.device("cpu"))
-    architect.resting = resting
-    torch.manual_seed(distributed.rank())  # as if each process had drawn other numbers before
-    sync_batchnorm.convert(model)
-    optimizer = torch.optim.SGD(model.weight_parameters(), 0.1, momentum=args.momentum, weight_decay=args.weight_decay)
-    train, draws, valid = data.search_batches(dataset(), options(batch_size=12), "cpu")
-    step = load("train_search").search_step(model, architect, criterion, optimizer, args)
-    batches = ((*pair, *drawn) for pair, drawn in zip(train, draws, strict=True))
-    meters = steps.take_epoch(model, batches, step)
-    architect.settle(valid)
-    measured = utils.evaluate(model, valid, criterion)
-    found = "" if strategy == "cells" else model.export()
-    states = (part.state_dict() for part in (model, optimizer, architect, meters, measured))
-    return len(train), *states, found
-
-
-def train_steps():
-    """What an epoch of training leaves, with operations that nothing uses, and the accuracy."""
-    args = Namespace(auxiliary_weight=0.4, grad_clip=5, amp=False)
-    utils.seed_everything(0)
-    criterion = nn.CrossEntropyLoss()
-    edges = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_3x3", 2)]
-    model = NetworkCIFAR(2, 3, 3, True, genotypes.Genotype(edges, [2, 3], edges, [2]))
-    model.drop_path_prob = 0.0
-    sync_batchnorm.convert(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
-    noise = dataset()
-    batches = data.train_batches(noise, options(batch_size=26), "cpu")
-    meters = steps.take_epoch(model, batches, load("train").training_step(model, criterion, optimizer, args))
-    measured = utils.evaluate(model, data.test_batches(noise, options(batch_size=13), "cpu"), criterion)
-    return len(batches), *(part.state_dict() for part in (model, optimizer, meters, measured))
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "processes"),
-    [
-        (search_steps, ("cells",), 4),
-        (search_steps, ("cells", True), 2),
-        (search_steps, ("cells", True, "exact"), 2),
-        (search_steps, ("random",), 4),
-        (search_steps, ("gdas", False, "finite_difference", True), 2),
-        (train_steps, (), 4),
-    ],
-    ids=["first order", "second order", "exact", "random", "gdas, warm-up", "train"],
-)
-def test_processes_learn_what_one_learns_from_the_whole_batch(function, arguments, processes, double):
-    expected = function(*arguments)
-    assert expected[0] == 3  # steps
-    first, *others = together(processes, function, *arguments)
-    assert_close(first, expected)
-    for other in others:
-        assert_same(other, first)
-
-
-# ---- Its parts
-
-
-def test_batches_that_cannot_be_shared(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    with pytest.raises(errors.UserError, match=r"--batch_size 7 .* 4 processes"):
-        data.train_batches(dataset(), options(), "cpu")
+    (ours, structure), (theirs, expected) = pytree.tree_flatten(left), pytree.tree_flatten(right)
+    assert structure == expected
+    for one, other in zip(ours, theirs, strict=True):
+        if isinstance(one, float | torch.Tensor):
+            torch.testing.assert_close(one, other, rtol=TOLERANCE, atol=TOLERANCE)
+        else:
+            assert one == other
 
 
 def random_numbers():
@@ -240,19 +137,38 @@ def test_the_end_of_an_epoch():
 # ---- Runs
 
 SPACE = ["--space", f"{ROOT}/examples/small_space.py:Net", "--init_channels", "4", "--batch_size", "8", "--sync_bn"]
+CELLS = ["--init_channels", "2", "--layers", "3", "--batch_size", "8", "--sync_bn", "--epochs", "1"]
 SEARCH = ["train_search", *SPACE, "--epochs", "2"]
+ARCH = ["--arch", '{"first": 0, "second": 1, "skip": 0}']
 COMMANDS = {
     "second order": [*SEARCH, "--unrolled"],
     "enas": [*SEARCH, "--strategy", "enas"],
-    "train": ["train", *SPACE, "--epochs", "2", "--valid_portion", "0.25"],
+    "train": ["train", *SPACE, *ARCH, "--epochs", "2", "--valid_portion", "0.25"],
+}
+EDGES = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_conv_3x3", 2)]
+UNUSED = str(genotypes.Genotype(EDGES, [2, 3], EDGES, [2]))  # some of its operations are used by nothing
+EPOCHS = {
+    "first order": ["train_search", *CELLS, "--nodes", "1"],
+    "exact": ["train_search", *CELLS, "--nodes", "1", "--unrolled", "--hvp", "exact"],
+    "random": [*SEARCH, "--strategy", "random"],
+    "gdas, warm-up": [*SEARCH, "--strategy", "gdas", "--arch_warmup", "1"],
+    "train": ["train", *CELLS, "--arch", UNUSED, "--auxiliary", "--cutout", "--drop_path_prob", "0"],
 }
 
 
-@pytest.fixture
-def command(request, tmp_path):
-    (tmp_path / "architecture.json").write_text('{"first": 0, "second": 1, "skip": 0}')
-    arch = ["--arch", str(tmp_path / "architecture.json")] if request.param == "train" else []
-    return COMMANDS[request.param] + arch
+@pytest.mark.parametrize("command", EPOCHS.values(), ids=EPOCHS)
+def test_processes_learn_what_one_learns_from_the_whole_batch(command, images, tmp_path):
+    """Three have unequal shares of the batches of 8 images."""
+    for processes in (1, 3):
+        for status, output in launch(processes, command, images, "--run_dir", tmp_path / str(processes)):
+            assert status == 0, output
+    assert_close(result(tmp_path / "3"), result(tmp_path / "1"))
+
+
+def test_batches_that_cannot_be_shared(images, tmp_path):
+    ends = launch(4, SEARCH, images, "--batch_size", "7", "--run_dir", tmp_path / "run")
+    assert [status for status, _ in ends] == [2] * 4
+    assert "--batch_size 7 is shared by 4 processes" in ends[0][1]
 
 
 def on(rank, prepare):
@@ -260,7 +176,7 @@ def on(rank, prepare):
     return lambda number: prepare() if number == rank else None
 
 
-@pytest.mark.parametrize("command", COMMANDS, indirect=True)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_any_number_of_processes_goes_on(command, images, tmp_path):
     """Two processes, of which the second is asked to stop; one, asked as well; four: as one that was never asked."""
     [(status, output)] = launch(1, command, images, "--run_dir", tmp_path / "one")
@@ -298,14 +214,11 @@ def killed_in_backward():
 
 
 @pytest.mark.parametrize(
-    ("command", "prepare"),
-    [("second order", at(0, 1, signal_oneself(signal.SIGKILL))), ("train", killed_in_backward)],
-    ids=["after a step", "in backward"],
-    indirect=["command"],
+    ("name", "prepare"), [("second order", at(0, 1, signal_oneself(signal.SIGKILL))), ("train", killed_in_backward)]
 )
-def test_a_process_that_dies_ends_the_others(command, prepare, images, tmp_path):
+def test_a_process_that_dies_ends_the_others(name, prepare, images, tmp_path):
     started = time.monotonic()
-    ends = launch(3, command, images, "--run_dir", tmp_path / "run", prepare=on(2, prepare))
+    ends = launch(3, COMMANDS[name], images, "--run_dir", tmp_path / "run", prepare=on(2, prepare))
     assert time.monotonic() - started < 60
     for rank, (status, output) in enumerate(ends):
         assert status == (-signal.SIGKILL if rank == 2 else 2), output

@@ -53,9 +53,6 @@ def everything():
     return supernet(Sigmoid(1, 0.7), partial_channels=2, zero_one_weight=2.0)
 
 
-# ---- Every remedy on every space
-
-
 def takes_fewer_channels(model, plain):
     """Edges are weighed, too: in a node that several lead to, by betas that learn."""
     parameters, before = (sum(weight.numel() for weight in one.weight_parameters()) for one in (model, plain))
@@ -64,9 +61,8 @@ def takes_fewer_channels(model, plain):
     assert betas.keys() == model.alphas_by_edge().keys()
     for node in (["0_3", "1_3", "2_3"], ["normal_n3_p0", "normal_n3_p1", "normal_n3_p2"], ["first"], ["second"]):
         assert node[0] not in betas or sum(betas[edge] for edge in node) == pytest.approx(1)
-    gradients = [parameter.grad for name, parameter in model.named_parameters() if "betas" in name]
-    assert gradients
-    assert all(gradient.abs().sum() > 0 for gradient in gradients) == ("first" not in betas)
+    learn = {bool(parameter.grad.any()) for name, parameter in model.named_parameters() if "betas" in name}
+    assert learn == {"first" not in betas}  # there, every node has one edge
 
 
 def adds_a_skip(model, plain):
@@ -148,11 +144,8 @@ def test_every_remedy_works_on_every_space(remedy, space):
         assert all(value.isfinite().all() for value in step(*batch(seed), *batch(10 + seed)))
     after = model.state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in after if "alphas" in name)
-    assert any(
-        not torch.equal(after[name], before[name])
-        for name in after
-        if "alphas" not in name and "classifier" not in name
-    )
+    weights = [name for name in after if "alphas" not in name and "classifier" not in name]
+    assert any(not torch.equal(after[name], before[name]) for name in weights)
     assert_works(model, plain)
     if isinstance(model, SearchModel):  # what was found is an architecture of the space
         found = load_space(space).of(model.export())
@@ -178,11 +171,7 @@ class Odd(nn.Module):
         (nn.Conv2d(4, 8, 1), "partial_channels", "needs choices that keep the number of channels, and choice does not"),
         (nn.Conv2d(4, 4, 1, stride=4), "auxiliary_skip", "keep or halve height and width, and choice does not"),
         (nn.PReLU(), "partial_channels", "candidate 0 of choice cannot have fewer channels: a PReLU has parameters"),
-        (
-            nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)),
-            "partial_channels",
-            "of choice cannot have fewer channels: Conv2d(4, 1",
-        ),
+        (nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)), "partial_channels", "have fewer channels: Conv2d(4, 1"),
     ],
 )
 def test_edges_that_a_remedy_cannot_wrap(candidate, flag, words, monkeypatch):
@@ -190,8 +179,6 @@ def test_edges_that_a_remedy_cannot_wrap(candidate, flag, words, monkeypatch):
     with pytest.raises(UserError, match=re.escape(words)):
         train_search.build(of_search(space="odd.py:Odd", **{flag: 2}), 3, nn.CrossEntropyLoss(), CPU)
 
-
-# ---- Runs
 
 SEARCH = "train_search --init_channels 2 --layers 3 --epochs 2 --batch_size 8 --compile no"
 SMALL = ["--image_size", "8"]
@@ -220,10 +207,9 @@ def test_searched_killed_and_resumed(name, images, tmp_path):
         assert [row["temperature"] for row in rows] == pytest.approx([10, 0.1])
     if "nasbench201" in name:
         return
-    matrices = [
-        line for line in (whole / "log.txt").read_text().split(" epoch ") if "tensor([[" in line
-    ]  # of the epochs' beginnings
-    before, after = (re.findall(r"\d\.\d+e?-?\d*", part.partition("tensor(")[2].partition(")")[0]) for part in matrices)
+    log = (whole / "log.txt").read_text().split(" epoch ")
+    matrices = [part.partition("tensor(")[2].partition(")")[0] for part in log if "tensor([[" in part]
+    before, after = (re.findall(r"\d\.\d+e?-?\d*", matrix) for matrix in matrices)  # as the epochs began
     assert before == after  # the alphas rested in epoch 0
     assert [row["perturbation"] for row in rows] == pytest.approx([0.03, 0.165])
     assert [row["auxiliary_weight"] for row in rows] == pytest.approx([0.5, 0.25])
@@ -254,9 +240,6 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
     done("visualize", "run", "--report")
 
 
-# ---- The command line
-
-
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -271,15 +254,8 @@ def test_a_preset_s_run_goes_on_with_what_was_given_and_its_cells_train(done, re
         ("--gate sigmoid --perturb random", "--perturb needs softmaxed alphas"),
         ("--zero_one_weight 1", "add --gate sigmoid"),
         ("--gate sigmoid --gate_rule edge", "--gate_rule edge needs a threshold"),
-        ("--preset fair-darts --gate_rule edge --space nasbench201", "--gate_rule needs --space darts"),
         ("--gate sigmoid --gate_threshold 0.5 --max_skips 1", "--max_skips and --gate_threshold cannot be combined"),
-        (
-            "--strategy gdas --eigenvalue_every 1",
-            "--eigenvalue_every does not work with --strategy gdas, which samples",
-        ),
-        ("--strategy random --eigenvalue_every 1", "--strategy random has none"),
         ("--strategy random --early_stop eigenvalue", "--strategy random has none"),
-        ("--preset gdas --unrolled", "--unrolled does not work with --strategy gdas"),
         ("--preset drnas --unrolled", "--unrolled compares losses, and --strategy drnas draws other weights"),
         ("--preset pc-darts --epochs 10", "--arch_warmup 15 leaves none of the 10 epochs for the alphas: lower it"),
     ],
@@ -301,9 +277,6 @@ def test_presets_give_way_to_what_is_given(preset, monkeypatch):
     for name, value in recipe.items():
         other = 8 if defaults[name] is None else defaults[name]
         assert parsed(f"--{name}={other}", "--preset", preset)[name] == other != value
-
-
-# ---- What is computed
 
 
 def test_without_remedies_it_is_darts():
@@ -357,9 +330,6 @@ def test_gdas_may_sample_an_operation_without_weights():
         step(*batch(1), *batch(2))
         ran.add(any(weight.grad is not None for weight in weights))
     assert ran == {True, False}
-
-
-# ---- Cells
 
 
 def test_gdas_evaluates_its_likeliest_candidates():

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import close
+from golden import check_steps, close
 from gradients import ARGS
 from torch import nn
 
 import genotypes
 import model_search
-from architectures.cells import Cells, names
+from architectures.cells import Cells
 from genotypes import CELLS
-from model import NetworkCIFAR, NetworkImageNet
+from model import NetworkCIFAR
 from nas import relaxation, supernet
 from nas.edges import Edge
 from nas.relaxation import (
@@ -70,10 +70,6 @@ def filled(case, **remedies):
     return network
 
 
-def batch(case, number):
-    return golden.batch(case["arch_seed"] + number, case["batch"], case["num_classes"], case["size"])
-
-
 def check_gradients(module, expected, theirs=str, least=0):
     """The norms of the weights' gradients, by their names; those below `least` are left out."""
     grads = {theirs(name): parameter.grad for name, parameter in module.named_parameters() if "alphas" not in name}
@@ -85,7 +81,7 @@ def check_gradients(module, expected, theirs=str, least=0):
 
 def check_pass(network, case):
     """A pass in training mode with its gradients."""
-    x, y = batch(case, 1)
+    x, y = golden.batch_of(case, 1)
     logits = network(x)
     loss = F.cross_entropy(logits, y) if "loss_parts" not in case else network.criterion(logits, y)
     loss.backward()
@@ -105,46 +101,7 @@ def check_search(case, make):
     gradients = [weight.grad.norm() for weight in network.weight_parameters() if weight.grad is not None]
     close(torch.stack(gradients).norm(), case["weight_grad_norm"], 1e-8)
     with torch.no_grad():
-        close(make().eval()(batch(case, 1)[0]), case["eval_logits"], 1e-8)
-
-
-def check_steps(case, network, architect, expected, lr, unrolled=False, tolerance=1e-8, warmup=0, clip=5, draw=None):
-    """Steps of both levels, one an epoch. `draw`, if given, sets the draws of the last evaluation."""
-    weights = network.weight_parameters()
-    optimizer = torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=3e-4)
-    for number, row in enumerate(expected["steps"]):
-        train, valid = batch(case, 10 + number), batch(case, 100 + number)
-        architect.begin_epoch(row.get("epoch", 0))
-        if row.get("epoch", 0) >= warmup:
-            architect.step(*train, *valid, lr, optimizer, unrolled)
-        for alpha, gradient in zip(network.arch_parameters(), row.get("arch_grad", ()), strict="arch_grad" in row):
-            close(alpha.grad, gradient, tolerance)
-        if "noise_seed" in row:
-            close(network.relaxation.radius, row["epsilon"], 1e-12)
-            close(torch.stack(network.mixing_weights()), row["perturbed"], 1e-8)
-        optimizer.zero_grad()
-        logits = network(train[0])
-        loss = F.cross_entropy(logits, train[1]) if "arch_zero_one" not in row else network.criterion(logits, train[1])
-        loss.backward(inputs=weights)
-        norm = nn.utils.clip_grad_norm_(weights, clip)
-        optimizer.step()
-        close(loss, row["loss"] if "loss" in row else row["train_loss"], tolerance)
-        close(norm, row["grad_norm"] if "grad_norm" in row else row["clip_norm"], tolerance)
-    for alpha, values in zip(network.arch_parameters(), expected["final_arch"], strict=True):
-        close(alpha, values, tolerance)
-    if "final_norms" in expected:
-        state = network.state_dict()
-        norms = {name: state[name].norm() for name in golden.keys_shapes(network)}
-        assert norms.keys() == expected["final_norms"].keys()
-        close(torch.stack(list(norms.values())), [expected["final_norms"][name] for name in norms], tolerance)
-    architect.settle([])
-    if draw is not None:
-        draw()
-    with torch.no_grad():
-        close(network.eval()(batch(case, 999)[0]), expected["final_eval_logits"], tolerance)
-
-
-# ---- PC-DARTS
+        close(make().eval()(golden.batch_of(case, 1)[0]), case["eval_logits"], 1e-8)
 
 
 @pytest.mark.parametrize("case", PC["search"], ids=lambda case: f"C{case['C']}-layers{case['layers']}")
@@ -154,9 +111,7 @@ def test_pc_darts_search(case):
 
     check_search(case, make)
     network = make()
-    assert network.genotype() == Cells.of(case["genotype"]).genotype._replace(
-        normal_concat=range(2, 6), reduce_concat=range(2, 6)
-    )
+    assert lists(network.genotype()) == {cell: case["genotype"][cell] for cell in CELLS}
     for weights, cell in zip(network.edge_weights(), CELLS, strict=True):
         close(weights, case["edge_weights"][cell], 1e-12)
 
@@ -207,24 +162,9 @@ def test_pc_darts_size():
     assert parameters == pytest.approx(case["params_M"], abs=1e-9)
 
 
-KNOWN = {"PC_DARTS_cifar": "PC_DARTS_CIFAR", "PC_DARTS_image": "PC_DARTS_IMAGENET"}
-
-
 def test_the_published_cells_of_pc_darts():
     for name, cell in PC["published_genotypes"].items():
-        assert Cells(names()[KNOWN[name]]).json == cell
-
-
-@pytest.mark.parametrize("case", PC["sizes"], ids=lambda case: case["arch"])
-def test_the_published_networks_of_pc_darts(case):
-    build, classes = (NetworkImageNet, 1000) if case["imagenet"] else (NetworkCIFAR, 10)
-    with torch.device("meta"):
-        golden.check_names(
-            build(case["C"], classes, case["layers"], case["auxiliary"], names()[KNOWN[case["arch"]]]), case
-        )
-
-
-# ---- DARTS-
+        assert Cells(golden.cell(name)).json == cell
 
 
 def test_darts_minus():
@@ -264,9 +204,6 @@ def test_a_schedule(name):
         relaxation.begin_epoch(epoch)
         found.append(getattr(relaxation, value).item())
     close(found, expected, 1e-12)
-
-
-# ---- FairDARTS
 
 
 @pytest.mark.parametrize("case", FAIR["search"], ids=lambda case: case["loss_parts"]["kind"])
@@ -313,24 +250,19 @@ def test_fair_darts_genotypes(case, candidates):
 
 @pytest.mark.parametrize("name", FAIR["published_genotypes"])
 def test_the_published_cells_of_fair_darts(name):
-    genotype = names()[name.replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    genotype = golden.cell(name)
     for cell in CELLS:
         edges = FAIR["published_genotypes"][name][cell]
         nodes = {node for _, node, _ in edges}
         assert triples(genotype, cell) == [edge for edge in edges if edge[2] in nodes | {0, 1}]
         assert set(getattr(genotype, f"{cell}_concat")) == nodes
-    [size] = [case for case in FAIR["sizes"] if case["arch"] == name]
-    with torch.device("meta"):
-        network = NetworkCIFAR(size["C"], 10, size["layers"], False, genotype)
-    parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    assert parameters == pytest.approx(size["params_M_without_auxiliary"], abs=1e-6)
 
 
 @pytest.mark.parametrize("form", ["pairs", "triples"])
 @pytest.mark.parametrize("case", FAIR["discrete"], ids=lambda case: case["arch"])
 def test_a_discrete_network_of_fair_darts(case, form):
     """Names differ: theirs are by node and input."""
-    genotype = names()[case["arch"].replace("FairDARTS_", "FAIR_DARTS_").upper()]
+    genotype = golden.cell(case["arch"])
     if form == "triples":
         genotype = genotype._replace(**{cell: triples(genotype, cell) for cell in CELLS})
     network = NetworkCIFAR(case["C"], 10, case["layers"], True, genotype)
@@ -344,21 +276,7 @@ def test_a_discrete_network_of_fair_darts(case, form):
         index = int(parts[3])
         return ".".join([*parts[:3], *map(str, edges[index]), str(edges[:index].count(edges[index])), *parts[4:]])
 
-    golden.fill(network, theirs)
-    x, y = golden.batch(case["seed"], case["batch"], 10)
-    with torch.no_grad():
-        close(network.eval()(x)[0][:2], case["eval_logits"], 1e-8)
-    golden.fill(network, theirs)
-    logits, auxiliary = network.train()(x)
-    main = F.cross_entropy(logits, y)
-    loss = main + 0.4 * F.cross_entropy(auxiliary, y)
-    close(main, case["main_loss"], 1e-8)
-    close(loss, case["train_loss"], 1e-8)
-    loss.backward()
-    check_gradients(network, case["grad_norms"], theirs)
-
-
-# ---- SDARTS
+    golden.check_discrete(case, network, theirs)
 
 
 @pytest.mark.parametrize("case", SMOOTH["search"], ids=lambda case: case["perturb"])
@@ -383,9 +301,6 @@ def test_smooth_darts(case, candidates, drawn):
 def test_perturbed_weights_are_weights(case):
     values = torch.as_tensor(np.random.RandomState(case["seed"]).uniform(-0.6, 0.5, (14, case["ops"])))
     close(onto_simplex(values), case["result"], 1e-12)
-
-
-# ---- GDAS
 
 
 @pytest.mark.parametrize("case", GDAS["sampler"], ids=lambda case: str(case["seed"]))

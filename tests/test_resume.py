@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,8 +23,6 @@ import genotypes
 import utils
 from architectures.cells import Cells
 from experiment import errors
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
 
 CPU = torch.device("cpu")
 SIZE = ["--init_channels", "2", "--layers", "3", "--epochs", "2"]
@@ -151,11 +150,11 @@ def half(stopped, tmp_path):
 
 
 def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def flip_a_bit(path):
-    """In the middle of the file: inside a tensor, where nothing but a checksum can tell."""
+    """Inside a tensor, where nothing but a checksum can tell."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -282,8 +281,7 @@ def test_a_second_process_on_the_same_folder_is_refused(half, images):
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("train", "--epochs 3", "--epochs was 2, not 3: leave out what differs, or begin a new run without --resume"),
-        ("train", "--epochs 3", "with its weights: --init_from {half}/weights.pt"),
+        ("train", "--epochs 3", "--epochs was 2, not 3: .* with its weights: --init_from {half}/weights.pt"),
         ("train", "--save other", "--save was EXP, not other"),
         ("train", "--run_dir other", "--resume {half} goes on in that folder: leave out --run_dir other"),
         ("train_search", "", "is a run of another script"),
@@ -291,7 +289,7 @@ def test_a_second_process_on_the_same_folder_is_refused(half, images):
 )
 def test_resuming_with_other_arguments(half, images, script, arguments, words):
     line = refused([script], images, "--resume", half, *arguments.split())
-    assert words.format(half=half) in line
+    assert re.search(words.format(half=half), line)
     assert not Path("other").exists()
 
 
@@ -315,10 +313,7 @@ def test_a_training_run_goes_on_with_the_architecture_that_it_began_with(images,
     assert run(command, images, "--run_dir", folder, prepare=prepare)[0] == -signal.SIGKILL
     for change in (lambda: source.write_text(json.dumps(Cells(genotypes.DARTS_V2).json)), source.unlink):
         change()
-        assert run(command[:1], images, "--resume", folder, prepare=prepare)[0] == -signal.SIGKILL
-        assert Cells.read(str(folder)).genotype == genotypes.DARTS_V1
-    output = succeed(command[:1], images, "--resume", folder)
-    assert str(genotypes.DARTS_V1) in output
+        assert str(genotypes.DARTS_V1) in succeed(command[:1], images, "--resume", folder)
 
 
 def test_resuming_after_the_last_step_of_an_epoch(images, uninterrupted, tmp_path):
@@ -346,13 +341,11 @@ def test_images_in_a_folder_whose_name_is_no_text(images, tmp_path):
     ("content", "words"),
     [
         (None, "cannot read {folder}/config.json: No such file"),
-        ("[]", "{folder}/config.json is damaged or was edited: Expected `object`, got `array`"),
         ("[" * 100_000, "{folder}/config.json is damaged or was edited"),
         ('{"stage": "eval", "arguments": {"epochs": "many"}}', "argument --epochs: 'many' is not a whole number"),
-        ('{"stage": "eval", "arguments": {"cutout": "no"}}', "argument --cutout: 'no' is not true or false"),
         ('{"stage": "eval", "arguments": {"help": true}}', "an argument that this version does not know, 'help'"),
     ],
-    ids=["nothing", "list", "deep", "number", "flag", "unknown"],
+    ids=["nothing", "deep", "number", "unknown"],
 )
 def test_what_is_no_run_is_not_resumed(images, tmp_path, content, words):
     if content is not None:

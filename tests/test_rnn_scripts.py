@@ -152,9 +152,6 @@ def test_cells_that_cannot_be_built(recurrent, concat, words):
         RecurrentCell.of({"recurrent": recurrent, "concat": concat})
 
 
-# ---- Text
-
-
 def test_a_text_of_one_s_own(tmp_path):
     (tmp_path / "b.txt").write_text("The cat, the dog.\n" * 8)
     (tmp_path / "c.txt").write_text("A cat!\nA zebra.\n")

@@ -47,9 +47,6 @@ def compiler(monkeypatch):
     return use
 
 
-# ---- Layers
-
-
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("k", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -94,9 +91,6 @@ def test_a_copy_of_a_network_that_shares_pools_pools_on_its_own():
     before = copy.deepcopy(shared.state_dict())
     copy.deepcopy(shared)(batch(4)[0])
     equal(shared.state_dict(), before, 0)
-
-
-# ---- Recomputed
 
 
 def test_recomputed_cells_keep_little(double):

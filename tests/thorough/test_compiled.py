@@ -39,16 +39,24 @@ import rnn.model, rnn.model_search
 # Of 6 time steps, 4 are compiled and 2 are not.
 rnn.model.Decoder.rows = staticmethod(lambda batch_size: 4 * batch_size)
 rnn.model.STEPS = rnn.model_search.STEPS = 2  # fewer nodes compile sooner
-rnn.genotypes.short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
+short = rnn.genotypes.Genotype(recurrent=[("tanh", 0), ("relu", 1), ("identity", 0)], concat=range(1, 4))
 from types import SimpleNamespace
 from golden import close
-from test_rnn_networks import B, both
+from recurrent_step import PlainCell, PlainCellSearch
+from rnn.model import REGIONS, Dropouts, RNNModel
+from rnn.model_search import RNNModelSearch
 from rnn.architect import alpha_step, learner
-from rnn.model import REGIONS
 from speed import compilation
 
-for kind in ("search", "short"):
-    model, plain, text, hidden = both(kind)
+T, B, V, H = 6, 5, 11, 7
+sizes = V, H, Dropouts(0.5, 0.25, 0.5, 0.2, 0.1)
+text, hidden = torch.randint(V, (2, T, B)), torch.randn(1, B, H)
+for kind, original in (("search", PlainCellSearch), ("short", PlainCell)):
+    model, plain = (RNNModelSearch(*sizes) if kind == "search" else RNNModel(*sizes, short) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    plain.rnns[0].__class__ = original
+    for parameter in (*model.parameters(), *plain.parameters()):
+        parameter.data.mul_(10)
     compilation.compile_regions(model, B, REGIONS)
     masks = model.draw_masks(B)
     for one in (model, plain):
@@ -67,19 +75,6 @@ for kind in ("search", "short"):
                 alpha_step(learner(one, args), one, (*text, hidden), (*text, hidden), 0.5, args)
             close(model.alphas.grad, plain.alphas.grad, 1e-6 if hvp == "finite_difference" else 1e-9)
 
-# In float32, compiled products are those of oneDNN.
-torch.set_default_dtype(torch.float32)
-linear = torch.nn.Linear(30, 20)
-x = torch.randn(7, 30, requires_grad=True)
-compiled = torch.compile(torch.nn.Linear.forward, dynamic=False, options=compilation.options())
-inputs = [x, linear.weight, linear.bias]
-grads = torch.autograd.grad(compiled(linear, x).square().sum(), inputs)  # compiles
-with torch.profiler.profile() as profile:
-    grads = torch.autograd.grad(compiled(linear, x).square().sum(), inputs)
-for ours, theirs in zip(grads, torch.autograd.grad(linear(x).square().sum(), inputs)):
-    close(ours, theirs, 1e-5)
-calls = sum(event.count for event in profile.key_averages() if event.key == "mkldnn::_linear_pointwise")
-assert calls == (3 if torch.backends.mkldnn.is_available() else 0), calls
 """
 
 NO_COMPILER = """
@@ -100,7 +95,8 @@ def test_compiled_code(script, tmp_path):
     script = (
         "import torch\ntorch.set_num_threads(1)\ntorch.set_default_dtype(torch.float64)\n" + script + "\nprint('equal')"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    path = ":".join(map(str, (ROOT, ROOT / "tests", ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment)
     if script is not NO_COMPILER and "no compiler" in done.stderr:
         pytest.skip("no compiler works here")
