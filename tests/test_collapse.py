@@ -52,18 +52,14 @@ def full_hessian(model, x, y):
     return torch.autograd.functional.hessian(loss, torch.cat([alpha.detach().flatten() for alpha in alphas]))
 
 
-def dominant(matrix):
-    return max(torch.linalg.eigvalsh(matrix).tolist(), key=abs)
-
-
 @pytest.mark.parametrize("indefinite", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_full_hessians(double, seed, indefinite):
     torch.manual_seed(seed)
     model, (x, y) = Tiny(indefinite), batch(size=12)
-    expected = dominant(full_hessian(model, x, y))  # of both signs among the indefinite ones
+    eigenvalues = torch.linalg.eigvalsh(full_hessian(model, x, y))  # of both signs among the indefinite ones
     found = collapse.dominant_eigenvalue(model, x, y, tolerance=1e-7, max_iterations=5000)
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(max(eigenvalues.tolist(), key=abs), rel=1e-9)
 
 
 def test_a_fast_network_has_the_same(double):

@@ -55,17 +55,12 @@ def meta_run(monkeypatch):
         yield
 
 
-def random_images(device=CPU):
+def batches(maker, device=CPU, images_on=CPU):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (24, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    part = data.MemoryImages(images.to(device), torch.arange(24, dtype=torch.long, device=device) % CLASSES)
-    names = tuple(f"class {number}" for number in range(CLASSES))
-    return data.ImageData("random", part, part, names, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), SIZE, flip=True)
-
-
-def batches(maker, device=CPU, images_on=CPU):
-    options = data.Options(batch_size=BATCH, cutout=True, cutout_length=2, workers=0)
-    return maker(random_images(images_on), options, device)
+    part = data.MemoryImages(images.to(images_on), torch.arange(24, dtype=torch.long, device=images_on) % CLASSES)
+    noise = data.ImageData("noise", part, part, tuple("abcde"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), SIZE, flip=True)
+    return maker(noise, data.Options(batch_size=BATCH, cutout=True, cutout_length=2, workers=0), device)
 
 
 SEARCHES = {

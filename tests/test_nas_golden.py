@@ -31,22 +31,15 @@ SPACES = {
 pytestmark = pytest.mark.usefixtures("double")
 
 
-def space_of(name):
-    """(build, shapes of the inputs) of a space in the golden file."""
-    known = [space for start, space in SPACES.items() if name.startswith(start)]
-    assert len(known) == 1, name
-    reset_mutable_counter()
-    build, shapes = known[0]
-    return build(), shapes
-
-
 def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in GOLDEN.items() for row in rows], ids=str)
 def test_numbers_of_nni(name, row):
-    model, shapes = space_of(name)
+    reset_mutable_counter()
+    [(build, shapes)] = [space for start, space in SPACES.items() if name.startswith(start)]
+    model = build()
     assert parameters(model) == row["supernet_params"]
     # In this order, too: whoever numbers keys must construct the choices in NNI's order.
     assert list(RandomMutator(model).export()) == list(GOLDEN[name][0]["arch"])

@@ -36,7 +36,12 @@ def test_the_space_of_darts_is_the_paper_s():
     golden.fill(paper)
     golden.fill_alphas(paper, 7)
     space = SearchModel(network, DartsMutator(network))
-    copy_weights(paper, network)
+    # Both have the stem, then per cell the preprocessing and the edges in the same order.
+    ours, theirs = (
+        [value for key, value in model.state_dict().items() if not golden.is_ours(key)] for model in (network, paper)
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        own.copy_(other)
     with torch.no_grad():
         for kind, alphas in (("normal", paper.alphas_normal), ("reduce", paper.alphas_reduce)):
             edges = [f"{kind}_n{node}_p{source}" for node in range(2, 6) for source in range(node)]
@@ -52,15 +57,6 @@ def test_the_space_of_darts_is_the_paper_s():
     assert torch.allclose(space.mutator.choices["reduce_n5_p4"].grad.roll(1), paper.alphas_reduce.grad[-1], rtol=1e-9)
     assert Cells.of(space.export()).genotype == as_sorted(paper.genotype())
     assert torch.allclose(space.eval()(x), paper.eval()(x), rtol=1e-12, atol=1e-12)
-
-
-def copy_weights(paper, network):
-    """By position: both have stem, then per cell the preprocessing and the edges in the same order."""
-    ours, theirs = (
-        [value for key, value in model.state_dict().items() if not golden.is_ours(key)] for model in (network, paper)
-    )
-    for own, other in zip(ours, theirs, strict=True):
-        own.copy_(other)
 
 
 def as_sorted(genotype):

@@ -37,16 +37,6 @@ def darts_v2():
     return NetworkCIFAR(2, 5, 3, False, genotypes.DARTS_V2)
 
 
-@pytest.fixture
-def compiler(monkeypatch):
-    """Takes a function in place of torch.compile, by default one that changes nothing."""
-
-    def use(compile=lambda function, **options: function):
-        monkeypatch.setattr(torch, "compile", compile)
-
-    return use
-
-
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("k", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -154,13 +144,13 @@ CANDIDATES = [
 
 
 @pytest.mark.parametrize("names", CANDIDATES, ids=",".join)
-def test_any_candidates_are_computed_fast_and_right(double, monkeypatch, compiler, names):
+def test_any_candidates_are_computed_fast_and_right(double, monkeypatch, names):
     """Compiled (by a compiler that changes nothing), recomputed, captured (what a CPU can of it), in every order."""
     for name, build in OWN.items():
         monkeypatch.setitem(operations.OPS, name, build)
     monkeypatch.setattr(cells, "OPERATIONS", [*cells.OPERATIONS, *OWN])
     monkeypatch.setattr(model_search, "PRIMITIVES", names)
-    compiler()
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for unrolled, hvp in ORDERS:
         fast = supernet()
         speed.apply(fast, CPU, compiled_for=4, recomputed=True)
@@ -185,10 +175,6 @@ def broken(function, **options):
     raise RuntimeError("broken")
 
 
-def sampled():
-    return Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel())
-
-
 @pytest.mark.parametrize(
     ("network", "given", "says"),
     [
@@ -196,11 +182,11 @@ def sampled():
         (supernet, {"compile": "no"}, "--compile no; threads: 1"),
         (supernet, {}, "no compiler works here (broken)"),
         (darts_v2, {}, "only searches with mixed operations"),
-        (sampled, {}, "only searches with mixed operations"),
+        (lambda: Supernet(2, 5, 3, nn.CrossEntropyLoss(), Gumbel()), {}, "only searches with mixed operations"),
     ],
 )
-def test_what_is_not_compiled_says_why(network, given, says, compiler):
-    compiler(broken)
+def test_what_is_not_compiled_says_why(network, given, says, monkeypatch):
+    monkeypatch.setattr(torch, "compile", broken)
     assert says in said_of(network(), **given)
 
 
@@ -223,11 +209,11 @@ def test_the_compilers_cache_tells_processors_apart(monkeypatch):
             assert torch._inductor.config.save_config_portable()["cpp.simdlen"] == bits
 
 
-def test_a_region_that_cannot_be_compiled_is_computed_without(compiler, capsys, double):
+def test_a_region_that_cannot_be_compiled_is_computed_without(monkeypatch, capsys, double):
     def fails(*arguments):
         raise torch._dynamo.exc.Unsupported("a part that is missing")
 
-    compiler(lambda function, **options: fails)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fails)
     plain, network = supernet(), supernet()
     compilation.compile_regions(network, 7)
     x, _ = batch(7)
@@ -237,7 +223,7 @@ def test_a_region_that_cannot_be_compiled_is_computed_without(compiler, capsys, 
     assert "a part that is missing" in told
 
 
-def test_how_far_the_compiler_is_is_told(monkeypatch, compiler, capsys, double):
+def test_how_far_the_compiler_is_is_told(monkeypatch, capsys, double):
     """Every ten seconds of its time; here, it takes four for each part."""
     now = [0.0]
 
@@ -253,7 +239,7 @@ def test_how_far_the_compiler_is_is_told(monkeypatch, compiler, capsys, double):
 
         return compiled
 
-    compiler(slow)
+    monkeypatch.setattr(torch, "compile", slow)
     monkeypatch.setattr(compilation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     network = darts_v2()
     compilation.compile_regions(network, 9, passes=2)

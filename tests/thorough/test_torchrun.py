@@ -1,4 +1,4 @@
-"""By the real torchrun: one of two processes is killed."""
+"""By the real torchrun: one of two processes is killed in the second of three epochs."""
 
 import os
 import re
@@ -11,14 +11,7 @@ from scripts import assert_same, result
 from test_distributed import ROOT, SPACE, launch
 
 
-def workers(process):
-    return [
-        int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()
-    ]
-
-
 def test_torchrun_starts_again_and_goes_on(images, tmp_path):
-    """By the real torchrun, one process killed in the second of three epochs: to the bit as if nothing had happened."""
     command = ["train_search", *SPACE, "--epochs", "3", "--checkpoint_minutes", "0", "--report_freq", "1"]
     for status, output in launch(2, command, images, "--run_dir", tmp_path / "undisturbed", double=False):
         assert status == 0, output
@@ -35,7 +28,8 @@ def test_torchrun_starts_again_and_goes_on(images, tmp_path):
     for line in process.stdout:
         lines.append(line)
         if "epoch 1 lr" in line and not killed:
-            os.kill(max(workers(process)), signal.SIGKILL)
+            children = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
+            os.kill(max(map(int, " ".join(children).split())), signal.SIGKILL)
             killed = True
     output = "".join(lines)
     assert process.wait() == 0, output
