@@ -149,7 +149,7 @@ EDGES = [("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 0), ("dil_co
 UNUSED = str(genotypes.Genotype(EDGES, [2, 3], EDGES, [2]))  # some of its operations are used by nothing
 EPOCHS = {
     "first order": ["train_search", *CELLS, "--nodes", "1"],
-    "exact": ["train_search", *CELLS, "--nodes", "1", "--unrolled", "--hvp", "exact"],
+    "exact": [*SEARCH, "--unrolled", "--hvp", "exact"],
     "random": [*SEARCH, "--strategy", "random"],
     "gdas, warm-up": [*SEARCH, "--strategy", "gdas", "--arch_warmup", "1"],
     "train": ["train", *CELLS, "--arch", UNUSED, "--auxiliary", "--cutout", "--drop_path_prob", "0"],
