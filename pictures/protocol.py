@@ -4,6 +4,7 @@ cells.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,8 +72,8 @@ def paths(results: Results) -> Figure | None:
     figure, panels = subplots(f"True accuracy on {truth['dataset']} after every epoch, %", len(methods), 4, 1)
     figure.set_size_inches(11, 0.8 + 2.1 * -(-len(methods) // 4))
     for axes, method in zip(panels, methods, strict=True):
-        for search in method["searches"]:
-            axes.plot(range(1, len(search["path"]) + 1), search["path"], color=LINES[0], linewidth=1, alpha=0.8)
+        for search, colour in zip(method["searches"], itertools.cycle(LINES), strict=False):
+            axes.plot(range(1, len(search["path"]) + 1), search["path"], color=colour, linewidth=1)
         for label, (key, dashes) in levels.items():
             axes.axhline(truth[key][truth["dataset"]], color=INK, linewidth=1, linestyle=dashes, label=label)
         axes.set_title(method["title"], fontsize=9)
