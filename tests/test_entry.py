@@ -40,19 +40,20 @@ def configured(folder, *but):
     return {name: value for name, value in arguments_of(folder).items() if name not in but}
 
 
-def in_a_thread(function, *arguments, **options):
-    """As a server or a notebook's widget calls it."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments, **options).result()
-
-
 def test_both_from_python_are_the_runs_of_the_commands(script, images, monkeypatch, tmp_path):
-    """To the bit, with the same arguments on record, log and files; callbacks see every epoch and change nothing."""
+    """To the bit, with the same arguments on record, log and files; callbacks see every epoch and change nothing.
+
+    In a thread, as a server or a notebook's widget calls them.
+    """
     seen = []
 
     def keep(epoch, metrics):
         seen.append((epoch, json.loads(json.dumps(metrics))))
         metrics.clear()
+
+    def in_a_thread(function, *arguments, **options):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function, *arguments, **options).result()
 
     monkeypatch.setattr(drawing, "previews", lambda *_: {})  # for TensorBoard: slow
     assert script("train_search", *flags(SEARCH, images), "--run_dir", "a")[0] == 0
@@ -101,7 +102,6 @@ def test_a_run_goes_on_from_python(script, images, monkeypatch):
         train.train("DARTS_V2", images, run_dir="whole", **TRAIN)
     again = train.train(resume="whole")  # has nothing left to do
     assert again.accuracy == whole.accuracy
-    assert not again.network.training
     assert_same(again.network.state_dict(), whole.network.state_dict())
 
 
@@ -116,9 +116,7 @@ def test_the_network_of_the_best_epoch_is_the_result(script, images, monkeypatch
     monkeypatch.setattr(utils, "evaluate", evaluated)
     best = train.train("DARTS_V1", images, run_dir="run", valid_portion=0.25, **TRAIN)
     assert best.accuracy == 62.5
-    first, last = (torch.load(f"run/{name}.pt", weights_only=True) for name in ("best", "weights"))
-    assert_same(best.network.state_dict(), first)
-    assert not torch.equal(first["classifier.weight"], last["classifier.weight"])
+    assert_same(best.network.state_dict(), torch.load("run/best.pt", weights_only=True))
 
 
 def test_the_command_that_goes_on_is_the_script_s(monkeypatch):
@@ -157,7 +155,7 @@ def test_mistakes(call, given, kind, words, tmp_path, monkeypatch, capsys):
 # ---- Names
 
 
-def test_published_cells_by_any_spelling(tmp_path, monkeypatch, script):
+def test_published_cells_by_any_spelling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for space in (Cells, RecurrentCell):
         known = space.names()
@@ -167,8 +165,6 @@ def test_published_cells_by_any_spelling(tmp_path, monkeypatch, script):
                 assert space.read(spelt) == space.read(name) == space(known[name])
     assert canonical("rnn.darts-v1") == "rnn.DARTS_V1"
     assert [canonical(other) for other in ("darts v2", "darts-v2/", "")] == ["darts v2", "darts-v2/", ""]
-    assert script("visualize", "darts-v2", "--format", "svg")[0] == 0
-    assert "DARTS_V2: normal cell" in Path("normal.svg").read_text()
 
 
 def test_a_folder_comes_before_another_spelling_of_a_name(tmp_path, monkeypatch):
@@ -185,17 +181,13 @@ def test_an_architecture_of_any_space_is_text():
         assert type(architecture).read(text) == read_any(text) == architecture
 
 
-# ---- The auxiliary head's loss
-
-
 def test_the_auxiliary_loss_is_logged_apart(script, images):
     """tests/test_recipe.py has its value."""
     for name, auxiliary in (("with", True), ("plain", False)):
         train.train("DARTS_V1", images, run_dir=name, report_freq=1, **TRAIN | {"auxiliary": auxiliary})
         assert all(("train_auxiliary_loss" in row) == auxiliary for row in rows_of(name))
         lines = [line for line in log_lines(Path(name)) if line.startswith("train 0")]
-        assert lines
-        assert all((" auxiliary loss " in line) == auxiliary for line in lines)
+        assert [(" auxiliary loss " in line) for line in lines] == [auxiliary] * 4
 
 
 # ---- The tutorial

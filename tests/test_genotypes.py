@@ -1,4 +1,4 @@
-"""Known cells, the forms in which a genotype can be read, and what is refused."""
+"""Architectures: known cells, the forms in which one can be read, what it is asked, and what is refused."""
 
 import json
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import genotypes
-from architectures import published
-from architectures.cells import Cells, check, names
+from architectures import Architecture, published
+from architectures.cells import Cells, check, names, to_nni
 from experiment.errors import UserError
-from genotypes import DARTS_V2, PRIMITIVES
+from genotypes import DARTS_V1, DARTS_V2, PRIMITIVES, AmoebaNet
 from model import NetworkCIFAR
 from model_search import derive_cell
 from rnn import genotypes as rnn
@@ -22,8 +22,6 @@ NNI = golden.load("nni_tutorial_cells.json")
 def test_known_cells():
     for name, cells in golden.load("genotypes.json").items():
         assert Cells(names()[name]).json == cells
-    assert Cells.of(NNI["basic"]).genotype == published.NNI_BASIC
-    assert Cells.of(NNI["full"]).genotype == published.NNI_FULL
     assert Cells.read("DARTS").genotype == DARTS_V2
     for genotype in names().values():
         assert check(*genotype) == genotype
@@ -34,6 +32,57 @@ def test_every_known_cell_builds_and_runs(genotype):
     model = NetworkCIFAR(2, 7, 3, True, genotype)
     logits, auxiliary = model(torch.randn(2, 3, 32, 32))
     assert logits.shape == auxiliary.shape == (2, 7)
+
+
+def test_every_form_of_one_architecture_is_the_same(tmp_path):
+    (tmp_path / "genotype.json").write_text(json.dumps(Cells(DARTS_V1).json))
+    (tmp_path / "choices.json").write_text(json.dumps(Cells(DARTS_V1).choices))
+    one = Cells.read("DARTS_V1")
+    assert str(one) == f"genotype = {DARTS_V1}"
+    for form in (repr(DARTS_V1), str(one), str(tmp_path), str(tmp_path / "genotype.json")):
+        assert Cells.read(form) == one
+    assert Cells.read("DARTS_V2") != one
+    assert Cells.read(str(tmp_path / "choices.json")).distance(one) == 0  # the edges of a node in another order
+    assert Cells.of(one.json) == Cells.of_epoch({"genotype": one.json, "architecture": one.choices}) == one
+
+
+def test_nni_s_dictionary_there_and_back():
+    for name, known in (("basic", published.NNI_BASIC), ("full", published.NNI_FULL)):
+        cells = NNI[name]
+        assert Cells.of({key: [value] if "input" in key else value for key, value in cells.items()}).genotype == known
+        assert Cells.of(cells).genotype == known
+        assert list(to_nni(known).items()) == list(cells.items())
+    files = Cells(DARTS_V2).files()
+    assert list(files) == ["architecture.json", "genotype.json", "nni.json"]
+    assert Cells.of(files["nni.json"]).genotype == DARTS_V2
+    with pytest.raises(UserError, match=r"concatenates \[4, 5, 6\]"):
+        to_nni(AmoebaNet)
+
+
+def test_an_edge_that_no_node_uses_has_chosen_nothing():
+    unused = [key for key, chosen in CHOICES.items() if chosen == []]
+    assert len(unused) == 12
+    assert not {"normal_n3_p0", "normal_n3_p1"} & set(unused)
+    for change in ({}, dict.fromkeys(unused, "maxpool"), {"normal_n3_p1": [CHOICES["normal_n3_p1"]]}):
+        assert Cells.of(CHOICES | change).distance(Cells(DARTS_V2)) == 0
+    with pytest.raises(UserError, match=r"normal_n3_p1 is \[\]: known are"):
+        Cells.of(CHOICES | {"normal_n3_p1": []})
+
+
+def test_a_space_of_one_s_own_may_call_its_choices_as_it_likes(tmp_path):
+    choices = {"normal": "conv", "reduce": [0, 2]}
+    (tmp_path / "architecture.json").write_text(json.dumps(choices))
+    for form in (tmp_path, tmp_path / "architecture.json"):
+        found = Architecture.read(str(form))
+        assert (found.choices, found.json, found.files()) == (choices, choices, {"architecture.json": choices})
+        assert (found.cells, found.skips(), found.chosen) == ({}, {"": 0}, {"normal": "conv", "reduce": "[0, 2]"})
+        with pytest.raises(UserError, match="must be an object with"):
+            Cells.read(str(form))
+    assert Architecture.recorded(tmp_path) == found
+    assert Architecture.recorded(tmp_path / "nowhere") is None
+
+
+# ---- What other codes write
 
 
 def per_node(edges):
@@ -49,12 +98,12 @@ TRIPLES = DARTS_V2._replace(normal=as_triples(DARTS_V2.normal), reduce=as_triple
 CHOICES = Cells(DARTS_V2).choices
 
 
-def numbered(key, chosen, candidates):
+def numbered(chosen, candidates):
     return [candidates.index(name) for name in (chosen if isinstance(chosen, list) else [chosen])]
 
 
-def mask(key, chosen, candidates):
-    return [index in numbered(key, chosen, candidates) for index in range(len(candidates))]
+def mask(chosen, candidates):
+    return [index in numbered(chosen, candidates) for index in range(len(candidates))]
 
 
 def of_nni_1(form):
@@ -65,7 +114,7 @@ def of_nni_1(form):
         for cell in ("normal", "reduce")
         for node in range(6)
     }
-    return {key: form(key, chosen, inputs.get(key, operations)) for key, chosen in CHOICES.items()}
+    return {key: form(chosen, inputs.get(key, operations)) for key, chosen in CHOICES.items()}
 
 
 LOG = f"epoch 0 genotype = {genotypes.DARTS_V1}\nepoch 1 genotype = {DARTS_V2!r} (valid_acc 87.2)\n12/31 01:02 AM lr\n"
@@ -170,10 +219,7 @@ def edit(**fields):
         ("{}", "must be an object with normal, normal_concat"),
         (edit(normal=["skip_connect", 0]), "a cell must be a list of pairs"),
         (edit(normal=[("conv_9x9", 0), ("skip_connect", 1)], normal_concat=[2]), "conv_9x9"),
-        (
-            edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]),
-            "node 2 takes one of 0 to 1",
-        ),
+        (edit(normal=[("skip_connect", 0), ("skip_connect", 2)], normal_concat=[2]), "node 2 takes one of 0 to 1"),
         (edit(reduce=DARTS_V2.reduce[:7]), "the reduce cell has 7 edges: it needs two for each node"),
         (edit(normal_concat=[2, 6]), "nodes from 2 to 5"),
         (edit(normal_concat=[2, 2]), "each at most once"),
@@ -196,27 +242,22 @@ def test_nothing_in_a_text_is_evaluated(tmp_path):
     assert not trap.exists()
 
 
-def test_unknown_names_and_unreadable_files(tmp_path):
-    with pytest.raises(UserError, match=r"unknown architecture DARTS_V3.*DARTS_V2"):
-        Cells.read("DARTS_V3")
-    with pytest.raises(UserError, match="No such file"):
-        Cells.read(str(tmp_path / "missing.json"))
-    with pytest.raises(UserError, match=r"cannot read.*No such file"):
-        Cells.read(str(tmp_path))
+def test_unreadable_files(tmp_path):
     (tmp_path / "binary.json").write_bytes(bytes(range(256)))
-    with pytest.raises(UserError, match="does not hold JSON"):
-        Cells.read(str(tmp_path / "binary.json"))
-
-
-# ---- From alphas to a cell
-
-
-def weights(*strengths):
-    """Softmaxed alphas of edges, each a dictionary of the operations that stand out."""
-    return [[edge.get(primitive, 0.01) for primitive in PRIMITIVES] for edge in strengths]
+    for name, words in (
+        ("missing.json", "No such file"),
+        ("", "cannot read.*No such file"),
+        ("binary.json", "does not hold JSON"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Cells.read(str(tmp_path / name))
 
 
 def test_ties_go_to_the_earlier_edge_and_operation():
+    def weights(*strengths):
+        """Softmaxed alphas of edges, each a dictionary of the operations that stand out."""
+        return [[edge.get(primitive, 0.01) for primitive in PRIMITIVES] for edge in strengths]
+
     assert derive_cell(weights({}, {}, {}, {}, {}), steps=2) == [("max_pool_3x3", 0), ("max_pool_3x3", 1)] * 2
     edges = weights({"sep_conv_5x5": 0.4, "sep_conv_3x3": 0.4}, {"skip_connect": 0.4})
     assert derive_cell(edges, steps=1) == [("sep_conv_3x3", 0), ("skip_connect", 1)]

@@ -102,26 +102,6 @@ def test_what_does_not_fit_is_refused(flags, words, refused, images):
     assert words in refused("train", *folder(images, 64), *TINY, *flags.split())
 
 
-@pytest.fixture(scope="module")
-def trained(images, tmp_path_factory):
-    """A run with the network for ImageNet."""
-    run = tmp_path_factory.mktemp("runs") / "run"
-    scripts.succeed(["train", *TINY, "--epochs", "2"], images, "--image_size", "64", "--run_dir", run)
-    return run
-
-
-def test_a_run_says_which_network_it_is_and_the_other_commands_know(done, trained, images):
-    assert scripts.arguments_of(trained)["network"] == "imagenet"
-    assert json.loads((trained / "network.json").read_text())["network"] == "imagenet"
-    assert "network: imagenet, whose stem divides" in (trained / "log.txt").read_text()
-    for arguments in ([trained], [*folder(images, 64), *TINY, "--model_path", trained / "weights.pt"]):
-        check_measured(done("test", *arguments), scripts.rows_of(trained)[-1])
-    net = predict.load(trained)
-    assert isinstance(net.model.network, NetworkImageNet)
-    sizes = utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64)
-    assert compare.size(history.read(trained)) == sizes
-
-
 # ---- The recipe
 
 
@@ -301,6 +281,7 @@ def test_the_preset_trains_tests_and_goes_on(done, script, wide, tmp_path):
     assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.097])
     assert all(row["test_acc"] <= row["test_top5"] <= 100 for row in rows)
     log = (tmp_path / "run" / "log.txt").read_text()
+    assert "network: imagenet, whose stem divides" in log
     assert "valid_top5" in log
     best = max(rows, key=lambda row: row["test_acc"])
     assert f"in epoch {best['epoch']}, whose weights are in best.pt: picked on the test set, so not a result" in log
@@ -309,6 +290,8 @@ def test_the_preset_trains_tests_and_goes_on(done, script, wide, tmp_path):
         check_measured(out, row)
         assert f"test_top5 {row['test_top5']:f}" in out
     net = predict.load("run")
+    sizes = utils.count_parameters_in_MB(net.model), utils.count_multiply_adds(net.model, 64)
+    assert compare.size(history.read("run")) == sizes
     path = wide / "val" / NAMES[0] / f"{NAMES[0]}_2.JPEG"
     x = data.normalise(files.decode(str(path), 64, centre_crop=0.875), net.description.mean, net.description.std)
     with Image.open(path) as image:

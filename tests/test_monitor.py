@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import load, log_lines, rows_of, succeed
+from scripts import log_lines, rows_of, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import collapse
 import genotypes
 import remedies
 from architectures import Architecture
-from architectures.cells import Cells
 from experiment import console, errors, tensorboard
 from experiment.loop import MEASURED
 from pictures import drawing
@@ -50,6 +49,7 @@ ELSEWHERE = """
 
 
 def test_metrics_hold_everything_that_the_documentation_names(searched):
+    """The strongest edges by the metrics are the genotype: names of edges and operations are right."""
     rows = rows_of(searched[0])
     documented = set(re.findall(r"^\|.*?\|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     documented = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
@@ -62,25 +62,18 @@ def test_metrics_hold_everything_that_the_documentation_names(searched):
             assert list(edge) == genotypes.PRIMITIVES
             assert math.fsum(edge.values()) == pytest.approx(1, abs=1e-6)
         assert 0 < row["entropy_normal"] <= math.log(8) + 1e-6
-        genotype = Cells.of(row["genotype"]).genotype
-        assert row["skips_normal"] == sum(operation == "skip_connect" for operation, _ in genotype.normal)
-        assert row["skips_reduce"] == sum(operation == "skip_connect" for operation, _ in genotype.reduce)
         assert all(row[key] > 0 for key in MEASURED)
         assert row["seconds_per_step"] < row["seconds"]
-
-
-def test_metrics_derive_the_genotype_that_they_hold(searched):
-    """The names of edges and operations are right: the strongest edges by the metrics are the genotype."""
-    for row in rows_of(searched[0]):
         for cell in ("normal", "reduce"):
+            found = row["genotype"][cell]
+            assert row[f"skips_{cell}"] == sum(operation == "skip_connect" for operation, _ in found)
             for node in range(2, 6):
                 best = []
                 for source in range(node):
                     edge = row["alphas"][f"{cell}_n{node}_p{source}"]
                     weight, name = max((weight, name) for name, weight in edge.items() if name != "none")
                     best.append((weight, [name, source]))
-                chosen = [edge for _, edge in sorted(best, reverse=True)[:2]]
-                assert row["genotype"][cell][2 * node - 4 : 2 * node - 2] == chosen
+                assert found[2 * node - 4 : 2 * node - 2] == [edge for _, edge in sorted(best, reverse=True)[:2]]
 
 
 def test_tensorboard_shows_the_metrics(searched):
@@ -130,7 +123,6 @@ def test_spaces_without_cells(images, done):
     [row] = rows_of(Path("run"))
     assert list(row["alphas"]) == ["first", "second"]
     assert list(row["alphas"]["first"]) == ["0", "1", "none"]
-    assert math.fsum(row["alphas"]["first"].values()) == pytest.approx(1, abs=1e-6)
     assert row["entropy"] == pytest.approx(math.log(3), abs=1e-3)
     assert row["skips"] == 0
 
@@ -145,14 +137,11 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
 
     Also where the ninth epoch is the last.
     """
-    module = load("train_search")
     measured = iter([1.0] * 8 + [3.0] * 20)
     monkeypatch.setattr(collapse, "EARLIEST", 0)
     monkeypatch.setattr(collapse, "dominant_eigenvalue", lambda *_: next(measured))
     arguments = [*SMALL_SPACE, "--data", images, "--epochs", epochs, "--arch_learning_rate", "1"]
-    arguments += ["--early_stop", "eigenvalue"]
-    monkeypatch.setattr(sys, "argv", ["train_search.py", *map(str, arguments), "--run_dir", "run"])
-    module.main()
+    assert script("train_search", *arguments, "--early_stop", "eigenvalue", "--run_dir", "run")[0] == 0
     folder = Path("run")
     rows = rows_of(folder)
     assert [row["eigenvalue"] for row in rows] == [1.0] * 8 + [3.0]
@@ -160,8 +149,7 @@ def test_early_stop_returns_the_architecture_from_before(images, script, monkeyp
     assert any("stopped, and back to the architecture of epoch 1" in line for line in log_lines(folder))
     if resumed:  # what was stopped stays so
         before = (folder / "metrics.jsonl").read_bytes()
-        monkeypatch.setattr(sys, "argv", ["train_search.py", "--resume", "run", "--space", SMALL_SPACE[-3]])
-        module.main()
+        assert script("train_search", "--resume", "run", "--space", SMALL_SPACE[-3])[0] == 0
         assert (folder / "metrics.jsonl").read_bytes() == before
         assert json.loads((folder / "architecture.json").read_text()) == rows[1]["architecture"]
 
@@ -212,19 +200,6 @@ def test_log_lines_stand_above_the_bar(monkeypatch):
     # What a terminal shows of a line is what follows its last carriage return.
     shown = [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
     assert shown.count("a line") == 2
-
-
-def test_time_left_is_without_the_first_step(monkeypatch):
-    """It may wait for a compiler."""
-    now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    clock = console.Clock(40)
-    now[0] += 60.0
-    clock.tick(6)  # of a run that goes on: five were done before
-    assert (clock.pace, clock.left) == (0.0, 0.0)  # nothing is known yet
-    now[0] += 28.0
-    clock.tick(20)
-    assert (clock.pace, clock.left) == (2.0, 40.0)
 
 
 def test_time_left_of_an_evaluation(monkeypatch):

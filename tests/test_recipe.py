@@ -19,8 +19,7 @@ import genotypes
 import proposals
 import recipes
 import utils
-from experiment import errors, metrics
-from experiment.weights import load_weights
+from experiment import metrics
 from model import NetworkCIFAR
 
 TINY = shlex.split("--dataset folder --image_size 8 --gpu -1 --workers 0 --init_channels 2 --layers 3")
@@ -145,13 +144,7 @@ def test_the_optimizers(name, kind):
     assert expected.items() <= optimizer.defaults.items()
 
 
-def test_the_learning_rate_descends_to_its_minimum(done, images):
-    flags = shlex.split("--optimizer adam --learning_rate 0.01 --learning_rate_min 0.004 --label_smoothing 0.1")
-    done("train", *TRAIN, "--data", images, "--epochs", "2", *flags, "--run_dir", "run")
-    assert [row["lr"] for row in rows_of("run")] == pytest.approx([0.01, 0.007])
-
-
-def test_training_begins_with_saved_weights(done, images):
+def test_training_begins_with_saved_weights_and_goes_on_without_them(done, refused, images):
     torch.manual_seed(1)
     torch.save(network().state_dict(), "two.pt")
     torch.save(network(classes=7).state_dict(), "seven.pt")
@@ -160,27 +153,13 @@ def test_training_begins_with_saved_weights(done, images):
         done("train", *TRAIN, "--data", images, "--fast_dev_run", *flags)
         assert f"begins with the weights in {Path(name).absolute()}.pt{words}" in log_lines(Path(name))
         begun, ended = (torch.load(path, weights_only=True) for path in (f"{name}.pt", f"{name}/weights.pt"))
-        same = {
-            key
-            for key, value in ended.items()
-            if value.shape == begun[key].shape and (value - begun[key]).abs().max() < 1e-20
-        }
         learned = {key for key, _ in network().named_parameters()}
+        same = {key for key in learned if begun[key].shape == ended[key].shape}
+        assert all((ended[key] - begun[key]).abs().max() < 1e-20 for key in same)
         assert learned - same == ({key for key in learned if "classifier" in key} if name == "seven" else set())
-
-
-def test_weights_of_another_network_are_no_beginning(tmp_path):
-    torch.save(network(in_channels=1).state_dict(), tmp_path / "grey.pt")
-    with pytest.raises(errors.UserError, match=r"stem\.0\.weight is 6x1x3x3 in the file, 6x3x3x3 here"):
-        load_weights(network(classes=4), str(tmp_path / "grey.pt"), num_classes=4)
-
-
-def test_a_run_goes_on_without_the_weights_that_it_began_with(done, refused, images):
-    torch.save(network().state_dict(), "a.pt")
-    done("train", *TRAIN, "--data", images, "--auxiliary", "--fast_dev_run", "--run_dir", "run", "--init_from", "a.pt")
-    Path("a.pt").unlink()
-    done("train", "--resume", "run")
-    assert "--init_from was " in refused("train", "--resume", "run", "--init_from", "b.pt")
+    Path("two.pt").unlink()
+    done("train", "--resume", "two")
+    assert "--init_from was " in refused("train", "--resume", "two", "--init_from", "b.pt")
 
 
 # ---- Grey images
@@ -227,14 +206,16 @@ def test_a_dev_run_tells_the_time_of_the_whole_run(done, images):
     ("given", "images", "expected"),
     [
         ({}, 50000, {}),  # the paper's search
-        ({"init_channels": 4, "layers": 4, "epochs": 4, "batch_size": 32}, 1437, [9, 10, 48, 48]),
+        (
+            {"init_channels": 4, "layers": 4, "epochs": 4, "batch_size": 32},
+            1437,
+            {"init_channels": 9, "layers": 10, "epochs": 48, "batch_size": 48},
+        ),
         ({"space": "mine.py:Net", "layers": None}, 50000, {"init_channels": 16, "epochs": 600, "batch_size": 96}),
     ],
 )
 def test_the_training_is_in_proportion_to_the_search(given, images, expected):
     args = Namespace(**{"space": "darts", "init_channels": 16, "layers": 8, "epochs": 50, "batch_size": 64} | given)
-    if isinstance(expected, list):
-        expected = dict(zip(("init_channels", "layers", "epochs", "batch_size"), expected, strict=True))
     assert proposals.proportional_sizes(args, images) == expected
 
 

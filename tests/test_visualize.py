@@ -83,9 +83,7 @@ def test_every_operation_has_a_colour_of_its_own_that_is_legible_on_white():
 
     assert list(drawing.OPERATION_COLOURS) == OPERATIONS
     assert len(set(drawing.OPERATION_COLOURS.values())) == len(OPERATIONS)
-    names = ["", "\udfff", *(f"operation{number}" for number in range(200))]  # colours that nobody chose
-    made = [drawing.colour(name) for name in names]
-    assert made == [drawing.colour(name) for name in names]
+    made = [drawing.colour(f"operation{number}") for number in range(200)]  # colours that nobody chose
     assert len(set(made)) > 100
     assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in [*drawing.OPERATION_COLOURS.values(), *made])
 
@@ -118,69 +116,60 @@ def test_dot_is_preferred_and_gets_the_format(tmp_path, monkeypatch):
     assert all(path.read_bytes().startswith(b"graphviz-pure -Tsvg") for path in drawing.draw(V2, tmp_path, "svg"))
 
 
-def test_no_renderer_is_a_users_error(tmp_path, without_dot, monkeypatch):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match="pip install graphviz-pure"):
-        drawing.draw(V2, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
-    "script",
-    ["echo no fonts >&2; exit 1", "echo half; exit 1", "exit 0"],
-    ids=["says why", "half", "empty"],
+    ("script", "words"),
+    [
+        (None, "no program that draws graphs is installed: run `pip install graphviz-pure`"),
+        ("echo no fonts >&2; exit 1", r"cannot draw this as png \(no fonts\).*pip install graphviz-pure"),
+        ("echo half; exit 1", "exit status 1"),
+        ("exit 0", "cannot draw this as png"),
+    ],
 )
-def test_failing_renderer_is_a_users_error(tmp_path, monkeypatch, script):
-    fake_program(tmp_path / "bin", "dot", script)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(UserError, match=r"cannot draw this as png.*pip install graphviz-pure") as caught:
+def test_a_renderer_that_is_missing_or_fails_is_a_users_error(tmp_path, monkeypatch, without_dot, script, words):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    if script:
+        fake_program(tmp_path / "bin", "dot", script)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match=words):
         drawing.draw(V2, tmp_path / "out")
-    assert ("no fonts" in str(caught.value)) == ("no fonts" in script)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_leaves_the_old_pictures_and_nothing_else(tmp_path, monkeypatch):
-    drawing.write({"normal.png": b"a" * 20}, tmp_path)
-    before = (tmp_path / "normal.png").read_bytes()
-
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    drawing.write({"normal.png": b"old"}, tmp_path)
     monkeypatch.setattr(drawing.files.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write the pictures.*No space"):
-        drawing.write({"normal.png": b"c" * 20, "reduction.png": b"b" * 20}, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"normal.png": before}
+        drawing.write({"normal.png": b"new", "reduction.png": b"new"}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"normal.png": b"old"}
 
 
-def test_the_command_draws_names_texts_files_and_runs(script, tmp_path):
+def test_the_command_draws_names_texts_files_and_runs(done, tmp_path):
     (tmp_path / "search-7").mkdir()
     (tmp_path / "search-7" / "genotype.json").write_text(json.dumps(Cells(KNOWN["NASNet"]).json))
     for arguments, folder, caption in (
-        (["DARTS_V2"], ".", "DARTS_V2"),
+        (["darts-v2"], ".", "DARTS_V2"),
         (["search-7"], "search-7", "search-7"),
         (["search-7/genotype.json", "--out", "a/b"], "a/b", "search-7"),
         ([repr(KNOWN["DARTS_V1"]), "--caption", "epoch 50", "--out", "c"], "c", "epoch 50"),
     ):
-        status, out, error = script("visualize", *arguments, "--format", "svg")
         paths = [str(Path(folder) / f"{name}.svg") for name in ("normal", "reduction")]
-        assert (status, out.split(), error) == (0, paths, "")
+        assert done("visualize", *arguments, "--format", "svg") == paths
         assert f"{caption}: normal cell" in texts(tmp_path / paths[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("DARTS_V3", "DARTS_V3.*DARTS_V2"),
+def test_users_mistakes_end_in_one_line(refused, tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    for arguments, words in (
         ("DARTS_V2 --format gif", "gif.*png"),
         ("broken.json", "broken.json.*JSON"),
         ("missing.json", "missing.json"),
         ("Genotype(1,2)", "normal_concat"),
         ("DARTS_V2 --out broken.json/below", "broken.json/below"),
-    ],
-)
-def test_users_mistakes_end_in_one_line(refused, tmp_path, arguments, words):
-    (tmp_path / "broken.json").write_text("{")
-    assert re.search(words, refused("visualize", *arguments.split()))
+    ):
+        assert re.search(words, refused("visualize", *arguments.split()))
     assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
 
 

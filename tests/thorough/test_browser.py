@@ -30,10 +30,6 @@ def in_a_browser(page, tmp_path, width, probe, dark=False):
 CUT_OFF = """<script>addEventListener("load", () => parent.postMessage(
   [...document.querySelectorAll(".scroll, .picture")]
     .map(part => part.scrollWidth - part.clientWidth), "*"))</script>"""
-LINES_OF_NAMES = """<script>addEventListener("load", () => parent.postMessage(
-  [...document.querySelectorAll(".facts td:first-child")].filter(cell => cell.offsetHeight).map(cell => {
-    const range = document.createRange(); range.selectNodeContents(cell);
-    return range.getClientRects().length }), "*"))</script>"""
 
 
 def test_nothing_of_a_comparison_is_cut_off(tmp_path):
@@ -43,15 +39,6 @@ def test_nothing_of_a_comparison_is_cut_off(tmp_path):
     runs = [history.read(path) for path in paths]
     page = report.of_runs(runs, compare.table(runs), visualize.picture_runs(runs, "png"))
     assert in_a_browser(page, tmp_path, 1200, CUT_OFF) == [0, 0, 0]
-
-
-@pytest.mark.parametrize("width", [375, 1200])
-def test_names_of_facts_do_not_break(tmp_path, width):
-    run = history.read(search_run(tmp_path / "run", epochs=1))
-    run.config["command"] = ["train_search.py", *(f"--flag{number} a/very/long/{'path' * 10}" for number in range(10))]
-    lines = in_a_browser(report.of_run(run, {}), tmp_path, width, LINES_OF_NAMES)
-    assert lines == [1] * len(lines)
-    assert len(lines) > 4
 
 
 PROBE = """<script>addEventListener("load", () => parent.postMessage({

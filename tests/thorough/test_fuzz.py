@@ -7,7 +7,6 @@ import copy
 import io
 import itertools
 import json
-import math
 import pickle
 import random
 import sys
@@ -30,7 +29,7 @@ from experiment.weights import load_weights
 from nas.mutables import InputChoice, LayerChoice
 from nas.mutators import apply_fixed_architecture
 from nas.spaces import nasbench201
-from pictures import animation, compare, curves, drawing, history, report
+from pictures import drawing, history
 from visualize import read_any
 
 
@@ -284,15 +283,3 @@ def test_checkpoints(seed, progress, whole, tmp_path):
         assert type(found.epoch) is type(found.step) is int
         assert type(found.seconds) is float
         assert type(found.metrics) is list
-
-
-def test_what_is_taken_can_be_drawn_and_reported(tmp_path):
-    alphas = {"normal_nX_p0": {"a": 0.5, "b": 0.5}, "normal_n999_p999": {"a": 0.5}, "reduce_n2_p7": {"0": 0.5}}
-    row = ROW | {"alphas": alphas, "skips_normal": 1e100, "valid_loss": math.inf, "eigenvalue": math.nan}
-    (tmp_path / "config.json").write_text(json.dumps({"stage": "search", "arguments": {"seed": 2}}))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row | {"epoch": epoch}) + "\n" for epoch in range(2)))
-    run = history.read(tmp_path)
-    assert all(graph.source for graphs in animation.graphs_of(run) for graph in graphs)
-    assert all(curves.save(figure) for figure in curves.pictures(run).values())
-    assert report.of_run(run, {})
-    assert compare.table([run])
