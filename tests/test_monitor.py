@@ -181,25 +181,17 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_a_bar_on_a_terminal_and_not_in_a_file(monkeypatch, stream):
-    monkeypatch.setattr(sys, "stderr", stream())
-    told = "loss 0.500, 2.00 s/step, 6 s left"
-    assert list(console.bar("abc", 1, 0, 3, lambda: told)) == ["a", "b", "c"]
-    shown = sys.stderr.getvalue()
-    assert [words in shown for words in ("epoch 1", told)] == [stream is Terminal] * 2
-    assert bool(shown) == (stream is Terminal)
-
-
-def test_log_lines_stand_above_the_bar(monkeypatch):
+def test_a_bar_on_a_terminal_below_the_lines_of_the_log(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", terminal)
-    for _ in console.bar("ab", 0, 0, 2, str):
+    told = "loss 0.500, 2.00 s/step, 6 s left"
+    for _ in console.bar("ab", 1, 0, 2, lambda: told):
         console.show("a line")
     # What a terminal shows of a line is what follows its last carriage return.
     shown = [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
     assert shown.count("a line") == 2
+    assert all(words in terminal.getvalue() for words in ("epoch 1", told))
 
 
 def test_time_left_of_an_evaluation(monkeypatch):

@@ -45,13 +45,11 @@ def copy_project(folder):
         shutil.copy(path, folder / path.relative_to(ROOT))
 
 
-def insert(path, opening, closing, text):
-    """Puts `text` before the line `closing` that ends what begins with the line `opening`."""
-    before, start, rest = path.read_text().partition(opening)
-    inside, end, after = rest.partition(f"\n{closing}\n")
-    assert start
-    assert end
-    path.write_text(before + start + inside + "\n" + text.rstrip() + end + after)
+def insert(path, opening, text):
+    """Puts `text` behind the line `opening`."""
+    source = path.read_text()
+    assert source.count(opening) == 1
+    path.write_text(source.replace(opening, opening + text))
 
 
 def run(folder, *commands):
@@ -65,8 +63,8 @@ def run(folder, *commands):
 def test_edits_of_two_files_add_and_remove_operations_everywhere(tmp_path):
     copy_project(tmp_path)
     line, name = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    insert(tmp_path / "operations.py", "OPS: ", "}", line)
-    insert(tmp_path / "genotypes.py", "PRIMITIVES = [", "]", name)
+    insert(tmp_path / "operations.py", "OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {\n", line)
+    insert(tmp_path / "genotypes.py", "PRIMITIVES = [\n", name)
     name = name.strip(' ",\n')
     assert name not in genotypes.PRIMITIVES
     source = (tmp_path / "genotypes.py").read_text()

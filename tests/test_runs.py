@@ -185,18 +185,6 @@ def test_the_heat_map_shows_the_alphas_in_the_operations_colours(tmp_path):
             )
 
 
-def test_the_entropy_is_drawn_from_0_to_that_of_equal_operations(tmp_path):
-    """A search that has decided nothing does not look like one that has."""
-    for make, operations in ((search_run, 8), (nasbench201_run, 5)):
-        run = history.read(make(tmp_path / make.__name__, epochs=3))
-        [axes] = [axes for axes in curves.operations(run).axes if axes.get_title("left").startswith("entropy")]
-        low, high = axes.get_ylim()
-        assert low == 0
-        assert math.log(operations) < high < 1.1 * math.log(operations)
-        [line] = [line for line in axes.lines if line.get_label() == "all operations equal"]
-        assert list(line.get_ydata()) == [pytest.approx(math.log(operations))] * 2
-
-
 def test_every_class_has_a_row_in_the_picture(tmp_path):
     names = ["a $x_ b$", "\x1b[31m\udcff" + "y" * 300, "oak"]
     row = losses(0, "test") | metrics.of_classes([[3, 1, 0], [0, 4, 0], [5, 5, 0]], names)
