@@ -2,7 +2,6 @@
 line. Inputs are derived from valid ones, so that they get past the first check; the same ones in every run.
 """
 
-import argparse
 import copy
 import io
 import itertools
@@ -20,7 +19,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import experiment.run
 import genotypes
 import train
 from architectures.cells import CHOICES, OPERATIONS, Cells, check, names
@@ -224,26 +222,16 @@ def test_names_of_nas_bench_201(seed, text):
         assert architecture is None or nasbench201.to_string(architecture) == name.strip()
 
 
-# ---- Weights and checkpoints
+# ---- Weights
 
 
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2, 3)
-        self.norm = nn.BatchNorm1d(3)
-
-
-def saved(content):
+def saved(**form):
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(nn.BatchNorm1d(3).state_dict(), file, **form)
     return file.getvalue()
 
 
-STATE = Network().state_dict()
-WHOLE, LEGACY = saved(STATE), io.BytesIO()
-torch.save(STATE, LEGACY, _use_new_zipfile_serialization=False)
-SAVED = [WHOLE, LEGACY.getvalue(), pickle.dumps({"linear.weight": [1.0]})]
+SAVED = [saved(), saved(_use_new_zipfile_serialization=False), pickle.dumps({"weight": [1.0]})]
 
 
 @fuzz(500, seed=SEEDS, content=st.sampled_from(SAVED))
@@ -252,34 +240,4 @@ def test_damaged_weights(seed, content, tmp_path):
     path.write_bytes(damage(content, seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about formats of old
-        only_user_errors(load_weights, Network(), str(path))
-
-
-CHECKPOINT = {
-    "progress": {"epoch": 1, "step": 2, "seconds": 1.5, "metrics": [{"epoch": 0, "test_acc": 50.0}]},
-    "arguments": {},
-    "random": experiment.run.random_states(torch.device("cpu")),
-    "parts": {"model": STATE},
-}
-
-
-def restore(folder):
-    args = argparse.Namespace(run_dir=str(folder), save="", resume=str(folder), checkpoint_minutes=10.0)
-    (folder / "config.json").write_text('{"stage": "search", "arguments": {}}')
-    with experiment.run.Run("search", args, torch.device("cpu")) as run:
-        return run.restore(model=Network())
-
-
-PROGRESS = st.dictionaries(st.sampled_from(["epoch", "step", "seconds", "metrics", "more"]), JSON, max_size=3)
-
-
-@fuzz(200, seed=SEEDS, progress=PROGRESS, whole=st.booleans())
-def test_checkpoints(seed, progress, whole, tmp_path):
-    """Either all of it is taken, or none."""
-    content = saved(CHECKPOINT | {"progress": CHECKPOINT["progress"] | progress})
-    (tmp_path / "checkpoint.pt").write_bytes(content if whole else damage(content, seed))
-    found = only_user_errors(restore, tmp_path)
-    if found is not None:
-        assert type(found.epoch) is type(found.step) is int
-        assert type(found.seconds) is float
-        assert type(found.metrics) is list
+        only_user_errors(load_weights, nn.BatchNorm1d(3), str(path))
