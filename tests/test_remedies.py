@@ -21,7 +21,7 @@ from architectures import load_space, networks
 from architectures.cells import Cells, names
 from experiment.errors import UserError
 from genotypes import PRIMITIVES
-from model_search import MixedOp, Network, derive_cell
+from model_search import MixedOp, derive_cell
 from nas.mutables import LayerChoice
 from nas.mutators import DartsMutator
 from nas.relaxation import Gumbel, Sigmoid
@@ -279,17 +279,6 @@ def test_presets_give_way_to_what_is_given(preset, monkeypatch):
         assert parsed(f"--{name}={other}", "--preset", preset)[name] == other != value
 
 
-def test_without_remedies_it_is_darts():
-    torch.manual_seed(0)
-    network, plain = Supernet(4, 3, 3, nn.CrossEntropyLoss()), Network(4, 3, 3, nn.CrossEntropyLoss())
-    plain.load_state_dict(network.state_dict())
-    x, _ = batch(0)
-    assert torch.equal(network(x), plain(x))
-    assert network.genotype() == plain.genotype()
-    assert network.alphas_by_edge() == plain.alphas_by_edge()
-    assert type(network.cells[0]._ops[0]) is MixedOp
-
-
 def test_the_exact_second_order_of_a_supernet_with_all_remedies(double):
     """The zero-one loss does not know the weights: its gradient is added as it is."""
     network, train, valid = everything(), batch(1), batch(2)
@@ -374,4 +363,3 @@ def test_where_a_threshold_leaves_no_edge_all_stay():
 
 def test_a_cell_without_all_edges_has_no_choices():
     assert set(Cells(names()["FAIR_DARTS_A"]).files()) == {"genotype.json"}
-    assert set(Cells(names()["PC_DARTS_CIFAR"]).files()) == {"genotype.json", "architecture.json", "nni.json"}
