@@ -52,11 +52,8 @@ def parse_arguments(arguments: Mapping[str, Any] | None = None) -> argparse.Name
     parser.add_argument("--seed", type=cli.seed, default=2, help="seed of weights, alphas, data order and augmentation")
     add = parser.add_argument_group("supernet").add_argument
     add("--init_channels", type=cli.positive_int, help="channels of the first cells; None: 16, or the space's default")
-    add(
-        "--layers",
-        type=cli.positive_int,
-        help="number of cells, in nasbench201 of each stage; None: 8, or the space's own",
-    )
+    what = "number of cells, in nasbench201 of each stage; None: 8, or the space's own"
+    add("--layers", type=cli.positive_int, help=what)
     add("--nodes", type=cli.positive_int, default=4, help="intermediate nodes in a cell of --space darts")
     what = (
         "put this stem before the cells of --space darts; imagenet divides height and width by 8, for images from 64 "

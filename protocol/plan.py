@@ -336,7 +336,7 @@ class Plan:
         selected = [job for job in self.found(method) if job.index == self.selected(method)]
         if own.search is not None and not selected:
             return False
-        for index in range(self.protocol.trainings or 1):
+        for index in range(max(self.protocol.trainings, len(selected))):
             path = Path(self._arch(method, index))
             if path.exists() or (own.search is None and own.arch != "random"):
                 continue

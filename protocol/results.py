@@ -186,21 +186,25 @@ def _judged(results: Results) -> Section:
     columns = ["method", "searches", *(f"{name}, %" for name in names), "regret, %", "skips", "device hours a search"]
     rows = []
     for method in results["methods"].values():
-        every = method["searches"]
-        best = [search for search in every if search["seed"] == method["selected"] and method["selection_hours"]]
-        for title, searches in ((method["title"], every), ("the best one in a short training", best)):
-            if not searches:
-                continue
-            found = {name: summary([search["true"][name] for search in searches]) for name in names}
-            regret = truth["optimum"][truth["dataset"]] - found[truth["dataset"]]["mean"]
-            skips, spent = (math.fsum(search[key] for search in searches) / len(searches) for key in ("skips", "hours"))
-            cells = [_deviating(found[name]["mean"], found[name]["std"]) for name in names]
-            rows.append([title, str(len(searches)), *cells, f"{regret:.2f}", f"{skips:.1f}", f"{spent:.2f}"])
+        if method["searches"]:
+            rows.append(_judged_row(method["title"], method["searches"], truth))
+        if method["selection_hours"]:
+            best = [search for search in method["searches"] if search["seed"] == method["selected"]]
+            rows.append(_judged_row("the best one in a short training", best, truth))
     mean = [_deviating(truth["mean"][name], truth["std"][name]) for name in names]
     regret = truth["optimum"][truth["dataset"]] - truth["mean"][truth["dataset"]]
     rows.append([f"All {truth['architectures']:,} cells", "", *mean, f"{regret:.2f}", "", ""])
     rows.append(["Highest in each column", "", *(f"{truth['optimum'][name]:.2f}" for name in names), "0.00", "", ""])
     return Section("True accuracies of what was found", columns=columns, rows=rows)
+
+
+def _judged_row(title: str, searches: Sequence[Results], truth: Results) -> list[str]:
+    """Means over these searches."""
+    found = {name: summary([search["true"][name] for search in searches]) for name in truth["optimum"]}
+    cells = [_deviating(accuracy["mean"], accuracy["std"]) for accuracy in found.values()]
+    regret = truth["optimum"][truth["dataset"]] - found[truth["dataset"]]["mean"]
+    skips, hours = (_mean(search[key] for search in searches) for key in ("skips", "hours"))
+    return [title, str(len(searches)), *cells, f"{regret:.2f}", f"{skips:.1f}", f"{hours:.2f}"]
 
 
 def _deviating(mean: float | None, std: float | None) -> str:

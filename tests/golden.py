@@ -161,3 +161,17 @@ def check_discrete(case: dict, network: torch.nn.Module, original: Callable[[str
     close(loss, case["train_loss"], 1e-8)
     gradients = {original(name): parameter.grad for name, parameter in network.named_parameters()}
     check_norms(gradients, case["grad_norms"], 1e-8)
+
+
+def draw(case, monkeypatch, more: int = 0) -> None:
+    """Sets what DrNAS draws next: the samples themselves, or the seed of PyTorch's. Their gradient is PyTorch's."""
+    if "manual_seed" in case:
+        torch.manual_seed(case["manual_seed"] + more)
+        return
+    r = np.random.RandomState(case["draw_seed"] + more)
+
+    def sample(concentrations):
+        drawn = torch.as_tensor(r.exponential(size=concentrations.shape))
+        return drawn / drawn.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(torch, "_sample_dirichlet", sample)

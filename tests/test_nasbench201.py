@@ -323,29 +323,15 @@ def searched_by_drnas(case, way):
     return searched(case, "drnas", way=way, **given)
 
 
-def samples(case, monkeypatch, more=0):
-    """The seed of PyTorch's next samples, or the samples themselves."""
-    if "manual_seed" in case:
-        torch.manual_seed(case["manual_seed"] + more)
-        return
-    r = np.random.RandomState(case["draw_seed"] + more)
-
-    def sample(concentrations):
-        drawn = torch.as_tensor(r.exponential(size=concentrations.shape))
-        return drawn / drawn.sum(-1, keepdim=True)
-
-    monkeypatch.setattr(torch, "_sample_dirichlet", sample)
-
-
 @drnas("search")
 @ways
 def test_the_supernet_of_drnas(case, way, monkeypatch):
     model, _, _ = searched_by_drnas(case, way)
     assert found(model) == case["genotype"]
-    samples(case, monkeypatch)
+    golden.draw(case, monkeypatch)
     check_pass(case, model)
     model, _, _ = searched_by_drnas(case, way)
-    samples(case, monkeypatch)
+    golden.draw(case, monkeypatch)
     with torch.no_grad():
         close(model.eval()(batch(case, 1)[0]), case["eval_logits"], 1e-8)
 
@@ -354,9 +340,9 @@ def test_the_supernet_of_drnas(case, way, monkeypatch):
 @ways
 def test_steps_of_drnas(case, way, monkeypatch):
     model, architect, args = searched_by_drnas(case, way)
-    samples(case, monkeypatch)
+    golden.draw(case, monkeypatch)
     check_steps(case, model, architect, args)
-    samples(case, monkeypatch, 1)
+    golden.draw(case, monkeypatch, 1)
     with torch.no_grad():
         close(model.eval()(batch(case, 999)[0]), case["final_eval_logits"], 1e-8)
 

@@ -379,20 +379,6 @@ def test_gdas_genotypes(case, candidates):
 # ---- DrNAS
 
 
-def draw(case, monkeypatch, more=0):
-    """Sets what the next passes draw: the samples themselves, or the seed of PyTorch's. Their gradient is PyTorch's."""
-    if "manual_seed" in case:
-        torch.manual_seed(case["manual_seed"] + more)
-        return
-    r = np.random.RandomState(case["draw_seed"] + more)
-
-    def sample(concentrations):
-        drawn = torch.as_tensor(r.exponential(size=concentrations.shape))
-        return drawn / drawn.sum(-1, keepdim=True)
-
-    monkeypatch.setattr(torch, "_sample_dirichlet", sample)
-
-
 def test_drnas_concentration():
     alphas = torch.tensor(DR["concentration"]["alpha"], requires_grad=True)
     values = concentration(alphas)
@@ -420,7 +406,7 @@ def test_drnas_divergence(case):
     ids=lambda case: str(case["arch_seed"]),
 )
 def test_drnas_samples(case, monkeypatch):
-    draw(case, monkeypatch)
+    golden.draw(case, monkeypatch)
     alphas = rows(case)
     [weights] = Dirichlet().mixed([alphas])
     close(weights, case["mixing"], 1e-8)
@@ -444,7 +430,7 @@ def drnas_network(case):
 def test_a_network_of_drnas(case, candidates, monkeypatch):
     candidates(DR["operations"]["darts"])
     network = drnas_network(case)
-    draw(case, monkeypatch)
+    golden.draw(case, monkeypatch)
     assert sum(weight.numel() for weight in network.weight_parameters()) == case["parameters"]
     check_pass(network, case)
     assert str(network.genotype()) == case["genotype"]
@@ -459,6 +445,6 @@ def test_steps_of_drnas(case, candidates, monkeypatch):
     kl = case["reg_scale"] if case["reg_type"] == "kl" else 0.0
     args = {"arch_learning_rate": case["arch_lr"], "arch_weight_decay": 0.0 if kl else case["reg_scale"]}
     architect = Drnas(network, SimpleNamespace(**vars(ARGS) | args), kl)
-    draw(case, monkeypatch)
-    last = partial(draw, case, monkeypatch, 1)
+    golden.draw(case, monkeypatch)
+    last = partial(golden.draw, case, monkeypatch, 1)
     check_steps(case, network, architect, case, case["lr"], clip=case["grad_clip"], draw=last)
